@@ -1,0 +1,149 @@
+"""Files that are either whole or absent, and content hashes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tallow.errors import DataError, reading, writing
+
+HASH_BLOCK = 1 << 20
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and takes the name `path`.
+
+    On any exception the temporary file is removed and what stood at `path` is untouched.
+
+    Raises:
+        CapacityError: The disk is full.
+        UsageError: The directory cannot be written.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success it takes the place of `path`.
+
+    Raises:
+        CapacityError: The disk is full.
+        UsageError: The parent directory cannot be written.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            os.chmod(temporary, 0o777 & ~_umask())
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+                os.replace(path, old / "old")
+                os.replace(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON file atomically, two spaces of indentation, keys in the given order."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str, what: str = "file") -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: The file is missing, unreadable, not JSON, or not an object.
+    """
+    with reading(path, what):
+        raw = Path(path).read_bytes()
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} {path} is not valid JSON ({error})", "restore it from its source") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{what} {path} must hold a JSON object", "restore it from its source")
+    return value
+
+
+def hash_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with reading(path, "file"), open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_path(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of all files below a directory."""
+    path = Path(path)
+    if not path.is_dir():
+        return hash_file(path)
+    return hash_value({str(file.relative_to(path)): hash_file(file) for file in sorted(path.rglob("*")) if file.is_file()})
+
+
+def hash_value(value: Any) -> str:
+    """SHA-256 of a JSON value in its canonical form (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_stamps(path: Path | str) -> dict[str, list[int]]:
+    """Size and modification time of each file at or below `path`: a cheap sign of a change."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def directory_size(path: Path | str) -> int:
+    """Bytes of all files at or below `path`."""
+    return sum(size for size, _ in file_stamps(path).values())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,115 @@
+"""The recipe language: typed sections, YAML files, and `--set section.key=value`.
+
+A recipe is one YAML file with a section for each stage. Every section is a `Section`: a frozen
+pydantic model that refuses unknown keys. The sections themselves live beside the stage that they
+configure; this file only knows the language. Precedence: defaults < file < `--set`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tallow.errors import UsageError
+
+
+class Section(BaseModel):
+    """One typed, immutable part of a recipe; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def load_recipe(path: Path | str) -> dict[str, Any]:
+    """Read a YAML recipe into plain values.
+
+    Raises:
+        UsageError: The file is missing, is not UTF-8, is not YAML, or is not a mapping of sections.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"recipe {path} does not exist", "recipes/ holds ready ones") from error
+    except OSError as error:
+        raise UsageError(f"recipe {path} cannot be read: {error.strerror}", "name a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path} is not UTF-8 text", "save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise UsageError(f"recipe {path} is not valid YAML{where}: {problem}", "fix that line") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(
+            f"recipe {path} must be a mapping from section names to settings",
+            "see recipes/quickstart.yaml",
+        )
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lay `section.key=value` settings over recipe values; a value is read as YAML.
+
+    Raises:
+        UsageError: An override has no `=`, an empty key, or runs through something not a mapping.
+    """
+    result = _copy(values)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or not all(keys):
+            raise UsageError(f"--set {override} is not of the form section.key=value", "e.g. --set pretrain.steps=100")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {override}: the value is not valid YAML", "quote it") from error
+        place = result
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"--set {override}: {key} holds a value, not a section", "set it directly")
+        place[keys[-1]] = value
+    return result
+
+
+def parse_section(kind: type[SectionType], values: Mapping[str, Any] | None, name: str) -> SectionType:
+    """Check the values of one section.
+
+    Raises:
+        UsageError: A key is unknown or a value does not fit; the first few problems are named.
+    """
+    try:
+        return kind.model_validate(values or {})
+    except ValidationError as error:
+        problems = [_describe(kind, name, problem) for problem in error.errors()[:3]]
+        raise UsageError("; ".join(problems), "see the recipe reference in docs/recipe.md") from error
+
+
+def dump_recipe(values: Mapping[str, Any]) -> str:
+    """Recipe values as YAML text, in the given order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def _describe(kind: type[Section], name: str, problem: Any) -> str:
+    place = ".".join([name, *(str(part) for part in problem["loc"])])
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(sorted(kind.model_fields)) if len(problem["loc"]) == 1 else ""
+        return f"unknown setting {place}" + (f" (known: {known})" if known else "")
+    if problem["type"] == "missing":
+        return f"setting {place} is required"
+    return f"setting {place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _copy(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _copy(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_copy(value) for value in values]
+    return values

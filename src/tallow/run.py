@@ -1,0 +1,197 @@
+"""A run directory: what one stage was told, what it measured, what it cost and what it came from.
+
+`runs/<name>/<stage>/` holds `recipe.yaml` (the resolved settings), `metrics.jsonl`, `ledger.json`
+(the cost), the stage's product, and, written last, `lineage.json` (content hashes of every input and
+of the product). A stage whose lineage matches its settings and inputs is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tallow.errors import writing
+from tallow.files import atomic_file, file_stamps, hash_path, hash_value, read_json, write_json, write_text
+from tallow.recipe import Section, dump_recipe
+
+RAPL = Path("/sys/class/powercap")
+
+
+@dataclass
+class Ledger:
+    """What a stage has cost so far; it adds up over interruptions.
+
+    Times are seconds, memory bytes, energy joules (None where the machine does not tell), cost in
+    the currency of `price_per_hour`.
+    """
+
+    tokens: int = 0
+    flops: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+    energy_j: float | None = None
+    price_per_hour: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        return self.wall_s / 3600 * self.price_per_hour
+
+
+@dataclass
+class StageRun:
+    """The directory in which one stage works.
+
+    Args:
+        directory: Where the stage writes; made when needed.
+        price_per_hour: What an hour of this machine costs; 0 if unknown.
+        resume: Go on from the newest whole checkpoint instead of starting anew.
+    """
+
+    directory: Path
+    price_per_hour: float = 0.0
+    resume: bool = True
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self.directory = Path(self.directory)
+        self._clock = _Clock.now()
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    def begin(self, config: Section) -> None:
+        """Write the resolved settings; forget an earlier lineage, so that a half-done stage is not taken as done."""
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "lineage.json").unlink(missing_ok=True)
+        write_text(self.directory / "recipe.yaml", dump_recipe(config.model_dump(mode="json")))
+        self.ledger = Ledger(price_per_hour=self.price_per_hour)
+        self._clock = _Clock.now()
+
+    def log(self, **values: float | int | str | None) -> None:
+        """Append one record to metrics.jsonl."""
+        with writing(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole records of metrics.jsonl, oldest first."""
+        if not self.metrics_path.exists():
+            return []
+        records = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:  # a line cut short when the process was killed
+                continue
+        return records
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the records of steps after `step` (a resumed run measures them again)."""
+        kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+        with atomic_file(self.metrics_path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def save_ledger(self) -> None:
+        """Add the cost since the last call and write ledger.json."""
+        clock = _Clock.now()
+        ledger = self.ledger
+        ledger.wall_s += clock.wall_s - self._clock.wall_s
+        ledger.cpu_s += clock.cpu_s - self._clock.cpu_s
+        ledger.peak_rss_bytes = max(ledger.peak_rss_bytes, peak_rss_bytes())
+        if clock.energy_j is not None and self._clock.energy_j is not None:
+            ledger.energy_j = (ledger.energy_j or 0.0) + clock.energy_j - self._clock.energy_j
+        self._clock = clock
+        write_json(self.directory / "ledger.json", {**asdict(ledger), "cost": ledger.cost})
+
+    def load_ledger(self) -> None:
+        """Take up the ledger of the interrupted run that this one continues."""
+        path = self.directory / "ledger.json"
+        if path.exists():
+            saved = read_json(path, "ledger")
+            saved.pop("cost", None)
+            self.ledger = Ledger(**{**saved, "price_per_hour": self.price_per_hour})
+
+    def finish(self, fingerprint: str, inputs: Mapping[str, str], product: Path, result: Mapping[str, Any]) -> None:
+        """Write the ledger and, last of all, the lineage that marks the stage as done."""
+        self.save_ledger()
+        write_json(
+            self.directory / "lineage.json",
+            {
+                "fingerprint": fingerprint,
+                "inputs": dict(inputs),
+                "product": str(product.relative_to(self.directory)),
+                "product_hash": hash_path(product),
+                "product_stamps": file_stamps(product),
+                "result": dict(result),
+            },
+        )
+
+    def finished(self, fingerprint: str) -> dict[str, Any] | None:
+        """The result of this stage if it is done with these settings and inputs and its product is untouched."""
+        path = self.directory / "lineage.json"
+        if not path.exists():
+            return None
+        lineage = read_json(path, "lineage")
+        product = self.directory / lineage["product"]
+        if lineage["fingerprint"] != fingerprint or not product.exists():
+            return None
+        if lineage["product_stamps"] != file_stamps(product) and lineage["product_hash"] != hash_path(product):
+            return None
+        return lineage["result"]
+
+
+def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) -> str:
+    """Identity of a piece of work: the stage, its settings, and the content of its inputs.
+
+    Args:
+        stage: The stage's name.
+        config: The resolved settings; the fields named in `inputs` count by content, not by path.
+        inputs: Content hash of each input, by the name of its setting.
+    """
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in inputs}
+    return hash_value({"stage": stage, "settings": settings, "inputs": dict(inputs)})
+
+
+def hash_input(path: Path) -> str:
+    """Content hash of a stage's input; a product that a finished stage has hashed is not read again."""
+    lineage_path = path.parent / "lineage.json"
+    if lineage_path.exists():
+        lineage = read_json(lineage_path, "lineage")
+        if lineage.get("product") == path.name and lineage.get("product_stamps") == file_stamps(path):
+            return str(lineage["product_hash"])
+    return hash_path(path)
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class _Clock:
+    wall_s: float
+    cpu_s: float
+    energy_j: float | None
+
+    @classmethod
+    def now(cls) -> _Clock:
+        times = os.times()
+        cpu_s = times.user + times.system + times.children_user + times.children_system
+        return cls(time.monotonic(), cpu_s, _energy_j())
+
+
+def _energy_j() -> float | None:
+    """Energy counters of all processor packages (Linux powercap), None where they cannot be read."""
+    try:
+        counters = [int(path.read_text()) for path in sorted(RAPL.glob("*-rapl:?/energy_uj"))]
+    except (OSError, ValueError):
+        return None
+    return sum(counters) / 1e6 if counters else None
