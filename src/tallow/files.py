@@ -115,7 +115,9 @@ def hash_path(path: Path | str) -> str:
     path = Path(path)
     if not path.is_dir():
         return hash_file(path)
-    return hash_value({str(file.relative_to(path)): hash_file(file) for file in sorted(path.rglob("*")) if file.is_file()})
+    return hash_value(
+        {str(file.relative_to(path)): hash_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    )
 
 
 def hash_value(value: Any) -> str:
