@@ -1,0 +1,97 @@
+"""What attention sees: the one seam between a model and those who train or serve it.
+
+Blocks compute queries, keys and values and hand them to a context. In training the context knows which
+tokens see which; in serving it also carries the key-value cache. So one module serves both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The constants of one layer's attention: its index, the factor on q·k, its window and soft cap."""
+
+    layer: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class Context(Protocol):
+    """Positions of the tokens of a forward pass (B T, int64), and how they attend."""
+
+    positions_BT: Tensor
+
+    def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
+        """Attention output, B H T d; K divides H."""
+        ...
+
+
+class SequenceContext:
+    """Causal attention over whole sequences, for training and scoring.
+
+    Args:
+        positions_BT: Position of each token in its document.
+        documents_BT: Number of the document that each token belongs to; tokens see only their own
+            document, so a packed row equals its documents run one by one. None: one document a row.
+    """
+
+    def __init__(self, positions_BT: Tensor, documents_BT: Tensor | None = None) -> None:
+        self.positions_BT = positions_BT
+        self.documents_BT = documents_BT
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    @classmethod
+    def plain(cls, batch: int, length: int, device: torch.device | None = None) -> SequenceContext:
+        """One document a row, positions from 0."""
+        return cls(torch.arange(length, device=device).expand(batch, length))
+
+    def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
+        window = spec.window if spec.window is not None and spec.window < q_BHTd.shape[2] else None
+        if window not in self._masks:
+            self._masks[window] = self._mask(window)
+        return attention(q_BHTd, k_BKTd, v_BKTd, self._masks[window], spec)
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """Which key each query sees, B 1 T T; None for plain causal order (the fast path)."""
+        if window is None and self.documents_BT is None:
+            return None
+        index_T = torch.arange(self.positions_BT.shape[1], device=self.positions_BT.device)
+        distance_TT = index_T[:, None] - index_T[None, :]
+        mask_TT = distance_TT >= 0
+        if window is not None:
+            mask_TT &= distance_TT < window
+        if self.documents_BT is None:
+            return mask_TT[None, None]
+        return (mask_TT & (self.documents_BT[:, :, None] == self.documents_BT[:, None, :]))[:, None]
+
+
+def attention(q_BHTd: Tensor, k_BKSd: Tensor, v_BKSd: Tensor, mask_B1TS: Tensor | None, spec: AttentionSpec) -> Tensor:
+    """Softmax attention with grouped keys and values.
+
+    Args:
+        mask_B1TS: True where a query sees a key; None for causal order aligned at the end of the keys
+            (then T must be S or 1).
+    """
+    group = q_BHTd.shape[1] // k_BKSd.shape[1]
+    if group > 1:
+        k_BKSd, v_BKSd = (x.repeat_interleave(group, dim=1) for x in (k_BKSd, v_BKSd))
+    causal = mask_B1TS is None and q_BHTd.shape[2] > 1
+    if spec.softcap is None:
+        return F.scaled_dot_product_attention(
+            q_BHTd, k_BKSd, v_BKSd, attn_mask=mask_B1TS, is_causal=causal, scale=spec.scale
+        )
+    scores_BHTS = q_BHTd @ k_BKSd.transpose(-1, -2) * spec.scale
+    scores_BHTS = spec.softcap * torch.tanh(scores_BHTS / spec.softcap)
+    if causal:
+        mask_B1TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
+    if mask_B1TS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, float("-inf"))
+    return scores_BHTS.float().softmax(-1).to(v_BKSd.dtype) @ v_BKSd

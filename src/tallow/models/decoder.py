@@ -1,0 +1,110 @@
+"""The one skeleton of every causal decoder: embedding, layers, norm, logits.
+
+It knows nothing of processes, devices, precision or caches: what attention sees comes with the context.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from tallow.models.blocks.attention import Attention
+from tallow.models.blocks.context import Context
+from tallow.models.blocks.feed_forward import FeedForward
+from tallow.models.blocks.norms import make_norm
+from tallow.models.blocks.positions import Rotation, rotation
+from tallow.models.config import DecoderConfig, Rotary
+
+
+class Embedding(nn.Embedding):
+    """A table of token vectors that also serves as the output matrix where the two are tied."""
+
+    def project(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits, B T V."""
+        return F.linear(hidden_BTD, self.weight)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward with their norms and residual connections."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, index)
+        self.feed_forward = FeedForward(config)
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        self.attention_norm = make_norm(config) if before else nn.Identity()
+        self.attention_post_norm = make_norm(config) if after else nn.Identity()
+        self.feed_forward_norm = make_norm(config) if before else nn.Identity()
+        self.feed_forward_post_norm = make_norm(config) if after else nn.Identity()
+        self.parallel_residual = config.parallel_residual
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, context: Context) -> Tensor:
+        attended_BTD = self.attention_post_norm(self.attention(self.attention_norm(x_BTD), rotation, context))
+        if self.parallel_residual:
+            return x_BTD + attended_BTD + self._feed_forward(x_BTD)
+        x_BTD = x_BTD + attended_BTD
+        return x_BTD + self._feed_forward(x_BTD)
+
+    def _feed_forward(self, x_BTD: Tensor) -> Tensor:
+        return self.feed_forward_post_norm(self.feed_forward(self.feed_forward_norm(x_BTD)))
+
+
+class Decoder(nn.Module):
+    """A causal language model."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = (
+            nn.Embedding(config.max_positions, config.hidden_size) if config.positions == "learned" else None
+        )
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.norm = make_norm(config)
+        self.lm_head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, inputs_BT: Tensor, context: Context) -> Tensor:
+        """Hidden states after the last norm, B T D, of token ids (int64)."""
+        x_BTD = self.embed(inputs_BT)
+        if self.config.embedding_scale:
+            # the factor is rounded to the embedding's dtype, as the family was trained
+            x_BTD = x_BTD * torch.tensor(self.config.hidden_size**0.5, dtype=x_BTD.dtype, device=x_BTD.device)
+        if self.embed_positions is not None:
+            x_BTD = x_BTD + self.embed_positions(context.positions_BT)
+        rotations = self._rotations(context.positions_BT)
+        for index, layer in enumerate(self.layers):
+            x_BTD = layer(x_BTD, rotations.get(self.config.layer_rotary(index)), context)
+        return self.norm(x_BTD)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Unnormalized log-probabilities of the next token, B T V, in the dtype of `hidden_BTD`."""
+        logits_BTV = self.embed.project(hidden_BTD) if self.lm_head is None else self.lm_head(hidden_BTD)
+        cap = self.config.logit_softcap
+        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
+
+    def num_parameters(self) -> int:
+        """Number of weights; a tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _rotations(self, positions_BT: Tensor) -> dict[Rotary, Rotation]:
+        """Angles of each distinct kind of rotary embedding, computed once a pass."""
+        if self.config.positions != "rotary":
+            return {}
+        kinds = {self.config.layer_rotary(index) for index in range(self.config.num_layers)}
+        size, longest = self.config.head_size, self.config.max_positions
+        return {kind: rotation(kind, size, longest, positions_BT) for kind in kinds}
+
+
+def initialize(model: Decoder, seed: int) -> None:
+    """Random weights from `seed`: normal with deviation 0.02, matrices that write to the residual stream
+    divided by the square root of their number (GPT-2; arXiv 2005.14165, section 2.1)."""
+    generator = torch.Generator().manual_seed(seed)
+    residual_deviation = 0.02 / (2 * model.config.num_layers) ** 0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, residual_deviation if residual else 0.02, generator=generator)
