@@ -1,6 +1,6 @@
 """A run directory: what one stage was told, what it measured, what it cost and what it came from.
 
-`runs/<name>/<stage>/` holds `recipe.yaml` (the resolved settings), `metrics.jsonl`, `ledger.json`
+`runs/<name>/<stage>/` holds `recipe.yaml` (the resolved settings), `started.json` (which work was begun), `metrics.jsonl`, `ledger.json`
 (the cost), the stage's product, and, written last, `lineage.json` (content hashes of every input and
 of the product). A stage whose lineage matches its settings and inputs is done.
 """
@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tallow.errors import writing
+from tallow.errors import UsageError, writing
 from tallow.files import atomic_file, file_stamps, hash_path, hash_value, read_json, write_json, write_text
 from tallow.recipe import Section, dump_recipe
 
 RAPL = Path("/sys/class/powercap")
+STARTED = "started.json"
+LINEAGE = "lineage.json"
 
 
 @dataclass
@@ -67,14 +70,37 @@ class StageRun:
     def metrics_path(self) -> Path:
         return self.directory / "metrics.jsonl"
 
-    def begin(self, config: Section) -> None:
-        """Write the resolved settings; forget an earlier lineage, so that a half-done stage is not taken as done."""
+    def begin(self, config: Section, fingerprint: str) -> None:
+        """Make the directory ready for one piece of work.
+
+        What an interrupted run of the same work left is kept, to be resumed; what other work left is removed.
+
+        Raises:
+            UsageError: The directory holds files that no stage wrote.
+        """
+        started = self.directory / STARTED
+        same_work = started.exists() and read_json(started, "start mark").get("fingerprint") == fingerprint
+        if self.directory.exists() and not same_work or not self.resume:
+            self._clear()
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "lineage.json").unlink(missing_ok=True)
+            (self.directory / LINEAGE).unlink(missing_ok=True)
         write_text(self.directory / "recipe.yaml", dump_recipe(config.model_dump(mode="json")))
+        write_json(started, {"fingerprint": fingerprint})
         self.ledger = Ledger(price_per_hour=self.price_per_hour)
+        if same_work and self.resume:
+            self._load_ledger()
         self._clock = _Clock.now()
+
+    def _clear(self) -> None:
+        if not self.directory.exists():
+            return
+        if any(self.directory.iterdir()) and not (self.directory / STARTED).exists():
+            raise UsageError(
+                f"{self.directory} holds files that are not of a tallow run", "choose another directory with --run"
+            )
+        with writing(self.directory):
+            shutil.rmtree(self.directory)
 
     def log(self, **values: float | int | str | None) -> None:
         """Append one record to metrics.jsonl."""
@@ -111,7 +137,7 @@ class StageRun:
         self._clock = clock
         write_json(self.directory / "ledger.json", {**asdict(ledger), "cost": ledger.cost})
 
-    def load_ledger(self) -> None:
+    def _load_ledger(self) -> None:
         """Take up the ledger of the interrupted run that this one continues."""
         path = self.directory / "ledger.json"
         if path.exists():
@@ -123,7 +149,7 @@ class StageRun:
         """Write the ledger and, last of all, the lineage that marks the stage as done."""
         self.save_ledger()
         write_json(
-            self.directory / "lineage.json",
+            self.directory / LINEAGE,
             {
                 "fingerprint": fingerprint,
                 "inputs": dict(inputs),
@@ -136,7 +162,7 @@ class StageRun:
 
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
         """The result of this stage if it is done with these settings and inputs and its product is untouched."""
-        path = self.directory / "lineage.json"
+        path = self.directory / LINEAGE
         if not path.exists():
             return None
         lineage = read_json(path, "lineage")
@@ -162,7 +188,7 @@ def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) ->
 
 def hash_input(path: Path) -> str:
     """Content hash of a stage's input; a product that a finished stage has hashed is not read again."""
-    lineage_path = path.parent / "lineage.json"
+    lineage_path = path.parent / LINEAGE
     if lineage_path.exists():
         lineage = read_json(lineage_path, "lineage")
         if lineage.get("product") == path.name and lineage.get("product_stamps") == file_stamps(path):
