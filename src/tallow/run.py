@@ -1,8 +1,8 @@
 """A run directory: what one stage was told, what it measured, what it cost and what it came from.
 
-`runs/<name>/<stage>/` holds `recipe.yaml` (the resolved settings), `started.json` (which work was begun), `metrics.jsonl`, `ledger.json`
-(the cost), the stage's product, and, written last, `lineage.json` (content hashes of every input and
-of the product). A stage whose lineage matches its settings and inputs is done.
+`runs/<name>/<stage>/` holds `recipe.yaml` (the resolved settings), `started.json` (which work was begun),
+`metrics.jsonl`, `ledger.json` (the cost), the stage's product, and, written last, `lineage.json` (content
+hashes of every input and of the product). A stage whose lineage matches its settings and inputs is done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tallow
 from tallow.errors import UsageError, writing
 from tallow.files import atomic_file, file_stamps, hash_path, hash_value, read_json, write_json, write_text
 from tallow.recipe import Section, dump_recipe
@@ -80,7 +81,7 @@ class StageRun:
         """
         started = self.directory / STARTED
         same_work = started.exists() and read_json(started, "start mark").get("fingerprint") == fingerprint
-        if self.directory.exists() and not same_work or not self.resume:
+        if not (same_work and self.resume):
             self._clear()
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -151,6 +152,7 @@ class StageRun:
         write_json(
             self.directory / LINEAGE,
             {
+                "tallow": tallow.__version__,
                 "fingerprint": fingerprint,
                 "inputs": dict(inputs),
                 "product": str(product.relative_to(self.directory)),
@@ -180,9 +182,10 @@ def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) ->
     Args:
         stage: The stage's name.
         config: The resolved settings; the fields named in `inputs` count by content, not by path.
-        inputs: Content hash of each input, by the name of its setting.
+        inputs: Content hash of each input, by the name of its setting (`models.tune` for an entry of `models`).
     """
-    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in inputs}
+    by_content = {name.partition(".")[0] for name in inputs}
+    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in by_content}
     return hash_value({"stage": stage, "settings": settings, "inputs": dict(inputs)})
 
 

@@ -1,0 +1,228 @@
+"""The table of stages, and the runner that does what a recipe names and skips what is done and unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tallow.console import say
+from tallow.errors import DataError, UsageError
+from tallow.recipe import Section, apply_overrides, load_recipe, parse_section
+from tallow.run import StageRun, fingerprint_stage, hash_input
+
+StageFunction = Callable[[Any, StageRun], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from raw text to a model.
+
+    Args:
+        load: Imports and returns the stage's config class and function (late, so that `--help` is quick).
+        product: Name of what it writes, below its directory.
+        inputs: Setting → stages whose product it takes, the first of them that the recipe names.
+        collects: Setting → stages whose products it takes all together, by stage name.
+    """
+
+    load: Callable[[], tuple[type[Section], StageFunction]]
+    product: str
+    inputs: Mapping[str, tuple[str, ...]]
+    collects: Mapping[str, tuple[str, ...]]
+
+
+def _prepare() -> tuple[type[Section], StageFunction]:
+    from tallow.data.prepare import PrepareConfig, prepare
+
+    return PrepareConfig, prepare
+
+
+def _tokenizer() -> tuple[type[Section], StageFunction]:
+    from tallow.tokenizer.train import TokenizerConfig, train_tokenizer
+
+    return TokenizerConfig, train_tokenizer
+
+
+def _encode() -> tuple[type[Section], StageFunction]:
+    from tallow.data.encode import EncodeConfig, encode
+
+    return EncodeConfig, encode
+
+
+def _pretrain() -> tuple[type[Section], StageFunction]:
+    from tallow.train.pretrain import PretrainConfig, pretrain
+
+    return PretrainConfig, pretrain
+
+
+def _tune() -> tuple[type[Section], StageFunction]:
+    from tallow.tune.sft import TuneConfig, tune
+
+    return TuneConfig, tune
+
+
+def _compress() -> tuple[type[Section], StageFunction]:
+    from tallow.compress.quantize import CompressConfig, compress
+
+    return CompressConfig, compress
+
+
+def _evaluate() -> tuple[type[Section], StageFunction]:
+    from tallow.evaluate.perplexity import EvaluateConfig, evaluate
+
+    return EvaluateConfig, evaluate
+
+
+def _sample() -> tuple[type[Section], StageFunction]:
+    from tallow.evaluate.samples import SampleConfig, sample
+
+    return SampleConfig, sample
+
+
+MODEL_STAGES = ("pretrain", "tune", "compress")
+LAST_MODEL = tuple(reversed(MODEL_STAGES))
+
+STAGES: dict[str, Stage] = {
+    "prepare": Stage(_prepare, "documents", {}, {}),
+    "tokenizer": Stage(_tokenizer, "tokenizer", {"documents": ("prepare",)}, {}),
+    "encode": Stage(_encode, "tokens", {"documents": ("prepare",), "tokenizer": ("tokenizer",)}, {}),
+    "pretrain": Stage(_pretrain, "model", {"tokens": ("encode",), "tokenizer": ("tokenizer",)}, {}),
+    "tune": Stage(_tune, "model", {"model": ("pretrain",)}, {}),
+    "compress": Stage(_compress, "model", {"model": ("tune", "pretrain")}, {}),
+    "evaluate": Stage(_evaluate, "evaluation.json", {"file": ("prepare",)}, {"models": MODEL_STAGES}),
+    "sample": Stage(_sample, "samples.json", {"model": LAST_MODEL}, {}),
+}
+"""All stages, in the order in which a recipe runs them."""
+
+
+class RunSettings(Section):
+    """What a recipe says of the run as a whole.
+
+    Args:
+        name: The run's directory below `runs/`.
+        price_per_hour: What an hour of this machine costs, in any currency; it is multiplied into the ledger.
+    """
+
+    name: str = "run"
+    price_per_hour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe: settings of the run and the values of each stage that it names, in order."""
+
+    settings: RunSettings
+    stages: dict[str, dict[str, Any]]
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe file (None: an empty one) and lay the overrides over it.
+
+        Raises:
+            UsageError: A section or setting is unknown, or the file cannot be read.
+        """
+        values = apply_overrides(load_recipe(path) if path else {}, overrides)
+        unknown = [key for key in values if key not in STAGES and key not in RunSettings.model_fields]
+        if unknown:
+            known = ", ".join([*RunSettings.model_fields, *STAGES])
+            raise UsageError(f"unknown section {unknown[0]} in the recipe", f"known: {known}")
+        for key in STAGES:
+            if values.get(key) is not None and not isinstance(values[key], dict):
+                raise UsageError(f"section {key} of the recipe must be a mapping of settings", "see docs/recipe.md")
+        settings = {key: values[key] for key in RunSettings.model_fields if key in values}
+        settings.setdefault("name", path.stem if path else "run")
+        return cls(
+            parse_section(RunSettings, settings, "recipe"),
+            {key: dict(values[key] or {}) for key in STAGES if key in values},
+        )
+
+    def directory(self, run: Path | None) -> Path:
+        """The run's directory: `run` if given, else `runs/<name>`."""
+        return run or Path("runs") / self.settings.name
+
+
+def resolve(recipe: Recipe, name: str, directory: Path) -> Section:
+    """The settings of a stage, its inputs filled in from the products of earlier stages of the run.
+
+    Raises:
+        UsageError: A setting is unknown or does not fit, or an input is neither set nor made by the recipe.
+    """
+    stage = STAGES[name]
+    values = dict(recipe.stages.get(name, {}))
+    for setting, sources in stage.inputs.items():
+        if values.get(setting) is None:
+            made = [source for source in sources if source in recipe.stages or _product(directory, source).exists()]
+            if made:
+                values[setting] = str(_product(directory, made[0]))
+    for setting, sources in stage.collects.items():
+        if values.get(setting) is None:
+            values[setting] = {
+                source: str(_product(directory, source))
+                for source in sources
+                if source in recipe.stages or _product(directory, source).exists()
+            }
+    return parse_section(stage.load()[0], values, name)
+
+
+def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
+    """Do one stage, or return its earlier result if it is done with these settings and inputs.
+
+    Raises:
+        TallowError: As the stage does; what it needs to resume is kept.
+    """
+    inputs = {setting: hash_input(path) for setting, path in input_paths(config).items()}
+    fingerprint = fingerprint_stage(name, config, inputs)
+    earlier = run.finished(fingerprint) if run.resume else None
+    if earlier is not None:
+        say(f"{name}: done before, unchanged")
+        return earlier
+    say(f"{name}: {run.directory}")
+    run.begin(config, fingerprint)
+    try:
+        result = STAGES[name].load()[1](config, run)
+    except BaseException:
+        run.save_ledger()
+        raise
+    run.finish(fingerprint, inputs, run.directory / STAGES[name].product, result)
+    return result
+
+
+def run_recipe(recipe: Recipe, directory: Path, *, fresh: bool = False) -> dict[str, dict[str, Any]]:
+    """Do all stages that a recipe names, in order; what is done and unchanged is skipped.
+
+    Returns:
+        The result of each stage.
+    """
+    if not recipe.stages:
+        raise UsageError("the recipe names no stage", f"stages: {', '.join(STAGES)}")
+    configs = {name: resolve(recipe, name, directory) for name in recipe.stages}
+    results = {}
+    for name, config in configs.items():
+        run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
+        results[name] = run_stage(name, config, run)
+    return results
+
+
+def input_paths(config: Section) -> dict[str, Path]:
+    """Every input of a stage, by setting: fields that hold a path or paths.
+
+    Raises:
+        DataError: An input does not exist.
+    """
+    paths: dict[str, Path] = {}
+    for setting, value in config:
+        if isinstance(value, Path):
+            paths[setting] = value
+        elif isinstance(value, dict):
+            paths |= {f"{setting}.{key}": path for key, path in value.items() if isinstance(path, Path)}
+        elif isinstance(value, tuple | list):
+            paths |= {f"{setting}.{index}": path for index, path in enumerate(value) if isinstance(path, Path)}
+    for setting, path in paths.items():
+        if not path.exists():
+            raise DataError(f"{setting} {path} does not exist", "run the stage that makes it, or name another")
+    return paths
+
+
+def _product(directory: Path, stage: str) -> Path:
+    return directory / stage / STAGES[stage].product
