@@ -1,0 +1,400 @@
+"""The command line: thin. A command reads a recipe and calls one function.
+
+Results go to standard output (one JSON object with `--json`), everything else to standard error. An error is one
+sentence and what to do, with the exit code of its class; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tallow.errors import CapacityError, Interrupted, TallowError, UsageError
+from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
+
+Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
+
+Source = Annotated[
+    str | None, typer.Argument(metavar="[RECIPE.yaml | MODEL]", help="A recipe, or a model to start from.")
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model directory, a .gguf file, a run, or a pulled name.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
+]
+Run = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory [default: runs/<name>].")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of skipping or resuming what is there.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run stopped (this is also the default).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, beside the machine's limits.")
+app.add_typer(bench, name="bench")
+
+STAGE_HELP = {
+    "prepare": "Read raw files into clean, deduplicated documents.",
+    "tokenizer": "Train a tokenizer on the prepared documents.",
+    "encode": "Turn documents into memory-mapped token shards.",
+    "pretrain": "Train a model from scratch, or go on from one.",
+    "tune": "Fine-tune a model on instructions, fully or with LoRA.",
+    "compress": "Make a model smaller: 4- and 8-bit weights.",
+    "sample": "Answer the recipe's prompts.",
+}
+
+
+@app.callback()
+def main_options(debug: Debug = False) -> None:
+    """Raw text to a served, aligned, compressed language model, on hardware that you already have.
+
+    A first model in eight minutes: `tallow run recipes/quickstart.yaml`, then `tallow chat runs/quickstart`.
+    """
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="A recipe file.")],
+    overrides: Overrides = None,
+    run: Run = None,
+    fresh: Fresh = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Do all stages that a recipe names, in order, skipping what is done and unchanged."""
+    from tallow.report.page import write_report
+    from tallow.report.summary import summarize
+
+    recipe = Recipe.load(Path(source), overrides or [])
+    directory = recipe.directory(run)
+    run_recipe(recipe, directory, fresh=_fresh(fresh, resume))
+    summary = summarize(directory)
+    page = write_report(summary)
+    if as_json:
+        _print_json({"run": str(directory), "report": str(page), "stages": summary.as_json()})
+        return
+    console = Console(highlight=False)
+    console.print(summary.table())
+    for sample in summary.samples:
+        console.print(f"\n[bold]› {_escape(sample['prompt'])}[/bold]\n{_escape(sample['answer'])}")
+    console.print(f"\nreport: {page}", soft_wrap=True)
+    if summary.model is not None:
+        console.print(f"chat:   tallow chat {directory}", soft_wrap=True)
+
+
+def _add_stage_command(name: str) -> None:
+    def command(
+        source: Source = None,
+        overrides: Overrides = None,
+        run: Run = None,
+        fresh: Fresh = False,
+        resume: Resume = False,
+        as_json: Json = False,
+    ) -> None:
+        recipe = _stage_recipe(name, source, overrides or [])
+        _do_stage(name, recipe, recipe.directory(run), _fresh(fresh, resume), as_json)
+
+    app.command(name, help=STAGE_HELP[name])(command)
+
+
+for _name in STAGE_HELP:
+    _add_stage_command(_name)
+
+
+@app.command()
+def evaluate(
+    source: Source = None,
+    task: Annotated[Literal["perplexity"], typer.Option(help="What to measure.")] = "perplexity",
+    file: Annotated[
+        Path | None, typer.Option(help="Held-out text: .txt, .jsonl, .parquet, or prepared documents.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens of each window [default: the model's context].")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Score at most so many tokens.")] = None,
+    overrides: Overrides = None,
+    run: Run = None,
+    fresh: Fresh = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model (or the models of a run): perplexity and bits per byte on a text."""
+    if source is None or _is_recipe(source):
+        recipe = Recipe.load(Path(source) if source else None, overrides or [])
+        given = {"file": file and str(file), "window": window, "max_tokens": max_tokens}
+        section = recipe.stages.get("evaluate", {}) | {key: value for key, value in given.items() if value is not None}
+        recipe = Recipe(recipe.settings, recipe.stages | {"evaluate": section})
+        _do_stage("evaluate", recipe, recipe.directory(run), _fresh(fresh, resume), as_json)
+        return
+    if file is None:
+        raise UsageError(f"evaluate --task {task} needs a text", "name one with --file")
+    from tallow.engine.language_model import load
+    from tallow.evaluate.perplexity import perplexity, read_text
+
+    model = load(source)
+    _print_result(perplexity(model.model, model.tokenizer, read_text(file), window, max_tokens).as_json(), as_json)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A known name (smollm2-135m), a hub name (org/model), or a path.")],
+    as_json: Json = False,
+) -> None:
+    """Bring a model into the local store."""
+    from tallow.models.store import pull
+
+    _print_result({"name": name, "path": str(pull(name))}, as_json)
+
+
+@app.command()
+def convert(
+    model: Model,
+    to: Annotated[Literal["safetensors", "gguf"], typer.Option(help="The format to write.")],
+    out: Annotated[Path, typer.Option(help="Where to write it: a directory, or a .gguf file.")],
+    precision: Annotated[
+        Literal["auto", "f16", "bf16", "f32", "q8_0", "q4_0"], typer.Option(help="auto: as stored.")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Convert a model between a hub directory (safetensors) and GGUF."""
+    from tallow.models.formats.convert import convert
+
+    _print_result(convert(model, to, out, precision), as_json)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="The text to continue, as it stands; - reads standard input.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    precision: PrecisionOption = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Continue a text."""
+    from tallow.engine.language_model import load
+    from tallow.engine.request import SamplingParams
+
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    _set_threads(threads)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = load(model, precision)
+    messages = [{"role": "user", "content": text}]
+    if as_json:
+        answer = loaded.chat(messages, params) if chat else loaded.generate(text, params)
+        keys = ("prompt_ids", "ids", "text", "finish_reason")
+        _print_json({key: getattr(answer, key) for key in keys})
+        return
+    for piece in loaded.stream_chat(messages, params) if chat else loaded.stream(text, params):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up this probability.")] = 0.95,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Talk with a model in the terminal."""
+    from tallow import terminal
+    from tallow.engine.language_model import load
+    from tallow.engine.request import SamplingParams
+
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    terminal.chat(load(model, precision), params, system)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory, such as runs/quickstart.")], as_json: Json = False
+) -> None:
+    """Write the HTML page that sums up a run."""
+    from tallow.report.page import write_report
+    from tallow.report.summary import summarize
+
+    _print_result({"report": str(write_report(summarize(run)))}, as_json)
+
+
+@bench.command("infer")
+def bench_infer(
+    model: Model,
+    precision: PrecisionOption = "auto",
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each.")] = 64,
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure prefill and decode speed, and the share of the memory bandwidth that decoding reaches."""
+    from tallow.bench import infer
+
+    _set_threads(threads)
+    _print_result(infer(model, precision, batch, prompt_tokens, new_tokens), as_json)
+
+
+@bench.command("train")
+def bench_train(
+    model: Model,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    seq: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    steps: Annotated[int, typer.Option(help="Timed steps, after two to warm up.")] = 5,
+    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of the matrix products.")] = "bf16",
+    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure training speed, and the share of the matrix-product peak that it reaches."""
+    from tallow.bench import train
+
+    _set_threads(threads)
+    _print_result(train(model, batch, seq, steps, precision), as_json)
+
+
+def main() -> None:
+    """Entry point: run a command; turn every failure into one sentence and its exit code."""
+    arguments = sys.argv[1:]
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="tallow")
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        code = _report_failure(error, as_json)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report_failure(error: BaseException, as_json: bool) -> int:
+    """Say what went wrong; returns the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as in `tallow … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    failure = _as_tallow_error(error)
+    if as_json:
+        _print_json(failure.as_json())
+    else:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[red]error:[/red] {_escape(failure.message)}", soft_wrap=True)
+        if failure.hint:
+            console.print(f"[dim]→ {_escape(failure.hint)}[/dim]", soft_wrap=True)
+    return failure.exit_code
+
+
+def _as_tallow_error(error: BaseException) -> TallowError:
+    if isinstance(error, TallowError):
+        return error
+    if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
+        return Interrupted("interrupted", "run the same command again to go on")
+    if isinstance(error, click.ClickException):
+        return UsageError(error.format_message(), "tallow --help")
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return CapacityError("not enough memory", "use a smaller model or batch, or a lower --precision")
+    return TallowError(f"{type(error).__name__}: {error}", "this is a bug: run it again with --debug and report it")
+
+
+def _stage_recipe(name: str, source: str | None, overrides: list[str]) -> Recipe:
+    """The recipe of a stage command; a model given instead of a recipe becomes the stage's input."""
+    if source is None or _is_recipe(source):
+        return Recipe.load(Path(source) if source else None, overrides)
+    from tallow.models.store import resolve as resolve_model
+
+    setting = {"pretrain": "init", "tune": "model", "compress": "model", "sample": "model"}.get(name)
+    if setting is None:
+        raise UsageError(f"{name} takes a recipe, not {source}", "name a .yaml file")
+    path = resolve_model(source)
+    return Recipe.load(None, [f"name={path.stem}", f"{name}.{setting}={path}", *overrides])
+
+
+def _do_stage(name: str, recipe: Recipe, directory: Path, fresh: bool, as_json: bool) -> None:
+    from tallow.run import StageRun
+
+    stage_run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
+    result = run_stage(name, resolve(recipe, name, directory), stage_run)
+    product = stage_run.directory / STAGES[name].product
+    _print_result({**result, "product": str(product)}, as_json)
+
+
+def _is_recipe(source: str) -> bool:
+    return source.endswith((".yaml", ".yml"))
+
+
+def _fresh(fresh: bool, resume: bool) -> bool:
+    if fresh and resume:
+        raise UsageError("--fresh and --resume exclude each other", "give one of them")
+    return fresh
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads {threads} is not a positive number", "leave it out to use all cores")
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in result.items():
+        table.add_row(f"[bold]{_escape(key)}[/bold]", _escape(_format(value)))
+    Console(highlight=False).print(table, soft_wrap=True)
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
