@@ -1,0 +1,69 @@
+"""Plots as SVG text, for pages that need nothing but themselves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+TRAINING, VALIDATION, RATE = "#4c78a8", "#e45756", "#9a9a9a"
+
+
+def training_curves(metrics: Sequence[dict[str, Any]]) -> str | None:
+    """Loss, held-out loss and learning rate over the steps of a run; None without at least two records."""
+    losses = _series(metrics, "loss")
+    if len(losses[0]) < 2:
+        return None
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*losses, color=TRAINING, linewidth=1, label="training loss (nats a token)")
+    validation = _series(metrics, "validation_loss")
+    if validation[0]:
+        axes.plot(*validation, color=VALIDATION, marker="o", markersize=3, label="held-out loss")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    rates = _series(metrics, "learning_rate")
+    if rates[0]:
+        right = axes.twinx()
+        right.plot(*rates, color=RATE, linewidth=0.8, linestyle=":", label="learning rate")
+        right.set_yticks([])
+        right.spines[:].set_visible(False)
+    _tidy(axes)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def bars(values: dict[str, float], label: str) -> str:
+    """One horizontal bar a name, its value at the end."""
+    figure = Figure(figsize=(7.2, 0.6 + 0.35 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.barh(list(values), list(values.values()), color=TRAINING, height=0.6)
+    axes.bar_label(drawn, fmt="%.3f", padding=4, fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(label)
+    _tidy(axes)
+    return _svg(figure)
+
+
+def _series(metrics: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    points = [(record["step"], record[name]) for record in metrics if "step" in record and record.get(name) is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _svg(figure: Figure) -> str:
+    """The drawing alone, without XML prologue, with the same bytes for the same data."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "tallow", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
