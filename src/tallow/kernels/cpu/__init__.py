@@ -1,0 +1,80 @@
+"""The C++ kernels: what tensors they are given is checked here, because only addresses go on."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from tallow.console import say
+from tallow.errors import UsageError
+
+MAX_ROWS = 8
+
+
+@functools.cache
+def native() -> ModuleType | None:
+    """The C++ extension; None where it could not be built, which the first call says on standard error."""
+    try:
+        return importlib.import_module("tallow.kernels.cpu._native")
+    except ImportError as error:
+        say(f"tallow runs without its C++ kernels, so more slowly ({error}); install a C++ compiler, then tallow anew")
+        return None
+
+
+@functools.cache
+def instruction_set() -> int:
+    """The best of the extension's instruction sets on this processor, or the one that TALLOW_CPU names.
+
+    Raises:
+        UsageError: TALLOW_CPU names one that this processor or this build does not have.
+    """
+    extension = native()
+    assert extension is not None
+    names = extension.instruction_sets()
+    wanted = os.environ.get("TALLOW_CPU", names[0])
+    if wanted not in names:
+        raise UsageError(f"TALLOW_CPU={wanted} cannot run here", f"choose one of {', '.join(names)}")
+    return names.index(wanted)
+
+
+def quantized_linear(
+    x_BI: Tensor, codes: Tensor, scales: Tensor, bits: int, group_size: int, bias_O: Tensor | None
+) -> Tensor | None:
+    """`tallow.kernels.quantized_linear` for 1 to 8 rows of float32 or bfloat16.
+
+    Codes and scales are those of a `QuantizedWeight`, which has checked that they fit.
+
+    Returns:
+        None if there is no extension or the tensors do not fit, so that the reference can complain.
+    """
+    extension = native()
+    outputs, inputs = scales.shape[0], scales.shape[1] * group_size
+    dtype = x_BI.dtype
+    if extension is None or x_BI.shape[-1] != inputs or not codes.is_cpu:
+        return None
+    if bias_O is not None and (bias_O.dtype != dtype or bias_O.shape != (outputs,) or not bias_O.is_cpu):
+        return None
+    x_BI = x_BI.contiguous()
+    bias_O = bias_O.contiguous() if bias_O is not None else None
+    out_BO = x_BI.new_empty((*x_BI.shape[:-1], outputs))
+    extension.quantized_linear(
+        instruction_set(),
+        bits,
+        dtype == torch.bfloat16,
+        x_BI.data_ptr(),
+        codes.data_ptr(),
+        scales.data_ptr(),
+        bias_O.data_ptr() if bias_O is not None else 0,
+        out_BO.data_ptr(),
+        x_BI.numel() // inputs,
+        outputs,
+        inputs,
+        group_size,
+        torch.get_num_threads(),
+    )
+    return out_BO

@@ -1,0 +1,164 @@
+"""Weights of 4 and 8 bits in groups, and the linear layer that computes with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tallow.errors import DataError, UsageError
+from tallow.kernels import cpu
+from tallow.kernels.dispatch import Operation
+
+GROUP_MULTIPLE = 32
+_BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """The weight of a linear layer, O outputs by I inputs, as small integers with one scale a group of inputs.
+
+    The value of an element is `scale · code` (8 bit) or `scale · (code - 8)` (4 bit).
+
+    Args:
+        codes: 8 bit: int8, O × I. 4 bit: uint8, O × I/2; byte j of a group of g inputs holds input j of the group
+            in its low half and input j + g/2 in its high half. With groups of 32 these are the codes of GGUF's
+            Q8_0 and Q4_0, in their order.
+        scales: float16, O × I/group_size.
+        bits: 4 or 8.
+        group_size: Inputs that share a scale; a multiple of 32.
+
+    Raises:
+        DataError: The parts do not fit each other.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+    group_size: int
+
+    def __post_init__(self) -> None:
+        codes, scales = self.codes, self.scales
+        fits = (
+            (self.bits, codes.dtype) in ((4, torch.uint8), (8, torch.int8))
+            and scales.dtype == torch.float16
+            and self.group_size > 0
+            and self.group_size % GROUP_MULTIPLE == 0
+            and codes.dim() == scales.dim() == 2
+            and codes.shape[0] == scales.shape[0]
+            and codes.shape[1] * 8 == scales.shape[1] * self.group_size * self.bits
+            and codes.device == scales.device
+            and codes.is_contiguous()
+            and scales.is_contiguous()
+        )
+        if not fits:
+            raise DataError(
+                f"a {self.bits}-bit weight in groups of {self.group_size} cannot have {codes.dtype} codes of shape "
+                f"{tuple(codes.shape)} and {scales.dtype} scales of shape {tuple(scales.shape)}",
+                "restore the model from its source or compress it anew",
+            )
+
+    @property
+    def out_features(self) -> int:
+        return self.scales.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.scales.shape[1] * self.group_size
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """The same weight on another device."""
+        return QuantizedWeight(self.codes.to(device), self.scales.to(device), self.bits, self.group_size)
+
+
+def quantize_groups(weight_OI: Tensor, bits: int, group_size: int = GROUP_MULTIPLE) -> QuantizedWeight:
+    """Round a weight to the nearest 4- or 8-bit codes, group by group along the inputs.
+
+    8 bit: the scale is max|w| / 127. 4 bit: the scale maps the element of largest magnitude, sign included,
+    to the code -8 (so a scale may be negative, and only elements of the opposite sign beyond 7.5 scales are
+    cut, to 7). With groups of 32 the result is bit for bit GGUF's Q8_0 and Q4_0.
+    The error of an element is at most half a scale (a whole one where it was cut), plus the rounding of
+    the scale to float16.
+
+    Raises:
+        UsageError: Bits or group size are not supported, or the inputs cannot be divided into such groups.
+        DataError: The weight is not finite, or too large for float16 scales.
+    """
+    if bits not in (4, 8):
+        raise UsageError(f"weights cannot be quantized to {bits} bits", "choose 4 or 8")
+    if group_size <= 0 or group_size % GROUP_MULTIPLE:
+        raise UsageError(f"group size {group_size} is not a multiple of {GROUP_MULTIPLE}", "choose 32, 64 or 128")
+    if weight_OI.dim() != 2 or weight_OI.shape[1] % group_size:
+        raise UsageError(
+            f"a weight of shape {tuple(weight_OI.shape)} has no groups of {group_size} inputs",
+            "choose a group size that divides the number of inputs",
+        )
+    rows = max(1, _BLOCK_ELEMENTS // max(1, weight_OI.shape[1]))  # bounds the memory of the float32 products below
+    round_block = _round_4bit if bits == 4 else _round_8bit
+    blocks = [
+        round_block(block.detach().float().unflatten(1, (-1, group_size))) for block in weight_OI.split(rows, dim=0)
+    ]
+    scales = torch.cat([scales for _, scales in blocks])
+    if not bool(scales.isfinite().all()):
+        raise DataError("the weight has values that are not finite or are too large to quantize", "check the model")
+    return QuantizedWeight(torch.cat([codes for codes, _ in blocks]), scales, bits, group_size)
+
+
+def dequantize(weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight that the codes stand for, O × I; computed in float32, then rounded to `dtype`."""
+    grouped = weight.codes.unflatten(1, (weight.scales.shape[1], -1))
+    if weight.bits == 4:
+        grouped = torch.cat([grouped & 15, grouped >> 4], dim=2).to(torch.int8) - 8
+    return (grouped.float() * weight.scales.float().unsqueeze(2)).to(dtype).flatten(1)
+
+
+@Operation
+def quantized_linear(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | None = None) -> Tensor:
+    """A linear layer with quantized weights and activations as they are.
+
+    Contract: for float32 an output is within 1e-5 · Σ|x·w| of the exact sum. For bfloat16 the weights and
+    the result may each be rounded to bfloat16 besides.
+
+    Args:
+        x_BI: Any number of leading dimensions, then I inputs.
+        weight: O × I.
+        bias_O: Of x's dtype.
+
+    Returns:
+        x's leading dimensions, then O outputs; x's dtype.
+    """
+    return F.linear(x_BI, dequantize(weight, x_BI.dtype), bias_O)
+
+
+@quantized_linear.fast("cpu", torch.float32, torch.bfloat16)
+def _few_rows(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | None = None) -> Tensor | None:
+    """Decoding: unpack in registers, so that each byte of the weight is read once.
+
+    For more rows, unpacking the whole weight first and taking a matrix product is cheaper: the reference does that.
+    """
+    rows = x_BI.numel() // max(1, weight.in_features)
+    if not 1 <= rows <= cpu.MAX_ROWS or (x_BI.requires_grad and torch.is_grad_enabled()):
+        return None
+    return cpu.quantized_linear(x_BI, weight.codes, weight.scales, weight.bits, weight.group_size, bias_O)
+
+
+def _round_4bit(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:
+    largest = weight_OGg.gather(2, weight_OGg.abs().argmax(dim=2, keepdim=True))
+    scales = largest / -8
+    inverse = torch.where(scales == 0, 0.0, 1 / scales)
+    codes = (weight_OGg * inverse + 8.5).clamp(0, 15).to(torch.uint8)
+    low, high = codes.chunk(2, dim=2)
+    return (low | high << 4).flatten(1), scales.squeeze(2).half()
+
+
+def _round_8bit(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:
+    scales = weight_OGg.abs().amax(dim=2, keepdim=True) / 127
+    scaled = weight_OGg * torch.where(scales == 0, 0.0, 1 / scales)
+    rounded = scaled.trunc() + (2 * scaled.frac()).trunc()  # halves away from zero
+    return rounded.to(torch.int8).flatten(1), scales.squeeze(2).half()
