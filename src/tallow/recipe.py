@@ -23,6 +23,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+LINE_BREAKS_BEYOND_ASCII = "\x85\u2028\u2029"
+
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -94,7 +96,11 @@ def parse_section(kind: type[SectionType], values: Mapping[str, Any] | None, nam
 
 def dump_recipe(values: Mapping[str, Any]) -> str:
     """Recipe values as YAML text, in the given order."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    if any(character in text for character in LINE_BREAKS_BEYOND_ASCII):
+        # PyYAML writes these as they are, but reads them as line breaks
+        return yaml.safe_dump(dict(values), sort_keys=False)
+    return text
 
 
 def _describe(kind: type[Section], name: str, problem: Any) -> str:

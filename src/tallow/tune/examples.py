@@ -1,0 +1,147 @@
+"""Instruction records → token ids and a mask of what is learned; and their packing into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.text import Text
+
+from tallow.console import say, stderr
+from tallow.data.batch import Packed
+from tallow.errors import DataError
+from tallow.tokenizer.chat import encode_chat
+from tallow.tokenizer.tokenizer import Tokenizer
+
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation or prompt with its completion: token ids, and for each whether it is learned."""
+
+    ids: list[int]
+    learned: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode_record(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> Example:
+    """Tokens of one record: `{"messages": [{role, content}, …]}` or `{"prompt": …, "completion": …}`.
+
+    Of a conversation the assistant's turns and their end tokens are learned, of a prompt with its
+    completion the completion and the end token.
+
+    Args:
+        where: Which record it is, for the error.
+
+    Raises:
+        DataError: The record is of neither form.
+    """
+    if isinstance(record.get("messages"), list):
+        return Example(*encode_chat(tokenizer, record["messages"]))
+    prompt, completion = record.get("prompt"), record.get("completion")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        if tokenizer.eos_id is None:
+            raise DataError("the tokenizer has no end token, so the model could not learn to stop", "set eos_token")
+        start = tokenizer.encode(prompt, add_special_tokens=True)
+        answer = [*tokenizer.encode(completion), tokenizer.eos_id]
+        return Example(start + answer, [False] * len(start) + [True] * len(answer))
+    raise DataError(
+        f"{where} has neither messages nor prompt and completion (it has {', '.join(sorted(record)) or 'nothing'})",
+        'use {"messages": [{"role": …, "content": …}]} or {"prompt": …, "completion": …}',
+    )
+
+
+def check_learned(examples: Sequence[Example], end_ids: Iterable[int]) -> None:
+    """Refuse a set from which a model could not learn to answer, or could not learn to stop.
+
+    Raises:
+        DataError: No token is learned in the whole set, or the end token never is.
+    """
+    learned = {
+        token for example in examples for token, wanted in zip(example.ids, example.learned, strict=True) if wanted
+    }
+    if not learned:
+        raise DataError(
+            "no answer token would be trained: every token of the set is masked",
+            "check that the records have assistant messages, and that the chat template marks them",
+        )
+    if learned.isdisjoint(end_ids):
+        raise DataError(
+            "the end token is never trained, so the model would not learn to stop",
+            "check that the chat template ends each assistant turn with the end token",
+        )
+
+
+def keep_fitting(examples: Iterable[Example], longest: int) -> list[Example]:
+    """The examples of at most `longest` tokens; how many were left out is said.
+
+    Raises:
+        DataError: None fits.
+    """
+    examples = list(examples)
+    kept = [example for example in examples if len(example) <= longest]
+    if not kept:
+        raise DataError(
+            f"every example is longer than {longest} tokens" if examples else "the instruction set is empty",
+            "raise loop.sequence_length" if examples else "name a file with records",
+        )
+    if len(kept) < len(examples):
+        say(f"left out {len(examples) - len(kept):,} of {len(examples):,} examples: longer than {longest} tokens")
+    return kept
+
+
+def pack(examples: Sequence[Example], row_tokens: int) -> list[list[Example]]:
+    """Fill rows of `row_tokens` with whole examples, best fit first, so that little is padding.
+
+    Each example goes, longest first, into the fullest row that still takes it (best-fit decreasing).
+    """
+    rows: list[list[Example]] = []
+    rows_with_room: dict[int, list[int]] = {}
+    for example in sorted(examples, key=len, reverse=True):
+        room = min((room for room in rows_with_room if room >= len(example)), default=None)
+        if room is None:
+            rows.append([example])
+            index, room = len(rows) - 1, row_tokens
+        else:
+            index = rows_with_room[room].pop()
+            if not rows_with_room[room]:
+                del rows_with_room[room]
+            rows[index].append(example)
+        rows_with_room.setdefault(room - len(example), []).append(index)
+    return rows
+
+
+def to_packed(rows: Sequence[Sequence[Example]], row_tokens: int, pad_id: int) -> Packed:
+    """Rows of examples as tensors, padded to `row_tokens`."""
+    tokens_BT = torch.full((len(rows), row_tokens), pad_id, dtype=torch.int64)
+    documents_BT = torch.full((len(rows), row_tokens), PADDING, dtype=torch.int32)
+    trainable_BT = torch.zeros((len(rows), row_tokens), dtype=torch.bool)
+    for row, examples in enumerate(rows):
+        start = 0
+        for document, example in enumerate(examples):
+            end = start + len(example)
+            tokens_BT[row, start:end] = torch.tensor(example.ids)
+            documents_BT[row, start:end] = document
+            trainable_BT[row, start:end] = torch.tensor(example.learned)
+            start = end
+    return Packed(tokens_BT, documents_BT, trainable_BT)
+
+
+def show(example: Example, tokenizer: Tokenizer) -> None:
+    """Print one example on standard error: what is learned in green, what is masked faint."""
+    text = Text("one example (")
+    text.append("learned", style="green").append(", ").append("masked", style="dim").append("): ")
+    start = 0
+    for end in range(1, len(example) + 1):
+        if end == len(example) or example.learned[end] != example.learned[start]:
+            piece = tokenizer.decode(example.ids[start:end], skip_special_tokens=False)
+            console = stderr()
+            marked = piece if console.is_terminal or not example.learned[start] else f"⟦{piece}⟧"
+            text.append(marked, style="green" if example.learned[start] else "dim")
+            start = end
+    stderr().print(text, soft_wrap=True)
