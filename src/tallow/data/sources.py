@@ -1,0 +1,154 @@
+"""Where raw data comes from: files, directories, globs and built-in sets, plain or packed, opened as byte streams."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import IO, Literal, cast
+
+import pyarrow as pa
+
+from tallow.data.builtin import PREFIX, builtin
+from tallow.errors import DataError, reading
+
+Kind = Literal["text", "jsonl", "parquet"]
+KINDS: dict[str, Kind] = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
+PACKED = (".gz", ".xz", ".zst")
+KNOWN_NAMES = f"known are {', '.join(KINDS)}, all but parquet also with {', '.join(PACKED)}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of raw data.
+
+    Args:
+        name: What lineage calls it: the path as the user wrote it, or `tallow:<name>`.
+        path: Where it lies.
+        kind: What is in it, known from its name.
+    """
+
+    name: str
+    path: Path
+    kind: Kind
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The bytes of the file, unpacked as they are read.
+
+        Raises:
+            DataError: The file cannot be read, or it is cut short or damaged, found out at any later read.
+        """
+        with self.reading_errors(), open(self.path, "rb") as file:
+            yield _unpack(file, self.path.suffix)
+
+    @contextmanager
+    def reading_errors(self) -> Iterator[None]:
+        """Turn whatever reading and unpacking complain of into a `DataError` that names the file."""
+        try:
+            with reading(self.path, "data file"):
+                yield
+        except EOFError as error:
+            raise DataError(f"data file {self.path} is cut short", "fetch or make it again") from error
+        except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+            cause = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise DataError(f"data file {self.path} is damaged ({cause})", "fetch or make it again") from error
+
+
+def find_sources(names: Iterable[str | Path]) -> list[Source]:
+    """All files that the names stand for: a file, every data file below a directory, a glob, or `tallow:<name>`.
+
+    The order is that of the names, and within a directory or glob that of the sorted paths; a file that is named
+    twice comes once. In a directory hidden files and files of other kinds are passed over.
+
+    Raises:
+        DataError: A name stands for no file, or for one whose kind its name does not tell.
+    """
+    return list(dict.fromkeys(source for name in names for source in _find(str(name))))
+
+
+def expand_globs(names: Iterable[str]) -> list[str | Path]:
+    """Replace globs by the paths they match now; built-in names stay strings, all else becomes a path.
+
+    Raises:
+        DataError: A glob matches nothing.
+    """
+    result: list[str | Path] = []
+    for name in names:
+        if name.startswith(PREFIX):
+            result.append(name)
+        elif has_magic(name) and not Path(name).exists():
+            result.extend(_match(name))
+        else:
+            result.append(Path(name))
+    return result
+
+
+def _find(name: str) -> list[Source]:
+    if name.startswith(PREFIX):
+        path = builtin(name)
+        return [Source(name, path, _kind(path))]
+    path = Path(name)
+    if has_magic(name) and not path.exists():
+        return [source for match in _match(name) for source in _find(str(match))]
+    if path.is_dir():
+        with reading(path, "data directory"):
+            below = sorted(file for file in path.rglob("*") if not _hidden(file.relative_to(path)))
+        files = [file for file in below if _known_kind(file) and file.is_file()]
+        if not files:
+            raise DataError(f"data directory {path} holds no data file", KNOWN_NAMES)
+        return [Source(file.as_posix(), file, _kind(file)) for file in files]
+    if not path.exists():
+        raise DataError(f"data file {path} does not exist", "check the path")
+    return [Source(path.as_posix(), path, _kind(path))]
+
+
+def _match(pattern: str) -> list[Path]:
+    matches = sorted(Path(match) for match in glob(pattern, recursive=True))
+    if not matches:
+        raise DataError(f"no data file matches {pattern}", "check the pattern, and quote it in the shell")
+    return matches
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _known_kind(path: Path) -> Kind | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        kind = KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return kind if kind != "parquet" else None
+    return KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def _kind(path: Path) -> Kind:
+    kind = _known_kind(path)
+    if kind is None:
+        raise DataError(f"the name of {path} does not tell what kind of data is in it", KNOWN_NAMES)
+    return kind
+
+
+def _unpack(file: IO[bytes], suffix: str) -> IO[bytes]:
+    match suffix.lower():
+        case ".gz":
+            return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+        case ".xz":
+            return lzma.LZMAFile(file)
+        case ".zst":
+            stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+            return io.BufferedReader(cast(io.RawIOBase, stream))
+        case _:
+            return file
