@@ -17,9 +17,17 @@ from torch import Tensor
 
 from tallow.errors import DataError, reading
 from tallow.files import atomic_directory, read_json, write_json
+from tallow.models.blocks.quantized import QuantizedEmbedding
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.families import TensorMap, find_family
+from tallow.models.formats.quantized import (
+    quantization_config,
+    quantized_names,
+    quantized_tensors,
+    replace_stored,
+    unquantized,
+)
 from tallow.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -56,12 +64,15 @@ def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder
         DataError: A file is missing, truncated or broken, or tensors and config.json disagree.
     """
     config = read_config(directory)
+    names = quantized_names(read_json(directory / CONFIG, "model config"))
     with torch.device("meta"):
         model = Decoder(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    state: dict[str, Tensor] = {}
     stored = _TensorFiles(directory)
-    for tensor_map in find_family(config.family).tensors(config):
+    for name in names:
+        replace_stored(model, name, stored.read)
+    state: dict[str, Tensor] = dict(quantized_tensors(model))
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for tensor_map in unquantized(find_family(config.family).tensors(config), shapes):
         for name, tensor in zip(tensor_map.ours, _split(stored.read(tensor_map.hub), tensor_map), strict=True):
             if tensor.shape != shapes[name]:
                 raise DataError(
@@ -71,6 +82,8 @@ def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder
                 )
             state[name] = tensor if dtype is None else tensor.to(dtype)
     model.load_state_dict(state, assign=True)
+    if isinstance(model.embed, QuantizedEmbedding):
+        model.embed.dtype = model.norm.weight.dtype
     return model.eval()
 
 
@@ -100,6 +113,7 @@ def hub_config(model: Decoder) -> dict[str, Any]:
         **_control_tokens(model.config),
         "dtype": dtype,
         "torch_dtype": dtype,
+        **quantization_config(model),
     }
 
 
@@ -125,8 +139,9 @@ def _split(tensor: Tensor, tensor_map: TensorMap) -> tuple[Tensor, ...]:
 
 def _hub_tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
     parameters = dict(model.named_parameters())
-    for tensor_map in find_family(model.config.family).tensors(model.config):
+    for tensor_map in unquantized(find_family(model.config.family).tensors(model.config), parameters):
         yield tensor_map.hub, tensor_map.join([parameters[name].detach() for name in tensor_map.ours]).contiguous()
+    yield from quantized_tensors(model)
 
 
 def _write_weights(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
