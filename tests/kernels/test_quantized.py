@@ -1,0 +1,222 @@
+"""Codes against GGUF's, errors against their bound, and every instruction set against exact sums."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tallow.errors import DataError, UsageError
+from tallow.kernels import QuantizedWeight, cpu, dequantize, quantize_groups, quantized_linear, using
+
+EXTENSION = cpu.native()
+INSTRUCTION_SETS: list[str] = EXTENSION.instruction_sets() if EXTENSION else []
+needs_extension = pytest.mark.skipif(EXTENSION is None, reason="installed without the C++ extension")
+
+group_sizes = st.sampled_from([32, 64, 96, 128])
+bit_widths = st.sampled_from([4, 8])
+seeds = st.integers(0, 2**32 - 1)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("TALLOW_CPU", request.param)
+    cpu.instruction_set.cache_clear()
+    yield request.param
+    cpu.instruction_set.cache_clear()
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, GGMLQuantizationType.Q4_0), (8, GGMLQuantizationType.Q8_0)])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e4])
+def test_groups_of_32_are_those_of_gguf(bits: int, kind: GGMLQuantizationType, scale: float) -> None:
+    weight_OI = random(50, 320, seed=1) * scale
+    weight_OI[3, 32:64] = 0
+    weight_OI[4] = torch.arange(-160, 160) / 8 * scale  # many ties
+    quantized = quantize_groups(weight_OI, bits)
+    blocks = torch.cat(
+        [quantized.scales.view(torch.uint8).view(50, 10, 2), quantized.codes.view(torch.uint8).view(50, 10, -1)], 2
+    )
+    assert np.array_equal(blocks.flatten(1).numpy(), quantize(weight_OI.numpy(), kind))
+
+
+@given(st.integers(1, 9), st.integers(1, 5), group_sizes, bit_widths, seeds, st.sampled_from([1e-4, 1.0, 300.0]))
+def test_error_is_at_most_half_a_scale(
+    outputs: int, groups: int, group_size: int, bits: int, seed: int, size: float
+) -> None:
+    weight_OI = random(outputs, groups * group_size, seed=seed) * size
+    quantized = quantize_groups(weight_OI, bits, group_size)
+    error = (dequantize(quantized) - weight_OI).abs().unflatten(1, (-1, group_size))
+    scales = quantized.scales.float().unsqueeze(2)
+    # A float16 scale is off by up to 2^-11 of itself, or of the smallest normal one; a code multiplies that.
+    rounding = (scales.abs().clamp(min=2**-14) * 2**-11) * (8 if bits == 4 else 127)
+    cut = (weight_OI.unflatten(1, (-1, group_size)) / scales > 7.5) & (bits == 4)
+    assert (error <= torch.where(cut, 1.0, 0.5) * scales.abs() + rounding * 1.001).all()
+
+
+@given(st.integers(1, 9), group_sizes, bit_widths, seeds)
+def test_quantizing_again_loses_nothing(outputs: int, group_size: int, bits: int, seed: int) -> None:
+    once = quantize_groups(random(outputs, 2 * group_size, seed=seed), bits, group_size)
+    twice = quantize_groups(dequantize(once), bits, group_size)
+    assert torch.equal(dequantize(twice), dequantize(once))
+
+
+@needs_extension
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS, indirect=True)
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fast_versions_keep_the_contract(dtype: torch.dtype, bits: int) -> None:
+    @given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 5), group_sizes, st.booleans(), seeds)
+    def check(rows: int, outputs: int, groups: int, group_size: int, biased: bool, seed: int) -> None:
+        weight = quantize_groups(random(outputs, groups * group_size, seed=seed), bits, group_size)
+        x_BI = random(rows, weight.in_features, seed=seed + 1).to(dtype)
+        bias_O = random(outputs, seed=seed + 2).to(dtype) if biased else None
+        result = cpu.quantized_linear(x_BI, weight.codes, weight.scales, bits, group_size, bias_O)
+        assert result is not None
+        assert result.dtype == dtype
+        exact, bound = exact_and_bound(x_BI, weight, bias_O)
+        assert ((result.double() - exact).abs() <= bound).all()
+
+    check()
+
+
+def exact_and_bound(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The outputs in float64, and how far a result may be off: 1e-5 · Σ|x·w|, for bfloat16 its rounding besides."""
+    dense, bias = dequantize(weight).double(), bias_O.double() if bias_O is not None else torch.zeros(1)
+    exact = x_BI.double() @ dense.T + bias
+    magnitude = x_BI.double().abs() @ dense.abs().T + bias.abs()
+    return exact, 1e-5 * magnitude + (2**-8 * exact.abs() if x_BI.dtype == torch.bfloat16 else 0)
+
+
+@given(st.integers(1, 20), st.integers(1, 40), group_sizes, bit_widths, seeds)
+def test_reference_keeps_the_contract(rows: int, outputs: int, group_size: int, bits: int, seed: int) -> None:
+    weight = quantize_groups(random(outputs, 2 * group_size, seed=seed), bits, group_size)
+    x_BI = random(rows, weight.in_features, seed=seed + 1)
+    exact, bound = exact_and_bound(x_BI, weight, None)
+    with using("reference"):
+        assert ((quantized_linear(x_BI, weight).double() - exact).abs() <= bound).all()
+
+
+@needs_extension
+@pytest.mark.parametrize("outputs", [455, 456, 1001])  # enough weights for several threads; odd shares
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(outputs: int, dtype: torch.dtype) -> None:
+    weight, x_BI = quantize_groups(random(outputs, 576, seed=1), 4), random(2, 576, seed=2).to(dtype)
+    bias_O = random(outputs, seed=3).to(dtype)
+    single = quantized_linear(x_BI, weight, bias_O)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        several = quantized_linear(x_BI, weight, bias_O)
+        torch.set_num_threads(1)
+        assert torch.equal(several, single)
+
+
+def test_leading_dimensions_strides_and_many_rows() -> None:
+    weight = quantize_groups(random(24, 64, seed=1), 8)
+    x = random(64, 3, 2, seed=2).permute(2, 1, 0)
+    assert torch.allclose(quantized_linear(x, weight), x @ dequantize(weight).T, atol=1e-5)
+    many = random(4, 9, 64, seed=3)
+    assert torch.allclose(quantized_linear(many, weight), many @ dequantize(weight).T, atol=1e-5)
+    assert quantized_linear(random(0, 64, seed=4), weight).shape == (0, 24)
+
+
+def test_gradients_reach_the_inputs() -> None:
+    weight = quantize_groups(random(24, 64, seed=1), 4)
+    x_BI = random(2, 64, seed=2).requires_grad_()
+    quantized_linear(x_BI, weight).sum().backward()
+    assert x_BI.grad is not None
+    assert torch.allclose(x_BI.grad, dequantize(weight).sum(0).expand(2, 64), atol=1e-6)
+
+
+@pytest.mark.parametrize("bad_input", [random(1, 32, seed=1), random(1, 65, seed=1)])
+def test_wrong_inputs_never_reach_the_extension(bad_input: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        quantized_linear(bad_input, quantize_groups(random(24, 64, seed=1), 4))
+
+
+def test_wrong_bias_never_reaches_the_extension() -> None:
+    with pytest.raises(RuntimeError):
+        quantized_linear(random(1, 64, seed=1), quantize_groups(random(24, 64, seed=1), 4), torch.zeros(23))
+
+
+@pytest.mark.parametrize(
+    ("shape", "bits", "group_size"),
+    [((4, 64), 3, 32), ((4, 64), 4, 48), ((4, 64), 4, 0), ((4, 80), 4, 32), ((64,), 4, 32)],
+)
+def test_what_cannot_be_quantized_is_refused(shape: tuple[int, ...], bits: int, group_size: int) -> None:
+    with pytest.raises(UsageError):
+        quantize_groups(torch.zeros(shape), bits, group_size)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e9])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_scales_cannot_hold_are_refused(value: float, bits: int) -> None:
+    weight_OI = random(4, 64, seed=1)
+    weight_OI[2, 40] = value
+    with pytest.raises(DataError):
+        quantize_groups(weight_OI, bits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"codes": torch.zeros(4, 31, dtype=torch.uint8)},
+        {"codes": torch.zeros(3, 32, dtype=torch.uint8)},
+        {"codes": torch.zeros(4, 32, dtype=torch.int8)},
+        {"codes": torch.zeros(4, 64, dtype=torch.uint8)[:, ::2]},
+        {"scales": torch.zeros(4, 2)},
+        {"scales": torch.zeros(4, dtype=torch.float16)},
+        {"bits": 8},
+        {"bits": 5},
+        {"group_size": 0},
+        {"group_size": -32},
+        {"group_size": 64},
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change: dict[str, Tensor | int]) -> None:
+    whole = quantize_groups(random(4, 64, seed=1), 4)
+    parts = {"codes": whole.codes, "scales": whole.scales, "bits": 4, "group_size": 32}
+    QuantizedWeight(**parts)
+    with pytest.raises(DataError):
+        QuantizedWeight(**{**parts, **change})
+
+
+def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    if EXTENSION is None:
+        pytest.skip("installed without the C++ extension")
+    monkeypatch.setenv("TALLOW_CPU", "mmx")
+    cpu.instruction_set.cache_clear()
+    with pytest.raises(UsageError, match="mmx"):
+        cpu.instruction_set()
+    cpu.instruction_set.cache_clear()
+
+
+def test_without_the_extension_the_reference_runs_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"no {name}")
+
+    cpu.native.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib, "import_module", missing)
+        weight, x_BI = quantize_groups(random(24, 64, seed=1), 4), random(1, 64, seed=2)
+        results = [quantized_linear(x_BI, weight) for _ in range(3)]
+    cpu.native.cache_clear()
+    assert all(torch.equal(result, quantized_linear.reference(x_BI, weight)) for result in results)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert "without its C++ kernels" in output.err
