@@ -106,7 +106,7 @@ def _find(name: str) -> list[Source]:
     if path.is_dir():
         with reading(path, "data directory"):
             below = sorted(file for file in path.rglob("*") if not _hidden(file.relative_to(path)))
-        files = [file for file in below if _known_kind(file) and file.is_file()]
+        files = [file for file in below if known_kind(file) and file.is_file()]
         if not files:
             raise DataError(f"data directory {path} holds no data file", KNOWN_NAMES)
         return [Source(file.as_posix(), file, _kind(file)) for file in files]
@@ -126,7 +126,8 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _known_kind(path: Path) -> Kind | None:
+def known_kind(path: Path) -> Kind | None:
+    """What kind of data the name of a file tells is in it, if it does."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in PACKED:
         kind = KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
@@ -135,7 +136,7 @@ def _known_kind(path: Path) -> Kind | None:
 
 
 def _kind(path: Path) -> Kind:
-    kind = _known_kind(path)
+    kind = known_kind(path)
     if kind is None:
         raise DataError(f"the name of {path} does not tell what kind of data is in it", KNOWN_NAMES)
     return kind
