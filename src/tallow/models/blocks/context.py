@@ -80,18 +80,24 @@ def attention(q_BHTd: Tensor, k_BKSd: Tensor, v_BKSd: Tensor, mask_B1TS: Tensor 
         mask_B1TS: True where a query sees a key; None for causal order aligned at the end of the keys
             (then T must be S or 1).
     """
-    group = q_BHTd.shape[1] // k_BKSd.shape[1]
-    if group > 1:
-        k_BKSd, v_BKSd = (x.repeat_interleave(group, dim=1) for x in (k_BKSd, v_BKSd))
-    causal = mask_B1TS is None and q_BHTd.shape[2] > 1
+    batch, heads, queries, head_size = q_BHTd.shape
+    kv_heads = k_BKSd.shape[1]
+    causal = mask_B1TS is None and queries > 1
+    if queries == 1:
+        # the heads of a group see the same keys: as queries of one head they read them once, without copies
+        q_BHTd = q_BHTd.reshape(batch, kv_heads, heads // kv_heads, head_size)
+    elif heads > kv_heads:
+        k_BKSd, v_BKSd = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_BKSd, v_BKSd))
     if spec.softcap is None:
-        return F.scaled_dot_product_attention(
+        out = F.scaled_dot_product_attention(
             q_BHTd, k_BKSd, v_BKSd, attn_mask=mask_B1TS, is_causal=causal, scale=spec.scale
         )
+        return out.reshape(batch, heads, queries, head_size)
     scores_BHTS = q_BHTd @ k_BKSd.transpose(-1, -2) * spec.scale
     scores_BHTS = spec.softcap * torch.tanh(scores_BHTS / spec.softcap)
     if causal:
         mask_B1TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
     if mask_B1TS is not None:
         scores_BHTS = scores_BHTS.masked_fill(~mask_B1TS, float("-inf"))
-    return scores_BHTS.float().softmax(-1).to(v_BKSd.dtype) @ v_BKSd
+    out = scores_BHTS.float().softmax(-1).to(v_BKSd.dtype) @ v_BKSd
+    return out.reshape(batch, heads, queries, head_size)
