@@ -1,0 +1,57 @@
+# What users and contributors run. Everything lives in .venv, which is made when needed and need not be activated.
+# Variables: PYTHON (which Python makes .venv), ARGS (more arguments, e.g. make test ARGS="-k tokenizer").
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/tallow/kernels/cpu/*.cpp src/tallow/kernels/cpu/*.h)
+
+# The pins hold for the package and, in pip before and after 25.3, for the tools that build it.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test check docs bench clean help
+help:
+	@echo 'make quickstart  train, tune, compress and try a small language model (about ten minutes)'
+	@echo 'make test        run the tests'
+	@echo 'make check       formatting, lint, types, layers'
+	@echo 'make docs        build the manual into site/'
+	@echo 'make bench       measure speed on this machine'
+	@echo 'make clean       remove what builds and checks leave behind (runs/ and the packages in .venv stay)'
+
+quickstart: .venv/.installed
+	$(BIN)/tallow run recipes/quickstart.yaml $(ARGS)
+
+test: .venv/.installed-dev
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+check: .venv/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+docs: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: .venv/.installed-dev
+	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
+
+clean:
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache .venv/.installed*
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Installing again rebuilds the C++ kernels; edits of Python files need no installing.
+.venv/.installed: $(INSTALLED_FROM) | $(BIN)/pip
+	$(BIN)/pip install --editable .
+	@touch $@
+
+.venv/.installed-dev: $(INSTALLED_FROM) | $(BIN)/pip
+	$(BIN)/pip install --editable '.[dev,docs]'
+	@touch $@ .venv/.installed
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'tallow needs Python 3.11 or newer; name one: make PYTHON=python3.12 …' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo 'this Python has no venv module; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
