@@ -1,0 +1,255 @@
+"""Perplexity and bits per byte of models on held-out text."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch.nn import functional as F
+
+from tallow.console import ProgressBar, progress
+from tallow.data.documents import read_documents_split
+from tallow.data.manifest import MANIFEST, load_document_manifest
+from tallow.data.read import ReadSettings, Rejected, read_documents
+from tallow.data.sources import Source, find_sources, known_kind
+from tallow.errors import DataError, UsageError
+from tallow.evaluate.windows import Window, cut_windows
+from tallow.files import write_json
+from tallow.models.blocks.context import SequenceContext
+from tallow.models.decoder import Decoder
+from tallow.models.formats import load_model, load_tokenizer
+from tallow.models.quantization import num_weights
+from tallow.run import StageRun
+from tallow.tokenizer.tokenizer import Tokenizer
+
+LONGEST_DEFAULT_WINDOW = 1024
+BATCH_TOKENS = 4096
+LOGIT_ELEMENTS = 1 << 25
+DOCUMENTS_PER_BATCH = 256
+DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class EvaluateConfig(ReadSettings):
+    """Settings of the evaluate stage, and how its text is read.
+
+    Args:
+        models: The models to score, by the names they have in the result.
+        file: Held-out text: a text, JSONL or parquet file (each record a document), or prepared documents, of
+            which the validation split is taken.
+        window: Tokens that a model sees together; None for its context, at most 1,024.
+        stride: Tokens between the starts of two windows; None: windows do not overlap.
+        max_tokens: Take only so many tokens from the start of the text.
+        precision: Of the computation; `auto`: as the model is stored.
+    """
+
+    models: dict[str, Path] = Field(min_length=1)
+    file: Path
+    window: PositiveInt | None = None
+    stride: PositiveInt | None = None
+    max_tokens: PositiveInt | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    Args:
+        perplexity: Exponential of the mean negative log-likelihood of a scored token. Models with different
+            tokenizers cannot be compared by it.
+        bits_per_byte: Negative log2-likelihood of all scored tokens over the bytes (UTF-8) that they stand for.
+        tokens: Number of scored tokens.
+        bytes: Number of their bytes.
+        protocol: All that the figures depend on, besides the model.
+    """
+
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    protocol: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(config: EvaluateConfig, run: StageRun) -> dict[str, Any]:
+    """Score each model on the same text; the product is `evaluation.json`, by model what `Perplexity` has.
+
+    Returns:
+        The bits per byte of each model.
+
+    Raises:
+        DataError: A model or the text cannot be read, or the text is too short.
+        UsageError: The window is longer than a model's context, or the stride than the window.
+    """
+    texts = read_text(config.file, config)
+    scores = {}
+    for name, path in config.models.items():
+        model, tokenizer = load_model(path, dtype=DTYPES[config.precision]), load_tokenizer(path)
+        score = perplexity(model, tokenizer, texts, config.window, config.max_tokens, stride=config.stride, title=name)
+        run.ledger.tokens += score.tokens
+        run.ledger.flops += 2.0 * num_weights(model) * score.tokens
+        scores[name] = score
+    write_json(run.directory / "evaluation.json", {name: score.as_json() for name, score in scores.items()})
+    return {f"{name}_bits_per_byte": score.bits_per_byte for name, score in scores.items()}
+
+
+def read_text(path: Path, settings: ReadSettings | None = None) -> list[str]:
+    """The documents of a file, or those that prepared documents hold out.
+
+    A file whose name tells no other kind is taken as text.
+
+    Raises:
+        DataError: The file is missing, empty, binary or damaged, or nothing is held out.
+    """
+    settings = settings or ReadSettings()
+    if (path / MANIFEST).exists():
+        held_out = load_document_manifest(path).splits["validation"]
+        if not held_out.documents:
+            raise DataError(f"{path} holds out no documents", "prepare them with a validation_fraction above 0")
+        batches = read_documents_split(path / "validation", held_out, DOCUMENTS_PER_BATCH)
+        return [text for batch in batches for text in batch.column("text").to_pylist()]
+    named = path.is_file() and known_kind(path) is None
+    sources = [Source(str(path), path, "text")] if named else find_sources([path])
+    return [document.text for document in read_documents(sources, settings, Rejected())]
+
+
+def perplexity(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    text: str | Sequence[str],
+    window: int | None = None,
+    max_tokens: int | None = None,
+    *,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    title: str = "score",
+) -> Perplexity:
+    """Score a text in fixed windows.
+
+    The protocol: each document is encoded by itself and cut as `cut_windows` says. Windows begin with the
+    tokenizer's BOS token if its own encoding does; if not, the first token of a window is not scored (unless windows
+    overlap), and its bytes do not count either. Log-likelihoods are computed in float32 from the model's
+    logits and summed in float64. Neither the batch size nor the padding that it brings changes a score.
+
+    Args:
+        text: A document, or several.
+        window: Tokens that the model sees together, BOS included; None for its context, at most 1,024.
+        max_tokens: Take only so many tokens from the start of the text.
+        stride: Tokens between the starts of two windows; None: windows do not overlap.
+        batch_size: Windows a forward pass; None: about 4,096 tokens.
+        title: What the progress bar says.
+
+    Raises:
+        DataError: The text is too short to score a token, the tokenizer is not the model's, or scores are not finite.
+        UsageError: The window is longer than the model's context or shorter than two tokens, or the stride than it.
+    """
+    texts = [text] if isinstance(text, str) else text
+    window = window or min(model.config.max_positions, LONGEST_DEFAULT_WINDOW)
+    bos_id = tokenizer.bos_id if tokenizer.encode("", add_special_tokens=True)[:1] == [tokenizer.bos_id] else None
+    _check_windows(model, window, stride, bos_id)
+    documents = list(_encode(tokenizer, texts, max_tokens))
+    windows = [piece for ids in documents for piece in cut_windows(ids, window, stride, bos_id)]
+    if not windows:
+        raise DataError("the text is too short to score: it takes two tokens at least", "evaluate on a longer text")
+    if (highest := max(max(piece.ids) for piece in windows)) >= model.config.vocab_size:
+        raise DataError(
+            f"the tokenizer gives token {highest}, but the model knows only {model.config.vocab_size:,}",
+            "use the tokenizer that the model was trained with",
+        )
+    tokens = sum(piece.scored for piece in windows)
+    counts = Counter(token for piece in windows for token in piece.ids[-piece.scored :])
+    num_bytes = sum(count * len(tokenizer.token_bytes(token)) for token, count in counts.items())
+    with progress(title, tokens, "tokens") as bar:
+        loss = _negative_log_likelihood(model, windows, batch_size or max(1, BATCH_TOKENS // window), bar)
+    if not math.isfinite(loss):
+        raise DataError("the model's scores are not finite", "its weights are damaged, or its precision is too low")
+    return Perplexity(
+        perplexity=math.exp(loss / tokens),
+        bits_per_byte=loss / math.log(2) / num_bytes,
+        tokens=tokens,
+        bytes=num_bytes,
+        protocol={
+            "window": window,
+            "stride": stride,
+            "max_tokens": max_tokens,
+            "bos_id": bos_id,
+            "documents": len(documents),
+            "text_tokens": sum(len(ids) for ids in documents),
+            "text_sha256": _text_hash(texts),
+            "tokenizer": tokenizer.fingerprint,
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        },
+    )
+
+
+def _check_windows(model: Decoder, window: int, stride: int | None, bos_id: int | None) -> None:
+    longest = model.config.max_positions
+    if window > longest:
+        raise UsageError(f"a window of {window:,} tokens is longer than the model's context, {longest:,}", "shorten it")
+    if window < 2:
+        raise UsageError(f"a window of {window} token leaves nothing to predict it from", "make it 2 at least")
+    room = window - (bos_id is not None)
+    if stride is not None and stride > room:
+        raise UsageError(f"a stride of {stride:,} passes over tokens of the text", f"make it {room:,} at most")
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int | None) -> Iterator[list[int]]:
+    """The tokens of each document that has any, `max_tokens` in all."""
+    left = sys.maxsize if max_tokens is None else max_tokens
+    for start in range(0, len(texts), DOCUMENTS_PER_BATCH):
+        for ids in tokenizer.encode_batch(texts[start : start + DOCUMENTS_PER_BATCH]):
+            kept = ids[:left]
+            left -= len(kept)
+            if kept:
+                yield kept
+            if not left:
+                return
+
+
+@torch.inference_mode()
+def _negative_log_likelihood(model: Decoder, windows: Iterable[Window], batch_size: int, bar: ProgressBar) -> float:
+    """Sum over all scored tokens, in nats."""
+    windows = sorted(windows, key=lambda piece: len(piece.ids), reverse=True)  # like lengths together: little padding
+    total = 0.0
+    for start in range(0, len(windows), batch_size):
+        batch = windows[start : start + batch_size]
+        total += _score_batch(model, batch)
+        bar.advance(sum(piece.scored for piece in batch))
+    return total
+
+
+def _score_batch(model: Decoder, batch: Sequence[Window]) -> float:
+    device = next(model.parameters()).device
+    length = len(batch[0].ids)
+    tokens_BT = torch.zeros(len(batch), length, dtype=torch.int64)
+    scored_BT = torch.zeros(len(batch), length, dtype=torch.bool)
+    for row, piece in enumerate(batch):
+        end = len(piece.ids)  # padding comes after all that is scored, where causal attention cannot see it
+        tokens_BT[row, :end] = torch.tensor(piece.ids)
+        scored_BT[row, end - piece.scored : end] = True
+    tokens_BT, scored_BT = tokens_BT.to(device), scored_BT.to(device)
+    hidden_BTD = model(tokens_BT[:, :-1], SequenceContext.plain(len(batch), length - 1, device))
+    hidden_ND, targets_N = hidden_BTD[scored_BT[:, 1:]], tokens_BT[:, 1:][scored_BT[:, 1:]]
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)  # bounds the memory of the logits
+    for hidden, targets in zip(hidden_ND.split(step), targets_N.split(step), strict=True):
+        total += F.cross_entropy(model.logits(hidden).float(), targets, reduction="none").double().sum()
+    return float(total)
+
+
+def _text_hash(texts: Sequence[str]) -> str:
+    """SHA-256 of the documents with a zero byte between each two; of one document, that of its file."""
+    digest = sha256()
+    for index, text in enumerate(texts):
+        digest.update(b"\0" * (index > 0) + text.encode())
+    return digest.hexdigest()
