@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tallow.recipe import Section
+
+MAX_LAYERS = 10_000
+"""More layers than this are taken for a broken file, before anything is built."""
+
+Size = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 class RotaryScaling(Section):
     """How rotary frequencies change beyond the trained length.
 
     Sources: linear interpolation (arXiv 2306.15595), dynamic NTK (as in `transformers`), YaRN
-    (2309.00071, section 3), Llama 3.1's piecewise rule (2407.21783, section 3.4 and its released code).
+    (2309.00071, section 3), Llama 3.1's piecewise rule (2407.21783, section 3.4 and its released code),
+    LongRoPE (2402.13753, as in Phi-3).
+
+    Args:
+        factor: How much longer than trained; YaRN and LongRoPE may leave it to the ratio of the lengths.
+        original_max_positions: The trained length; None for the model's `max_positions`.
+        low_freq_factor, high_freq_factor: Llama 3.1: bounds of the blend, in turns over the trained length.
+        beta_fast, beta_slow, mscale, mscale_all_dim, truncate: YaRN.
+        attention_factor: YaRN and LongRoPE: factor on cosines and sines; None for their own rule.
+        short_factors, long_factors: LongRoPE: divisors of each frequency, within and beyond the trained length.
     """
 
-    kind: Literal["linear", "dynamic", "yarn", "llama3"]
-    factor: PositiveFloat = 1.0
-    original_max_positions: PositiveInt | None = None
+    kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+    factor: PositiveFloat | None = None
+    original_max_positions: Size | None = None
     low_freq_factor: PositiveFloat = 1.0
     high_freq_factor: PositiveFloat = 4.0
     beta_fast: PositiveFloat = 32.0
@@ -27,6 +41,25 @@ class RotaryScaling(Section):
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factors: tuple[PositiveFloat, ...] = ()
+    long_factors: tuple[PositiveFloat, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.factor is None and self.kind in ("linear", "dynamic", "llama3"):
+            raise ValueError(f"rotary scaling {self.kind} needs a factor")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError("high_freq_factor must be above low_freq_factor")
+        return self
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the frequencies change with the length of the present sequence."""
+        return self.kind in ("dynamic", "longrope")
+
+    def stretch(self, max_positions: int) -> float:
+        """`factor`, or where it is left open the ratio of the model's length to the trained one."""
+        return self.factor or max_positions / (self.original_max_positions or max_positions)
 
 
 class Rotary(Section):
@@ -38,9 +71,13 @@ class Rotary(Section):
         scaling: Extension beyond the trained length; None for none.
     """
 
-    theta: PositiveFloat = 10000.0
+    theta: float = Field(default=10000.0, gt=1.0)
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     scaling: RotaryScaling | None = None
+
+    def rotated_size(self, head_size: int) -> int:
+        """Number of entries of a head that are rotated."""
+        return int(head_size * self.fraction)
 
 
 class DecoderConfig(Section):
@@ -67,14 +104,14 @@ class DecoderConfig(Section):
     """
 
     family: str = "llama"
-    vocab_size: int = Field(default=0, ge=0)
-    hidden_size: PositiveInt = 256
-    num_layers: PositiveInt = 6
-    num_heads: PositiveInt = 4
-    num_kv_heads: PositiveInt = 4
-    head_dim: PositiveInt | None = None
-    intermediate_size: PositiveInt = 768
-    max_positions: PositiveInt = 1024
+    vocab_size: int = Field(default=0, ge=0, lt=2**31)
+    hidden_size: Size = 256
+    num_layers: int = Field(default=6, gt=0, le=MAX_LAYERS)
+    num_heads: Size = 4
+    num_kv_heads: Size = 4
+    head_dim: Size | None = None
+    intermediate_size: Size = 768
+    max_positions: Size = 1024
 
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: PositiveFloat = 1e-5
@@ -116,7 +153,24 @@ class DecoderConfig(Section):
             raise ValueError(f"sliding_layers names {len(self.sliding_layers)} layers of {self.num_layers}")
         if self.sliding_layers is not None and any(self.sliding_layers) and self.window is None:
             raise ValueError("sliding_layers needs a window")
+        if self.positions == "rotary":
+            for rotary in filter(None, (self.rotary, self.local_rotary)):
+                self._check_rotary(rotary)
         return self
+
+    def _check_rotary(self, rotary: Rotary) -> None:
+        rotated, scaling = rotary.rotated_size(self.head_size), rotary.scaling
+        if rotated < 2 or rotated % 2:
+            raise ValueError(f"rotary positions need an even number of entries of each head, not {rotated}")
+        if scaling is None:
+            return
+        if scaling.kind == "dynamic" and rotated == 2:
+            raise ValueError("dynamic rotary scaling needs heads of more than 2 entries")
+        factors = (scaling.short_factors, scaling.long_factors)
+        if scaling.kind == "longrope" and any(len(part) != rotated // 2 for part in factors):
+            raise ValueError(f"longrope needs {rotated // 2} short and as many long factors")
+        if scaling.kind == "longrope" and (scaling.original_max_positions or self.max_positions) < 2:
+            raise ValueError("longrope needs a trained length of at least 2")
 
     @property
     def head_size(self) -> int:

@@ -19,8 +19,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.offset:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # 1 + weight is rounded once, at the end, as the family was trained
+            # the normalized value is rounded to x's dtype before it is multiplied, as most families were trained
+            return self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)
+        # these round once, after the multiplication
         return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
 
 

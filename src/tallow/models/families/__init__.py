@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 from tallow.errors import DataError
-from tallow.models.families import llama
+from tallow.models.families import (
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    starcoder2,
+)
 from tallow.models.families.family import Family, TensorMap
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (llama.FAMILY,)}
+_FAMILIES = (
+    gemma2.FAMILY,
+    gemma3.FAMILY,
+    gpt2.FAMILY,
+    gpt_neox.FAMILY,
+    llama.FAMILY,
+    mistral.FAMILY,
+    olmo2.FAMILY,
+    phi3.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    starcoder2.FAMILY,
+)
+FAMILIES: dict[str, Family] = {name: family for family in _FAMILIES for name in (family.name, *family.other_names)}
 
 
 def find_family(name: str) -> Family:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tallow.errors import DataError
-from tallow.models.config import DecoderConfig, Rotary, RotaryScaling
+from tallow.errors import UsageError
+from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 
 
@@ -23,42 +23,50 @@ def _first(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How one stored tensor holds one or several parameters of ours.
+
+    Args:
+        split: From the stored tensor to our parameters (views where it can).
+        join: The inverse.
+    """
+
+    split: Callable[[Tensor], Sequence[Tensor]] = _alone
+    join: Callable[[Sequence[Tensor]], Tensor] = _first
+
+
+AS_IS = Layout()
+TRANSPOSED = Layout(lambda tensor: (tensor.t(),), lambda parts: parts[0].t())
+"""A matrix stored inputs first (a vector stays as it is)."""
+
+
+def stacked(*sizes: int) -> Layout:
+    """Parameters of so many rows each, one below the other."""
+    return Layout(lambda tensor: tensor.split(sizes), torch.cat)
+
+
+@dataclass(frozen=True)
 class TensorMap:
     """One tensor of the hub's files and the parameters of ours that it holds.
 
     Args:
         hub: Its name in the files.
         ours: Names of the decoder's parameters in it; several where the family stores them fused.
-        split: From the stored tensor to our parameters (views where it can).
-        join: The inverse.
+        layout: How they lie in it.
     """
 
     hub: str
     ours: tuple[str, ...]
-    split: Callable[[Tensor], tuple[Tensor, ...]] = _alone
-    join: Callable[[Sequence[Tensor]], Tensor] = _first
+    layout: Layout = AS_IS
 
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Our parameters in the stored tensor, in the order of `ours`."""
+        return tuple(self.layout.split(tensor))
 
-@dataclass(frozen=True)
-class Family:
-    """A hub format.
+    def join(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The tensor to store for our parameters."""
+        return self.layout.join(parameters)
 
-    Args:
-        name: `model_type` in `config.json`.
-        architecture: Entry of `architectures` in `config.json`.
-        read_config: From the values of `config.json`.
-        write_config: Back to them, without the fields that all families share.
-        tensors: All tensors of a model of this shape.
-    """
-
-    name: str
-    architecture: str
-    read_config: Callable[[Mapping[str, Any]], DecoderConfig]
-    write_config: Callable[[DecoderConfig], dict[str, Any]]
-    tensors: Callable[[DecoderConfig], list[TensorMap]]
-
-
-# ---- what most families share ----------------------------------------------------------------------
 
 _ATTENTION = {f"attention.{part}_proj": f"self_attn.{part}_proj" for part in ("q", "k", "v", "o")}
 _QK_NORMS = {f"attention.{part}_norm": f"self_attn.{part}_norm" for part in ("q", "k")}
@@ -72,149 +80,92 @@ LLAMA_LAYER = {
 }
 """Names of a layer's modules: ours → the hub's, as Llama and most later families have them."""
 
+LLAMA_OUTSIDE = {"embed": "model.embed_tokens", "layers": "model.layers", "norm": "model.norm", "lm_head": "lm_head"}
+"""The same outside of the layers, with the list of layers itself."""
 
-def renamed_tensors(
-    parameters: Sequence[str], layer: Mapping[str, str], outside: Mapping[str, str] | None = None
-) -> list[TensorMap]:
-    """One hub tensor for each of `parameters` (names of ours), by renaming modules.
+
+@dataclass(frozen=True)
+class Family:
+    """A hub format.
 
     Args:
-        layer: Our module names below `layers.N.` → the hub's below `model.layers.N.`.
-        outside: The same outside of the layers; default: Llama's.
+        name: `model_type` in `config.json`.
+        architecture: Entry of `architectures` in `config.json`.
+        read_config: From the values of `config.json`.
+        write_config: Back to them, without the fields that all families share (control tokens, dtype).
+        layer: Names of our modules below a layer → the hub's; those with the same name there are stored fused.
+        outside: The same outside of the layers, with the list of layers itself.
+        layouts: How modules below a layer (the hub's names) are stored, where that is not as they are.
+        other_names: Values of `model_type` that are also read as this family.
+        aliases: How some files spell a tensor's name: beginning as written here, beginning there.
+        ignored: Ends of the names of stored tensors that are no parameters.
     """
-    outside = outside or {"embed": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
-    maps = []
-    for parameter in parameters:
-        module, _, kind = parameter.rpartition(".")
-        if module.startswith("layers."):
-            _, index, below = module.split(".", 2)
-            maps.append(TensorMap(f"model.layers.{index}.{layer[below]}.{kind}", (parameter,)))
-        else:
-            maps.append(TensorMap(f"{outside[module]}.{kind}", (parameter,)))
-    return maps
+
+    name: str
+    architecture: str
+    read_config: Callable[[Mapping[str, Any]], DecoderConfig]
+    write_config: Callable[[DecoderConfig], dict[str, Any]]
+    layer: Mapping[str, str] = field(default_factory=lambda: LLAMA_LAYER)
+    outside: Mapping[str, str] = field(default_factory=lambda: LLAMA_OUTSIDE)
+    layouts: Callable[[DecoderConfig], Mapping[str, Layout]] | None = None
+    other_names: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = (("model.", ""),)
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+
+    def tensors(self, config: DecoderConfig, parameters: Iterable[str] | None = None) -> list[TensorMap]:
+        """The stored tensors that hold the parameters of a model of this shape.
+
+        Args:
+            parameters: Names of the parameters, where the caller has them; else they are found by building
+                the decoder without memory.
+        """
+        if parameters is None:
+            with torch.device("meta"):
+                parameters = [name for name, _ in Decoder(config).named_parameters()]
+        layouts = self.layouts(config) if self.layouts is not None else {}
+        maps: dict[str, TensorMap] = {}
+        for parameter in parameters:
+            module, _, kind = parameter.rpartition(".")
+            if module.startswith("layers."):
+                _, index, below = module.split(".", 2)
+                there = self.layer[below]
+                hub, layout = f"{self.outside['layers']}.{index}.{there}.{kind}", layouts.get(there, AS_IS)
+            else:
+                hub, layout = f"{self.outside[module]}.{kind}", AS_IS
+            fused_with = maps[hub].ours if hub in maps else ()
+            maps[hub] = TensorMap(hub, (*fused_with, parameter), layout)
+        return list(maps.values())
+
+    def spellings(self, hub: str) -> list[str]:
+        """The names under which files may hold the tensor `hub`, the usual one first."""
+        others = [there + hub.removeprefix(here) for here, there in self.aliases if hub.startswith(here)]
+        return [hub, *others]
+
+    def hub_config(self, config: DecoderConfig) -> dict[str, Any]:
+        """The values of `config.json` that describe the architecture.
+
+        Raises:
+            UsageError: The family has no way to say some choice of `config`, so that the saved model
+                would be another one.
+        """
+        hub = {"architectures": [self.architecture], "model_type": self.name, **self.write_config(config)}
+        wanted, said = _architecture(config), _architecture(self.read_config(hub))
+        lost = [name for name, value in wanted.items() if said[name] != value]
+        if lost:
+            raise UsageError(
+                f"the hub format of {self.name} cannot express this model's {', '.join(lost)}",
+                "choose the family that has them, or leave them at what the family has",
+            )
+        return hub
 
 
-def parameter_names(config: DecoderConfig) -> list[str]:
-    """Names of all parameters of a decoder of this shape."""
-    with torch.device("meta"):
-        return [name for name, _ in Decoder(config).named_parameters()]
-
-
-def read_shared(hub: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that nearly all families spell alike, as arguments of `DecoderConfig`.
-
-    Raises:
-        DataError: A field without which no model can be built is missing.
-    """
-    try:
-        heads = hub["num_attention_heads"]
-        return {
-            "family": hub["model_type"],
-            "vocab_size": hub["vocab_size"],
-            "hidden_size": hub["hidden_size"],
-            "num_layers": hub["num_hidden_layers"],
-            "num_heads": heads,
-            "num_kv_heads": hub.get("num_key_value_heads") or heads,
-            "head_dim": hub.get("head_dim"),
-            "intermediate_size": hub["intermediate_size"],
-            "max_positions": hub["max_position_embeddings"],
-            "rotary": read_rotary(hub),
-            "activation": read_activation(hub.get("hidden_act") or hub.get("hidden_activation")),
-            **read_control_tokens(hub),
-        }
-    except KeyError as error:
-        raise DataError(f"config.json has no {error.args[0]}", "restore it from the model's source") from error
-
-
-def write_shared(config: DecoderConfig) -> dict[str, Any]:
-    """The inverse of `read_shared`, with the norm's epsilon and the tying of embeddings."""
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
+def _architecture(config: DecoderConfig) -> dict[str, Any]:
+    """What a config makes the decoder compute, however it is spelled."""
+    layers = range(config.num_layers)
+    spelled = ("family", "bos_id", "eos_ids", "pad_id", "head_dim", "sliding_layers", "local_rotary")
+    return {name: value for name, value in config if name not in spelled} | {
         "head_dim": config.head_size,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_positions,
-        "hidden_act": ACTIVATIONS[config.activation],
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_embeddings,
-        **write_rotary(config.rotary),
+        "window": [config.layer_window(layer) for layer in layers],
+        "rotary": [config.layer_rotary(layer) if config.positions == "rotary" else None for layer in layers],
+        "attention_scale": config.attention_scale or config.head_size**-0.5,
     }
-
-
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
-_ACTIVATION_NAMES = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-
-
-def read_activation(name: str | None) -> str:
-    """Our name of a hub activation.
-
-    Raises:
-        DataError: It is one that no supported family uses.
-    """
-    try:
-        return _ACTIVATION_NAMES[name or "silu"]
-    except KeyError as error:
-        raise DataError(f"config.json names the unknown activation {name!r}", "this model is not supported") from error
-
-
-def read_control_tokens(hub: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the control tokens; `eos_token_id` may be one or a list."""
-    eos = hub.get("eos_token_id")
-    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
-    return {"bos_id": hub.get("bos_token_id"), "eos_ids": eos_ids, "pad_id": hub.get("pad_token_id")}
-
-
-def read_rotary(hub: Mapping[str, Any], *, theta: float = 10000.0) -> Rotary:
-    """Rotary settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
-
-    Raises:
-        DataError: The scaling rule is unknown.
-    """
-    values = dict(hub.get("rope_parameters") or hub.get("rope_scaling") or {})
-    kind = values.get("rope_type") or values.get("type") or "default"
-    base = values.get("rope_theta") or hub.get("rope_theta") or hub.get("rotary_emb_base") or theta
-    fraction = values.get("partial_rotary_factor") or hub.get("partial_rotary_factor") or hub.get("rotary_pct") or 1.0
-    if kind == "default":
-        return Rotary(theta=base, fraction=fraction)
-    if kind not in ("linear", "dynamic", "yarn", "llama3"):
-        raise DataError(f"config.json names the unknown rotary scaling {kind!r}", "this model is not supported")
-    known = {ours: values[theirs] for ours, theirs in _SCALING_FIELDS.items() if values.get(theirs) is not None}
-    return Rotary(theta=base, fraction=fraction, scaling=RotaryScaling(kind=kind, **known))
-
-
-def write_rotary(rotary: Rotary) -> dict[str, Any]:
-    """The inverse of `read_rotary`, in the spelling of transformers 5, with `rope_theta` for older readers."""
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
-    if rotary.scaling is not None:
-        parameters["rope_type"] = rotary.scaling.kind
-        given = rotary.scaling.model_dump(exclude_defaults=True)
-        parameters |= {_SCALING_FIELDS[name]: value for name, value in given.items() if name in _SCALING_FIELDS}
-        parameters["factor"] = rotary.scaling.factor
-    if rotary.fraction != 1.0:
-        parameters["partial_rotary_factor"] = rotary.fraction
-    old = {key: value for key, value in parameters.items() if key != "rope_theta"} if rotary.scaling else None
-    return {"rope_parameters": parameters, "rope_theta": rotary.theta, "rope_scaling": old}
-
-
-_SCALING_FIELDS = {
-    "factor": "factor",
-    "original_max_positions": "original_max_position_embeddings",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "attention_factor": "attention_factor",
-    "mscale": "mscale",
-    "mscale_all_dim": "mscale_all_dim",
-    "truncate": "truncate",
-}

@@ -6,20 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tallow.models.config import DecoderConfig
-from tallow.models.families.family import (
-    LLAMA_LAYER,
-    Family,
-    TensorMap,
-    parameter_names,
-    read_shared,
-    renamed_tensors,
-    write_shared,
-)
+from tallow.models.families.family import Family
+from tallow.models.families.fields import read_rotary, read_shared, write_rotary, write_shared
 
 
 def read_config(hub: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(
+        family="llama",
         **read_shared(hub),
+        rotary=read_rotary(hub),
         norm_eps=hub.get("rms_norm_eps", 1e-6),
         tied_embeddings=hub.get("tie_word_embeddings", False),
         qkv_bias=hub.get("attention_bias", False),
@@ -29,11 +24,13 @@ def read_config(hub: Mapping[str, Any]) -> DecoderConfig:
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
-    return {**write_shared(config), "attention_bias": config.qkv_bias, "mlp_bias": config.feed_forward_bias}
+    return {
+        **write_shared(config),
+        **write_rotary(config.rotary),
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.feed_forward_bias,
+    }
 
 
-def tensors(config: DecoderConfig) -> list[TensorMap]:
-    return renamed_tensors(parameter_names(config), LLAMA_LAYER)
-
-
-FAMILY = Family("llama", "LlamaForCausalLM", read_config, write_config, tensors)
+FAMILY = Family("llama", "LlamaForCausalLM", read_config, write_config)

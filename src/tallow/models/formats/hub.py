@@ -5,22 +5,21 @@ Tensors are mapped from the files, not copied; a page that is written to (traini
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tallow.errors import DataError, reading
+from tallow.errors import DataError
 from tallow.files import atomic_directory, read_json, write_json
 from tallow.models.blocks.quantized import QuantizedEmbedding
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
-from tallow.models.families import TensorMap, find_family
+from tallow.models.families import Family, TensorMap, find_family
+from tallow.models.families.fields import write_control_tokens
 from tallow.models.formats.quantized import (
     quantization_config,
     quantized_names,
@@ -28,13 +27,13 @@ from tallow.models.formats.quantized import (
     replace_stored,
     unquantized,
 )
+from tallow.models.formats.tensor_files import TensorFiles, write_tensor_files
 from tallow.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-SHARD_BYTES = 5 * 10**9
+CONTROL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read_config(directory: Path) -> DecoderConfig:
@@ -43,44 +42,56 @@ def read_config(directory: Path) -> DecoderConfig:
     Raises:
         DataError: config.json is missing, broken, of an unsupported family, or contradicts itself.
     """
-    values = read_json(directory / CONFIG, "model config")
+    path = directory / CONFIG
+    values = read_json(path, "model config")
     if (directory / GENERATION).exists():
         given = read_json(directory / GENERATION, "generation config")
-        values |= {key: given[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in given}
+        values |= {key: given[key] for key in CONTROL_TOKENS if given.get(key) is not None}
+    if "model_type" not in values:
+        raise DataError(f"{path} names no model_type", "restore it from the model's source")
     try:
-        return find_family(str(values.get("model_type"))).read_config(values)
-    except (ValidationError, TypeError, ValueError, AttributeError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise DataError(f"{directory / CONFIG} does not describe a model: {problem}", "restore it") from error
+        return find_family(str(values["model_type"])).read_config(values)
+    except KeyError as error:
+        problem = f"it has no {error.args[0]}"
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join((".".join(str(part) for part in first["loc"]), first["msg"])).removeprefix(": ")
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        problem = str(error)
+    raise DataError(f"{path} does not describe a model: {problem}", "restore it from the model's source")
 
 
 def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder:
     """Load a model directory.
 
     Args:
-        dtype: Convert floating-point tensors to it, one at a time; None leaves them as stored, mapped from the files.
+        dtype: Convert floating-point tensors to it, one at a time; None leaves them as stored, mapped from the
+            files (where they are of several dtypes, all become that of the first).
 
     Raises:
         DataError: A file is missing, truncated or broken, or tensors and config.json disagree.
     """
     config = read_config(directory)
-    names = quantized_names(read_json(directory / CONFIG, "model config"))
-    with torch.device("meta"):
-        model = Decoder(config)
-    stored = _TensorFiles(directory)
-    for name in names:
-        replace_stored(model, name, stored.read)
-    state: dict[str, Tensor] = dict(quantized_tensors(model))
+    family = find_family(config.family)
+    stored = TensorFiles(directory)
+    model = _without_memory(config, stored)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for tensor_map in unquantized(find_family(config.family).tensors(config), shapes):
-        for name, tensor in zip(tensor_map.ours, _split(stored.read(tensor_map.hub), tensor_map), strict=True):
-            if tensor.shape != shapes[name]:
-                raise DataError(
-                    f"tensor {tensor_map.hub} in {directory} gives {name} the shape {tuple(tensor.shape)}, "
-                    f"but config.json says {tuple(shapes[name])}",
-                    "config.json and the weights are not of the same model",
-                )
-            state[name] = tensor if dtype is None else tensor.to(dtype)
+    tensor_maps = family.tensors(config, shapes)
+    for name in quantized_names(read_json(directory / CONFIG, "model config")):
+        replace_stored(model, name, stored.read)
+    plain = {name for name, _ in model.named_parameters()}
+    state: dict[str, Tensor] = dict(quantized_tensors(model))
+    for tensor_map in unquantized(tensor_maps, plain):
+        tensor = stored.read(*family.spellings(tensor_map.hub))
+        if tensor.dtype not in DTYPES:
+            raise DataError(
+                f"tensor {tensor_map.hub} in {directory} is stored as {tensor.dtype}, which is not supported",
+                "take a model whose weights are float32, bfloat16 or float16",
+            )
+        dtype = dtype or tensor.dtype
+        parts = _split(tensor, tensor_map, [shapes[name] for name in tensor_map.ours])
+        state.update(zip(tensor_map.ours, (part.to(dtype) for part in parts), strict=True))
+    _refuse_unexplained(stored, family)
     model.load_state_dict(state, assign=True)
     if isinstance(model.embed, QuantizedEmbedding):
         model.embed.dtype = model.norm.weight.dtype
@@ -92,119 +103,80 @@ def save_directory(model: Decoder, tokenizer: Tokenizer | None, directory: Path)
 
     Raises:
         CapacityError: The disk is full.
-        UsageError: The place cannot be written.
+        UsageError: The place cannot be written, or the model's family cannot express its architecture.
     """
+    config = hub_config(model)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensor_maps = unquantized(find_family(model.config.family).tensors(model.config), parameters)
+    plain = {tensor_map.hub: tensor_map for tensor_map in tensor_maps}
+    quantized = dict(quantized_tensors(model))
+    sizes = {hub: sum(parameters[name].nbytes for name in plain[hub].ours) for hub in plain}
+    sizes |= {name: tensor.nbytes for name, tensor in quantized.items()}
+
+    def tensor(name: str) -> Tensor:
+        return plain[name].join([parameters[ours] for ours in plain[name].ours]) if name in plain else quantized[name]
+
     with atomic_directory(directory) as temporary:
-        write_json(temporary / CONFIG, hub_config(model))
-        write_json(temporary / GENERATION, _control_tokens(model.config))
-        _write_weights(_hub_tensors(model), temporary)
+        write_json(temporary / CONFIG, config)
+        write_json(temporary / GENERATION, write_control_tokens(model.config))
+        write_tensor_files(sizes, tensor, temporary)
         if tokenizer is not None:
             tokenizer.save(temporary)
 
 
 def hub_config(model: Decoder) -> dict[str, Any]:
-    """The values of `config.json`."""
-    family = find_family(model.config.family)
+    """The values of `config.json`.
+
+    Raises:
+        UsageError: The model's family cannot express its architecture.
+    """
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {
-        "architectures": [family.architecture],
-        "model_type": family.name,
-        **family.write_config(model.config),
-        **_control_tokens(model.config),
+        **find_family(model.config.family).hub_config(model.config),
+        **write_control_tokens(model.config),
         "dtype": dtype,
         "torch_dtype": dtype,
         **quantization_config(model),
     }
 
 
-def _control_tokens(config: DecoderConfig) -> dict[str, Any]:
-    eos = list(config.eos_ids)
-    tokens = {
-        "bos_token_id": config.bos_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        "pad_token_id": config.pad_id,
-    }
-    return {key: value for key, value in tokens.items() if value is not None}
-
-
-def _split(tensor: Tensor, tensor_map: TensorMap) -> tuple[Tensor, ...]:
-    try:
-        return tensor_map.split(tensor)
-    except (RuntimeError, ValueError, IndexError) as error:
+def _without_memory(config: DecoderConfig, stored: TensorFiles) -> Decoder:
+    """The decoder on the meta device, once the files can be those of one so large."""
+    if config.num_layers > len(stored):
         raise DataError(
-            f"tensor {tensor_map.hub} has the unexpected shape {tuple(tensor.shape)}",
+            f"{stored.directory / CONFIG} says {config.num_layers} layers, but there are only {len(stored)} tensors",
             "config.json and the weights are not of the same model",
+        )
+    try:
+        with torch.device("meta"):
+            return Decoder(config)
+    except RuntimeError as error:
+        raise DataError(
+            f"{stored.directory / CONFIG} describes matrices too large to exist", "restore it from the model's source"
         ) from error
 
 
-def _hub_tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    parameters = dict(model.named_parameters())
-    for tensor_map in unquantized(find_family(model.config.family).tensors(model.config), parameters):
-        yield tensor_map.hub, tensor_map.join([parameters[name].detach() for name in tensor_map.ours]).contiguous()
-    yield from quantized_tensors(model)
-
-
-def _write_weights(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
-    """One file, or shards of at most `SHARD_BYTES` with an index."""
-    shards: list[dict[str, Tensor]] = [{}]
-    shard_bytes = total_bytes = 0
-    for name, tensor in tensors:
-        if shards[-1] and shard_bytes + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            shard_bytes = 0
-        shards[-1][name] = tensor
-        shard_bytes += tensor.nbytes
-        total_bytes += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], directory / WEIGHTS, metadata={"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    write_json(directory / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-
-
-class _TensorFiles:
-    """The tensors of a directory, by name, from one file or from shards."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.open_files: dict[str, Any] = {}
-        self.file_of: dict[str, str] = {}
-        if (directory / INDEX).exists():
-            weight_map = read_json(directory / INDEX, "weight index").get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise DataError(f"{directory / INDEX} has no weight_map", "restore it from the model's source")
-            for file in set(weight_map.values()):
-                if Path(file).name != file:
-                    raise DataError(f"{directory / INDEX} points outside of the directory: {file}", "do not trust it")
-            self.file_of = weight_map
-        else:
-            self.file_of = dict.fromkeys(self._open(WEIGHTS).keys(), WEIGHTS)
-
-    def read(self, name: str) -> Tensor:
-        for stored in (name, name.removeprefix("model."), name.removeprefix("transformer.")):
-            if stored in self.file_of:
-                file = self.file_of[stored]
-                try:
-                    return self._open(file).get_tensor(stored)
-                except SafetensorError as error:
-                    raise DataError(f"{self.directory / file} lacks the tensor {stored}: {error}", "") from error
+def _split(tensor: Tensor, tensor_map: TensorMap, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
+    """Our parameters, of these shapes, in a stored tensor."""
+    try:
+        parts = tensor_map.split(tensor)
+    except (RuntimeError, ValueError, IndexError):
+        parts = ()
+    if [part.shape for part in parts] != list(shapes):
+        wanted = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(tensor_map.ours, shapes, strict=True))
         raise DataError(
-            f"{self.directory} has no tensor {name}", "config.json and the weights are not of the same model"
+            f"tensor {tensor_map.hub} has the shape {tuple(tensor.shape)}, but config.json asks it to hold {wanted}",
+            "config.json and the weights are not of the same model",
         )
+    return parts
 
-    def _open(self, file: str) -> Any:
-        if file not in self.open_files:
-            path = self.directory / file
-            with reading(path, "weights file"):
-                path.open("rb").close()
-            try:
-                self.open_files[file] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise DataError(
-                    f"weights file {path} is broken or truncated: {error}", "copy or download it again"
-                ) from error
-        return self.open_files[file]
+
+def _refuse_unexplained(stored: TensorFiles, family: Family) -> None:
+    """A weight of a layer that nothing has read would silently be left out of the computation."""
+    layers = tuple(f"{spelling}." for spelling in family.spellings(family.outside["layers"]))
+    for name in sorted(stored.unread):
+        if name.startswith(layers) and not name.endswith(family.ignored):
+            raise DataError(
+                f"{stored.directory} holds the tensor {name}, which a {family.name} model of this config.json lacks",
+                "config.json and the weights are not of the same model",
+            )
