@@ -1,0 +1,308 @@
+"""Conversations as text and as token ids: chat templates, and which part of a conversation a model learns."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Template
+
+from tallow.errors import DataError
+from tallow.tokenizer.sandbox import (
+    GENERATION_END,
+    GENERATION_START,
+    BoundedEnvironment,
+    TemplateLimitError,
+    TemplateRefusal,
+)
+
+if TYPE_CHECKING:  # at run time tokenizer.py imports this file
+    from tallow.tokenizer.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+CHATML = """\
+{%- macro text(content) %}
+    {%- if content is string %}
+        {{- content }}
+    {%- else %}
+        {%- for part in content %}
+            {{- part.text }}
+        {%- endfor %}
+    {%- endif %}
+{%- endmacro %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+            {{- text(message.content) + '<|im_end|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- text(message.content) + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+
+class ChatTemplate:
+    """A Jinja template that writes conversations, run as `transformers` runs it, but with limits (see `sandbox`).
+
+    Args:
+        source: The template. It is compiled when it is first used, so that a model can be loaded whose template
+            is broken.
+        tokens: Spelling of the special tokens that the template may name (`bos_token`, `eos_token`, …).
+        tool_source: Another template for conversations with tools, if the model has one.
+    """
+
+    def __init__(self, source: str, tokens: Mapping[str, str], *, tool_source: str | None = None) -> None:
+        self.source, self.tool_source = source, tool_source
+        self.tokens = dict(tokens)
+        self._program = _Program(source)
+        self._tool_program = _Program(tool_source) if tool_source is not None else self._program
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: Each with a `role` and what else the template reads, in values that JSON knows.
+            add_generation_prompt: End with the beginning of an assistant's turn.
+            tools: JSON schemas of functions that the model may call.
+            variables: Further settings of this template (such as `enable_thinking`).
+
+        Raises:
+            DataError: A message is not one, or the template fails, refuses the conversation or reaches a limit.
+        """
+        return self._render(_plain_messages(messages), tools, add_generation_prompt, variables or {})
+
+    def render_masked(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[tuple[str, bool]]:
+        """The text of a conversation in pieces, and for each whether the assistant wrote it and a model learns it.
+
+        A template may say so by `{% generation %}`. For others the conversation is rendered up to each answer,
+        once before it (with the generation prompt) and once behind it; the difference is the answer with its end
+        token. That holds only where each of these texts is the beginning of the next, which is checked.
+
+        Raises:
+            DataError: As `render`; or what the assistant wrote cannot be told from this template.
+        """
+        plain = _plain_messages(messages)
+        if self._choose(tools).marks_generation:
+            pieces = self._marked_pieces(plain, tools)
+        else:
+            pieces = self._prefix_pieces(plain, tools)
+        pieces = [(text, learned) for text, learned in pieces if text]
+        if _has_answer(plain) and not any(learned for _, learned in pieces):
+            raise DataError(
+                "the chat template marks nothing of the assistant's answers as learned",
+                "put {% generation %} … {% endgeneration %} around the assistant's content and end token",
+            )
+        return pieces
+
+    def _marked_pieces(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[tuple[str, bool]]:
+        start, end = _unused_characters([messages, tools], 2)
+        text = self._render(messages, tools, False, {GENERATION_START: start, GENERATION_END: end})
+        pieces, depth = [], 0
+        for part in re.split(f"([{start}{end}])", text):
+            if part in (start, end):
+                depth += 1 if part == start else -1
+            else:
+                pieces.append((part, depth > 0))
+        return pieces
+
+    def _prefix_pieces(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[tuple[str, bool]]:
+        whole = self._render(messages, tools, False, {})
+        pieces, done = [], 0
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(messages[:index], tools, True, {})
+            behind = self._render(messages[: index + 1], tools, False, {})
+            if not (whole.startswith(behind) and behind.startswith(before) and len(before) >= done):
+                raise DataError(
+                    f"it cannot be told what the assistant wrote in message {index}: the chat template writes the "
+                    "conversation up to there otherwise than as the beginning of the whole",
+                    "use a template with {% generation %}, or one answer in each conversation",
+                )
+            # What follows the end token is not the model's to write: it has stopped by then.
+            answer = behind[len(before) :]
+            eos = self.tokens.get("eos_token")
+            if eos is not None and answer.rstrip().endswith(eos):
+                answer = answer.rstrip()
+            pieces += [(whole[done : len(before)], False), (answer, True)]
+            done = len(before) + len(answer)
+        return [*pieces, (whole[done:], False)]
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        return self._choose(tools).render(
+            {
+                "documents": None,
+                **self.tokens,
+                **variables,
+                "messages": messages,
+                "tools": _plain(tools, "tools"),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+
+    def _choose(self, tools: Sequence[Mapping[str, Any]] | None) -> _Program:
+        return self._tool_program if tools else self._program
+
+
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation, and for each whether a model learns it.
+
+    The ids are those of encoding the rendered text as a whole, with one difference: control tokens come from the
+    template alone. Where a message (or a tool) spells one, those characters are encoded as text. A token that
+    reaches into an assistant's text counts as learned.
+
+    Raises:
+        DataError: The tokenizer has no chat template; or as `ChatTemplate.render_masked`.
+    """
+    template, marker, messages, tools = _marked(tokenizer, messages, tools)
+    return tokenizer.sealed.encode_pieces(template.render_masked(messages, tools=tools), marker)
+
+
+def encode_chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a conversation up to where the assistant begins to answer; control tokens as in `encode_chat`.
+
+    Raises:
+        DataError: The tokenizer has no chat template; or as `ChatTemplate.render`.
+    """
+    template, marker, messages, tools = _marked(tokenizer, messages, tools)
+    text = template.render(messages, add_generation_prompt=True, tools=tools, variables=variables)
+    return tokenizer.sealed.encode_pieces([(text, False)], marker)[0]
+
+
+class _Program:
+    """One template, compiled on first use; one rendering at a time."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._environment: BoundedEnvironment | None = None
+        self._template: Template | None = None
+
+    @property
+    def marks_generation(self) -> bool:
+        return self._compiled()[0].marks_generation
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        environment, template = self._compiled()
+        with self._lock:
+            try:
+                return environment.render(template, variables)
+            except TemplateRefusal as error:
+                raise DataError(
+                    f"the chat template refuses this conversation: {error}", "check the roles and their order"
+                ) from error
+            except TemplateLimitError as error:
+                raise DataError(f"the chat template was stopped: {error}", "use another template") from error
+            except Exception as error:  # a template is a program: anything can go wrong in it
+                raise DataError(f"the chat template fails: {_describe(error)}", "use another template") from error
+
+    def _compiled(self) -> tuple[BoundedEnvironment, Template]:
+        with self._lock:
+            if self._environment is None or self._template is None:
+                self._environment = BoundedEnvironment()
+                try:
+                    self._template = self._environment.compile_template(self._source)
+                except Exception as error:  # besides Jinja's own errors: too deep, too long, not Python in the end
+                    raise DataError(
+                        f"the chat template is broken: {_describe(error)}", "use another template"
+                    ) from error
+            return self._environment, self._template
+
+
+def _marked(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+) -> tuple[ChatTemplate, str, list[Message], list[Mapping[str, Any]] | None]:
+    """Messages and tools with a marker in everything that spells a control token or part of one."""
+    if tokenizer.chat_template is None:
+        raise DataError("the model has no chat template", "put a chat_template.jinja into its directory")
+    plain, plain_tools = _plain_messages(messages), _plain(tools, "tools")
+    marker = _unused_characters([plain, plain_tools], 1)[0]
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, str):
+            return tokenizer.sealed.mark(value, marker)
+        if isinstance(value, list):
+            return [mark(item) for item in value]
+        if isinstance(value, dict):
+            return {key if key.isidentifier() else mark(key): mark(item) for key, item in value.items()}
+        return value
+
+    # A role that is a plain word stays whole: templates compare it, and some build their control tokens from it.
+    marked: list[Message] = [
+        {**mark(message), **({"role": message["role"]} if message["role"].isidentifier() else {})} for message in plain
+    ]
+    return tokenizer.chat_template, marker, marked, mark(plain_tools)
+
+
+def _plain_messages(messages: Sequence[Message]) -> list[Message]:
+    """Copies of messages without what is None (as in the answers of APIs): many templates would write "None"."""
+    plain = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise DataError(f"message {index} has no role", 'a message is {"role": …, "content": …}')
+        plain.append({key: value for key, value in _plain(message, f"message {index}").items() if value is not None})
+    return plain
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy of a value that JSON knows: other objects could offer a template more than data."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    raise DataError(f"{where} holds a {type(value).__name__}", "use only text, numbers, lists and mappings")
+
+
+def _has_answer(messages: Sequence[Message]) -> bool:
+    return any(message["role"] == "assistant" for message in messages)
+
+
+def _unused_characters(value: Any, count: int) -> list[str]:
+    """Private-use characters that occur nowhere in a value."""
+    text = json.dumps(value, ensure_ascii=False)
+    candidates = map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
+    return list(islice((character for character in candidates if character not in text), count))
+
+
+def _describe(error: Exception) -> str:
+    return f"{error}" if str(error) else type(error).__name__

@@ -1,0 +1,203 @@
+"""Encoding text in which nothing that a user wrote can become a control token.
+
+`tokenizers` finds control tokens such as `<|im_end|>` by their spelling, so whoever can write into a prompt can end
+a turn. A `SealedTokenizer` is a second face of the same tokenizer in which every control token has a secret name,
+drawn at random when it is made. Text is therefore text, whatever it says. A rendered conversation keeps its control
+tokens because their spellings, where the chat template wrote them, are replaced by the secret names first; what
+users wrote has been marked before rendering (`mark`) and is told apart by that. All other steps of the tokenizer
+stay as they are, so the ids are those of encoding the whole text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from tallow.errors import DataError
+
+
+CANNOT_ENCODE = "text cannot be encoded", "check that it is valid Unicode"
+
+
+@contextmanager
+def library_errors(complaint: str, hint: str) -> Iterator[None]:
+    """Turn what the `tokenizers` library raises into a `DataError`.
+
+    It raises bare `Exception`, and where it fails an internal check a `PanicException`, which is none.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{complaint}: {error}", hint) from error
+
+
+class SealedTokenizer:
+    """Shares the model and the other parts of `backend`; only the names of its control tokens are its own."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        added = dict(sorted(backend.get_added_tokens_decoder().items()))
+        secret = f"t{secrets.token_hex(8)}"
+        self._added = list(added.values())
+        self._names = {
+            token.content: f"{secret}{id:08d}"
+            for id, token in added.items()
+            # A token of one character that the model knows has no other spelling; it can only stay what it is.
+            if token.special and not (len(token.content) == 1 and _in_model(backend, token.content))
+        }
+        self._backend = self._clone(backend, backend.model, added)
+        if reachable := {name for name in self._names if self._spells(name, backend.token_to_id(name))}:
+            renamed = {content: self._names[content] for content in reachable}
+            self._backend = self._clone(backend, _renamed_model(backend, renamed), added)
+        self._original_ids = {
+            self._names.get(token.content, token.content): id
+            for id, token in added.items()
+            if self._backend.token_to_id(self._names.get(token.content, token.content)) not in (id, None)
+        }
+        self._renumbers_text = not self._original_ids.keys() <= set(self._names.values())
+
+    def encode(self, text: str) -> tokenizers.Encoding:
+        """Encode text as text. Offsets are characters; nothing is added."""
+        return self._backend.encode(text, add_special_tokens=False)
+
+    def ids(self, encoding: tokenizers.Encoding) -> list[int]:
+        """The ids of an encoding of text that holds no secret names."""
+        return self._ids(encoding) if self._renumbers_text else encoding.ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.ids(encoding) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]], marker: str) -> tuple[list[int], list[bool]]:
+        """Encode rendered text in which `mark` was applied to all that users wrote.
+
+        Args:
+            pieces: Consecutive parts of the text, each with a flag.
+            marker: The marker that was used; it is taken out.
+
+        Returns:
+            The ids of the whole text, and for each whether it holds a character of a flagged piece.
+
+        Raises:
+            DataError: The text cannot be encoded.
+        """
+        text, flagged = "", []
+        for piece, flag in pieces:
+            start = len(text)
+            text += self._written.sub(lambda match: self._names.get(match[0], match[0]), piece).replace(marker, "")
+            if flag:
+                flagged.append((start, len(text)))
+        with library_errors(*CANNOT_ENCODE):
+            encoding = self.encode(text)
+        starts, ends = [start for start, _ in encoding.offsets], [end for _, end in encoding.offsets]
+        mask = [False] * len(ends)
+        for start, end in flagged:
+            first, last = bisect_right(ends, start), bisect_left(starts, end)
+            mask[first:last] = [True] * (last - first)
+        return self._ids(encoding), mask
+
+    def mark(self, text: str, marker: str) -> str:
+        """Put `marker` into what spells a control token, and after what could begin one that something else ends."""
+        text = self._spellings.sub(rf"\g<0>{marker}", text)
+        longest = min(len(text), self._longest)
+        if any(text[-length:] in self._beginnings for length in range(1, longest + 1)):
+            text += marker
+        return text
+
+    @cached_property
+    def _written(self) -> re.Pattern[str]:
+        """Added tokens as `tokenizers` finds them: the longest that begins at the leftmost place."""
+        tokens = sorted(self._added, key=lambda token: -len(token.content))
+        return re.compile("|".join(_pattern(token) for token in tokens) or "(?!)")
+
+    @cached_property
+    def _spellings(self) -> re.Pattern[str]:
+        """The first character of each place where a control token could be read; places may overlap."""
+        if not self._names:
+            return re.compile("(?!)")
+        firsts = "".join(sorted({name[0] for name in self._names}))
+        names = "|".join(re.escape(name) for name in self._names)
+        return re.compile(f"(?=[{re.escape(firsts)}])(?={names}).", re.DOTALL)
+
+    @cached_property
+    def _beginnings(self) -> frozenset[str]:
+        return frozenset(name[:length] for name in self._names for length in range(1, len(name)))
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._beginnings), default=0)
+
+    def _clone(
+        self, backend: tokenizers.Tokenizer, model: Any, added: Mapping[int, AddedToken]
+    ) -> tokenizers.Tokenizer:
+        clone = tokenizers.Tokenizer(model)
+        clone.normalizer = backend.normalizer
+        clone.pre_tokenizer = backend.pre_tokenizer
+        # No post-processor: some of them trim offsets, and nothing is added here anyway.
+        # The tokens that lie behind the model's vocabulary come first, so that they are numbered as in the original.
+        behind = [token for token in added.values() if not _in_model(backend, token.content)]
+        inside = [token for token in added.values() if _in_model(backend, token.content)]
+        clone.add_tokens([self._renamed(token) for token in behind])
+        clone.add_tokens(
+            [self._renamed(token) for token in inside if not token.special or token.content in self._names]
+        )
+        return clone
+
+    def _renamed(self, token: AddedToken) -> AddedToken:
+        if token.content not in self._names:
+            return token
+        return AddedToken(
+            self._names[token.content],
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=True,
+        )
+
+    def _spells(self, text: str, id: int | None) -> bool:
+        """Whether the model itself, without the list of added tokens, reads this text as that id."""
+        return any(id in self.encode(before + text).ids for before in ("", "a", " "))
+
+    def _ids(self, encoding: tokenizers.Encoding) -> list[int]:
+        return [self._original_ids.get(token, id) for token, id in zip(encoding.tokens, encoding.ids, strict=True)]
+
+
+def _in_model(backend: tokenizers.Tokenizer, content: str) -> bool:
+    return backend.model.token_to_id(content) is not None
+
+
+def _pattern(token: AddedToken) -> str:
+    return rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
+
+
+def _renamed_model(backend: tokenizers.Tokenizer, names: Mapping[str, str]) -> Any:
+    """The model with other spellings for some tokens of its vocabulary; their ids stay."""
+    state = json.loads(backend.to_str())
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): id for token, id in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if not _touches(pair, names)]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "padding", "truncation")
+    state |= {"added_tokens": [], **dict.fromkeys(parts)}
+    return tokenizers.Tokenizer.from_str(json.dumps(state)).model
+
+
+def _touches(pair: Sequence[str], names: Collection[str]) -> bool:
+    left, right = pair
+    return left in names or right in names or left + right in names
