@@ -1,0 +1,47 @@
+"""Packed rows of tokens: what a data set gives and an objective takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PADDING_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows in which several documents may follow one another.
+
+    Args:
+        tokens_BT: int64, one token longer than the model sees.
+        documents_BT: int32, number of the document within the row, `PADDING_DOCUMENT` for padding.
+        trainable_BT: bool, whether the token may be a target.
+    """
+
+    tokens_BT: Tensor
+    documents_BT: Tensor
+    trainable_BT: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.tokens_BT.shape == self.documents_BT.shape == self.trainable_BT.shape, "shapes differ"
+        assert self.tokens_BT.dtype == torch.int64, self.tokens_BT.dtype
+        assert self.documents_BT.dtype == torch.int32, self.documents_BT.dtype
+        assert self.trainable_BT.dtype == torch.bool, self.trainable_BT.dtype
+
+
+def collate(rows: Sequence[Packed]) -> Packed:
+    """Stack batches into one, shorter rows padded on the right."""
+    length = max(row.tokens_BT.shape[1] for row in rows)
+
+    def join(tensors: Sequence[Tensor], padding: int) -> Tensor:
+        padded = [torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=padding) for tensor in tensors]
+        return torch.cat(padded)
+
+    return Packed(
+        join([row.tokens_BT for row in rows], 0),
+        join([row.documents_BT for row in rows], PADDING_DOCUMENT),
+        join([row.trainable_BT for row in rows], 0),
+    )

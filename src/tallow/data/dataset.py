@@ -1,0 +1,119 @@
+"""Token shards as rows of fixed length in an order that any step can be computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tallow.data.batch import PADDING_DOCUMENT, Packed, collate
+from tallow.data.manifest import load_manifest
+from tallow.data.permutation import Permutation
+from tallow.data.shards import HINT, Shard
+from tallow.errors import DataError, UsageError
+
+
+class TokenDataset:
+    """One split of a directory of tokens, cut into windows.
+
+    A window has `sequence_length` + 1 tokens and starts `sequence_length` tokens after the one before, so every token
+    but the very first is a target once. Windows run across documents and shards; the last is padded.
+
+    An epoch goes through all windows in an order of its own; epochs follow one another without a gap, and batches
+    run across them. What a step's batch holds depends on `seed`, step and size alone.
+
+    Args:
+        directory: What the stage encode has written.
+        split: `train` or `validation`.
+        sequence_length: Tokens that the model sees.
+        seed: Names the order.
+
+    Raises:
+        DataError: The directory is not one of tokens, a shard does not match the manifest, or the split has
+            fewer than two tokens.
+        UsageError: There is no such split, or the sequence length is not positive.
+    """
+
+    def __init__(self, directory: Path, split: str, sequence_length: int, seed: int) -> None:
+        manifest = load_manifest(directory)
+        if split not in manifest.splits:
+            raise UsageError(f"{directory} has no split {split}", f"it has {', '.join(manifest.splits)}")
+        if sequence_length < 1:
+            raise UsageError(f"sequence length {sequence_length} is not positive", "set it to 1 or more")
+        counts = manifest.splits[split]
+        self.directory = directory / split
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.tokenizer = manifest.tokenizer
+        self.vocab_size = manifest.vocab_size
+        self.shards = [Shard.open(self.directory, record, manifest.dtype) for record in counts.shards]
+        self._ends = np.cumsum([len(shard.tokens) for shard in self.shards], dtype=np.int64)
+        self.num_tokens = counts.tokens
+        self.num_bytes = counts.bytes
+        self.num_documents = counts.documents
+        if self.num_tokens != (self._ends[-1] if self.shards else 0):
+            raise DataError(f"the shards of {self.directory} do not add up to the tokens of the manifest", HINT)
+        if self.num_tokens < 2:
+            raise DataError(f"{self.directory} has too few tokens ({self.num_tokens})", "prepare more text")
+        self.num_sequences = -(-(self.num_tokens - 1) // sequence_length)
+
+    def sequence(self, index: int) -> Packed:
+        """Window `index`, in the order of the text; B is 1.
+
+        Raises:
+            DataError: A token id lies outside the vocabulary.
+        """
+        if not 0 <= index < self.num_sequences:
+            raise IndexError(f"window {index} of {self.num_sequences}")
+        start = index * self.sequence_length
+        stop = min(start + self.sequence_length + 1, self.num_tokens)
+        tokens = np.zeros(self.sequence_length + 1, dtype=np.int64)
+        documents = np.full(self.sequence_length + 1, PADDING_DOCUMENT, dtype=np.int32)
+        begins = np.zeros(self.sequence_length + 1, dtype=np.int32)
+        place = start
+        while place < stop:
+            place = self._copy_piece(place, stop, tokens[place - start :], begins[place - start :])
+        begins[0] = 0
+        documents[: stop - start] = np.cumsum(begins)[: stop - start]
+        return Packed(
+            torch.from_numpy(tokens)[None],
+            torch.from_numpy(documents)[None],
+            torch.from_numpy(documents != PADDING_DOCUMENT)[None],
+        )
+
+    def _copy_piece(self, place: int, stop: int, tokens: npt.NDArray[np.int64], begins: npt.NDArray[np.int32]) -> int:
+        """Copy from the shard that holds token `place`, up to its end or `stop`; where to go on."""
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        shard, end = self.shards[number], int(self._ends[number])
+        base = end - len(shard.tokens)
+        low, high = place - base, min(stop, end) - base
+        piece = shard.tokens[low:high]
+        if int(piece.max()) >= self.vocab_size:
+            raise DataError(f"{shard.path} has a token id outside the vocabulary of {self.vocab_size:,}", HINT)
+        tokens[: high - low] = piece
+        # The bounds have the type of `starts`; with another, NumPy would convert the whole mapped array.
+        first, last = np.searchsorted(shard.starts, np.array([low, high], dtype=shard.starts.dtype))
+        begins[shard.starts[first:last].astype(np.int64) - low] = 1
+        return base + high
+
+    def rows(self, step: int, size: int) -> list[int]:
+        """The windows of a step's batch of `size` rows. Process `rank` of `world` takes `rows(…)[rank::world]`."""
+        places = range(step * size, (step + 1) * size)
+        result: list[int] = []
+        for epoch in range(places[0] // self.num_sequences, places[-1] // self.num_sequences + 1):
+            base = epoch * self.num_sequences
+            inside = range(max(places[0], base), min(places[-1] + 1, base + self.num_sequences))
+            order = Permutation(self.num_sequences, self.seed, epoch)
+            result += order(np.array(inside, dtype=np.int64) - base).tolist()
+        return result
+
+    def gather(self, rows: Sequence[int]) -> Packed:
+        """These windows, one a row."""
+        return collate([self.sequence(row) for row in rows])
+
+    def batch(self, step: int, size: int) -> Packed:
+        """The batch of a step, counted from 0 over all epochs: tokens of shape (size, sequence_length + 1)."""
+        return self.gather(self.rows(step, size))

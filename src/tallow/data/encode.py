@@ -1,0 +1,144 @@
+"""The stage `encode`: documents → memory-mapped token shards, each document ended by the tokenizer's end token."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from tallow.console import progress
+from tallow.data.documents import read_documents_split
+from tallow.data.manifest import (
+    DocumentCounts,
+    TokenCounts,
+    TokenManifest,
+    load_document_manifest,
+    save_manifest,
+)
+from tallow.data.shards import LINEAGE_SCHEMA, ShardWriter
+from tallow.errors import DataError, UsageError
+from tallow.files import atomic_directory
+from tallow.recipe import Section
+from tallow.run import StageRun
+from tallow.tokenizer.tokenizer import Tokenizer
+
+BATCH_DOCUMENTS = 256
+UINT16_VOCABULARY = 2**16
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class EncodeConfig(Section):
+    """Settings of the encode stage.
+
+    Args:
+        documents: What the stage prepare has written.
+        tokenizer: A directory with `tokenizer.json`.
+        shard_tokens: A shard is closed with the document that brings it to so many tokens.
+        workers: Batches of documents encoded at a time; None: one a processor. The result is the same for any number.
+    """
+
+    documents: Path | None = None
+    tokenizer: Path | None = None
+    shard_tokens: int = Field(default=2**26, ge=1)
+    workers: int | None = Field(default=None, ge=1)
+
+
+def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
+    """Encode all documents and write `tokens/`.
+
+    Returns:
+        `train_tokens`, `validation_tokens`, `bytes_per_token` (of the training text).
+
+    Raises:
+        UsageError: An input is not named, or the directory cannot be written.
+        DataError: The documents or the tokenizer are missing or damaged.
+        CapacityError: The disk is full.
+    """
+    if config.documents is None or config.tokenizer is None:
+        missing = "documents" if config.documents is None else "tokenizer"
+        raise UsageError(f"setting encode.{missing} is required", f"name the product of the stage that makes {missing}")
+    documents = load_document_manifest(config.documents)
+    tokenizer = Tokenizer.load(config.tokenizer)
+    if tokenizer.eos_id is None:
+        raise DataError(f"tokenizer {config.tokenizer} has no end token", "set eos_token in its tokenizer_config.json")
+    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= UINT16_VOCABULARY else "uint32"
+    workers = config.workers or os.cpu_count() or 1
+
+    total = sum(counts.documents for counts in documents.splits.values())
+    with atomic_directory(run.directory / "tokens") as directory, progress("encode", total, "documents") as bar:
+        splits = {}
+        for split, counts in documents.splits.items():
+            writer = ShardWriter(directory / split, np.dtype(dtype), config.shard_tokens)
+            for batch in _encode_split(config.documents / split, counts, tokenizer, workers):
+                writer.add(batch.tokens, batch.lengths, batch.lineage)
+                bar.advance(len(batch.lengths))
+            shards = writer.close()
+            tokens = sum(shard.tokens for shard in shards)
+            splits[split] = TokenCounts(tokens=tokens, documents=counts.documents, bytes=counts.bytes, shards=shards)
+            run.ledger.tokens += tokens
+        manifest = TokenManifest(
+            tokenizer=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.eos_id,
+            dtype=dtype,
+            splits=splits,
+            sources=documents.sources,
+        )
+        save_manifest(manifest, directory)
+    train = splits["train"]
+    return {
+        **{f"{name}_tokens": counts.tokens for name, counts in splits.items()},
+        "bytes_per_token": train.bytes / train.tokens,
+    }
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Documents as tokens, one after another, the length of each (its end token counted), and where they came from."""
+
+    tokens: npt.NDArray[np.uint32]
+    lengths: npt.NDArray[np.int64]
+    lineage: pa.RecordBatch
+
+
+def _encode_split(directory: Path, counts: DocumentCounts, tokenizer: Tokenizer, workers: int) -> Iterator[_Encoded]:
+    """Encode batches in threads: the tokenizer is native code that runs beside Python, and order is kept."""
+    batches = read_documents_split(directory, counts, BATCH_DOCUMENTS)
+    yield from map_ordered(lambda batch: _encode_batch(tokenizer, batch), batches, workers)
+
+
+def _encode_batch(tokenizer: Tokenizer, batch: pa.RecordBatch) -> _Encoded:
+    encoded = tokenizer.encode_batch(batch.column("text").to_pylist())
+    lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
+    tokens = np.full(int(lengths.sum()), tokenizer.eos_id, dtype=np.uint32)
+    end = 0
+    for ids, length in zip(encoded, lengths, strict=True):
+        tokens[end : end + length - 1] = ids
+        end += length
+    if int(tokens.max()) >= tokenizer.vocab_size:
+        raise DataError(
+            f"the tokenizer gives id {int(tokens.max())} but has {tokenizer.vocab_size:,} tokens", "train it again"
+        )
+    return _Encoded(tokens, lengths, batch.select(LINEAGE_SCHEMA.names))
+
+
+def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Apply a function in threads; results come in the order of the items, few of which are in memory at once."""
+    items = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(items, 2 * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
