@@ -12,6 +12,7 @@ MAX_LAYERS = 10_000
 """More layers than this are taken for a broken file, before anything is built."""
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
 class RotaryScaling(Section):
@@ -125,7 +126,7 @@ class DecoderConfig(Section):
     attention_output_bias: bool = False
     feed_forward_bias: bool = False
     gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
 
     positions: Literal["rotary", "learned"] = "rotary"
     rotary: Rotary = Rotary()

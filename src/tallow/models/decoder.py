@@ -13,8 +13,8 @@ from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.context import Context
 from tallow.models.blocks.feed_forward import FeedForward
 from tallow.models.blocks.norms import make_norm
-from tallow.models.blocks.positions import Rotation, rotation
-from tallow.models.config import DecoderConfig, Rotary
+from tallow.models.blocks.positions import Rotation, make_rotation
+from tallow.models.config import DecoderConfig
 
 
 class Embedding(nn.Embedding):
@@ -73,8 +73,8 @@ class Decoder(nn.Module):
         if self.embed_positions is not None:
             x_BTD = x_BTD + self.embed_positions(context.positions_BT)
         rotations = self._rotations(context.positions_BT)
-        for index, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, rotations.get(self.config.layer_rotary(index)), context)
+        for layer, rotation in zip(self.layers, rotations, strict=True):
+            x_BTD = layer(x_BTD, rotation, context)
         return self.norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
@@ -87,13 +87,16 @@ class Decoder(nn.Module):
         """Number of weights; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _rotations(self, positions_BT: Tensor) -> dict[Rotary, Rotation]:
-        """Angles of each distinct kind of rotary embedding, computed once a pass."""
-        if self.config.positions != "rotary":
-            return {}
-        kinds = {self.config.layer_rotary(index) for index in range(self.config.num_layers)}
-        size, longest = self.config.head_size, self.config.max_positions
-        return {kind: rotation(kind, size, longest, positions_BT) for kind in kinds}
+    def _rotations(self, positions_BT: Tensor) -> list[Rotation | None]:
+        """Angles for each layer; those of one kind are computed once."""
+        config = self.config
+        if config.positions != "rotary":
+            return [None] * config.num_layers
+        size, longest = config.head_size, config.max_positions
+        everywhere = local = make_rotation(config.rotary, size, longest, positions_BT)
+        if config.local_rotary is not None:
+            local = make_rotation(config.local_rotary, size, longest, positions_BT)
+        return [everywhere if config.layer_rotary(i) is config.rotary else local for i in range(config.num_layers)]
 
 
 def initialize(model: Decoder, seed: int) -> None:

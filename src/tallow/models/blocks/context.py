@@ -82,17 +82,17 @@ def attention(q_BHTd: Tensor, k_BKSd: Tensor, v_BKSd: Tensor, mask_B1TS: Tensor 
     """
     batch, heads, queries, head_size = q_BHTd.shape
     kv_heads = k_BKSd.shape[1]
-    causal = mask_B1TS is None and queries > 1
+    causal, grouped = mask_B1TS is None and queries > 1, heads > kv_heads and queries > 1
     if queries == 1:
         # the heads of a group see the same keys: as queries of one head they read them once, without copies
         q_BHTd = q_BHTd.reshape(batch, kv_heads, heads // kv_heads, head_size)
-    elif heads > kv_heads:
-        k_BKSd, v_BKSd = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_BKSd, v_BKSd))
     if spec.softcap is None:
         out = F.scaled_dot_product_attention(
-            q_BHTd, k_BKSd, v_BKSd, attn_mask=mask_B1TS, is_causal=causal, scale=spec.scale
+            q_BHTd, k_BKSd, v_BKSd, attn_mask=mask_B1TS, is_causal=causal, scale=spec.scale, enable_gqa=grouped
         )
         return out.reshape(batch, heads, queries, head_size)
+    if grouped:
+        k_BKSd, v_BKSd = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_BKSd, v_BKSd))
     scores_BHTS = q_BHTd @ k_BKSd.transpose(-1, -2) * spec.scale
     scores_BHTS = spec.softcap * torch.tanh(scores_BHTS / spec.softcap)
     if causal:

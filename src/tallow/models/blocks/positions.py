@@ -18,7 +18,7 @@ class Rotation(NamedTuple):
     sin_B1Tr: Tensor
 
 
-def rotation(rotary: Rotary, head_size: int, max_positions: int, positions_BT: Tensor) -> Rotation:
+def make_rotation(rotary: Rotary, head_size: int, max_positions: int, positions_BT: Tensor) -> Rotation:
     """Angles of all positions for one kind of rotary embedding."""
     # some rules depend on the sequence; the maximum is not computed for the others (it would sync a GPU)
     depends = rotary.scaling is not None and rotary.scaling.depends_on_length

@@ -42,7 +42,7 @@ TRANSPOSED = Layout(lambda tensor: (tensor.t(),), lambda parts: parts[0].t())
 
 def stacked(*sizes: int) -> Layout:
     """Parameters of so many rows each, one below the other."""
-    return Layout(lambda tensor: tensor.split(sizes), torch.cat)
+    return Layout(lambda tensor: tensor.split(sizes), lambda parts: torch.cat(tuple(parts)))
 
 
 @dataclass(frozen=True)

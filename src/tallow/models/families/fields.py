@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tallow.models.config import MAX_LAYERS, DecoderConfig, Rotary, RotaryScaling
+from tallow.models.config import MAX_LAYERS, Activation, DecoderConfig, Rotary, RotaryScaling
 
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+ACTIVATIONS: dict[Activation, str] = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 """Our names of activations → the hub's."""
 
-_ACTIVATION_NAMES = {
+_ACTIVATION_NAMES: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -83,7 +83,7 @@ def write_shared(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def read_activation(name: str) -> str:
+def read_activation(name: str) -> Activation:
     """Our name of a hub activation.
 
     Raises:
@@ -158,13 +158,10 @@ def read_rotary(hub: Mapping[str, Any], *, fraction: float | None = None) -> Rot
     """
     values = hub.get("rope_scaling") or hub.get("rope_parameters") or {}
     given = [value for value in (values.get("rope_theta"), hub.get("rope_theta")) if value is not None]
-    if fraction is None:
-        fraction = 1.0
-    else:
-        fraction = values.get("partial_rotary_factor") or hub.get("partial_rotary_factor") or fraction
+    said = values.get("partial_rotary_factor") or hub.get("partial_rotary_factor")
     return Rotary(
         theta=given[0] if given else 10000.0,
-        fraction=fraction,
+        fraction=1.0 if fraction is None else said or fraction,
         scaling=_read_scaling(values, hub.get("original_max_position_embeddings")),
     )
 

@@ -49,7 +49,6 @@ def read_config(hub: Mapping[str, Any]) -> DecoderConfig:
                 "rope_parameters": rotary.get("sliding_attention"),
             }
         ),
-        attention_softcap=hub.get("attn_logit_softcapping"),
         logit_softcap=hub.get("final_logit_softcapping"),
     )
 
@@ -65,7 +64,6 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
         },
         "rope_theta": everywhere.theta,
         "rope_local_base_freq": local.theta,
-        "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
     }
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tallow.errors import DataError, reading
-from tallow.files import read_json, write_json
+from tallow.files import atomic_file, read_json, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -126,8 +126,10 @@ def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
 
 
 def _write(names: Sequence[str], tensor: Callable[[str], Tensor], path: Path) -> None:
+    tensors = {name: tensor(name).contiguous() for name in names}
     try:
-        save_file({name: tensor(name).contiguous() for name in names}, path, metadata={"format": "pt"})
+        with atomic_file(path) as temporary:  # which also sets the usual permissions
+            save_file(tensors, temporary, metadata={"format": "pt"})
     except SafetensorError as error:
         # the library hides the number of the operating system's error in its text
         number = re.search(r"os error (\d+)", str(error))
