@@ -83,7 +83,9 @@ def test_fast_versions_keep_the_contract(dtype: torch.dtype, bits: int) -> None:
         weight = quantize_groups(random(outputs, groups * group_size, seed=seed), bits, group_size)
         x_BI = random(rows, weight.in_features, seed=seed + 1).to(dtype)
         bias_O = random(outputs, seed=seed + 2).to(dtype) if biased else None
-        result = cpu.quantized_linear(x_BI, weight.codes, weight.scales, bits, group_size, bias_O)
+        result = cpu.quantized_linear(
+            x_BI, weight.codes, weight.scales, bias_O, bits, weight.out_features, weight.in_features
+        )
         assert result is not None
         assert result.dtype == dtype
         exact, bound = exact_and_bound(x_BI, weight, bias_O)

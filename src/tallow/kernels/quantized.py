@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -60,11 +61,11 @@ class QuantizedWeight:
                 "restore the model from its source or compress it anew",
             )
 
-    @property
+    @cached_property
     def out_features(self) -> int:
         return self.scales.shape[0]
 
-    @property
+    @cached_property
     def in_features(self) -> int:
         return self.scales.shape[1] * self.group_size
 
@@ -140,12 +141,12 @@ def quantized_linear(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | Non
 def _few_rows(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | None = None) -> Tensor | None:
     """Decoding: unpack in registers, so that each byte of the weight is read once.
 
-    For more rows, unpacking the whole weight first and taking a matrix product is cheaper: the reference does that.
+    For many rows, unpacking the whole weight first and taking a matrix product is cheaper: the reference does that.
     """
-    rows = x_BI.numel() // max(1, weight.in_features)
-    if not 1 <= rows <= cpu.MAX_ROWS or (x_BI.requires_grad and torch.is_grad_enabled()):
+    if x_BI.requires_grad and torch.is_grad_enabled():
         return None
-    return cpu.quantized_linear(x_BI, weight.codes, weight.scales, weight.bits, weight.group_size, bias_O)
+    outputs, inputs = weight.out_features, weight.in_features
+    return cpu.quantized_linear(x_BI, weight.codes, weight.scales, bias_O, weight.bits, outputs, inputs)
 
 
 def _round_4bit(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:

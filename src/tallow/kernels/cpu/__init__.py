@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import os
 from types import ModuleType
 
@@ -43,25 +44,25 @@ def instruction_set() -> int:
 
 
 def quantized_linear(
-    x_BI: Tensor, codes: Tensor, scales: Tensor, bits: int, group_size: int, bias_O: Tensor | None
+    x_BI: Tensor, codes: Tensor, scales: Tensor, bias_O: Tensor | None, bits: int, outputs: int, inputs: int
 ) -> Tensor | None:
     """`tallow.kernels.quantized_linear` for 1 to 8 rows of float32 or bfloat16.
 
-    Codes and scales are those of a `QuantizedWeight`, which has checked that they fit.
+    Codes and scales are those of a `QuantizedWeight` of this shape, which has checked that they fit.
 
     Returns:
-        None if there is no extension or the tensors do not fit, so that the reference can complain.
+        None if there is no extension, or for tensors that it does not take; the reference then computes or complains.
     """
-    extension = native()
-    outputs, inputs = scales.shape[0], scales.shape[1] * group_size
-    dtype = x_BI.dtype
-    if extension is None or x_BI.shape[-1] != inputs or not codes.is_cpu:
+    extension, dtype = native(), x_BI.dtype
+    *leading, width = x_BI.shape
+    rows = math.prod(leading)
+    if extension is None or width != inputs or not 1 <= rows <= MAX_ROWS or not codes.is_cpu:
         return None
     if bias_O is not None and (bias_O.dtype != dtype or bias_O.shape != (outputs,) or not bias_O.is_cpu):
         return None
     x_BI = x_BI.contiguous()
     bias_O = bias_O.contiguous() if bias_O is not None else None
-    out_BO = x_BI.new_empty((*x_BI.shape[:-1], outputs))
+    out_BO = x_BI.new_empty((*leading, outputs))
     extension.quantized_linear(
         instruction_set(),
         bits,
@@ -71,10 +72,10 @@ def quantized_linear(
         scales.data_ptr(),
         bias_O.data_ptr() if bias_O is not None else 0,
         out_BO.data_ptr(),
-        x_BI.numel() // inputs,
+        rows,
         outputs,
         inputs,
-        group_size,
+        inputs // scales.shape[1],
         torch.get_num_threads(),
     )
     return out_BO
