@@ -1,1 +1,60 @@
 """Reading and writing models: hub directories and GGUF files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tallow.errors import DataError, UsageError
+from tallow.models.decoder import Decoder
+from tallow.models.formats.gguf import Precision, load_gguf, load_gguf_tokenizer, save_gguf
+from tallow.models.formats.hub import load_directory, save_directory
+from tallow.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Precision", "is_gguf", "load_model", "load_tokenizer", "save_gguf", "save_model"]
+
+
+def load_model(path: Path, *, dtype: torch.dtype | None = None) -> Decoder:
+    """Load a hub directory or a .gguf file, its tensors mapped from the file where that can be.
+
+    Args:
+        dtype: Of all weights; None leaves them as stored (quantized GGUF tensors become float32).
+
+    Raises:
+        DataError: There is no model at `path`, or it is broken or of a kind that is not supported.
+        UsageError: The dtype is not a floating-point one.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise UsageError(f"a model cannot be loaded as {dtype}", "use torch.float32, torch.bfloat16 or torch.float16")
+    return load_gguf(path, dtype) if is_gguf(path) else load_directory(path, dtype)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load the tokenizer of a hub directory or a .gguf file.
+
+    Raises:
+        DataError: There is none at `path`, or it is broken or of a kind that is not supported.
+    """
+    return load_gguf_tokenizer(path) if is_gguf(path) else Tokenizer.load(path)
+
+
+def save_model(model: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:
+    """Write a hub directory; atomic.
+
+    Raises:
+        CapacityError: The disk is full.
+        UsageError: The place cannot be written, or the model's family cannot express its architecture.
+    """
+    save_directory(model, tokenizer, directory)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a model is a GGUF file; a directory is a hub directory.
+
+    Raises:
+        DataError: There is nothing at `path`.
+    """
+    if not path.exists():
+        raise DataError(f"model {path} does not exist", "check the path, or bring a model with `tallow pull NAME`")
+    return not path.is_dir()

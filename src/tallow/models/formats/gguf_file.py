@@ -1,0 +1,259 @@
+"""The GGUF container: a header of metadata and tensor descriptions, then the tensors.
+
+Layout: the GGUF specification of the ggml project, versions 2 and 3, little-endian. The header is parsed
+here rather than by `gguf.GGUFReader`, which trusts the counts and lengths in the file (a hostile one makes
+it loop or allocate without end) and takes seconds where this takes a tenth of one; block formats and their
+dequantization are the `gguf` package's.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFValueType
+from torch import Tensor
+
+from tallow.errors import DataError, reading
+
+CHUNK_ELEMENTS = 1 << 20
+"""Converted at a time, so that a conversion costs little memory beyond its result."""
+
+MAX_DIMENSIONS = 4
+MAX_METADATA_KEYS = 1 << 16
+MAX_TENSORS = 1 << 16
+MAX_ARRAY_STRINGS = 1 << 24
+
+_SCALARS: dict[GGUFValueType, str] = {
+    GGUFValueType.UINT8: "<u1",
+    GGUFValueType.INT8: "<i1",
+    GGUFValueType.UINT16: "<u2",
+    GGUFValueType.INT16: "<i2",
+    GGUFValueType.UINT32: "<u4",
+    GGUFValueType.INT32: "<i4",
+    GGUFValueType.FLOAT32: "<f4",
+    GGUFValueType.BOOL: "<u1",
+    GGUFValueType.UINT64: "<u8",
+    GGUFValueType.INT64: "<i8",
+    GGUFValueType.FLOAT64: "<f8",
+}
+
+_TORCH_DTYPES = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in the file, and how.
+
+    Args:
+        shape: Slowest dimension first, as torch has it (the file has it reversed).
+        offset: From the start of the file, in bytes.
+        row_bytes: Bytes of one row (the last dimension).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    offset: int
+    row_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch dtype that holds its values exactly."""
+        return _TORCH_DTYPES.get(self.kind, torch.float32)
+
+
+class GGUFFile:
+    """A GGUF file opened for reading: `metadata` by key, and `tensors` by name.
+
+    Raises:
+        DataError: The file is missing, no GGUF, of a version or byte order that is not supported, truncated, or broken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with reading(path, "GGUF file"):
+            path.open("rb").close()
+        size = path.stat().st_size
+        if size < 24:
+            raise DataError(f"{path} is no GGUF file: it has only {size} bytes", "copy or download it again")
+        # copy-on-write: a page that training writes to becomes private to the process
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
+        self.metadata: Mapping[str, Any]
+        self.tensors: Mapping[str, StoredTensor]
+        self.metadata, self.tensors = _Header(path, self._bytes.data).parse()
+
+    def read(self, name: str, dtype: torch.dtype | None = None, rows: slice | None = None) -> Tensor:
+        """A tensor, or some of its rows.
+
+        Args:
+            dtype: None leaves F32, F16 and BF16 as stored, mapped from the file, and makes float32 of others.
+            rows: Of the first dimension; a tensor with one dimension counts its entries.
+
+        Raises:
+            DataError: Its type cannot be dequantized, or the file was cut short since it was opened.
+        """
+        stored = self.tensors[name]
+        shape, offset, row_bytes = stored.shape, stored.offset, stored.row_bytes
+        if rows is not None:
+            start, stop, _ = rows.indices(shape[0])
+            bytes_each = stored.rows * row_bytes // shape[0]
+            shape, offset = (stop - start, *shape[1:]), offset + start * bytes_each
+            if len(shape) == 1:
+                row_bytes = shape[0] * bytes_each
+        dtype = dtype or stored.dtype
+        if dtype == _TORCH_DTYPES.get(stored.kind):
+            mapped = self._bytes[offset : offset + math.prod(shape[:-1]) * row_bytes]
+            return torch.from_numpy(mapped).view(dtype).view(shape)
+        return self._convert(stored, dtype, shape, offset, row_bytes)
+
+    def _convert(
+        self, stored: StoredTensor, dtype: torch.dtype, shape: tuple[int, ...], offset: int, row_bytes: int
+    ) -> Tensor:
+        """Convert some rows at a time; they are read, not mapped, so that the file's pages do not stay in memory."""
+        flat = torch.empty(math.prod(shape[:-1]), shape[-1], dtype=dtype)
+        step = max(1, CHUNK_ELEMENTS // shape[-1])
+        for first in range(0, len(flat), step):
+            count = min(step, len(flat) - first)
+            raw = np.fromfile(self.path, np.uint8, count * row_bytes, offset=offset + first * row_bytes)
+            if len(raw) < count * row_bytes:
+                raise DataError(f"{self.path} ends within the tensor {stored.name}", "copy or download it again")
+            try:
+                with np.errstate(all="ignore"):  # a broken file may hold scales that overflow
+                    values = gguf.dequantize(raw.reshape(count, row_bytes), stored.kind)
+            except NotImplementedError as error:
+                raise DataError(
+                    f"tensor {stored.name} in {self.path} has the type {stored.kind.name}, which cannot be read",
+                    "use a file of another type, such as Q8_0 or Q4_K_M",
+                ) from error
+            flat[first : first + count] = torch.from_numpy(values)
+        return flat.view(shape)
+
+
+class _Header:
+    """A parser that never reads beyond the file and never loops longer than the file is."""
+
+    def __init__(self, path: Path, data: memoryview) -> None:
+        self.path, self.data, self.position = path, data, 0
+
+    def parse(self) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+        if bytes(self._take(4)) != b"GGUF":
+            raise DataError(f"{self.path} is no GGUF file: it does not begin with GGUF", "check the path")
+        version = self._integer("<I")
+        if version & 0xFFFF == 0:
+            raise DataError(f"{self.path} is a big-endian GGUF file", "only little-endian files are supported")
+        if version not in (2, 3):
+            raise DataError(f"{self.path} is of GGUF version {version}", "versions 2 and 3 are supported: convert it")
+        num_tensors, num_keys = self._integer("<Q"), self._integer("<Q")
+        if num_keys > MAX_METADATA_KEYS or num_tensors > MAX_TENSORS:
+            raise self._broken(f"it claims {num_keys} metadata keys and {num_tensors} tensors")
+        metadata: dict[str, Any] = {}
+        for _ in range(num_keys):
+            key = self._string()
+            if key in metadata:
+                raise self._broken(f"metadata key {key} appears twice")
+            metadata[key] = self._value(self._value_type())
+        if metadata.get("split.count", 1) not in (0, 1):
+            raise DataError(
+                f"{self.path} is one part of a GGUF model in several files, which are not supported",
+                "join them with llama.cpp's `llama-gguf-split --merge`",
+            )
+        return metadata, self._tensors(num_tensors, metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT))
+
+    def _tensors(self, count: int, alignment: Any) -> dict[str, StoredTensor]:
+        if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
+            raise self._broken(f"its alignment is {alignment}")
+        described = [self._tensor() for _ in range(count)]
+        start = -(-self.position // alignment) * alignment
+        tensors: dict[str, StoredTensor] = {}
+        total = 0
+        for name, shape, kind, offset in described:
+            block_elements, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            if shape[-1] % block_elements:
+                raise self._broken(f"rows of {name} are no multiple of {block_elements}")
+            tensor = StoredTensor(name, shape, kind, start + offset, shape[-1] // block_elements * block_bytes)
+            size = tensor.rows * tensor.row_bytes
+            total += size
+            if tensor.offset % 4 or tensor.offset + size > len(self.data) or total > len(self.data):
+                raise self._broken(f"tensor {name} does not lie inside of it; it may be cut short")
+            if name in tensors:
+                raise self._broken(f"tensor {name} appears twice")
+            tensors[name] = tensor
+        return tensors
+
+    def _tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+        name, dimensions = self._string(), self._integer("<I")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise self._broken(f"tensor {name} has {dimensions} dimensions")
+        shape = tuple(self._integer("<Q") for _ in range(dimensions))[::-1]
+        if not all(shape):
+            raise self._broken(f"tensor {name} is empty")
+        number = self._integer("<I")
+        try:
+            kind = GGMLQuantizationType(number)
+        except ValueError as error:
+            raise DataError(
+                f"tensor {name} in {self.path} has the unknown type {number}", "convert it to another type"
+            ) from error
+        return name, shape, kind, self._integer("<Q")
+
+    def _value_type(self) -> GGUFValueType:
+        number = self._integer("<I")
+        try:
+            return GGUFValueType(number)
+        except ValueError as error:
+            raise self._broken(f"it has a metadata value of the unknown type {number}") from error
+
+    def _value(self, kind: GGUFValueType) -> Any:
+        if kind == GGUFValueType.STRING:
+            return self._string()
+        if kind != GGUFValueType.ARRAY:
+            return self._scalars(kind, 1)[0]
+        item, count = self._value_type(), self._integer("<Q")
+        if item == GGUFValueType.ARRAY:
+            raise self._broken("it has arrays of arrays in its metadata")
+        if item != GGUFValueType.STRING:
+            return self._scalars(item, count)
+        if count > MAX_ARRAY_STRINGS:
+            raise self._broken(f"it claims an array of {count} strings")
+        return [self._string() for _ in range(count)]
+
+    def _scalars(self, kind: GGUFValueType, count: int) -> list[Any]:
+        dtype = np.dtype(_SCALARS[kind])
+        values = np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
+        return [bool(value) for value in values] if kind == GGUFValueType.BOOL else values
+
+    def _string(self) -> str:
+        raw = self._take(self._integer("<Q"))
+        try:
+            return str(raw, "utf-8")
+        except UnicodeDecodeError as error:
+            raise self._broken("it has a string that is not UTF-8") from error
+
+    def _integer(self, layout: str) -> int:
+        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+
+    def _take(self, count: int) -> memoryview:
+        end = self.position + count
+        if end > len(self.data):
+            raise self._broken("it ends within its header")
+        self.position, start = end, self.position
+        return self.data[start:end]
+
+    def _broken(self, problem: str) -> DataError:
+        return DataError(f"GGUF file {self.path} is broken: {problem}", "copy or download it again")
