@@ -35,8 +35,8 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     rotary, scaling = write_rotary(config.rotary), config.rotary.scaling
     if scaling is not None:
         trained = scaling.original_max_positions or config.max_positions
-        # readers from before transformers 5 know the rule by `type` and refuse any field but these
-        fields = ("short_factor", "long_factor", "attention_factor")
+        # readers from before transformers 5 know the rule by `type` and refuse any field but the factors
+        fields = ("short_factor", "long_factor", "attention_factor", "factor")
         old = {key: rotary["rope_parameters"][key] for key in fields if key in rotary["rope_parameters"]}
         rotary |= {"rope_scaling": {"type": scaling.kind, **old}, "original_max_position_embeddings": trained}
     return {
