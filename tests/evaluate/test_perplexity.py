@@ -145,7 +145,8 @@ def test_protocol_is_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "stride", "message"), [(129, None, "context, 128"), (1, None, "nothing to predict"), (8, 9, "stride")]
+    ("window", "stride", "message"),
+    [(129, None, "context, 128"), (1, None, "nothing to predict"), (0, None, "nothing to predict"), (8, 9, "stride")],
 )
 def test_windows_that_cannot_be_are_refused(window: int, stride: int | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -157,11 +158,17 @@ def test_unusable_text_and_models_are_refused() -> None:
         perplexity(make_model(), make_tokenizer(), "a")
     with pytest.raises(DataError, match="knows only 100"):
         perplexity(make_model(CONFIG.model_copy(update={"vocab_size": 100})), make_tokenizer(), TEXT)
-    broken = make_model()
+    with pytest.raises(UsageError, match="0 tokens"):
+        perplexity(make_model(), make_tokenizer(), TEXT, max_tokens=0)
+
+
+@pytest.mark.parametrize("scale", [math.nan, 1e6])
+def test_damaged_models_are_refused(scale: float) -> None:
+    model = make_model()
     with torch.no_grad():
-        broken.norm.weight.fill_(math.nan)
+        model.norm.weight.fill_(scale)
     with pytest.raises(DataError, match="not finite"):
-        perplexity(broken, make_tokenizer(), TEXT)
+        perplexity(model, make_tokenizer(), TEXT)
 
 
 def test_reads_files_of_all_kinds(tmp_path: Path) -> None:

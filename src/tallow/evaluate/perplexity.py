@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +33,7 @@ from tallow.tokenizer.tokenizer import Tokenizer
 LONGEST_DEFAULT_WINDOW = 1024
 BATCH_TOKENS = 4096
 LOGIT_ELEMENTS = 1 << 25
+LARGEST_MEAN_LOSS = 700.0  # nats; the exponential of more does not fit a float
 DOCUMENTS_PER_BATCH = 256
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -92,13 +93,7 @@ def evaluate(config: EvaluateConfig, run: StageRun) -> dict[str, Any]:
         UsageError: The window is longer than a model's context, or the stride than the window.
     """
     texts = read_text(config.file, config)
-    scores = {}
-    for name, path in config.models.items():
-        model, tokenizer = load_model(path, dtype=DTYPES[config.precision]), load_tokenizer(path)
-        score = perplexity(model, tokenizer, texts, config.window, config.max_tokens, stride=config.stride, title=name)
-        run.ledger.tokens += score.tokens
-        run.ledger.flops += 2.0 * num_weights(model) * score.tokens
-        scores[name] = score
+    scores = {name: _score_model(name, texts, config, run) for name in config.models}
     write_json(run.directory / "evaluation.json", {name: score.as_json() for name, score in scores.items()})
     return {f"{name}_bits_per_byte": score.bits_per_byte for name, score in scores.items()}
 
@@ -118,8 +113,8 @@ def read_text(path: Path, settings: ReadSettings | None = None) -> list[str]:
             raise DataError(f"{path} holds out no documents", "prepare them with a validation_fraction above 0")
         batches = read_documents_split(path / "validation", held_out, DOCUMENTS_PER_BATCH)
         return [text for batch in batches for text in batch.column("text").to_pylist()]
-    named = path.is_file() and known_kind(path) is None
-    sources = [Source(str(path), path, "text")] if named else find_sources([path])
+    as_text = path.is_file() and known_kind(path) is None
+    sources = [Source(str(path), path, "text")] if as_text else find_sources([path])
     return [document.text for document in read_documents(sources, settings, Rejected())]
 
 
@@ -154,9 +149,11 @@ def perplexity(
         UsageError: The window is longer than the model's context or shorter than two tokens, or the stride than it.
     """
     texts = [text] if isinstance(text, str) else text
-    window = window or min(model.config.max_positions, LONGEST_DEFAULT_WINDOW)
+    window = min(model.config.max_positions, LONGEST_DEFAULT_WINDOW) if window is None else window
     bos_id = tokenizer.bos_id if tokenizer.encode("", add_special_tokens=True)[:1] == [tokenizer.bos_id] else None
     _check_windows(model, window, stride, bos_id)
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"{max_tokens} tokens cannot be scored", "set max_tokens to 2 at least, or leave it out")
     documents = list(_encode(tokenizer, texts, max_tokens))
     windows = [piece for ids in documents for piece in cut_windows(ids, window, stride, bos_id)]
     if not windows:
@@ -170,8 +167,8 @@ def perplexity(
     counts = Counter(token for piece in windows for token in piece.ids[-piece.scored :])
     num_bytes = sum(count * len(tokenizer.token_bytes(token)) for token, count in counts.items())
     with progress(title, tokens, "tokens") as bar:
-        loss = _negative_log_likelihood(model, windows, batch_size or max(1, BATCH_TOKENS // window), bar)
-    if not math.isfinite(loss):
+        loss = _negative_log_likelihood(model, windows, batch_size, bar)
+    if not loss / tokens < LARGEST_MEAN_LOSS:
         raise DataError("the model's scores are not finite", "its weights are damaged, or its precision is too low")
     return Perplexity(
         perplexity=math.exp(loss / tokens),
@@ -192,12 +189,21 @@ def perplexity(
     )
 
 
+def _score_model(name: str, texts: Sequence[str], config: EvaluateConfig, run: StageRun) -> Perplexity:
+    path = config.models[name]
+    model, tokenizer = load_model(path, dtype=DTYPES[config.precision]), load_tokenizer(path)
+    score = perplexity(model, tokenizer, texts, config.window, config.max_tokens, stride=config.stride, title=name)
+    run.ledger.tokens += score.tokens
+    run.ledger.flops += 2.0 * num_weights(model) * score.tokens
+    return score
+
+
 def _check_windows(model: Decoder, window: int, stride: int | None, bos_id: int | None) -> None:
     longest = model.config.max_positions
     if window > longest:
         raise UsageError(f"a window of {window:,} tokens is longer than the model's context, {longest:,}", "shorten it")
     if window < 2:
-        raise UsageError(f"a window of {window} token leaves nothing to predict it from", "make it 2 at least")
+        raise UsageError(f"a window of {window} leaves nothing to predict a token from", "make it 2 at least")
     room = window - (bos_id is not None)
     if stride is not None and stride > room:
         raise UsageError(f"a stride of {stride:,} passes over tokens of the text", f"make it {room:,} at most")
@@ -217,14 +223,18 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int | None) 
 
 
 @torch.inference_mode()
-def _negative_log_likelihood(model: Decoder, windows: Iterable[Window], batch_size: int, bar: ProgressBar) -> float:
+def _negative_log_likelihood(
+    model: Decoder, windows: Sequence[Window], batch_size: int | None, bar: ProgressBar
+) -> float:
     """Sum over all scored tokens, in nats."""
     windows = sorted(windows, key=lambda piece: len(piece.ids), reverse=True)  # like lengths together: little padding
-    total = 0.0
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
+    total, start = 0.0, 0
+    while start < len(windows):
+        size = batch_size or max(1, BATCH_TOKENS // len(windows[start].ids))
+        batch = windows[start : start + size]
         total += _score_batch(model, batch)
         bar.advance(sum(piece.scored for piece in batch))
+        start += size
     return total
 
 
