@@ -1,0 +1,236 @@
+"""What most users hold: a model with its tokenizer that continues texts, answers messages and scores tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tallow.engine.engine import Engine
+from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
+from tallow.errors import DataError, UsageError
+from tallow.models.decoder import Decoder
+from tallow.models.formats import load_model, load_tokenizer
+from tallow.models.quantization import quantize_modules, quantized_modules
+from tallow.models.store import resolve
+from tallow.tokenizer.chat import Message, encode_chat_prompt
+from tallow.tokenizer.tokenizer import Tokenizer
+
+Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
+PRECISIONS = ("auto", "fp32", "bf16", "q8", "q4")
+GROUP_SIZE = 32
+GREEDY = SamplingParams()
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+"""Special tokens with which chat templates end a turn, and which not every config.json names as an end token."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A prompt and its answer.
+
+    Args:
+        prompt_ids: The tokens of the prompt.
+        ids: The tokens of the answer; one that ended it is the last of them.
+        text: The text of the answer, without end tokens, cut before a stop string.
+        finish_reason: `stop` (an end token or stop string), `length` (the limit or the context is reached), `abort`.
+        log_probs: Log-probability of each token of the answer under the model, before temperature and filters.
+        prefill_s: Seconds from submission to the first token.
+        decode_s: Seconds from the first token to the last.
+    """
+
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    log_probs: list[float]
+    prefill_s: float
+    decode_s: float
+
+
+class Stream(Iterator[str]):
+    """The text of one answer, piece by piece; all pieces together are the `text` of its generation.
+
+    A stream that is left before its end frees the engine when it is closed or forgotten.
+    """
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine, self._request, self._shown = engine, request, 0
+
+    def __next__(self) -> str:
+        request = self._request
+        while len(request.text) == self._shown:
+            if request.state is RequestState.FINISHED:
+                if request.error is not None:
+                    raise request.error
+                raise StopIteration
+            self._engine.step()
+        piece = request.text[self._shown :]
+        self._shown += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._engine.abort(self._request)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def result(self) -> Generation:
+        """The whole answer; what is still to come of it is generated first."""
+        for _ in self:
+            pass
+        return _generation(self._request)
+
+
+class LanguageModel:
+    """A model, its tokenizer, and an engine that runs them; not for use from several threads at the same time.
+
+    Args:
+        model: Its weights.
+        tokenizer: Its tokenizer.
+        path: Where both came from.
+
+    Raises:
+        DataError: The tokenizer has tokens that the model does not know.
+    """
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, path: Path) -> None:
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise DataError(
+                f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}",
+                "the tokenizer belongs to another model",
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.path = path
+        self.engine = Engine(model, tokenizer)
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self.engine.context_length
+
+    def generate(self, prompt: str | Sequence[int], params: SamplingParams = GREEDY) -> Generation:
+        """Continue a text (with what the tokenizer puts before every text, such as a BOS token) or token ids.
+
+        Raises:
+            UsageError: The prompt is empty, not of this vocabulary, or leaves no room for an answer.
+        """
+        return self.generate_batch([prompt], params)[0]
+
+    def generate_batch(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams = GREEDY
+    ) -> list[Generation]:
+        """Continue many prompts at once; the same results as one by one, sooner.
+
+        Raises:
+            UsageError: As `generate`, for any of the prompts.
+        """
+        requests: list[Request] = []
+        try:
+            for prompt in prompts:
+                requests.append(self.engine.submit(self.encode_prompt(prompt), params))
+            while any(request.state is not RequestState.FINISHED for request in requests):
+                self.engine.step()
+        finally:
+            for request in requests:
+                self.engine.abort(request)
+        return [_generation(request) for request in requests]
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams = GREEDY) -> Stream:
+        """As `generate`, piece by piece."""
+        return Stream(self.engine, self.engine.submit(self.encode_prompt(prompt), params))
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams = GREEDY) -> Generation:
+        """Answer a conversation: messages with a `role` (system, user, assistant) and `content`.
+
+        Raises:
+            DataError: The model has no chat template, or it refuses the conversation.
+            UsageError: The conversation leaves no room for an answer.
+        """
+        return self.stream_chat(messages, params).result()
+
+    def stream_chat(self, messages: Sequence[Message], params: SamplingParams = GREEDY) -> Stream:
+        """As `chat`, piece by piece."""
+        if not params.ignore_eos:
+            params = replace(params, stop_ids=(*params.stop_ids, *self._turn_ends()))
+        return Stream(self.engine, self.engine.submit(self.encode_chat(messages), params))
+
+    def log_probs(self, ids: Sequence[int]) -> Tensor:
+        """Log-probability of each token but the first, given all before it: T - 1 values, fp32.
+
+        Raises:
+            UsageError: There are no ids, or they are not of this vocabulary, or longer than the context.
+        """
+        return self.engine.log_probs(ids)
+
+    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
+        """The token ids of a prompt."""
+        return self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation, up to where the answer begins; only the template writes control tokens.
+
+        Raises:
+            DataError: The model has no chat template, or it refuses the conversation.
+        """
+        return encode_chat_prompt(self.tokenizer, messages)
+
+    def _turn_ends(self) -> list[int]:
+        """The special tokens with which the chat template ends a turn."""
+        template = self.tokenizer.chat_template
+        written = [token for token in TURN_ENDS if template is not None and token in template.source]
+        encoded = [self.tokenizer.encode(token, parse_special=True) for token in written]
+        return [ids[0] for ids in encoded if len(ids) == 1 and ids[0] in self.tokenizer.special_ids]
+
+
+def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageModel:
+    """Load a model that can generate.
+
+    Args:
+        name_or_path: A model directory, a GGUF file, a run directory, or a name in the local store.
+        precision: `auto` computes as the weights are stored, except that fp16, and on a processor without bf16
+            arithmetic bf16 too, become fp32. `fp32` and `bf16` convert. `q8` and `q4` round the weights of linear
+            layers to 8 or 4 bits in groups of 32. Weights that are stored quantized stay so.
+
+    Raises:
+        UsageError: The precision is unknown.
+        DataError: There is no such model, or it is broken.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
+    path = resolve(name_or_path)
+    model = load_model(path, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision))
+    if precision in ("q8", "q4") and not quantized_modules(model):
+        quantize_modules(model, int(precision[1:]), GROUP_SIZE)
+    stored = model.norm.weight.dtype
+    if precision != "bf16" and (stored == torch.float16 or (stored == torch.bfloat16 and not native_bf16())):
+        model = model.to(torch.float32)
+    return LanguageModel(model, load_tokenizer(path), path)
+
+
+def native_bf16() -> bool:
+    """Whether this processor computes with bf16 in hardware; elsewhere fp32 is faster."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def _generation(request: Request) -> Generation:
+    if request.error is not None:
+        raise request.error
+    assert request.finish_reason is not None
+    assert request.finished_s is not None
+    first_token_s = request.first_token_s if request.first_token_s is not None else request.finished_s
+    return Generation(
+        prompt_ids=list(request.prompt_ids),
+        ids=request.ids,
+        text=request.text,
+        finish_reason=request.finish_reason,
+        log_probs=request.log_probs,
+        prefill_s=first_token_s - request.submitted_s,
+        decode_s=request.finished_s - first_token_s,
+    )

@@ -1,0 +1,164 @@
+"""What a user asks of the engine, and the life of one such request."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from tallow.engine.cache import KVCache
+from tallow.engine.sampler import Sampler
+from tallow.engine.text import OutputText
+from tallow.errors import TallowError, UsageError
+
+FinishReason = Literal["stop", "length", "abort"]
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next tokens are chosen, and when to stop.
+
+    The filters work in the order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p.
+
+    Args:
+        max_new_tokens: Longest answer in tokens; cut to what fits into the model's context.
+        temperature: Logits are divided by it; 0 always takes the likeliest token.
+        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probability reaches it (arXiv 1904.09751).
+        min_p: Keep tokens at least this share as likely as the likeliest (arXiv 2407.01082).
+        repetition_penalty: Positive logits of tokens in the prompt or the answer are divided by it, negative
+            ones multiplied (arXiv 1909.05858, section 4.1).
+        seed: Makes the answer reproducible, whatever else is in the batch; None draws one.
+        stop: Strings that end the answer; the text is cut before them.
+        stop_ids: Tokens that end the answer, besides the model's end tokens.
+        ignore_eos: The model's end tokens do not end the answer.
+
+    Raises:
+        UsageError: A value makes no sense.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # where it is part of a recipe
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 (off) and 1")
+        _require(
+            0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0; 1 is off"
+        )
+        _require(self.seed is None or 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"between 0 and {MAX_SEED}")
+        _require(not isinstance(self.stop, str), "stop", self.stop, "a sequence of strings, such as ('###',)")
+        _require(all(self.stop), "stop", self.stop, "without empty strings")
+        # lists, as they come from JSON or YAML, are welcome
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+
+
+class RequestState(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt and its growing answer.
+
+    The engine's one rule: `num_computed_tokens` catches up with `num_tokens`, and then a token is chosen.
+
+    Args:
+        prompt_ids: The prompt.
+        params: As submitted.
+        limit: Most new tokens, `params.max_new_tokens` cut to what fits into the context.
+        stop_ids: All tokens that end the answer.
+        sampler: Chooses the tokens.
+        output: The text of the answer, None without a tokenizer.
+        ids: Tokens of the answer so far, the one that ended it included.
+        log_probs: Log-probability of each of them under the model (before temperature, penalty and filters).
+        finish_reason: `stop` (an end token or stop string), `length`, or `abort`; None while it goes on.
+        error: Why the engine gave it up; None if it did not.
+        submitted_s, first_token_s, finished_s: Moments on the clock of `time.perf_counter`, in seconds.
+    """
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    limit: int
+    stop_ids: frozenset[int]
+    sampler: Sampler
+    cache: KVCache
+    output: OutputText | None = None
+
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    state: RequestState = RequestState.WAITING
+    finish_reason: FinishReason | None = None
+    error: TallowError | None = None
+    submitted_s: float = field(default_factory=time.perf_counter)
+    first_token_s: float | None = None
+    finished_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = [*self.prompt_ids, *self.ids]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the prompt and of the answer so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that the model has not seen yet."""
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def text(self) -> str:
+        """The text of the answer as far as it may be shown: it only grows, and never holds a stop string or a part."""
+        return self.output.text if self.output is not None else ""
+
+    def next_ids(self, count: int) -> list[int]:
+        """The next `count` tokens that the model has to see."""
+        return self.token_ids[self.num_computed_tokens : self.num_computed_tokens + count]
+
+    def append(self, token: int, log_prob: float) -> None:
+        """Take the token that the sampler chose, and finish if it is the last."""
+        if self.first_token_s is None:
+            self.first_token_s = time.perf_counter()
+        self.ids.append(token)
+        self.token_ids.append(token)
+        self.log_probs.append(log_prob)
+        if token in self.stop_ids or (self.output is not None and self.output.push(token)):
+            self.finish("stop")
+        elif len(self.ids) == self.limit:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason, error: TallowError | None = None) -> None:
+        """End the request and free its cache."""
+        self.state, self.finish_reason, self.error = RequestState.FINISHED, reason, error
+        self.finished_s = time.perf_counter()
+        self.cache.clear()
+        if self.output is not None:
+            self.output.finish()
+
+
+def _require(fits: bool, name: str, value: object, wanted: str) -> None:
+    if not fits:
+        raise UsageError(f"{name} is {value!r}", f"it must be {wanted}")

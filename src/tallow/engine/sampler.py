@@ -1,0 +1,105 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tallow.engine.request import SamplingParams
+
+FIRST_CANDIDATES = 256
+"""A nucleus is first sought among so many tokens: sorting a whole vocabulary takes longer than a decoding step."""
+
+
+class Sampler:
+    """Chooses the tokens of one request.
+
+    Its random numbers come from a counter-based generator (Philox; Salmon et al., SC 2011) keyed by the seed, with the
+    token's index in the answer as counter: the same seed gives the same answer whatever else is in the
+    batch, and also when a request is taken up again from the middle.
+
+    Args:
+        params: Temperature, filters, penalty and seed.
+        prompt_ids: The tokens that the repetition penalty counts as seen from the start.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self.params = params
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self._seen = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1.0 else {}
+
+    def choose(self, logits_V: Tensor, index: int) -> int:
+        """The token with the given index in the answer.
+
+        Args:
+            logits_V: Finite fp32 logits.
+        """
+        if self.params.repetition_penalty != 1.0:
+            logits_V = penalize(logits_V, list(self._seen), self.params.repetition_penalty)
+        if self.params.temperature == 0.0:
+            token = int(logits_V.argmax())
+        else:
+            probs_C, ids_C = candidates(logits_V, self.params)
+            token = _draw(probs_C, ids_C, uniform(self.seed, index))
+        if self.params.repetition_penalty != 1.0:
+            self._seen[token] = None
+        return token
+
+
+def penalize(logits_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """Make the tokens in `seen` less likely (arXiv 1909.05858, section 4.1; for both signs as `transformers` does)."""
+    seen_N = torch.tensor(seen, dtype=torch.int64, device=logits_V.device)
+    given_N = logits_V[seen_N]
+    return logits_V.index_copy(0, seen_N, torch.where(given_N > 0, given_N / penalty, given_N * penalty))
+
+
+def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """What temperature and filters leave of the distribution.
+
+    Returns:
+        Probabilities of the candidates (C, summing to one) and their ids; None for the ids: all tokens, in order.
+    """
+    # the largest becomes 0 first, so that a tiny temperature cannot overflow
+    probs = ((logits_V - logits_V.max()) / params.temperature).softmax(-1)
+    ids = None
+    if 0 < params.top_k < len(probs):
+        probs, ids = probs.topk(params.top_k)
+        probs = probs / probs.sum()
+    if params.top_p < 1.0:
+        probs, places = _nucleus(probs, params.top_p)
+        ids = places if ids is None else ids[places]
+    if params.min_p > 0.0:
+        places = (probs >= params.min_p * probs.max()).nonzero().squeeze(1)
+        probs, ids = probs[places], places if ids is None else ids[places]
+    return probs / probs.sum(), ids
+
+
+def uniform(seed: int, index: int) -> float:
+    """The `index`-th random number in [0, 1) of a seed."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=index)).random())
+
+
+def _nucleus(probs_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest likeliest entries whose sum reaches `top_p`, in descending order, and their places."""
+    count = min(FIRST_CANDIDATES, len(probs_V))
+    while True:
+        probs_C, places_C = probs_V.topk(count)
+        before_C = probs_C.cumsum(0) - probs_C
+        if count == len(probs_V) or float(before_C[-1]) >= top_p:
+            kept = max(1, int((before_C < top_p).sum()))
+            return probs_C[:kept], places_C[:kept]
+        count = min(16 * count, len(probs_V))
+
+
+def _draw(probs_C: Tensor, ids_C: Tensor | None, number: float) -> int:
+    """Invert the distribution function at a number in [0, 1)."""
+    summed_C = probs_C.double().cumsum(0)
+    threshold = number * float(summed_C[-1])
+    place = min(int(torch.searchsorted(summed_C, threshold, right=True)), len(probs_C) - 1)
+    return place if ids_C is None else int(ids_C[place])

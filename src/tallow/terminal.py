@@ -1,0 +1,172 @@
+"""Talking with a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from tallow.console import say
+from tallow.engine.language_model import Generation, LanguageModel, Stream
+from tallow.engine.request import SamplingParams
+from tallow.errors import DataError, TallowError, UsageError
+from tallow.files import write_json
+
+HELP = """\
+/help          this list
+/reset         forget the conversation
+/system TEXT   set the system message; without a text: remove it
+/save FILE     write the conversation to a JSON file
+/quit          end (also Ctrl-D, or Ctrl-C twice); Ctrl-C stops an answer"""
+CONTROL_CHARACTERS = dict.fromkeys([code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"])
+
+
+class Conversation:
+    """The messages so far, kept short enough for the model.
+
+    Args:
+        model: Who answers.
+        params: How its tokens are chosen.
+        system: The system message, if any.
+    """
+
+    def __init__(self, model: LanguageModel, params: SamplingParams, system: str | None = None) -> None:
+        self.model = model
+        self.params = params
+        self.system = system
+        self.turns: list[tuple[str, str]] = []
+
+    def messages(self, question: str | None = None) -> list[dict[str, str]]:
+        """The conversation, and a question at its end."""
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for asked, answered in self.turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        return messages if question is None else [*messages, {"role": "user", "content": question}]
+
+    def ask(self, question: str) -> Stream:
+        """Begin an answer; the oldest turns are dropped if there would be too little room for it."""
+        room = min(self.params.max_new_tokens, self.model.context_length // 4)
+        dropped = 0
+        while self.turns and len(self.model.encode_chat(self.messages(question))) + room > self.model.context_length:
+            del self.turns[0]
+            dropped += 1
+        if dropped:
+            what = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
+            say(f"{what} dropped: the conversation no longer fits into {self.model.context_length} tokens")
+        return self.model.stream_chat(self.messages(question), self.params)
+
+    def command(self, line: str) -> bool:
+        """Obey a line if it is a command, other than /quit."""
+        name, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        match name:
+            case "/help":
+                say(HELP)
+            case "/reset":
+                self.turns.clear()
+                say("forgotten")
+            case "/system":
+                self.system = rest or None
+                say("system message set" if rest else "system message removed")
+            case "/save":
+                self._save(rest)
+            case _:
+                return False
+        return True
+
+    def _save(self, file: str) -> None:
+        if not file:
+            raise UsageError("/save needs a file name", "/save chat.json")
+        write_json(Path(file).expanduser(), {"messages": self.messages()})
+        say(f"saved to {file}")
+
+
+def chat(model: LanguageModel, params: SamplingParams, system: str | None = None) -> None:
+    """Converse until the user has had enough: on a terminal with streaming and commands, else line by line.
+
+    Where standard input or output is not a terminal, each line of input is a question and each line of output
+    its answer, and nothing else is written there.
+
+    Raises:
+        UsageError: The model has no chat template.
+        DataError: A line of piped input is not UTF-8.
+    """
+    if model.tokenizer.chat_template is None:
+        raise UsageError(
+            f"{model.path} has no chat template, so it cannot chat", "tune it on conversations, or use tallow generate"
+        )
+    conversation = Conversation(model, params, system)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _talk(conversation, Console(highlight=False))
+    else:
+        _answer_lines(conversation, sys.stdin.buffer)
+
+
+def _talk(conversation: Conversation, console: Console) -> None:
+    with suppress(ImportError):
+        import readline  # noqa: F401  (gives input() a history and line editing, where the platform has it)
+    console.print(f"{conversation.model.path}  [dim]/help lists the commands[/dim]", soft_wrap=True)
+    interrupted = False
+    while True:
+        try:
+            line = input("\n› ")
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            console.print()
+            if interrupted:
+                return
+            say("Ctrl-C again or Ctrl-D quits")
+            interrupted = True
+            continue
+        if line.strip() == "/quit":
+            return
+        interrupted = False
+        try:
+            if line.strip() and not conversation.command(line):
+                if line.startswith("/"):
+                    raise UsageError(f"there is no command {line.split()[0]}", "/help lists them")
+                interrupted = _show_answer(conversation, line, console)
+        except TallowError as error:
+            console.print(f"[red]{error.message}[/red]\n[dim]{error.hint}[/dim]", soft_wrap=True)
+
+
+def _show_answer(conversation: Conversation, question: str, console: Console) -> bool:
+    """Stream an answer; returns whether the user stopped it."""
+    stream, stopped = conversation.ask(question), False
+    try:
+        for piece in stream:
+            console.print(piece.translate(CONTROL_CHARACTERS), end="", markup=False, emoji=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        stopped = True
+        stream.close()
+    answer = stream.result()
+    conversation.turns.append((question, answer.text))
+    console.print(f"\n[dim]{_summary(answer)}[/dim]")
+    return stopped
+
+
+def _summary(answer: Generation) -> str:
+    ends = {"stop": "", "length": ", cut at the limit", "abort": ", stopped"}
+    # the first token belongs to the prefill
+    speed = f", {(len(answer.ids) - 1) / answer.decode_s:.0f} tokens/s" if len(answer.ids) > 1 else ""
+    return f"{len(answer.ids)} tokens{speed}{ends[answer.finish_reason]}"
+
+
+def _answer_lines(conversation: Conversation, lines: Iterable[bytes]) -> None:
+    for number, raw in enumerate(lines, start=1):
+        try:
+            line = raw.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"line {number} of standard input is not UTF-8 text", "convert it to UTF-8") from error
+        if line.strip() == "/quit":
+            return
+        if not line.strip() or conversation.command(line):
+            continue
+        answer = conversation.ask(line).result()
+        conversation.turns.append((line, answer.text))
+        print(" ".join(answer.text.splitlines()), flush=True)

@@ -1,0 +1,273 @@
+"""The engine's one rule gives every request the tokens that it gets alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallow.engine.engine import Engine, context_length
+from tallow.engine.request import Request, RequestState, SamplingParams
+from tallow.errors import DataError, UsageError
+from tallow.models.blocks.context import SequenceContext
+from tallow.models.config import Rotary, RotaryScaling
+from tallow.models.decoder import Decoder
+from tallow.tokenizer.tokenizer import Tokenizer
+
+GREEDY = SamplingParams(max_new_tokens=12)
+SAMPLED = SamplingParams(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=7)
+
+
+def run(engine: Engine, *requests: Request) -> None:
+    while not all(request.state is RequestState.FINISHED for request in requests):
+        assert engine.step() or engine.state.running
+
+
+def answer(model: Decoder, prompt_ids: Sequence[int], params: SamplingParams) -> list[int]:
+    engine = Engine(model, None)
+    request = engine.submit(prompt_ids, params)
+    run(engine, request)
+    return request.ids
+
+
+@pytest.fixture(scope="module")
+def exact_model(model: Decoder) -> Decoder:
+    """In fp64, so that rounding (which differs between batch sizes) never decides between two tokens."""
+    return copy.deepcopy(model).double()
+
+
+def test_greedy_equals_the_model_without_a_cache(any_model: Decoder) -> None:
+    ids = [5, 9, 2]
+    for _ in range(GREEDY.max_new_tokens):
+        with torch.inference_mode():
+            hidden_BTD = any_model(torch.tensor([ids]), SequenceContext.plain(1, len(ids)))
+            ids.append(int(any_model.logits(hidden_BTD)[0, -1].argmax()))
+    assert answer(any_model, [5, 9, 2], GREEDY) == ids[3:]
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, replace(SAMPLED, repetition_penalty=1.3)])
+@pytest.mark.parametrize("budget", [1, 3, 7, 100])
+def test_batched_and_chunked_equal_alone(exact_model: Decoder, params: SamplingParams, budget: int) -> None:
+    prompts = [[3], list(range(20)), [9] * 7, [250, 4]]
+    engine = Engine(exact_model, None, max_tokens_per_step=budget)
+    requests = [engine.submit(prompt, params) for prompt in prompts]
+    run(engine, *requests)
+    assert [request.ids for request in requests] == [answer(exact_model, prompt, params) for prompt in prompts]
+
+
+@given(data=st.data())
+def test_any_traffic(exact_model: Decoder, data: st.DataObject) -> None:
+    """Random arrivals, lengths, budgets and aborts: who is not aborted gets the tokens that it gets alone."""
+    engine = Engine(
+        exact_model, None, max_tokens_per_step=data.draw(st.integers(1, 16)), max_running=data.draw(st.integers(1, 4))
+    )
+    prompts = st.lists(st.integers(0, exact_model.config.vocab_size - 1), min_size=1, max_size=20)
+    params = st.builds(
+        SamplingParams,
+        max_new_tokens=st.integers(1, 8),
+        temperature=st.sampled_from([0.0, 1.0]),
+        seed=st.integers(0, 3),
+        repetition_penalty=st.sampled_from([1.0, 1.5]),
+        stop_ids=st.lists(st.integers(0, 100), max_size=20).map(tuple),
+    )
+    requests: list[Request] = []
+    for action in data.draw(st.lists(st.sampled_from(["submit", "submit", "step", "step", "abort"]), max_size=25)):
+        if action == "submit":
+            requests.append(engine.submit(data.draw(prompts), data.draw(params)))
+        elif action == "step":
+            engine.step()
+        elif requests:
+            engine.abort(data.draw(st.sampled_from(requests)))
+        unfinished = [request for request in requests if request.state is not RequestState.FINISHED]
+        assert engine.state.waiting + engine.state.running == len(unfinished)
+        assert engine.state.running <= engine.max_running
+    run(engine, *requests)
+    assert engine.step() == []
+    assert engine.state.cache_bytes == 0
+    for request in requests:
+        alone = answer(exact_model, request.prompt_ids, request.params)
+        if request.finish_reason == "abort":
+            assert request.ids == alone[: len(request.ids)]
+        else:
+            assert request.ids == alone
+            assert request.finish_reason == ("stop" if alone[-1] in request.params.stop_ids else "length")
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(exact_model: Decoder) -> None:
+    engine = Engine(exact_model, None)
+    first, other, second = (engine.submit([1, 2], replace(SAMPLED, seed=seed)) for seed in (7, 8, 7))
+    run(engine, first, other, second)
+    assert first.ids == second.ids == answer(exact_model, [1, 2], SAMPLED)
+    assert first.ids != other.ids
+
+
+def test_older_requests_go_first(model: Decoder) -> None:
+    engine = Engine(model, None, max_tokens_per_step=8)
+    first, second = engine.submit(range(6), GREEDY), engine.submit(range(6), GREEDY)
+    assert engine.step() == [first]
+    assert (first.num_computed_tokens, second.num_computed_tokens) == (6, 2)
+    assert engine.step() == [first, second]
+    assert (first.num_computed_tokens, second.num_computed_tokens) == (7, 6)
+
+
+def test_max_running_holds_the_others_back(model: Decoder) -> None:
+    engine = Engine(model, None, max_running=2)
+    requests = [engine.submit([token], replace(GREEDY, max_new_tokens=token)) for token in (1, 3, 2)]
+    assert engine.step() == requests[:2]
+    assert (engine.state.waiting, engine.state.running) == (1, 1)
+    assert engine.step() == requests[1:]
+
+
+def test_abort_frees(model: Decoder) -> None:
+    engine = Engine(model, None)
+    waiting, running = engine.submit([1], GREEDY), engine.submit([2, 3], GREEDY)
+    engine.step()
+    late = engine.submit([4], GREEDY)
+    before = engine.state
+    assert (before.waiting, before.running, before.cached_tokens) == (1, 2, 3)
+    assert before.cache_bytes > 0
+    for request in (waiting, running, late, running):  # twice does no harm
+        engine.abort(request)
+        assert request.finish_reason == "abort"
+    assert engine.state == replace(before, waiting=0, running=0, cached_tokens=0, cache_bytes=0)
+    assert engine.step() == []
+    assert len(running.ids) == 1
+    assert late.ids == []
+
+
+def test_an_interrupted_step_is_done_again(exact_model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(exact_model, None)
+    requests = [engine.submit(prompt, SAMPLED) for prompt in ([1, 2, 3], [4])]
+    engine.step()
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(engine, "_choose", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    run(engine, *requests)
+    assert [request.ids for request in requests] == [answer(exact_model, ids, SAMPLED) for ids in ([1, 2, 3], [4])]
+
+
+def test_end_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
+    ids = answer(model, [5, 9, 2], GREEDY)
+    end, place = ids[4], ids.index(ids[4])
+    ending = copy.copy(model)
+    ending.config = model.config.model_copy(update={"eos_ids": (end,)})
+    assert answer(ending, [5, 9, 2], GREEDY) == ids[: place + 1]
+    assert answer(ending, [5, 9, 2], replace(GREEDY, ignore_eos=True)) == ids
+    assert answer(model, [5, 9, 2], replace(GREEDY, stop_ids=(end,), ignore_eos=True)) == ids[: place + 1]
+    engine = Engine(model, tokenizer)
+    request = engine.submit([5, 9, 2], replace(GREEDY, stop_ids=(end,)))
+    run(engine, request)
+    assert request.finish_reason == "stop"
+    assert request.text == tokenizer.decode(ids[:place])
+
+
+def test_the_answer_is_cut_to_the_context(model: Decoder) -> None:
+    length = model.config.max_positions
+    engine = Engine(model, None)
+    request = engine.submit([1] * (length - 5), replace(GREEDY, max_new_tokens=1000))
+    run(engine, request)
+    assert len(request.ids) == 5
+    assert request.finish_reason == "length"
+
+
+def test_stop_strings_end_the_answer(model: Decoder, tokenizer: Tokenizer) -> None:
+    params = replace(GREEDY, max_new_tokens=40, ignore_eos=True)
+    engine = Engine(model, tokenizer)
+    whole = engine.submit([70, 71], params)
+    run(engine, whole)
+    stop = whole.text[5:7]
+    stopped = engine.submit([70, 71], replace(params, stop=(stop,)))
+    run(engine, stopped)
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert stopped.ids == whole.ids[: len(stopped.ids)]
+    assert stop in tokenizer.decode(stopped.ids)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_end_their_request_alone(model: Decoder, broken: float) -> None:
+    broken_model = copy.deepcopy(model)
+    with torch.no_grad():
+        broken_model.embed.weight[200] = broken
+    # its row of the output matrix is broken too, but not where the tables are two
+    broken_model.lm_head = torch.nn.Linear(32, model.config.vocab_size, bias=False)
+    with torch.no_grad():
+        broken_model.lm_head.weight.copy_(model.embed.weight)
+    engine = Engine(broken_model, None)
+    healthy, sick = engine.submit([5, 9, 2], GREEDY), engine.submit([5, 200], GREEDY)
+    assert engine.step() == [healthy, sick]
+    assert sick.finish_reason == "abort"
+    assert isinstance(sick.error, DataError)
+    assert "not finite" in sick.error.message
+    run(engine, healthy)
+    assert healthy.error is None
+    assert healthy.ids == answer(model, [5, 9, 2], GREEDY)
+
+
+@pytest.mark.parametrize("budget", [1, 4, 1000])
+def test_log_probs_equal_the_model_without_a_cache(any_model: Decoder, budget: int) -> None:
+    ids = [(7 * index) % any_model.config.vocab_size for index in range(30)]
+    with torch.inference_mode():
+        logits_TV = any_model.logits(any_model(torch.tensor([ids]), SequenceContext.plain(1, 30)))[0]
+    expected_T = logits_TV.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    log_probs_T = Engine(any_model, None, max_tokens_per_step=budget).log_probs(ids)
+    torch.testing.assert_close(log_probs_T, expected_T, atol=1e-5, rtol=0)
+    assert not log_probs_T.is_inference()
+
+
+def test_log_probs_of_one_token_are_none(model: Decoder) -> None:
+    assert Engine(model, None).log_probs([1]).shape == (0,)
+
+
+def test_generated_log_probs_are_those_of_scoring(model: Decoder) -> None:
+    engine = Engine(model, None)
+    request = engine.submit([4, 5, 6], replace(SAMPLED, repetition_penalty=1.2))
+    run(engine, request)
+    scored_T = engine.log_probs([4, 5, 6, *request.ids])[2:]
+    torch.testing.assert_close(torch.tensor(request.log_probs), scored_T, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "message"),
+    [([], "empty"), ([5, 259], "259"), ([-1], "-1"), ([1] * 97, "97 tokens"), ([1] * 96, "room for an answer")],
+)
+def test_prompts_that_cannot_be_are_refused_at_the_door(model: Decoder, prompt_ids: list[int], message: str) -> None:
+    engine = Engine(model, None)
+    with pytest.raises(UsageError, match=message):
+        engine.submit(prompt_ids, GREEDY)
+    assert engine.state.waiting == 0
+
+
+def test_scoring_takes_the_whole_context(model: Decoder) -> None:
+    engine = Engine(model, None)
+    assert len(engine.log_probs([1] * 96)) == 95
+    with pytest.raises(UsageError, match="97 tokens"):
+        engine.log_probs([1] * 97)
+
+
+def test_stop_strings_need_a_tokenizer(model: Decoder) -> None:
+    with pytest.raises(UsageError, match="tokenizer"):
+        Engine(model, None).submit([1], replace(GREEDY, stop=("x",)))
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens_per_step": 0}, {"max_running": 0}])
+def test_limits_are_positive(model: Decoder, limits: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="positive"):
+        Engine(model, None, **limits)
+
+
+def test_frequencies_that_change_with_the_length_end_the_context(model: Decoder) -> None:
+    scaling = RotaryScaling(kind="dynamic", factor=2.0, original_max_positions=48)
+    config = model.config.model_copy(update={"rotary": Rotary(scaling=scaling)})
+    assert context_length(config) == 48
+    assert context_length(model.config) == 96

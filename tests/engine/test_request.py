@@ -1,0 +1,56 @@
+"""What a request may ask for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from tallow.engine.request import MAX_SEED, SamplingParams
+from tallow.errors import UsageError
+from tallow.recipe import Section, parse_section
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
+        ("seed", -1),
+        ("seed", MAX_SEED + 1),
+        ("stop", "###"),
+        ("stop", ("",)),
+    ],
+)
+def test_nonsense_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=name):
+        SamplingParams(**{name: value})
+
+
+def test_lists_become_tuples() -> None:
+    lists: Any = {"stop": ["a"], "stop_ids": [1]}
+    params = SamplingParams(**lists)
+    assert (params.stop, params.stop_ids) == (("a",), (1,))
+
+
+class Holder(Section):
+    sampling: SamplingParams = SamplingParams()
+
+
+def test_parameters_in_a_recipe() -> None:
+    section = parse_section(Holder, {"sampling": {"temperature": 0.5, "stop": ["\n"]}}, "sample")
+    assert section.sampling == SamplingParams(temperature=0.5, stop=("\n",))
+    with pytest.raises(UsageError, match="temprature"):
+        parse_section(Holder, {"sampling": {"temprature": 0.5}}, "sample")
+    with pytest.raises(UsageError, match="top_p"):
+        parse_section(Holder, {"sampling": {"top_p": 2.0}}, "sample")
