@@ -21,7 +21,7 @@ _MIN_SPEEDUP = 1.1
 @functools.cache
 def read_bandwidth() -> float:
     """Bytes per second that torch's present number of threads can read from main memory; measured once a process."""
-    words = torch.ones(_STREAM_BYTES // 8, dtype=torch.int64)  # not zeros: untouched memory is one page of zeros
+    words = torch.ones(_STREAM_BYTES // 8, dtype=torch.int64)
     extension = cpu.native()
     if extension is None:
         return _STREAM_BYTES / _best_time(lambda: words.sum())
