@@ -332,7 +332,9 @@ def _write_rotary(config: DecoderConfig) -> dict[str, Any]:
     if scaling is None:
         return values
     if scaling.kind in ("linear", "yarn", "longrope"):
-        values |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
+        values["rope.scaling.type"] = scaling.kind
+    if scaling.kind in ("linear", "yarn"):  # llama.cpp would also stretch LongRoPE's frequencies by a factor
+        values["rope.scaling.factor"] = scaling.factor
     if scaling.kind in ("llama3", "yarn", "longrope"):
         values["rope.scaling.original_context_length"] = scaling.original_max_positions
     if scaling.kind == "longrope":
@@ -354,7 +356,7 @@ def _complete(rotary: Rotary, config: DecoderConfig) -> Rotary:
     if scaling.kind == "longrope":
         rotated = rotary.rotated_size(config.head_size)
         magnitude = inverse_frequencies(rotary, rotated, config.max_positions, 1)[1]
-        update["attention_factor"] = float(str(np.float32(magnitude)))
+        update |= {"factor": None, "attention_factor": float(str(np.float32(magnitude)))}
     return rotary.model_copy(update={"scaling": scaling.model_copy(update=update)})
 
 
