@@ -316,12 +316,14 @@ def _size(value: Any) -> int:
     size, waiting = 0, [value]
     while waiting and size <= MAX_SIZE:
         item = waiting.pop()
-        size += len(item) if isinstance(item, str) else ELEMENT_SIZE
-        if isinstance(item, Mapping):
-            waiting.extend(item)
-            waiting.extend(item.values())
-        elif isinstance(item, Collection) and not isinstance(item, str):
-            waiting.extend(item)
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, Collection):
+            size += ELEMENT_SIZE * len(item)
+            if size <= MAX_SIZE:
+                waiting.extend(item)
+                if isinstance(item, Mapping):
+                    waiting.extend(item.values())
     return size
 
 

@@ -24,7 +24,6 @@ from tokenizers import AddedToken
 
 from tallow.errors import DataError
 
-
 CANNOT_ENCODE = "text cannot be encoded", "check that it is valid Unicode"
 
 

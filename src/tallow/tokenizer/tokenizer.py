@@ -96,6 +96,8 @@ class Tokenizer:
     def save(self, directory: Path | str) -> None:
         """Write the files that `load` and `transformers.AutoTokenizer` read.
 
+        (Beside a model of type `qwen2`, transformers 5 puts Qwen's rule for splitting text in place of the file's.)
+
         Raises:
             CapacityError: The disk is full.
             UsageError: The directory cannot be written.
@@ -147,8 +149,13 @@ class Tokenizer:
             return self.sealed.encode_batch(texts)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; ids without a token count for nothing, bytes that are not UTF-8 become U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        """The text of token ids; ids without a token count for nothing, bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: An id is negative or beyond 32 bits.
+        """
+        with library_errors("tokens cannot be decoded", "check that model and tokenizer belong together"):
+            return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     @cached_property
     def sealed(self) -> SealedTokenizer:
@@ -251,7 +258,7 @@ def _spelling(value: object) -> str | None:
     """The spelling of a special token, which a configuration gives as a string or as a description."""
     if isinstance(value, Mapping):
         value = value.get("content")
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and value else None
 
 
 def _add_listed_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
@@ -282,6 +289,8 @@ def _read_template(directory: Path, config: Mapping[str, Any], tokens: Mapping[s
         if path.exists():
             with reading(path, "chat template"):
                 sources[name] = path.read_text(encoding="utf-8")
+    if not all(isinstance(source, str) for source in sources.values()):
+        raise DataError(f"the chat template in {directory} is not text", RESTORE)
     if "default" not in sources:
         return None
     return ChatTemplate(sources["default"], tokens, tool_source=sources.get("tool_use"))

@@ -1,0 +1,209 @@
+"""The tokenizer stage: learn a byte-level BPE vocabulary from documents, or adopt a vocabulary that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tokenizers
+from pydantic import Field
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from tallow.console import progress, say
+from tallow.errors import DataError, UsageError, reading
+from tallow.files import atomic_directory
+from tallow.recipe import Section
+from tallow.run import StageRun
+from tallow.tokenizer.chat import CHATML, ChatTemplate
+from tallow.tokenizer.tokenizer import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"  # ends a document, and fills up batches
+SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
+BATCH_ROWS = 256
+PIECE_CHARACTERS = 1 << 16  # a longer document is read in pieces of that length
+SAMPLE_BYTES = 2_000_000  # of held-out text, to measure bytes per token
+
+
+class TokenizerConfig(Section):
+    """Settings of the tokenizer stage.
+
+    Attributes:
+        documents: The product of `prepare`: `{train,validation}/*.parquet` with a column `text`.
+        pretrained: A directory with `tokenizer.json` to adopt instead of training.
+        vocab_size: Tokens of the vocabulary, special tokens included. Little text may yield fewer.
+        min_frequency: A pair of tokens is merged only if it occurs at least that often.
+        max_bytes: Train on at most that much text, taken evenly from all documents. (The library counts pairs in
+            32 bits, hence the upper bound.)
+        max_digits: Longest run of digits in one token; two is best for small vocabularies.
+        special_tokens: Further special tokens beside `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`.
+        chat_template: `chatml`, `none`, or a file with a Jinja template. None keeps that of `pretrained`.
+    """
+
+    documents: Path | None = None
+    pretrained: str | None = None
+    vocab_size: int = Field(4096, ge=1)
+    min_frequency: int = Field(2, ge=1)
+    max_bytes: int = Field(100_000_000, ge=1, le=2_000_000_000)
+    max_digits: Literal[1, 2, 3] = 2
+    special_tokens: tuple[str, ...] = ()
+    chat_template: str | None = None
+
+
+def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
+    """Write `tokenizer/` below the run's directory.
+
+    Returns:
+        `vocab_size`; `bytes_per_token` on held-out documents (None without documents); `measured_on`, the split
+        that this was measured on; `training_bytes`.
+
+    Raises:
+        UsageError: There is neither `documents` nor `pretrained`, or the vocabulary is too small for any text.
+        DataError: The documents are missing, broken or empty; or the pretrained tokenizer or the template is broken.
+    """
+    training_bytes = 0
+    if config.pretrained is not None:
+        tokenizer = Tokenizer.load(config.pretrained)
+    elif config.documents is not None:
+        backend, training_bytes = _train(config, config.documents)
+        tokenizer = Tokenizer.from_backend(backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    else:
+        raise UsageError("the tokenizer stage has no text", "set tokenizer.documents or tokenizer.pretrained")
+    source = _template_source(config)
+    if source is not None:
+        tokenizer.chat_template = ChatTemplate(source, tokenizer.special_tokens) if source else None
+    if tokenizer.chat_template is not None:
+        tokenizer.chat_template.render([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+    with atomic_directory(run.directory / "tokenizer") as directory:
+        tokenizer.save(directory)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "training_bytes": training_bytes,
+        **(_measure(tokenizer, config.documents) if config.documents is not None else {}),
+    }
+
+
+def split_pattern(max_digits: int) -> str:
+    """Where text is cut before merging: GPT-4's rule (cl100k_base of tiktoken) with its own limit for digits.
+
+    In this order: English contractions; letters with one character before them; digits; punctuation with a space
+    before and line ends behind it; line ends; spaces.
+    """
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        rf"\p{{N}}{{1,{max_digits}}}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+def _train(config: TokenizerConfig, documents: Path) -> tuple[tokenizers.Tokenizer, int]:
+    special = list(dict.fromkeys((*SPECIAL_TOKENS, *config.special_tokens)))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(special) + len(alphabet)
+    if config.vocab_size < smallest:
+        raise UsageError(
+            f"tokenizer.vocab_size is {config.vocab_size}, but the bytes and special tokens alone are {smallest}",
+            f"set it to {smallest} or more",
+        )
+    available = _text_bytes(documents, "train")
+    if available == 0:
+        raise DataError(f"the documents in {documents / 'train'} hold no text", "check what prepare has kept")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split_pattern(config.max_digits)), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    training_bytes = 0
+    with progress("tokenizer", min(available, config.max_bytes), "bytes") as bar:
+
+        def pieces() -> Iterator[str]:
+            nonlocal training_bytes
+            for piece in _evenly(documents, "train", config.max_bytes / available):
+                yield piece
+                size = len(piece.encode())
+                training_bytes += size
+                bar.advance(size)
+
+        backend.train_from_iterator(pieces(), trainer)
+    if backend.get_vocab_size() < config.vocab_size:
+        say(
+            f"the text yields only {backend.get_vocab_size():,} tokens of the {config.vocab_size:,} asked for: "
+            f"no other pair of tokens occurs {config.min_frequency} times"
+        )
+    return backend, training_bytes
+
+
+def _measure(tokenizer: Tokenizer, documents: Path) -> dict[str, Any]:
+    """Bytes per token on held-out documents, or on those trained on if none are held out."""
+    split = "validation" if _text_bytes(documents, "validation") else "train"
+    available = _text_bytes(documents, split)
+    num_bytes = num_tokens = 0
+    for text in _evenly(documents, split, SAMPLE_BYTES / max(available, 1)):
+        num_bytes += len(text.encode())
+        num_tokens += len(tokenizer.encode(text))
+    return {"bytes_per_token": num_bytes / num_tokens if num_tokens else None, "measured_on": split}
+
+
+def _evenly(documents: Path, split: str, share: float) -> Iterator[str]:
+    """A share of the text, in pieces spread evenly over all documents; all of it if `share` is 1 or more."""
+    seen = taken = 0
+    for column in _columns(documents, split):
+        for text in column.to_pylist():
+            for start in range(0, len(text or ""), PIECE_CHARACTERS):
+                piece = text[start : start + PIECE_CHARACTERS]
+                size = len(piece.encode())
+                seen += size
+                if taken < seen * share:
+                    taken += size
+                    yield piece
+
+
+def _text_bytes(documents: Path, split: str) -> int:
+    lengths = (pc.call_function("binary_length", [column]) for column in _columns(documents, split))
+    return sum(pc.call_function("sum", [length]).as_py() or 0 for length in lengths)
+
+
+def _columns(documents: Path, split: str) -> Iterator[pa.Array]:
+    """The texts of a split, some hundred at a time, in the order of the files' names."""
+    directory = documents / split
+    paths = sorted(directory.glob("*.parquet"))
+    if not paths and split == "train":
+        raise DataError(f"{directory} holds no documents (*.parquet)", "run the prepare stage, or check the path")
+    for path in paths:
+        with reading(path, "documents"):
+            try:
+                file = pq.ParquetFile(path)
+                schema = file.schema_arrow
+                if "text" not in schema.names or not pa.types.is_string(schema.field("text").type):
+                    raise DataError(f"documents {path} have no column of strings named text", "run prepare again")
+                for batch in file.iter_batches(BATCH_ROWS, columns=["text"]):
+                    yield batch.column(0)
+            except pa.ArrowException as error:
+                raise DataError(f"documents {path} are broken ({error})", "run prepare again") from error
+
+
+def _template_source(config: TokenizerConfig) -> str | None:
+    """The chat template to set; empty for none, None to leave it as it is."""
+    if config.chat_template is None:
+        return CHATML if config.pretrained is None else None
+    if config.chat_template in ("chatml", "none"):
+        return CHATML if config.chat_template == "chatml" else ""
+    path = Path(config.chat_template)
+    with reading(path, "chat template"):
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"chat template {path} is not UTF-8 text", "save it as UTF-8") from error
