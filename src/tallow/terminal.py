@@ -108,7 +108,7 @@ def chat(model: LanguageModel, params: SamplingParams, system: str | None = None
 def _talk(conversation: Conversation, console: Console) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  (gives input() a history and line editing, where the platform has it)
-    console.print(f"{conversation.model.path}  [dim]/help lists the commands[/dim]", soft_wrap=True)
+    _print(console, f"{conversation.model.path}: /help lists the commands", "dim")
     interrupted = False
     while True:
         try:
@@ -132,7 +132,8 @@ def _talk(conversation: Conversation, console: Console) -> None:
                     raise UsageError(f"there is no command {line.split()[0]}", "/help lists them")
                 interrupted = _show_answer(conversation, line, console)
         except TallowError as error:
-            console.print(f"[red]{error.message}[/red]\n[dim]{error.hint}[/dim]", soft_wrap=True)
+            _print(console, error.message, "red")
+            _print(console, error.hint, "dim")
 
 
 def _show_answer(conversation: Conversation, question: str, console: Console) -> bool:
@@ -140,14 +141,19 @@ def _show_answer(conversation: Conversation, question: str, console: Console) ->
     stream, stopped = conversation.ask(question), False
     try:
         for piece in stream:
-            console.print(piece.translate(CONTROL_CHARACTERS), end="", markup=False, emoji=False, soft_wrap=True)
+            _print(console, piece.translate(CONTROL_CHARACTERS), end="")
     except KeyboardInterrupt:
         stopped = True
         stream.close()
     answer = stream.result()
     conversation.turns.append((question, answer.text))
-    console.print(f"\n[dim]{_summary(answer)}[/dim]")
+    _print(console, f"\n{_summary(answer)}", "dim")
     return stopped
+
+
+def _print(console: Console, text: str, style: str = "", end: str = "\n") -> None:
+    """Print as it stands: no markup, no wrapping."""
+    console.print(text, style=style, end=end, markup=False, emoji=False, soft_wrap=True)
 
 
 def _summary(answer: Generation) -> str:

@@ -108,7 +108,11 @@ def test_chat_uses_the_template_and_stops_at_the_end_of_the_turn(lm: LanguageMod
         return lm.chat(QUESTION, replace(params, ignore_eos=True)).ids
 
     candidates = (replace(PARAMS, seed=seed, max_new_tokens=80) for seed in range(100))
-    params, ids = next((params, ids) for params in candidates if turn_end in (ids := on_and_on(params))[:-1])
+    params, ids = next(
+        (params, ids)
+        for params in candidates
+        if turn_end in (ids := on_and_on(params))[:-1] and lm.tokenizer.eos_id not in ids
+    )
     answer = lm.chat(QUESTION, params)
     assert answer.finish_reason == "stop"
     assert answer.ids == ids[: ids.index(turn_end) + 1]
