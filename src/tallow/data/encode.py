@@ -46,7 +46,8 @@ class EncodeConfig(Section):
         documents: What the stage prepare has written.
         tokenizer: A directory with `tokenizer.json`.
         shard_tokens: A shard is closed with the document that brings it to so many tokens.
-        workers: Batches of documents encoded at a time; None: one a processor. The result is the same for any number.
+        workers: Batches of documents encoded at a time, each by the tokenizer's own threads; None: one a processor.
+            The result is the same for any number.
     """
 
     documents: Path | None = None
@@ -59,7 +60,7 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
     """Encode all documents and write `tokens/`.
 
     Returns:
-        `train_tokens`, `validation_tokens`, `bytes_per_token` (of the training text).
+        `train_tokens`, `validation_tokens`, `bytes_per_token`.
 
     Raises:
         UsageError: An input is not named, or the directory cannot be written.
@@ -97,10 +98,10 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
             sources=documents.sources,
         )
         save_manifest(manifest, directory)
-    train = splits["train"]
+    text_bytes = sum(counts.bytes for counts in splits.values())
     return {
-        **{f"{name}_tokens": counts.tokens for name, counts in splits.items()},
-        "bytes_per_token": train.bytes / train.tokens,
+        **{f"{split}_tokens": counts.tokens for split, counts in splits.items()},
+        "bytes_per_token": text_bytes / sum(counts.tokens for counts in splits.values()),
     }
 
 
@@ -138,7 +139,7 @@ def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], worke
     """Apply a function in threads; results come in the order of the items, few of which are in memory at once."""
     items = iter(items)
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(items, 2 * workers))
+        waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in islice(items, workers + 2))
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in islice(items, 1))
