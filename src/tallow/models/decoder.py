@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.context import Context
 from tallow.models.blocks.feed_forward import FeedForward
+from tallow.models.blocks.linear import Linear, Table
 from tallow.models.blocks.norms import make_norm
 from tallow.models.blocks.positions import Rotation, make_rotation
 from tallow.models.config import DecoderConfig
 
 
-class Embedding(nn.Embedding):
+class Embedding(Table):
     """A table of token vectors that also serves as the output matrix where the two are tied."""
 
     def project(self, hidden_BTD: Tensor) -> Tensor:
@@ -58,11 +59,11 @@ class Decoder(nn.Module):
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = (
-            nn.Embedding(config.max_positions, config.hidden_size) if config.positions == "learned" else None
+            Table(config.max_positions, config.hidden_size) if config.positions == "learned" else None
         )
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.norm = make_norm(config)
-        self.lm_head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, inputs_BT: Tensor, context: Context) -> Tensor:
         """Hidden states after the last norm, B T D, of token ids (int64)."""

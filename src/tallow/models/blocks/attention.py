@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tallow.models.blocks.context import AttentionSpec, Context
+from tallow.models.blocks.linear import Linear
 from tallow.models.blocks.norms import make_norm
 from tallow.models.blocks.positions import Rotation, rotate
 from tallow.models.config import DecoderConfig
@@ -17,10 +18,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_size = config.num_heads, config.num_kv_heads, config.head_size
         query_size, kv_size = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = Linear(config.hidden_size, query_size, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.o_proj = Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
         self.qk_norm = config.qk_norm
         if config.qk_norm != "none":
             per_head = config.qk_norm == "head"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tallow.models.blocks.linear import Linear
 from tallow.models.config import DecoderConfig
 
 
@@ -14,9 +15,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.feed_forward_bias
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias) if config.gated else None
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.gate_proj = Linear(hidden, inner, bias=bias) if config.gated else None
+        self.up_proj = Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
         self.activation = config.activation
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -149,11 +149,14 @@ class Family:
                 would be another one.
         """
         hub = {"architectures": [self.architecture], "model_type": self.name, **self.write_config(config)}
-        wanted, said = _architecture(config), _architecture(self.read_config(hub))
-        lost = [name for name, value in wanted.items() if said[name] != value]
+        try:
+            wanted, said = _architecture(config), _architecture(self.read_config(hub))
+            lost = [name for name, value in wanted.items() if said[name] != value]
+        except ValueError as error:
+            lost = [str(error)]
         if lost:
             raise UsageError(
-                f"the hub format of {self.name} cannot express this model's {', '.join(lost)}",
+                f"the hub format of {self.name} cannot express this model: {', '.join(lost)}",
                 "choose the family that has them, or leave them at what the family has",
             )
         return hub

@@ -21,10 +21,13 @@ def read_config(hub: Mapping[str, Any]) -> DecoderConfig:
     if scaling and scaling.get("type") in ("su", "yarn"):  # early names of the same rule
         scaling = {**scaling, "type": "longrope"}
     hub = {"original_max_position_embeddings": 4096, **hub, "rope_scaling": scaling}
+    rotary = read_rotary(hub, fraction=1.0)
+    if rotary.scaling is not None and rotary.scaling.kind != "longrope":
+        raise ValueError(f"Phi-3 knows no rotary scaling {rotary.scaling.kind!r}")
     return DecoderConfig(
         family="phi3",
         **read_shared(hub),
-        rotary=read_rotary(hub, fraction=1.0),
+        rotary=rotary,
         norm_eps=hub.get("rms_norm_eps", 1e-5),
         window=hub.get("sliding_window"),
         tied_embeddings=hub.get("tie_word_embeddings", False),

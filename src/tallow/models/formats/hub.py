@@ -5,7 +5,7 @@ Tensors are mapped from the files, not copied; a page that is written to (traini
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tallow.models.blocks.quantized import QuantizedEmbedding
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.families import Family, TensorMap, find_family
+from tallow.models.families.family import AS_IS
 from tallow.models.families.fields import write_control_tokens
 from tallow.models.formats.quantized import (
     quantization_config,
@@ -33,7 +34,6 @@ from tallow.tokenizer.tokenizer import Tokenizer
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 CONTROL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read_config(directory: Path) -> DecoderConfig:
@@ -82,15 +82,11 @@ def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder
     plain = {name for name, _ in model.named_parameters()}
     state: dict[str, Tensor] = dict(quantized_tensors(model))
     for tensor_map in unquantized(tensor_maps, plain):
-        tensor = stored.read(*family.spellings(tensor_map.hub))
-        if tensor.dtype not in DTYPES:
-            raise DataError(
-                f"tensor {tensor_map.hub} in {directory} is stored as {tensor.dtype}, which is not supported",
-                "take a model whose weights are float32, bfloat16 or float16",
-            )
-        dtype = dtype or tensor.dtype
-        parts = _split(tensor, tensor_map, [shapes[name] for name in tensor_map.ours])
-        state.update(zip(tensor_map.ours, (part.to(dtype) for part in parts), strict=True))
+        spellings, fused = family.spellings(tensor_map.hub), tensor_map.layout is not AS_IS
+        tensor = stored.read_weight(spellings, dtype, to_copy=fused)
+        dtype = tensor.dtype
+        for name, part in zip(tensor_map.ours, _split(tensor, tensor_map, shapes), strict=True):
+            state[name] = part.contiguous()  # as fused optimizers take it to be, without a check
     _refuse_unexplained(stored, family)
     model.load_state_dict(state, assign=True)
     if isinstance(model.embed, QuantizedEmbedding):
@@ -156,16 +152,17 @@ def _without_memory(config: DecoderConfig, stored: TensorFiles) -> Decoder:
         ) from error
 
 
-def _split(tensor: Tensor, tensor_map: TensorMap, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
-    """Our parameters, of these shapes, in a stored tensor."""
+def _split(tensor: Tensor, tensor_map: TensorMap, shapes: Mapping[str, torch.Size]) -> tuple[Tensor, ...]:
+    """Our parameters in a stored tensor, once they are of these shapes."""
+    wanted = [shapes[name] for name in tensor_map.ours]
     try:
         parts = tensor_map.split(tensor)
     except (RuntimeError, ValueError, IndexError):
         parts = ()
-    if [part.shape for part in parts] != list(shapes):
-        wanted = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(tensor_map.ours, shapes, strict=True))
+    if [part.shape for part in parts] != wanted:
+        text = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(tensor_map.ours, wanted, strict=True))
         raise DataError(
-            f"tensor {tensor_map.hub} has the shape {tuple(tensor.shape)}, but config.json asks it to hold {wanted}",
+            f"tensor {tensor_map.hub} has the shape {tuple(tensor.shape)}, but config.json asks it to hold {text}",
             "config.json and the weights are not of the same model",
         )
     return parts

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +21,7 @@ from tallow.files import atomic_file, read_json, write_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -39,48 +41,77 @@ class TensorFiles:
         if not (directory / WEIGHTS).exists() and (directory / INDEX).exists():
             self._file_of = _read_index(directory / INDEX)
         else:
-            self._file_of = dict.fromkeys(self._open(WEIGHTS).keys(), WEIGHTS)
+            self._file_of = dict.fromkeys(self._kept_open(WEIGHTS).keys(), WEIGHTS)
         self.unread = set(self._file_of)
         """Names of the tensors that nobody has asked for yet."""
 
     def __len__(self) -> int:
         return len(self._file_of)
 
-    def read(self, name: str, *other_spellings: str) -> Tensor:
-        """The tensor that is stored under the first of these names that there is; mapped from the file.
+    def read(self, name: str) -> Tensor:
+        """The tensor of this name as it is stored, mapped from the file.
 
         Raises:
             DataError: There is none, or its file is missing or broken.
         """
-        stored = next((known for known in (name, *other_spellings) if known in self._file_of), None)
-        if stored is None:
+        return self._get(name, self._kept_open)
+
+    def read_weight(
+        self, spellings: Sequence[str], dtype: torch.dtype | None = None, *, to_copy: bool = False
+    ) -> Tensor:
+        """The floating-point tensor that is stored under the first of these names that there is.
+
+        Args:
+            dtype: Convert it; None leaves it as it is, mapped from the file.
+            to_copy: It will be copied and dropped. Then, and when it is converted, it is read through a mapping
+                of its own, which goes with it: the pages read do not add to the memory of the copy.
+
+        Raises:
+            DataError: There is none, it is not of floating point, or its file is missing or broken.
+        """
+        name = next((known for known in spellings if known in self._file_of), spellings[0])
+        tensor = self._get(name, self._kept_open)
+        if tensor.dtype not in DTYPES:
+            raise DataError(
+                f"tensor {name} in {self.directory} is stored as {tensor.dtype}, which is not supported",
+                "take a model whose weights are float32, bfloat16 or float16",
+            )
+        if to_copy or dtype not in (None, tensor.dtype):
+            tensor = self._get(name, self._open)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def _get(self, name: str, open_file: Callable[[str], Any]) -> Tensor:
+        if name not in self._file_of:
             raise DataError(
                 f"{self.directory} has no tensor {name}", "config.json and the weights are not of the same model"
             )
-        file = self._file_of[stored]
+        file = self._file_of[name]
         try:
-            tensor = self._open(file).get_tensor(stored)
+            tensor = open_file(file).get_tensor(name)
         except SafetensorError as error:
             raise DataError(
-                f"{self.directory / file} cannot give the tensor {stored}: {error}", "copy or download it again"
+                f"{self.directory / file} cannot give the tensor {name}: {error}", "copy or download it again"
             ) from error
-        self.unread.discard(stored)
+        self.unread.discard(name)
         return tensor
 
-    def _open(self, file: str) -> Any:
+    def _kept_open(self, file: str) -> Any:
         if file not in self._open_files:
-            path = self.directory / file
-            if file == WEIGHTS and not path.exists():
-                self._refuse_pickles()
-            with reading(path, "weights file"):
-                path.open("rb").close()
-            try:
-                self._open_files[file] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise DataError(
-                    f"weights file {path} is broken or truncated: {error}", "copy or download it again"
-                ) from error
+            self._open_files[file] = self._open(file)
         return self._open_files[file]
+
+    def _open(self, file: str) -> Any:
+        path = self.directory / file
+        if file == WEIGHTS and not path.exists():
+            self._refuse_pickles()
+        with reading(path, "weights file"):
+            path.open("rb").close()
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"weights file {path} is broken or truncated: {error}", "copy or download it again"
+            ) from error
 
     def _refuse_pickles(self) -> None:
         for pattern in PICKLES:
