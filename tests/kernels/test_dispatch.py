@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from tallow.errors import UsageError
 from tallow.kernels import Operation, dispatch, using
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("TALLOW_KERNELS", raising=False)
+    dispatch._default_versions.cache_clear()
+    yield
+    dispatch._default_versions.cache_clear()
 
 
 def make_operation() -> Operation[..., str]:
@@ -41,14 +51,10 @@ def test_reference_can_be_forced_and_nesting_restores() -> None:
 @pytest.mark.parametrize(("value", "expected"), [("reference", "reference"), ("fast", "fast")])
 def test_environment_sets_the_default(monkeypatch: pytest.MonkeyPatch, value: str, expected: str) -> None:
     monkeypatch.setenv("TALLOW_KERNELS", value)
-    dispatch._default_versions.cache_clear()
     assert make_operation()(torch.zeros(1), 1) == expected
-    dispatch._default_versions.cache_clear()
 
 
 def test_unknown_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALLOW_KERNELS", "slow")
-    dispatch._default_versions.cache_clear()
     with pytest.raises(UsageError, match="slow"):
         make_operation()(torch.zeros(1), 1)
-    dispatch._default_versions.cache_clear()

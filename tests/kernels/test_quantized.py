@@ -212,7 +212,7 @@ def test_without_the_extension_the_reference_runs_and_one_line_says_so(
         raise ImportError(f"no {name}")
 
     cpu.native.cache_clear()
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched, using("fast"):
         patched.setattr(importlib, "import_module", missing)
         weight, x_BI = quantize_groups(random(24, 64, seed=1), 4), random(1, 64, seed=2)
         results = [quantized_linear(x_BI, weight) for _ in range(3)]
