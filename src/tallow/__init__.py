@@ -7,14 +7,22 @@ if TYPE_CHECKING:
     from tallow.engine.language_model import LanguageModel as LanguageModel
     from tallow.engine.language_model import load as load
     from tallow.engine.request import SamplingParams as SamplingParams
+    from tallow.run import StageRun as StageRun
+    from tallow.stages import Recipe as Recipe
+    from tallow.stages import run_recipe as run_recipe
+    from tallow.stages import run_stage as run_stage
 
 __version__ = "0.1.0"
 
 # imported when they are first asked for, so that `import tallow` does not wait for torch
 _HOMES = {
     "LanguageModel": "tallow.engine.language_model",
+    "Recipe": "tallow.stages",
     "SamplingParams": "tallow.engine.request",
+    "StageRun": "tallow.run",
     "load": "tallow.engine.language_model",
+    "run_recipe": "tallow.stages",
+    "run_stage": "tallow.stages",
 }
 
 

@@ -123,6 +123,15 @@ class Recipe:
             UsageError: A section or setting is unknown, or the file cannot be read.
         """
         values = apply_overrides(load_recipe(path) if path else {}, overrides)
+        return cls.parse({"name": path.stem if path else "run", **values})
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Recipe:
+        """Check the values of a recipe.
+
+        Raises:
+            UsageError: A section is unknown or is no mapping, or a setting of the run does not fit.
+        """
         unknown = [key for key in values if key not in STAGES and key not in RunSettings.model_fields]
         if unknown:
             known = ", ".join([*RunSettings.model_fields, *STAGES])
@@ -131,7 +140,6 @@ class Recipe:
             if values.get(key) is not None and not isinstance(values[key], dict):
                 raise UsageError(f"section {key} of the recipe must be a mapping of settings", "see docs/recipe.md")
         settings = {key: values[key] for key in RunSettings.model_fields if key in values}
-        settings.setdefault("name", path.stem if path else "run")
         return cls(
             parse_section(RunSettings, settings, "recipe"),
             {key: dict(values[key] or {}) for key in STAGES if key in values},

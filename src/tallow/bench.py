@@ -1,0 +1,78 @@
+"""Speed of generating and training, beside what the machine could do at most."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from tallow.engine.engine import Engine
+from tallow.engine.language_model import Precision, load
+from tallow.engine.request import RequestState, SamplingParams
+from tallow.errors import UsageError
+from tallow.kernels import read_bandwidth
+from tallow.models.quantization import model_bytes
+from tallow.run import peak_rss_bytes
+
+REPEATS = 3
+
+
+def infer(
+    name: str, precision: Precision = "auto", batch: int = 1, prompt_tokens: int = 512, new_tokens: int = 64
+) -> dict[str, Any]:
+    """Time prefill and decode on random prompts; medians of three runs after one to warm up.
+
+    Returns:
+        `ready_s`: from the start of the process to the first token of a short prompt; `prefill_tokens_per_s`;
+        `decode_tokens_per_s`, all sequences together; `model_bytes`; `achieved_gb_s`: weights read a second while
+        decoding, each once a step; `bandwidth_gb_s`: what the machine's memory gives; their ratio; `peak_rss_mb`.
+
+    Raises:
+        UsageError: A number is not positive, or the sequences do not fit into the model's context.
+    """
+    if min(batch, prompt_tokens) < 1 or new_tokens < 2:
+        raise UsageError("batch and prompt tokens must be at least 1, new tokens at least 2", "raise them")
+    loaded = load(name, precision)
+    loaded.generate([0], SamplingParams(max_new_tokens=1))
+    ready_s = seconds_since_start()
+    prompts = [
+        [random.Random(row).randrange(loaded.model.config.vocab_size) for _ in range(prompt_tokens)]
+        for row in range(batch)
+    ]
+    timings = [time_generation(loaded.engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
+    prefill_s, decode_s, decoded = (statistics.median(column) for column in zip(*timings, strict=True))
+    weights, bandwidth = model_bytes(loaded.model), read_bandwidth()
+    achieved = weights * (decoded / batch) / decode_s
+    return {
+        "ready_s": ready_s,
+        "prefill_tokens_per_s": batch * prompt_tokens / prefill_s,
+        "decode_tokens_per_s": decoded / decode_s,
+        "model_bytes": weights,
+        "achieved_gb_s": achieved / 1e9,
+        "bandwidth_gb_s": bandwidth / 1e9,
+        "bandwidth_fraction": achieved / bandwidth,
+        "peak_rss_mb": peak_rss_bytes() / 1e6,
+    }
+
+
+def time_generation(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[float, float, int]:
+    """Seconds until every prompt has its first token, seconds from there to the end, and tokens made in that time."""
+    params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
+    requests = [engine.submit(prompt, params) for prompt in prompts]
+    start = time.perf_counter()
+    while any(not request.ids for request in requests):
+        engine.step()
+    middle = time.perf_counter()
+    early = sum(len(request.ids) for request in requests)
+    while any(request.state is not RequestState.FINISHED for request in requests):
+        engine.step()
+    return middle - start, time.perf_counter() - middle, len(prompts) * new_tokens - early
+
+
+def seconds_since_start() -> float:
+    """Age of this process: from its start, imports included."""
+    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")

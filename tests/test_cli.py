@@ -1,0 +1,127 @@
+"""The command line: exit codes, JSON on standard output alone, one sentence for each error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tallow.cli import main
+
+
+def run_tallow(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run a command in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["tallow", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+BROKEN = [
+    (["run", "none.yaml"], 2, "none.yaml does not exist"),
+    (["run", "bad.yaml"], 2, "not valid YAML"),
+    (["run", "unknown.yaml"], 2, "unknown section pretrian"),
+    (["run", "empty.yaml"], 2, "names no stage"),
+    (["prepare", "--set", "prepare.sourcez=x"], 2, "unknown setting prepare.sourcez"),
+    (["prepare"], 2, "prepare.sources is required"),
+    (["prepare", "--set", "prepare"], 2, "section.key=value"),
+    (["prepare", "--set", "prepare.sources=[missing.txt]", "--run", "r"], 3, "missing.txt does not exist"),
+    (["prepare", "--set", "prepare.sources=[nothing.txt]", "--run", "r"], 3, "empty"),
+    (["prepare", "--set", "prepare.sources=[binary.txt]", "--run", "r"], 3, "binary"),
+    (["prepare", "--set", "prepare.sources=[latin.txt]", "--run", "r"], 3, "not utf-8"),
+    (["prepare", "--set", "prepare.sources=[cut.jsonl.gz]", "--run", "r"], 3, "cut short"),
+    (["pretrain", "--run", "r"], 2, "pretrain.tokens is required"),
+    (["generate", "no-such-model", "--prompt", "x"], 3, "no model 'no-such-model'"),
+    (["generate", "model", "--prompt", "x"], 3, ""),
+    (["evaluate", "no-such-model"], 2, "needs a text"),
+    (["report", "no-such-run"], 3, "does not exist"),
+    (["run", "x.yaml", "--fresh", "--resume"], 2, ""),
+    (["frobnicate"], 2, "frobnicate"),
+    (["generate"], 2, ""),
+    (["bench", "infer", "m", "--batch", "many"], 2, "many"),
+]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory full of bad input."""
+    (tmp_path / "bad.yaml").write_text("a: [1, 2\n")
+    (tmp_path / "unknown.yaml").write_text("pretrian: {}\n")
+    (tmp_path / "empty.yaml").write_text("name: nothing\n")
+    (tmp_path / "x.yaml").write_text("prepare: {sources: [x.txt]}\n")
+    (tmp_path / "nothing.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 100)
+    (tmp_path / "cut.jsonl.gz").write_bytes(bytes.fromhex("1f8b08000000000000ff"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TALLOW_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BROKEN, ids=[" ".join(case[0]) for case in BROKEN])
+def test_every_failure_is_one_object_with_its_exit_code(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    before = {path for path in workplace.rglob("*") if path.is_file()}
+    assert run_tallow(monkeypatch, *arguments, "--json") == code
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert set(error) == {"type", "message", "hint"}
+    assert message in error["message"]
+    assert "\n" not in error["message"]
+    assert "Traceback" not in captured.err
+    left = {path for path in workplace.rglob("*") if path.is_file()} - before
+    assert all(path.name in ("recipe.yaml", "started.json", "ledger.json") for path in left), "half-written files"
+
+
+def test_plain_errors_go_to_standard_error_with_a_hint(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_tallow(monkeypatch, "report", workplace / "none") == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: run directory")
+    assert "→" in captured.err
+
+
+def test_debug_shows_the_traceback(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_tallow(monkeypatch, "report", workplace / "none", "--debug")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_prepare_prints_one_object_and_skips_when_done(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "good.txt").write_text("\n\n".join(f"Paragraph {i} of the text." for i in range(100)))
+    command = ["prepare", "--set", "prepare.sources=[good.txt]", "--set", "prepare.split=paragraphs", "--run", "r"]
+    outputs = []
+    for _ in range(2):
+        assert run_tallow(monkeypatch, *command, "--json") == 0
+        outputs.append(capsys.readouterr())
+    assert json.loads(outputs[0].out) == json.loads(outputs[1].out)
+    assert json.loads(outputs[0].out)["documents"] == 100
+    assert "done before, unchanged" in outputs[1].err
+    assert "done before" not in outputs[0].err
+
+
+def test_a_directory_that_cannot_be_made_is_a_usage_error(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "good.txt").write_text("Some text.")
+    (workplace / "file").write_text("")
+    command = ["prepare", "--set", "prepare.sources=[good.txt]", "--set", "prepare.validation_fraction=0"]
+    assert run_tallow(monkeypatch, *command, "--run", "file/run", "--json") == 2
+    assert "cannot be written" in json.loads(capsys.readouterr().out)["error"]["message"]
