@@ -62,6 +62,8 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
         raise DataError(f"{what} {path} is a directory, not a file", "name a file") from error
     except PermissionError as error:
         raise DataError(f"{what} {path} cannot be read: permission denied", f"chmod +r {path}") from error
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read: {error.strerror or error}", "check the path") from error
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def make_model(config: DecoderConfig) -> Decoder:
 
 @torch.inference_mode()
 def hidden(model: Decoder, ids_BT: Tensor, context: SequenceContext | None = None) -> Tensor:
-    return model(ids_BT, context or SequenceContext.plain(*ids_BT.shape))
+    return model(ids_BT, context or SequenceContext.plain(len(ids_BT), ids_BT.shape[1]))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def make_model(family: str, **changes: Any) -> Decoder:
 
 
 def logits(model: Decoder) -> Tensor:
-    return model.logits(model(IDS_BT, SequenceContext.plain(*IDS_BT.shape)))
+    return model.logits(model(IDS_BT, SequenceContext.plain(2, 16)))
 
 
 def test_every_family_is_here() -> None:
@@ -203,7 +204,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 file.write(b"x" * 10**6)
             except OSError as error:
                 text = f"I/O error: {error.strerror} (os error {error.errno})"
-                raise tensor_files.SafetensorError(text) from error
+                raise SafetensorError(text) from error
 
     monkeypatch.setattr(tensor_files, "save_file", save_to_full)
     with pytest.raises(CapacityError, match="no space left"):

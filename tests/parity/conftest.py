@@ -76,7 +76,7 @@ def reference_logits() -> Callable[[PreTrainedModel, Tensor], Tensor]:
 def our_logits() -> Callable[[Decoder, Tensor], Tensor]:
     def compute(model: Decoder, ids_BT: Tensor) -> Tensor:
         with torch.inference_mode():
-            return model.logits(model(ids_BT, SequenceContext.plain(*ids_BT.shape)))
+            return model.logits(model(ids_BT, SequenceContext.plain(len(ids_BT), ids_BT.shape[1])))
 
     return compute
 

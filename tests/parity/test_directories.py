@@ -233,8 +233,13 @@ def test_the_language_model_inside_gemma_3(
         "image_size": 28,
         "patch_size": 14,
     }
-    tokens = {"image_token_index": 63, "boi_token_index": 62, "eoi_token_index": 61}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, eos_token_id=[1, 9], **tokens)
+    tokens: dict[str, Any] = {
+        "image_token_index": 63,
+        "boi_token_index": 62,
+        "eoi_token_index": 61,
+        "eos_token_id": [1, 9],
+    }
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
     config._attn_implementation = "eager"
     torch.manual_seed(0)
     reference = Gemma3ForConditionalGeneration(config).eval()
@@ -312,7 +317,7 @@ def test_bfloat16(
     tmp_path: Path,
 ) -> None:
     """A bf16 directory stays so, and our rounding is as near to fp32 as that of transformers."""
-    reference = make_reference(family).to(torch.bfloat16)
+    reference = make_reference(family).bfloat16()
     reference.save_pretrained(tmp_path / "theirs")
     model = load_directory(tmp_path / "theirs")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
