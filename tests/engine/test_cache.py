@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engine.conftest import make_model
 from torch import Tensor
+from transformers import AutoConfig
 
 from tallow.engine.cache import MIN_CAPACITY, CacheContext, Chunk, KVCache
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.decoder import Decoder
+from tallow.models.families import FAMILIES, find_family
 
 CPU = torch.device("cpu")
 
@@ -48,6 +51,22 @@ def test_chunks_equal_the_whole(any_model: Decoder, cuts: list[int]) -> None:
     ids_T = random_ids(any_model, 24)
     (logits_TV,) = chunked(any_model, [ids_T], [cuts])
     torch.testing.assert_close(logits_TV, whole(any_model, ids_T), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", sorted({family.name for family in FAMILIES.values()}))
+def test_every_family(family: str) -> None:
+    sizes = {"vocab_size": 61, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes |= {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "max_position_embeddings": 64,
+        "head_dim": 8,
+        "sliding_window": 5,
+    }
+    model = make_model(find_family(family).read_config(AutoConfig.for_model(family, **sizes).to_dict()))
+    sequences = [random_ids(model, length, seed=length) for length in (18, 12)]
+    for logits_TV, ids_T in zip(chunked(model, sequences, [[11, 1, 6], [0, 3, 9]]), sequences, strict=True):
+        torch.testing.assert_close(logits_TV, whole(model, ids_T), atol=1e-5, rtol=0)
 
 
 def test_a_batch_equals_its_members(any_model: Decoder) -> None:
@@ -103,6 +122,7 @@ def test_a_chunk_may_be_fed_again(model: Decoder) -> None:
     torch.testing.assert_close(first, whole(model, ids_T)[6:], atol=1e-5, rtol=0)
 
 
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_cuts_equal_the_whole(any_model: Decoder, data: st.DataObject) -> None:
     """Sequences of any lengths, cut and interleaved in any way."""

@@ -242,10 +242,10 @@ _NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 
 def context_length(config: DecoderConfig) -> int:
     """Longest sequence in tokens, prompt and answer together.
 
-    Where rotary frequencies change with the length of the sequence, keys in the cache would be those of
-    another frequency once it passes the trained length; there the trained length is the limit.
+    LongRoPE has other frequencies beyond the trained length than within it, and the keys in the cache would be of the
+    wrong ones once a sequence grows past it; there the trained length is the limit.
     """
-    rotaries = (config.rotary, config.local_rotary) if config.positions == "rotary" else ()
-    scalings = [rotary.scaling for rotary in rotaries if rotary is not None and rotary.scaling is not None]
-    trained = [scaling.original_max_positions for scaling in scalings if scaling.kind in ("dynamic", "longrope")]
-    return min([config.max_positions, *(length for length in trained if length is not None)])
+    scaling = config.rotary.scaling
+    if config.positions == "rotary" and scaling is not None and scaling.kind == "longrope":
+        return min(config.max_positions, scaling.original_max_positions or config.max_positions)
+    return config.max_positions
