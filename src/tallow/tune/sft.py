@@ -1,0 +1,195 @@
+"""The tune stage: supervised fine-tuning on answers only, of all weights or of low-rank adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from tallow.console import say
+from tallow.data.batch import Packed
+from tallow.data.permutation import Permutation
+from tallow.data.read import read_records
+from tallow.data.sources import expand_globs
+from tallow.errors import UsageError
+from tallow.models.decoder import Decoder
+from tallow.models.formats import load_model, load_tokenizer, save_model
+from tallow.models.quantization import quantized_modules
+from tallow.objectives.causal import causal
+from tallow.objectives.loss import summed_loss
+from tallow.recipe import Section
+from tallow.run import StageRun
+from tallow.tokenizer.chat import CHATML, ChatTemplate
+from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.train.config import LoopConfig
+from tallow.train.loop import train
+from tallow.tune.adapter import save_adapter
+from tallow.tune.examples import Example, check_learned, encode_record, keep_fitting, pack, show, to_packed
+from tallow.tune.lora import LoraConfig, add_adapters, merge_adapters
+
+TURN_END = "<|im_end|>"
+
+
+class TuneLoopConfig(LoopConfig):
+    """The training loop's settings, with the defaults of fine-tuning.
+
+    Args:
+        steps: Updates of the weights; None: as many as `tune.epochs` needs.
+        batch_size: Packed rows of an update, over all processes.
+        sequence_length: Tokens of a packed row; no example may be longer.
+    """
+
+    batch_size: PositiveInt = 8
+    sequence_length: PositiveInt = 512
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class TuneConfig(Section):
+    """Settings of the tune stage.
+
+    Args:
+        model: The model to start from.
+        data: JSONL or parquet files, directories and globs of `{"messages": [...]}` or `{"prompt", "completion"}`
+            records, or `tallow:pepys_chat`, the set that comes with the package.
+        method: `full` trains all weights; `lora` trains low-rank adapters, kept in `adapter/` and merged into `model/`.
+        lora: Settings of the adapters.
+        epochs: Passes over the set; `loop.steps` goes before it.
+        validation_fraction: Share of the examples held out, chosen by the hash of their tokens.
+        loop: Settings of the training loop.
+    """
+
+    model: Path
+    data: tuple[Path | str, ...] = Field(min_length=1)
+    method: Literal["full", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    epochs: PositiveFloat = 1.0
+    validation_fraction: float = Field(default=0.02, ge=0, lt=1)
+    loop: TuneLoopConfig = TuneLoopConfig()
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str | Path) else value
+        return tuple(expand_globs([str(name) for name in names])) if isinstance(names, list | tuple) else value
+
+
+def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
+    """Fine-tune a model on instructions; the product is `model/`, with LoRA also `adapter/`.
+
+    Raises:
+        DataError: Model or data cannot be read, no answer token is trained, or the end token never is.
+        UsageError: The model is quantized, its tokenizer lacks what the chat template needs, or a row is longer than
+            its context.
+    """
+    model, tokenizer = load_model(config.model, dtype=torch.float32), load_tokenizer(config.model)
+    _check_model(model, config)
+    _give_template(tokenizer)
+    row_tokens = config.loop.sequence_length + 1
+    records = enumerate(read_records(config.data), start=1)
+    examples = keep_fitting(
+        (encode_record(record, tokenizer, f"record {number}") for number, record in records), row_tokens
+    )
+    ends = _end_ids(model, tokenizer)
+    check_learned(examples, ends)
+    show(examples[0], tokenizer)
+    training, held_out = hold_out(examples, config.validation_fraction)
+    rows = pack(training, row_tokens)
+    held_out_rows = _chunks(pack(held_out, row_tokens), row_tokens, pad_id(tokenizer), config.loop)
+    padding = 1 - sum(map(len, training)) / (len(rows) * row_tokens)
+    say(f"{len(training):,} examples in {len(rows):,} rows of {row_tokens} tokens, {padding:.1%} of them padding")
+
+    if config.method == "lora":
+        add_adapters(model, config.lora, config.loop.seed)
+    steps = config.loop.steps or max(1, math.ceil(config.epochs * len(rows) / config.loop.batch_size))
+    result = train(
+        model,
+        causal,
+        _batches(rows, row_tokens, pad_id(tokenizer), config.loop),
+        config.loop.model_copy(update={"steps": steps}),
+        run,
+        validate=(lambda: {"validation_loss": _answer_loss(model, held_out_rows)}) if held_out_rows else None,
+        identity={"rows": len(rows), "method": config.method},
+    )
+    if config.method == "lora":
+        save_adapter(model, run.directory / "adapter", str(config.model))
+        merge_adapters(model)
+    model.config = model.config.model_copy(update={"eos_ids": tuple(sorted({*model.config.eos_ids, *ends}))})
+    save_model(model, tokenizer, run.directory / "model")
+    return {"examples": len(training), **result}
+
+
+def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """Training examples and held-out ones, told apart by the hash of their tokens: equal ones fall on one side."""
+    threshold = fraction * 2**64
+    held = [int.from_bytes(hashlib.sha256(str(example.ids).encode()).digest()[:8]) < threshold for example in examples]
+    if all(held):
+        return list(examples), []
+    return (
+        [example for example, out in zip(examples, held, strict=True) if not out],
+        [example for example, out in zip(examples, held, strict=True) if out],
+    )
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """A token for padding; it is masked everywhere, so any will do."""
+    return next((token for token in (tokenizer.pad_id, tokenizer.eos_id) if token is not None), 0)
+
+
+def _check_model(model: Decoder, config: TuneConfig) -> None:
+    if quantized_modules(model):
+        raise UsageError("a quantized model cannot be tuned", "tune the model that it was made of, then compress")
+    if config.loop.sequence_length > model.config.max_positions:
+        raise UsageError(
+            f"tune.loop.sequence_length is {config.loop.sequence_length}, but the model's context has "
+            f"{model.config.max_positions} tokens",
+            "shorten it",
+        )
+
+
+def _give_template(tokenizer: Tokenizer) -> None:
+    """A base model gets the ChatML template, if its tokenizer knows the tokens that it is written with."""
+    if tokenizer.chat_template is None and tokenizer.backend.token_to_id(TURN_END) is not None:
+        tokenizer.chat_template = ChatTemplate(CHATML, tokenizer.special_tokens)
+
+
+def _end_ids(model: Decoder, tokenizer: Tokenizer) -> set[int]:
+    """Tokens that end an answer: the model's own, the tokenizer's, and the chat template's end of a turn."""
+    turn_end = tokenizer.backend.token_to_id(TURN_END)
+    in_template = tokenizer.chat_template is not None and TURN_END in tokenizer.chat_template.source
+    ends = {*model.config.eos_ids, tokenizer.eos_id, turn_end if in_template else None}
+    return {token for token in ends if token is not None}
+
+
+def _batches(
+    rows: Sequence[Sequence[Example]], row_tokens: int, pad: int, loop: LoopConfig
+) -> Callable[[int], list[Packed]]:
+    """Micro-batches of any step: the rows in an order of their own each epoch, batches running across epochs."""
+
+    def batches(step: int) -> list[Packed]:
+        chosen = []
+        for place in range(step * loop.batch_size, (step + 1) * loop.batch_size):
+            epoch, index = divmod(place, len(rows))
+            chosen.append(rows[int(Permutation(len(rows), loop.seed, epoch)(np.array([index]))[0])])
+        return _chunks(chosen, row_tokens, pad, loop)
+
+    return batches
+
+
+def _chunks(rows: Sequence[Sequence[Example]], row_tokens: int, pad: int, loop: LoopConfig) -> list[Packed]:
+    """Rows as micro-batches."""
+    size = loop.micro_batch_size or loop.batch_size
+    return [to_packed(rows[start : start + size], row_tokens, pad) for start in range(0, len(rows), size)]
+
+
+def _answer_loss(model: Decoder, held_out: Sequence[Packed]) -> float:
+    """Mean loss of the held-out answer tokens, in nats."""
+    examples = [causal(packed) for packed in held_out]
+    losses = [float(summed_loss(model, example)) for example in examples]
+    return sum(losses) / sum(int(example.loss_mask_BT.sum()) for example in examples)
