@@ -14,9 +14,7 @@ struct Linear {
     int64_t rows, outputs, inputs, group;
 };
 
-constexpr int64_t kMaxRows = 8;
-
-// Computes the outputs from begin to end for all rows (1 to kMaxRows of them).
+// Computes the outputs from begin to end for all rows (1 to 8 of them).
 using Kernel = void (*)(const Linear &, int64_t begin, int64_t end);
 
 namespace portable {
