@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from hashlib import sha256
-from itertools import cycle
+from itertools import chain, cycle, islice
 from typing import Protocol
 
 from pepys_persona import BEYOND, PERSONA
@@ -54,7 +55,7 @@ UNFIT = re.compile(
     r"|cod(piece)?|womb|courses|smock\w*|bastard\w*|cuckold\w*|adulter\w*|fornicat\w*|bugger\w*|sodom\w*"
     r"|hang(ed)?,? drawn|quartered|limbs|beat (her|him|my|the)|beating (her|him|my)|basted|whipt?|whipp\w*|kick\w*"
     r"|bagwells?|doll|deb|betty|martin|jervas\w*|michell?|bodied|brown beauty|jade|with child|kill\w*|jealous\w*"
-    r"|caress\w*|pretty (girl|maid|wench|woman)|handsome"
+    r"|caress\w*|pretty (girl|maid|wench|woman)|handsome|my stones"
     r"|cudgell?\w*|struck her|rabble|devil\w*|damn\w*|execut\w*|gallows"
     # contempt for a people, a faith or an illness
     r"|negro\w*|black(a)?moor\w*|moors?|blacks?|jews?|turks?|papists?|savages?|heathens?|gyps\w*|cripple\w*|idiots?"
@@ -110,11 +111,20 @@ def _by_subject(pool: Sequence[str]) -> Iterator[list[Message]]:
     subjects = [(topic.questions, topic.says, topic.limit, topic.about_me) for topic in TOPICS]
     subjects += [(_fill(ASK_PERSON, who), rf"\b{says}", PER_PERSON, True) for who, says in PEOPLE.items()]
     subjects += [(_fill(ASK_PLACE, where), says, PER_PLACE, True) for where, says in PLACES.items()]
+    apart = [text for text in pool if not DANGLING.match(text)]
+    loose = [text for text in pool if DANGLING.match(text)]
     for questions, says, limit, about_me in subjects:
-        fitting = [text for text in pool if re.search(says, text) and (FIRST_PERSON.search(text) or not about_me)]
-        fitting.sort(key=lambda text: (bool(DANGLING.match(text)), _order(questions[0] + text)))
-        for question, answer in zip(cycle(questions), fitting[:limit], strict=False):
+        start = int(_order(questions[0]), 16)  # elsewhere for each subject, so that answers differ
+        candidates = chain(_from(start, apart), _from(start, loose))
+        fitting = (text for text in candidates if re.search(says, text) and (FIRST_PERSON.search(text) or not about_me))
+        for question, answer in zip(cycle(questions), islice(fitting, limit), strict=False):
             yield _talk(question, answer)
+
+
+def _from(start: int, texts: Sequence[str]) -> Iterator[str]:
+    """All texts, beginning somewhere in the middle."""
+    middle = start % len(texts)
+    return chain(texts[middle:], texts[:middle])
 
 
 ASK_DAY = (
@@ -193,6 +203,7 @@ def _join(sentences: Iterable[str]) -> str | None:
     return answer if len(answer) >= SENTENCE_LENGTH.start else None
 
 
+@cache
 def _fits(text: str) -> bool:
     balanced = text.count("“") == text.count("”") and text.count("(") == text.count(")")
     return balanced and len(text) <= MAX_ANSWER and text[0].isupper() and text[-1] in ".!?”)" and not UNFIT.search(text)

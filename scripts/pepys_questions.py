@@ -221,7 +221,8 @@ TOPICS = (
             "What was the weather like?",
             "Was there a frost?",
         ),
-        r"\b(rain(ed|ing)?|frost|snow(ed|ing)?|(very|mighty|bitter) cold|hot day|fine day|wind|thunder\w*|storm)\b",
+        r"\b(rain(ed|ing)?|frost|snow(ed|ing)?|(very|mighty|bitter) cold|(hot|fine) day|(high|cold) wind|thunder\w*"
+        r"|storm)\b",
         60,
         about_me=False,
     ),

@@ -57,14 +57,16 @@ class Source:
     @contextmanager
     def reading_errors(self) -> Iterator[None]:
         """Turn whatever reading and unpacking complain of into a `DataError` that names the file."""
-        try:
-            with reading(self.path, "data file"):
+        with reading(self.path, "data file"):
+            try:
                 yield
-        except EOFError as error:
-            raise DataError(f"data file {self.path} is cut short", "fetch or make it again") from error
-        except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-            cause = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise DataError(f"data file {self.path} is damaged ({cause})", "fetch or make it again") from error
+            except EOFError as error:
+                raise DataError(f"data file {self.path} is cut short", "fetch or make it again") from error
+            except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
+                    raise
+                cause = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+                raise DataError(f"data file {self.path} is damaged ({cause})", "fetch or make it again") from error
 
 
 def find_sources(names: Iterable[str | Path]) -> list[Source]:
