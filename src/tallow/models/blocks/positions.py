@@ -33,9 +33,8 @@ def rotate(x_BHTd: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the first `2 r` entries of each head, pairing entry i with entry i + r."""
     cos, sin = (table.to(x_BHTd.dtype) for table in rotation)
     half = cos.shape[-1]
-    first, second, rest = x_BHTd[..., :half], x_BHTd[..., half : 2 * half], x_BHTd[..., 2 * half :]
-    parts = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat((*parts, rest) if rest.shape[-1] else parts, dim=-1)
+    first, second, rest = x_BHTd.split((half, half, x_BHTd.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
 def inverse_frequencies(
