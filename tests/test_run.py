@@ -60,6 +60,18 @@ def test_fresh_forgets_an_interrupted_run(tmp_path: Path) -> None:
     assert not (tmp_path / "s" / "checkpoint").exists()
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    run = StageRun(tmp_path / "s")
+    run.begin(Config(source=tmp_path), "f1")
+    for name in (".model.x1.partial", ".model.x2.old", "checkpoints/.step-5.x3.partial", "checkpoints/step-4"):
+        (run.directory / name).mkdir(parents=True)
+        (run.directory / name / "weights").write_text("w")
+    (run.directory / ".ledger.json.x4.partial").write_text("{")
+    StageRun(tmp_path / "s").begin(Config(source=tmp_path), "f1")
+    left = {str(path.relative_to(run.directory)) for path in run.directory.rglob("*")}
+    assert left == {"recipe.yaml", "started.json", "checkpoints", "checkpoints/step-4", "checkpoints/step-4/weights"}
+
+
 def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="not of a tallow run"):

@@ -80,6 +80,8 @@ class StageRun:
             UsageError: The directory holds files that no stage wrote.
         """
         started = self.directory / STARTED
+        if started.exists():
+            self._remove_leftovers()
         same_work = started.exists() and read_json(started, "start mark").get("fingerprint") == fingerprint
         if not (same_work and self.resume):
             self._clear()
@@ -92,6 +94,15 @@ class StageRun:
         if same_work and self.resume:
             self._load_ledger()
         self._clock = _Clock.now()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a process wrote that was killed before it could give it its name (see `tallow.files`)."""
+        with writing(self.directory):
+            for leftover in [*self.directory.rglob(".*.partial"), *self.directory.rglob(".*.old")]:
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         if not self.directory.exists():
