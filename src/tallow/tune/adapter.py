@@ -124,18 +124,23 @@ def _fuse(model: Decoder, tensor_map: TensorMap, found: dict[str, LoraLinear]) -
 
 
 def _split_rows(tensor_map: TensorMap, model: Decoder, lora_b: Tensor) -> list[Tensor]:
-    """The rows of B that belong to each of our layers."""
+    """The rows of B that belong to each of our layers.
+
+    Which they are is found by sending row numbers, in place of weights, through the family's own split.
+    """
     if len(tensor_map.ours) == 1:
         return [lora_b]
-    num_rows = sum(len(model.get_parameter(name)) for name in tensor_map.ours)
-    # which row of the fused matrix each of our rows is, found by sending row numbers through the family's own split
-    numbers = torch.arange(num_rows, dtype=torch.float64)[:, None].expand(-1, model.config.hidden_size)
-    try:
-        parts = tensor_map.split(numbers)
-        return [lora_b[part[:, 0].long()] for part in parts]
-    except (RuntimeError, IndexError):
-        parts = tensor_map.split(numbers.T)
-        return [lora_b[part[:, 0].long()] for part in parts]
+    shapes = [model.get_parameter(name).shape for name in tensor_map.ours]
+    num_rows = sum(rows for rows, _ in shapes)
+    numbers = torch.arange(num_rows, dtype=torch.float64)[:, None].expand(-1, shapes[0][1])
+    for stored in (numbers, numbers.T):  # the second where the family stores its matrices transposed
+        try:
+            parts = tensor_map.split(stored)
+        except (RuntimeError, ValueError):
+            continue
+        if [part.shape for part in parts] == shapes and len(lora_b) == num_rows:
+            return [lora_b[part[:, 0].long()] for part in parts]
+    raise DataError(f"the adapter of {tensor_map.hub} does not fit the model", "it is for another model")
 
 
 def _attach(model: Decoder, name: str, lora_a: Tensor, lora_b: Tensor, scale: float, directory: Path) -> None:
