@@ -43,7 +43,7 @@ class Layer(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, context: Context) -> Tensor:
         attended_BTD = self.attention_post_norm(self.attention(self.attention_norm(x_BTD), rotation, context))
         if self.parallel_residual:
-            return x_BTD + attended_BTD + self._feed_forward(x_BTD)
+            return x_BTD + (attended_BTD + self._feed_forward(x_BTD))
         x_BTD = x_BTD + attended_BTD
         return x_BTD + self._feed_forward(x_BTD)
 
