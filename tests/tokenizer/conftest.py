@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import tokenizers
@@ -60,44 +61,54 @@ def sentencepiece_vocabulary() -> list[str]:
     return ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters]
 
 
+def build_sentencepiece(space: str) -> tokenizers.Tokenizer:
+    """BPE as in Llama 2 with byte fallback and a BOS; the space before the text by a normalizer or a pre-tokenizer."""
+    pieces = sentencepiece_vocabulary()
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("▁", "▁"), ("и", "т")]
+    vocabulary = {piece: id for id, piece in enumerate([*pieces, *(a + b for a, b in merges)])}
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if space == "normalizer":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.add_special_tokens(["[INST]", "[/INST]"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return backend
+
+
+def build_unigram() -> tokenizers.Tokenizer:
+    """Unigram as in T5, whose model itself would read `</s>` as the end token."""
+    pieces = [(piece, -10.0 if index > 2 else 0.0) for index, piece in enumerate(sentencepiece_vocabulary())]
+    backend = tokenizers.Tokenizer(models.Unigram([*pieces, ("▁the", -2.0)], unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace("▁", prepend_scheme="always"), decoders.Fuse()]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return backend
+
+
 @pytest.fixture(scope="session", params=["normalizer", "metaspace"])
 def sentencepiece_backend(request: pytest.FixtureRequest) -> Backend:
-    """BPE as in Llama 2 with byte fallback and a BOS; the space before the text by a normalizer or a pre-tokenizer."""
-
-    def build() -> tokenizers.Tokenizer:
-        pieces = sentencepiece_vocabulary()
-        merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("▁", "▁"), ("и", "т")]
-        vocabulary = {piece: id for id, piece in enumerate([*pieces, *(a + b for a, b in merges)])}
-        backend = tokenizers.Tokenizer(
-            models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-        )
-        last: list[decoders.Decoder] = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        if request.param == "normalizer":
-            backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        else:
-            backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
-        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), *last])
-        backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-        backend.add_special_tokens(["[INST]", "[/INST]"])
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-        return backend
-
-    return build
+    return partial(build_sentencepiece, request.param)
 
 
 @pytest.fixture(scope="session")
 def unigram_backend() -> Backend:
-    """Unigram as in T5, whose model itself would read `</s>` as the end token."""
+    return build_unigram
 
-    def build() -> tokenizers.Tokenizer:
-        pieces = [(piece, -10.0 if index > 2 else 0.0) for index, piece in enumerate(sentencepiece_vocabulary())]
-        backend = tokenizers.Tokenizer(models.Unigram([*pieces, ("▁the", -2.0)], unk_id=0, byte_fallback=True))
-        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
-        backend.decoder = decoders.Sequence(
-            [decoders.ByteFallback(), decoders.Metaspace("▁", prepend_scheme="always"), decoders.Fuse()]
+
+@pytest.fixture(params=["byte_level", "normalizer", "metaspace", "unigram"])
+def any_tokenizer(request: pytest.FixtureRequest, byte_level_backend: Backend) -> Tokenizer:
+    """A fresh tokenizer of each kind."""
+    if request.param == "byte_level":
+        return Tokenizer.from_backend(
+            byte_level_backend(), bos_token="<s>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
         )
-        backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-        backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
-        return backend
-
-    return build
+    backend = build_unigram() if request.param == "unigram" else build_sentencepiece(request.param)
+    return Tokenizer.from_backend(backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>")

@@ -33,22 +33,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["byte_level", "sentencepiece", "unigram"])
-def any_tokenizer(
-    request: pytest.FixtureRequest,
-    byte_level_backend: Backend,
-    sentencepiece_backend: Backend,
-    unigram_backend: Backend,
-) -> Tokenizer:
-    """A fresh tokenizer of each kind."""
-    if request.param == "byte_level":
-        return Tokenizer.from_backend(
-            byte_level_backend(), bos_token="<s>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
-        )
-    backend = sentencepiece_backend() if request.param == "sentencepiece" else unigram_backend()
-    return Tokenizer.from_backend(backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>")
-
-
 def write_config(directory: Path, config: dict[str, Any]) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 

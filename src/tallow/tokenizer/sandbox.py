@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from functools import wraps
 from itertools import islice
@@ -34,17 +34,26 @@ from jinja2.utils import Namespace, pass_context
 MAX_SOURCE = 1 << 17  # characters of a template; the longest published ones have some 40,000
 MAX_LEXEMES = 20_000  # of a template; they bound the time of compiling, about one second
 MAX_SECONDS = 1.0  # of CPU time for one rendering
-MAX_WORK = 1 << 27  # characters and elements made in one rendering
+MAX_WORK = 1 << 27  # characters made in one rendering; an element of a container counts as ELEMENT_WORK of them
 MAX_SIZE = 1 << 24  # of one value, in characters; an element of a container counts as ELEMENT_SIZE of them
 ELEMENT_SIZE = 64
+ELEMENT_WORK = 8
+MAX_SEARCH = 1 << 28  # characters compared in one search
 MAX_COUNT = 100_000  # a width, an indentation or a repetition
 MAX_BITS = 1 << 14  # of an integer
 
 # What can make a result larger than all its operands together; the first ones by a count that they are given.
 COUNTED = frozenset({"batch", "center", "indent", "ljust", "rjust", "round", "slice", "tojson", "truncate", "zfill"})
 EXPANDING = COUNTED | {"format", "format_map", "join", "replace"}
+# Compare in the worst case each character with each: the library is only clever in the other direction.
+SEARCHING = frozenset({"lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip", "trim"})
+# Go through a text character by character.
+ITERATING = frozenset(
+    {"dictsort", "groupby", "join", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr"}
+    | {"sort", "sum", "unique"}
+)
 # Of no use in a chat template, and slow on text made for it, random, or both.
-REMOVED_STRING_METHODS = ("encode", "expandtabs", "maketrans", "translate")
+REMOVED_STRING_METHODS = ("encode", "expandtabs", "maketrans", "striptags", "translate", "unescape")
 REMOVED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 # Widths that come from an argument (`%*d`, `{:{}}`) or that are just huge.
 WIDE_FORMAT = re.compile(r"\d{6}|%[^a-zA-Z%]*\*|\{[^{}]+\{")
@@ -125,7 +134,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(value, str):
             self.spend(len(value))
         elif isinstance(value, Collection):
-            self.spend(len(value))
+            self.spend(ELEMENT_WORK * len(value))
             if _size(value) > MAX_SIZE:
                 raise TemplateLimitError("it makes too large a list")
         else:
@@ -159,15 +168,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             self._admit("format", (left, right))
         elif operator == "+":
-            self.spend(sum(len(value) for value in (left, right) if isinstance(value, Collection)))
+            self.spend(sum(ELEMENT_WORK * len(value) for value in (left, right) if isinstance(value, Collection)))
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         # Named as in Jinja, so that no keyword of the template can collide with a parameter.
         method = getattr(__obj, "__wrapped__", __obj)
-        receiver = getattr(method, "__self__", None)
         name = getattr(method, "__name__", "")
-        __self._admit(name if isinstance(name, str) else "", (receiver, *args, *kwargs.values()))
+        if name in EXPANDING:
+            args = tuple(map(_solid, args))
+        __self._admit(name, (getattr(method, "__self__", None), *args, *kwargs.values()))
         return __self.made(super().call(__context, __obj, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -181,6 +191,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         @wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
+            if name in EXPANDING:
+                args = tuple(map(_solid, args))
+            if name == "replace" and not kwargs.keys() <= {"count"}:
+                raise TemplateLimitError(
+                    "it names the arguments of replace"
+                )  # in any order, so it could not be bounded
             self._admit(name, (*args[context_arguments:], *kwargs.values()))
             return self.made(function(*args, **kwargs))
 
@@ -191,6 +207,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.spend()
         if any(isinstance(operand, str) and len(operand) > MAX_SIZE for operand in operands):
             raise TemplateLimitError("it makes too much text")
+        if name in SEARCHING and _magnitude(operands[0]) * max(map(_magnitude, operands[1:]), default=1) > MAX_SEARCH:
+            raise TemplateLimitError("it searches for too long a text")
+        if name in ITERATING and isinstance(operands[0], str) and len(operands[0]) * ELEMENT_SIZE > MAX_SIZE:
+            raise TemplateLimitError("it takes too long a text apart")
         if name == "sum" and any(isinstance(operand, (list, tuple)) for operand in operands[1:]):
             raise TemplateLimitError("it adds up lists")  # takes the square of their length
         if name in EXPANDING:
@@ -211,6 +231,11 @@ class BoundedCode(CodeGenerator):
     def blockvisit(self, nodes: Any, frame: Frame) -> None:
         self.writeline(f"environment.spend({_literal_text(nodes)})")
         super().blockvisit(nodes, frame)
+
+    def visit_For(self, node: nodes.For, frame: Frame) -> None:
+        if node.test is not None:
+            node.test = nodes.Compare(node.test, []).set_lineno(node.lineno)  # comparisons report, so conditions do
+        super().visit_For(node, frame)
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.concat((")
@@ -338,6 +363,11 @@ def _bound(name: str, first: Any, others: list[Any]) -> int:
         places = str(first).count("%") + str(first).count("{")
         return len(str(first)) + places * sum(map(_magnitude, others))
     return _magnitude(first) * max(map(_magnitude, others), default=1)
+
+
+def _solid(value: Any) -> Any:
+    """Lists for generators, whose size cannot be known before."""
+    return list(value) if isinstance(value, Iterator) else value
 
 
 def _magnitude(value: Any) -> int:
