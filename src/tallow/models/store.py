@@ -88,10 +88,9 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises:
         DataError: There is no such model here, or the path holds none.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    name, path = str(name_or_path), _existing(name_or_path)
+    if path is not None:
         return _model_at(path)
-    name = str(name_or_path)
     found = _stored(name) if _is_name(name) else None
     if found is None:
         raise DataError(f"there is no model {name!r} here", f"check the path, or bring it with `tallow pull {name}`")
@@ -110,8 +109,8 @@ def pull(name: str) -> Path:
         UsageError: The name is not a possible one.
         CapacityError: The disk is full.
     """
-    path = Path(name).expanduser()
-    if name not in KNOWN and path.exists():
+    path = _existing(name)
+    if path is not None and name not in KNOWN:
         return _copy(_model_at(path), path.resolve().name)
     if not _is_name(name):
         raise UsageError(
@@ -135,6 +134,12 @@ def pull(name: str) -> Path:
 
 
 # ---- finding ---------------------------------------------------------------------------------------
+
+
+def _existing(name: str | Path) -> Path | None:
+    """What a name is the path of, if anything (unlike `Path.exists`, without complaints about odd names)."""
+    path = os.path.expanduser(name)
+    return Path(path) if path and os.path.exists(path) else None
 
 
 def _is_name(name: str) -> bool:

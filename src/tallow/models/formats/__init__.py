@@ -8,11 +8,11 @@ import torch
 
 from tallow.errors import DataError, UsageError
 from tallow.models.decoder import Decoder
-from tallow.models.formats.gguf import Precision, load_gguf, load_gguf_tokenizer, save_gguf
+from tallow.models.formats.gguf import Precision, has_gguf_tokenizer, load_gguf, load_gguf_tokenizer, save_gguf
 from tallow.models.formats.hub import load_directory, save_directory
 from tallow.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Precision", "is_gguf", "load_model", "load_tokenizer", "save_gguf", "save_model"]
+__all__ = ["Precision", "has_tokenizer", "load_model", "load_tokenizer", "save_gguf", "save_model"]
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None = None) -> Decoder:
@@ -27,7 +27,7 @@ def load_model(path: Path, *, dtype: torch.dtype | None = None) -> Decoder:
     """
     if dtype is not None and not dtype.is_floating_point:
         raise UsageError(f"a model cannot be loaded as {dtype}", "use torch.float32, torch.bfloat16 or torch.float16")
-    return load_gguf(path, dtype) if is_gguf(path) else load_directory(path, dtype)
+    return load_gguf(path, dtype) if _is_gguf(path) else load_directory(path, dtype)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -36,7 +36,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         DataError: There is none at `path`, or it is broken or of a kind that is not supported.
     """
-    return load_gguf_tokenizer(path) if is_gguf(path) else Tokenizer.load(path)
+    return load_gguf_tokenizer(path) if _is_gguf(path) else Tokenizer.load(path)
 
 
 def save_model(model: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:
@@ -49,7 +49,16 @@ def save_model(model: Decoder, tokenizer: Tokenizer | None, directory: Path) -> 
     save_directory(model, tokenizer, directory)
 
 
-def is_gguf(path: Path) -> bool:
+def has_tokenizer(path: Path) -> bool:
+    """Whether the model at `path` brings a tokenizer.
+
+    Raises:
+        DataError: There is no model at `path`, or it is a broken GGUF file.
+    """
+    return has_gguf_tokenizer(path) if _is_gguf(path) else (path / "tokenizer.json").exists()
+
+
+def _is_gguf(path: Path) -> bool:
     """Whether a model is a GGUF file; a directory is a hub directory.
 
     Raises:

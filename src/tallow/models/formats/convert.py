@@ -12,7 +12,7 @@ from tallow.console import say
 from tallow.errors import DataError, UsageError
 from tallow.files import directory_size
 from tallow.models.decoder import Decoder
-from tallow.models.formats import Precision, is_gguf, load_model, load_tokenizer, save_gguf, save_model
+from tallow.models.formats import Precision, has_tokenizer, load_model, load_tokenizer, save_gguf, save_model
 from tallow.models.quantization import num_weights, quantized_modules
 from tallow.models.store import resolve
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -64,10 +64,10 @@ def convert(
 
 
 def _tokenizer(source: Path) -> Tokenizer | None:
-    if not is_gguf(source) and not (source / "tokenizer.json").exists():
-        say(f"{source} has no tokenizer; writing the model alone")
-        return None
-    return load_tokenizer(source)
+    if has_tokenizer(source):
+        return load_tokenizer(source)
+    say(f"{source} has no tokenizer; writing the model alone")
+    return None
 
 
 def _stored_precision(model: Decoder) -> Precision:

@@ -35,7 +35,7 @@ from tallow.models.formats.gguf_config import (
     write_metadata,
 )
 from tallow.models.formats.gguf_file import CHUNK_ELEMENTS, GGUFFile
-from tallow.models.formats.gguf_tokenizer import read_tokenizer, write_tokenizer
+from tallow.models.formats.gguf_tokenizer import has_tokenizer, read_tokenizer, write_tokenizer
 from tallow.models.quantization import dequantized_state
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -111,6 +111,15 @@ def load_gguf_tokenizer(path: Path) -> Tokenizer:
         DataError: The file is broken, has no tokenizer, or one of a kind that is not supported.
     """
     return read_tokenizer(GGUFFile(path).metadata, path)
+
+
+def has_gguf_tokenizer(path: Path) -> bool:
+    """Whether a GGUF file brings a tokenizer.
+
+    Raises:
+        DataError: The file is broken.
+    """
+    return has_tokenizer(GGUFFile(path).metadata)
 
 
 def save_gguf(model: Decoder, tokenizer: Tokenizer | None, path: Path, precision: Precision = "f16") -> None:

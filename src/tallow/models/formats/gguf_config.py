@@ -35,6 +35,7 @@ ROPE_FREQS, ROPE_SHORT, ROPE_LONG = (
 
 ROPE_TENSORS = (ROPE_FREQS, ROPE_SHORT, ROPE_LONG)
 LLAMA3_TRAINED_LENGTH = 8192
+ENDS = ("eos", "eot", "eom")
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _read_config(
         tied_embeddings="output.weight" not in shapes,
         embedding_scale=architecture.gemma,
         bos_id=ids["bos"],
-        eos_ids=tuple(dict.fromkeys(value for value in (ids["eos"], ids["eot"]) if value is not None)),
+        eos_ids=tuple(dict.fromkeys(value for name in ENDS if (value := ids[name]) is not None)),
         pad_id=ids["padding"],
     )
 
@@ -239,13 +240,14 @@ def refuse_inexpressible(config: DecoderConfig, metadata: Mapping[str, Any], sha
     Raises:
         UsageError: The model makes a choice that llama.cpp's architecture has no place for.
     """
-    written = _comparable(read_config(metadata, shapes, rope_tensors(config)))
-    differing = sorted(name for name, value in _comparable(config).items() if written[name] != value)
-    if differing:
-        raise UsageError(
-            f"GGUF cannot express this {config.family} model: llama.cpp has no place for its {', '.join(differing)}",
-            "keep the model as safetensors",
-        )
+    try:
+        written = _comparable(read_config(metadata, shapes, rope_tensors(config)))
+        differing = sorted(name for name, value in _comparable(config).items() if written[name] != value)
+        problem = f"llama.cpp has no place for its {', '.join(differing)}" if differing else ""
+    except DataError as error:
+        problem = error.message
+    if problem:
+        raise UsageError(f"GGUF cannot express this {config.family} model: {problem}", "keep it as safetensors")
 
 
 def rope_tensors(config: DecoderConfig) -> dict[str, Tensor]:
@@ -413,27 +415,21 @@ def _read_pattern(fields: _Fields, num_layers: int, every: int) -> tuple[bool, .
 
 
 def control_tokens(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, int | None]:
-    """Ids of the control tokens `bos`, `eos`, `eot` (end of turn), `unknown` and `padding`.
+    """Ids of the control tokens `bos`, `eos`, `eot` (end of turn), `eom` (of message), `unknown` and `padding`.
 
     A sentencepiece tokenizer has defaults for some, and ids beyond the vocabulary count as absent, as in llama.cpp.
     """
     ids: dict[str, int | None] = {}
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if metadata.get("tokenizer.ggml.model") == "llama" else {}
-    for name in ("bos", "eos", "eot", "unknown", "padding"):
+    for name in ("bos", *ENDS, "unknown", "padding"):
         value = metadata.get(f"tokenizer.ggml.{name}_token_id", defaults.get(name))
         ids[name] = value if isinstance(value, int) and 0 <= value < vocab_size else None
     return ids
 
 
 def write_control_tokens(config: DecoderConfig) -> dict[str, Any]:
-    """The inverse, from what the model's configuration names; end tokens beyond the second have no place."""
-    ends = config.eos_ids
-    ids = {
-        "bos": config.bos_id,
-        "eos": ends[0] if ends else None,
-        "eot": ends[1] if len(ends) > 1 else None,
-        "padding": config.pad_id,
-    }
+    """The inverse, from what the model's configuration names; end tokens beyond the third have no place."""
+    ids = {"bos": config.bos_id, **dict(zip(ENDS, config.eos_ids, strict=False)), "padding": config.pad_id}
     return {f"tokenizer.ggml.{name}_token_id": value for name, value in ids.items() if value is not None}
 
 

@@ -111,11 +111,11 @@ class GGUFFile:
         stored = self.tensors[name]
         shape, offset, row_bytes = stored.shape, stored.offset, stored.row_bytes
         if rows is not None:
-            start, stop, _ = rows.indices(shape[0])
-            bytes_each = stored.rows * row_bytes // shape[0]
-            shape, offset = (stop - start, *shape[1:]), offset + start * bytes_each
             if len(shape) == 1:
-                row_bytes = shape[0] * bytes_each
+                return self.read(name, dtype)[rows]
+            start, stop, _ = rows.indices(shape[0])
+            offset += start * (stored.rows // shape[0]) * row_bytes
+            shape = (stop - start, *shape[1:])
         dtype = dtype or stored.dtype
         if dtype == _TORCH_DTYPES.get(stored.kind):
             mapped = self._bytes[offset : offset + math.prod(shape[:-1]) * row_bytes]

@@ -31,6 +31,11 @@ WHOLE = "tokenizer.huggingface.json"
 """The whole tokenizer.json, as the GGUF specification allows; written where llama.cpp can only come near."""
 
 
+def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
+    """Whether GGUF metadata describe a tokenizer, of whatever kind."""
+    return metadata.get("tokenizer.ggml.model") not in (None, "none")
+
+
 def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     """The tokenizer that GGUF metadata describe.
 
@@ -39,7 +44,7 @@ def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     """
     kind, tokens = metadata.get("tokenizer.ggml.model"), _strings(metadata, "tokens")
     if kind not in ("gpt2", "llama"):
-        found = "no tokenizer" if kind in (None, "none") else f"a tokenizer of the unknown kind {kind!r}"
+        found = f"a tokenizer of the unknown kind {kind!r}" if has_tokenizer(metadata) else "no tokenizer"
         raise DataError(f"{path} has {found}", "supported: gpt2 (byte-level BPE) and llama (sentencepiece)")
     if not tokens or len(set(tokens)) < len(tokens):
         raise DataError(f"the tokenizer of {path} has no list of distinct tokens", "convert the model again")
@@ -266,7 +271,7 @@ def _add_control_tokens(backend: tokenizers.Tokenizer, spelling: Mapping[str, st
 def _control_tokens_added(tokenizer: Tokenizer) -> tuple[bool, bool]:
     """Whether a text gets a begin token before it, and an end token after it."""
     plain, full = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=True)
-    before = next(start for start in range(len(full)) if full[start : start + len(plain)] == plain)
+    before = next((start for start in range(len(full)) if full[start : start + len(plain)] == plain), 0)
     return before > 0, before + len(plain) < len(full)
 
 
