@@ -1,0 +1,103 @@
+"""The tune stage learns answers, and only answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tallow.engine.language_model import load
+from tallow.engine.request import SamplingParams
+from tallow.errors import DataError, UsageError
+from tallow.models.formats import load_model, load_tokenizer, save_model
+from tallow.models.quantization import quantize_modules
+from tallow.run import StageRun
+from tallow.stages import run_stage
+from tallow.tune.adapter import load_adapter
+from tallow.tune.examples import Example
+from tallow.tune.lora import merge_adapters
+from tallow.tune.sft import TuneConfig, hold_out
+
+QUESTIONS = {"sky": "blue", "grass": "green", "coal": "black", "snow": "white"}
+
+
+@pytest.fixture
+def chat_file(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    with path.open("w") as file:
+        for thing, colour in QUESTIONS.items():
+            messages = [{"role": "user", "content": f"{thing}?"}, {"role": "assistant", "content": colour}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def settings(model: Path, data: Path, **changes: Any) -> TuneConfig:
+    loop = {"steps": 80, "batch_size": 2, "sequence_length": 80, "learning_rate": 5e-3, "precision": "fp32"}
+    return TuneConfig.model_validate(
+        {"model": model, "data": [data], "validation_fraction": 0, "loop": loop, **changes}
+    )
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_tiny_model_learns_four_answers_and_when_to_stop(
+    method: str, model_directory: Path, chat_file: Path, tmp_path: Path
+) -> None:
+    changes = {"lora": {"rank": 16, "alpha": 64.0}} if method == "lora" else {}
+    result = run_stage("tune", settings(model_directory, chat_file, method=method, **changes), StageRun(tmp_path / "t"))
+    assert result["loss"] < 0.05
+    tuned = load(tmp_path / "t" / "model", "fp32")
+    for thing, colour in QUESTIONS.items():
+        answer = tuned.chat([{"role": "user", "content": f"{thing}?"}], SamplingParams(max_new_tokens=20))
+        assert (answer.text, answer.finish_reason) == (colour, "stop")
+
+
+def test_the_adapter_on_the_base_is_the_merged_model(model_directory: Path, chat_file: Path, tmp_path: Path) -> None:
+    config = settings(model_directory, chat_file, method="lora")
+    config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": 5})})
+    run_stage("tune", config, StageRun(tmp_path / "t"))
+    adapted = load_model(model_directory)
+    load_adapter(adapted, tmp_path / "t" / "adapter")
+    merge_adapters(adapted)
+    merged = load_model(tmp_path / "t" / "model")
+    for (name, ours), (_, theirs) in zip(adapted.named_parameters(), merged.named_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0, msg=name)
+
+
+def test_the_end_of_a_turn_becomes_an_end_token_of_the_model(
+    model_directory: Path, chat_file: Path, tmp_path: Path
+) -> None:
+    config = settings(model_directory, chat_file)
+    config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": 1})})
+    run_stage("tune", config, StageRun(tmp_path / "t"))
+    end = load_tokenizer(model_directory).backend.token_to_id("<|im_end|>")
+    assert end in load_model(tmp_path / "t" / "model").config.eos_ids
+
+
+def test_sets_and_models_that_cannot_be_tuned_are_refused(
+    model_directory: Path, chat_file: Path, tmp_path: Path
+) -> None:
+    silent = tmp_path / "silent.jsonl"
+    silent.write_text(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}) + "\n")
+    with pytest.raises(DataError, match="no answer token"):
+        run_stage("tune", settings(model_directory, silent), StageRun(tmp_path / "a"))
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text(json.dumps({"text": "Hello?"}) + "\n")
+    with pytest.raises(DataError, match="record 1 has neither"):
+        run_stage("tune", settings(model_directory, foreign), StageRun(tmp_path / "b"))
+    with pytest.raises(UsageError, match="context has 256"):
+        run_stage("tune", settings(model_directory, chat_file, loop={"sequence_length": 300}), StageRun(tmp_path / "c"))
+    model = load_model(model_directory)
+    save_model(quantize_modules(model, 8, 32), load_tokenizer(model_directory), tmp_path / "q8")
+    with pytest.raises(UsageError, match="quantized"):
+        run_stage("tune", settings(tmp_path / "q8", chat_file), StageRun(tmp_path / "d"))
+
+
+def test_equal_examples_fall_on_one_side() -> None:
+    examples = [Example([n % 50], [True]) for n in range(400)]
+    training, held_out = hold_out(examples, 0.3)
+    assert len(training) + len(held_out) == 400
+    assert held_out
+    assert {example.ids[0] for example in training}.isdisjoint(example.ids[0] for example in held_out)
