@@ -1,0 +1,120 @@
+"""The processes that train together: who this one is, and sums over all of them.
+
+Between processes go tensors only, never pickled objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tallow.errors import UsageError
+
+BUCKET_BYTES = 25 << 20
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` ones; alone, every sum is what this process has."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part of the work; together the processes do each item once."""
+        return items[self.rank :: self.size]
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all processes, in float64. All processes must call it."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make the gradients of every process the sum over all; a missing gradient counts as zero."""
+        if self.size == 1:
+            return
+        for bucket in _buckets([_gradient(parameter) for parameter in parameters]):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            _unflatten(flat, bucket)
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors of every process with the main one's."""
+        if self.size == 1:
+            return
+        for bucket in _buckets([tensor.detach() for tensor in tensors]):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            dist.broadcast(flat, src=0)
+            _unflatten(flat, bucket)
+
+
+ALONE = World()
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Join the processes that `torchrun` has started, if it has; leave them at the end.
+
+    Raises:
+        UsageError: The environment is not one that torchrun makes.
+    """
+    size = _from_environment("WORLD_SIZE", 1)
+    if size == 1:
+        yield ALONE
+        return
+    world = World(_from_environment("RANK", -1), size)
+    if not 0 <= world.rank < size:
+        raise UsageError(f"RANK must be from 0 to {size - 1} where WORLD_SIZE is {size}", "start it with torchrun")
+    dist.init_process_group("gloo", rank=world.rank, world_size=size)
+    try:
+        yield world
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError as error:
+        raise UsageError(f"{name}={value} is not a number", "start it with torchrun, or unset it") from error
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, together about `BUCKET_BYTES`: few messages, little memory."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or sum(t.nbytes for t in bucket) >= BUCKET_BYTES):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))

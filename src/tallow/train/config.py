@@ -1,0 +1,68 @@
+"""Settings of the training loop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tallow.recipe import Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LoopConfig(Section):
+    """How a model is trained, whatever it learns from.
+
+    Args:
+        steps: Updates of the weights; None: the stage derives it from its data.
+        batch_size: Sequences of an update, over all processes.
+        micro_batch_size: Sequences that go through the model at once; None: all of an update's. Less needs less
+            memory and changes the result only by rounding.
+        sequence_length: Tokens of a sequence.
+        learning_rate: Its largest value.
+        schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay) or `linear`.
+        warmup: Share of the steps in which it rises from zero.
+        decay: Share of the steps after the warm-up in which `wsd` falls.
+        min_learning_rate_ratio: Last learning rate over the largest.
+        weight_decay: Decoupled; of matrices only.
+        betas: AdamW's decay rates of the gradient's first and second moments.
+        epsilon: AdamW's addition to the denominator.
+        clip_norm: Largest norm of the gradient of the mean loss.
+        precision: Of matrix products; `auto` takes the faster one here. Weights and their updates are always fp32.
+        log_every, validate_every, save_every: Steps between metrics, validations, checkpoints.
+        save_seconds: A checkpoint is also saved when the last is so old.
+        keep_checkpoints: Newest checkpoints that are kept.
+        seed: Names the initial weights and the order of the data.
+    """
+
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 16
+    micro_batch_size: PositiveInt | None = None
+    sequence_length: PositiveInt = 256
+
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    warmup: float = Field(default=0.02, ge=0, le=1)
+    decay: float = Field(default=0.2, ge=0, le=1)
+    min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: NonNegativeFloat = 0.1
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    log_every: PositiveInt = 10
+    validate_every: PositiveInt = 100
+    save_every: PositiveInt = 500
+    save_seconds: PositiveFloat = 300.0
+    keep_checkpoints: PositiveInt = 2
+    seed: NonNegativeInt = 0
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that must stay as they are for a checkpoint to be gone on from."""
+        return self.model_dump(mode="json", exclude=REPORTING)
+
+
+REPORTING = {"micro_batch_size", "log_every", "validate_every", "save_every", "save_seconds", "keep_checkpoints"}
+"""Settings that do not change what is learned."""

@@ -1,0 +1,147 @@
+"""The training loop: one page, whatever is trained, and whatever it learns from."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tallow.console import progress, say
+from tallow.data.batch import Packed
+from tallow.errors import Interrupted, UsageError
+from tallow.objectives import Objective
+from tallow.parallel import ALONE, World
+from tallow.run import StageRun
+from tallow.train.checkpoint import Checkpoints
+from tallow.train.config import LoopConfig
+from tallow.train.interruption import listening
+from tallow.train.meter import Meter
+from tallow.train.precision import settle_workload
+from tallow.train.schedule import learning_rate
+from tallow.train.update import TrainableModel, Updater
+
+Batches = Callable[[int], Sequence[Packed]]
+"""This process's micro-batches of a step, counted from 0; any step can be asked for at any time."""
+
+Validate = Callable[[], Mapping[str, float]]
+"""Metrics of the model as it is, over all processes; it runs in the precision of training."""
+
+
+def train(
+    model: TrainableModel,
+    objective: Objective,
+    batches: Batches,
+    config: LoopConfig,
+    run: StageRun,
+    *,
+    validate: Validate | None = None,
+    identity: Mapping[str, Any] | None = None,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Train the parameters that require a gradient, going on from the newest checkpoint of `run` if it has one.
+
+    The loss of a step is the mean over the target tokens of all its micro-batches on all processes, so accumulation,
+    padding and the number of processes change nothing. A run that was interrupted and goes on ends with the same
+    weights and metrics as one that was not: bit for bit on one machine with the same number of threads.
+
+    Args:
+        identity: What a checkpoint must agree on to be gone on from, besides the settings of the loop and the
+            parameters' shapes; JSON values.
+
+    Returns:
+        `steps`, `tokens` (through the model), `tokens_per_s` (median), the last `loss` and, of what `validate` gave,
+        the last of each metric whose name begins with `validation_`.
+
+    Raises:
+        Interrupted: By Ctrl-C or SIGTERM, once the step is finished and saved.
+        TallowError: Loss or gradient is not finite.
+        DataError: A batch has no target.
+        CapacityError: The disk is full.
+        UsageError: `config.steps` is not set, or the checkpoint is of a run with other settings.
+    """
+    steps = config.steps
+    if steps is None:
+        raise UsageError("the number of training steps is not set", "set loop.steps")
+    updater = Updater(model, objective, config, world)
+    checkpoints = Checkpoints(
+        run.directory / "checkpoints",
+        updater.parameters,
+        updater.optimizer,
+        {"loop": config.identity(), **(identity or {})},
+        config.keep_checkpoints,
+    )
+    done, tokens = _take_up(checkpoints, run, world)
+    world.copy_from_main(updater.parameters.values())
+    workload = settle_workload(
+        config.precision, updater.rehearse, batches(0)[0], run.directory / "workload.json", world
+    )
+    precision, meter, saved_at = workload.precision, Meter(tokens, workload.flops_per_token), time.monotonic()
+
+    with listening() as interruption, progress("training", steps, "steps", done) as bar:
+        for step in range(done + 1, steps + 1):
+            # chance (dropout, say) depends on seed and step alone: nothing to save, nothing to restore
+            torch.manual_seed(config.seed + step * world.size + world.rank)
+            with meter.waiting():
+                micro_batches = batches(step - 1)
+            with meter.working():
+                rate = learning_rate(step, steps, config)
+                update = updater.update(micro_batches, rate, precision)
+            meter.tokens += update.tokens
+            run.ledger.tokens += update.tokens
+            run.ledger.flops += update.tokens * workload.flops_per_token
+
+            record: dict[str, float] = {}
+            if step % config.log_every == 0 or step == steps:
+                record |= {"loss": update.loss, "learning_rate": rate, "gradient_norm": update.gradient_norm}
+                record |= meter.read()
+            if validate is not None and (step % config.validate_every == 0 or step == steps):
+                with updater.scoring(precision):
+                    record |= validate()
+            if record and world.is_main:
+                run.log(step=step, **record)
+            bar.advance(1, f"loss {update.loss:.3f}")
+
+            overdue = time.monotonic() - saved_at > config.save_seconds
+            stop, due = world.sum(interruption.requested, overdue or step % config.save_every == 0 or step == steps)
+            if stop or due:
+                saved_at = time.monotonic()
+                if world.is_main:
+                    checkpoints.save(step, {"tokens": meter.tokens})
+                    run.save_ledger()
+            if stop:
+                raise Interrupted(
+                    f"training stopped after step {step:,} of {steps:,}, which is saved",
+                    "run the same command again to go on from there",
+                )
+    return _summary(run, steps, meter.tokens)
+
+
+def _take_up(checkpoints: Checkpoints, run: StageRun, world: World) -> tuple[int, int]:
+    """Load what an interrupted run left, if this one is to go on from it; the steps done and their tokens."""
+    if world.is_main:
+        checkpoints.remove_leftovers()
+        if not run.resume:
+            checkpoints.clear()
+    done, counters = checkpoints.restore() if run.resume else (0, {})
+    if world.is_main:
+        run.rewind_metrics(done)
+        if done:
+            say(f"going on from step {done:,}")
+    return done, counters.get("tokens", 0)
+
+
+def _summary(run: StageRun, steps: int, tokens: int) -> dict[str, Any]:
+    records = run.metrics()
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= record
+    speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "tokens_per_s": statistics.median(speeds),
+        **{key: value for key, value in last.items() if key == "loss" or key.startswith("validation_")},
+    }

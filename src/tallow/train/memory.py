@@ -1,0 +1,55 @@
+"""Memory that training needs at least, and memory that the machine has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from tallow.errors import CapacityError
+from tallow.models.config import DecoderConfig
+from tallow.models.decoder import Decoder
+from tallow.objectives.loss import PIECE_TOKENS
+from tallow.train.config import LoopConfig
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
+    """A low estimate: what AdamW keeps, and what the backward pass needs of each layer.
+
+    For each weight: itself, its gradient and two moments, in fp32. For each token and layer, in bf16: input, normed
+    input, queries, keys, values and output of attention, the same again of the feed-forward and three times its inner
+    size. Then the logits of one piece, their softmax and their gradient.
+    """
+    with torch.device("meta"):
+        weights = Decoder(config).num_parameters()
+    tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
+    state = 16 * weights
+    activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * config.intermediate_size)
+    logits = 3 * 4 * min(tokens, PIECE_TOKENS) * config.vocab_size
+    return state + activations + logits
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the container that the process runs in."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such limit ("max")
+        return physical
+
+
+def check_memory(config: DecoderConfig, loop: LoopConfig) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        CapacityError: The estimate alone exceeds the machine's memory.
+    """
+    needed, present = training_bytes(config, loop), machine_bytes()
+    if needed > present:
+        raise CapacityError(
+            f"training needs at least {needed / 1e9:.1f} GB of memory, and there are {present / 1e9:.1f} GB",
+            "set a smaller loop.micro_batch_size or model",
+        )

@@ -1,0 +1,123 @@
+"""Which precision a model trains fastest in here, found by timing its own step, and what the step computes.
+
+Weights, gradients, optimizer state and the residual stream are fp32 always; `bf16` means that matrix products
+and attention read and write bfloat16 (autocast).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
+
+from tallow.data.batch import Packed
+from tallow.errors import DataError
+from tallow.files import read_json, write_json
+from tallow.parallel import World
+from tallow.recipe import Section
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+TIMED_RUNS = 2
+# bfloat16 rounds to 8 bits, so it must be worth it
+MIN_SPEEDUP = 1.1
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which a model computes in this precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class Workload(Section):
+    """What a step is like here.
+
+    Args:
+        precision: What it computes in.
+        flops_per_token: Floating-point operations of its matrix products, forward and backward.
+        seconds: What one sequence took in each precision that was tried.
+    """
+
+    precision: Precision
+    flops_per_token: float
+    seconds: dict[str, float]
+
+
+def settle_workload(
+    wanted: Precision | Literal["auto"],
+    rehearse: Callable[[Packed, Precision], object],
+    packed: Packed,
+    path: Path,
+    world: World,
+) -> Workload:
+    """Measure what the first sequence of `packed` takes and note it in a file, or read what is noted there.
+
+    So a run that goes on uses the precision that it began with, however fast the machine is by then.
+    """
+    noted = _read(path)
+    if noted is None or wanted not in ("auto", noted.precision):
+        row = Packed(packed.tokens_BT[:1], packed.documents_BT[:1], packed.trainable_BT[:1])
+        flops = count_flops(lambda: rehearse(row, "fp32"))
+        seconds = time_precisions(lambda precision: rehearse(row, precision)) if wanted == "auto" else {}
+        noted = Workload(
+            precision=faster(seconds) if wanted == "auto" else wanted,
+            flops_per_token=flops / (row.tokens_BT.numel() - 1),
+            seconds=seconds,
+        )
+    [bf16_on_main] = world.sum(world.is_main and noted.precision == "bf16")
+    settled = noted.model_copy(update={"precision": "bf16" if bf16_on_main else "fp32"})
+    if world.is_main:
+        write_json(path, settled.model_dump())
+    return settled
+
+
+def time_precisions(work: Callable[[Precision], object]) -> dict[str, float]:
+    """Seconds that `work` takes in each precision.
+
+    The two take turns, and of each the fastest run counts, since other work on the machine only slows it.
+    """
+    seconds = dict.fromkeys(PRECISIONS, math.inf)
+    for run in range(1 + TIMED_RUNS):
+        for precision in PRECISIONS:
+            start = time.perf_counter()
+            work(precision)
+            if run > 0:  # the first has memory to allocate
+                seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+    return {str(precision): value for precision, value in seconds.items()}
+
+
+def faster(seconds: Mapping[str, float]) -> Precision:
+    """The precision to take after these times."""
+    return "bf16" if seconds["bf16"] * MIN_SPEEDUP < seconds["fp32"] else "fp32"
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of all matrix products in `work`, counted as it runs."""
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _read(path: Path) -> Workload | None:
+    try:
+        return Workload.model_validate(read_json(path, "workload")) if path.exists() else None
+    except (DataError, ValidationError):  # it is only a note: what it says can be measured again
+        return None
+
+
+def _products(number: int, q_shape: Sequence[int], k_shape: Sequence[int]) -> int:
+    batch, heads, queries, head_size = q_shape
+    return number * 2 * batch * heads * queries * k_shape[2] * head_size
+
+
+# torch counts the attention of GPUs only; the masked half is computed too, or nearly so
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: _products(2, q, k),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, *__, **___: _products(5, q, k),
+}
