@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders as token_decoders
@@ -41,6 +42,8 @@ def tiny_model(vocab_size: int, seed: int = 0) -> Decoder:
     )
     model = Decoder(config)
     initialize(model, seed)
+    with torch.no_grad():
+        model.embed.weight.mul_(10.0)  # as large as trained ones, so that adapters alone can move the logits
     return model
 
 
