@@ -7,15 +7,25 @@ import random
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+
+from tallow.data.batch import Packed
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import Precision, load
 from tallow.engine.request import RequestState, SamplingParams
 from tallow.errors import UsageError
-from tallow.kernels import read_bandwidth
+from tallow.kernels import matmul_peak, read_bandwidth
+from tallow.models.formats import load_model
 from tallow.models.quantization import model_bytes
+from tallow.models.store import resolve
+from tallow.objectives.causal import causal
+from tallow.parallel import ALONE
 from tallow.run import peak_rss_bytes
+from tallow.train.config import LoopConfig
+from tallow.train.precision import count_flops
+from tallow.train.update import Updater
 
 REPEATS = 3
 
@@ -56,6 +66,52 @@ def infer(
         "bandwidth_fraction": achieved / bandwidth,
         "peak_rss_mb": peak_rss_bytes() / 1e6,
     }
+
+
+def train(
+    name: str, batch: int = 8, seq: int = 512, steps: int = 5, precision: Literal["bf16", "fp32"] = "bf16"
+) -> dict[str, Any]:
+    """Time whole training steps (forward, backward, AdamW) on random tokens; the median after two to warm up.
+
+    Returns:
+        `tokens_per_s`; `achieved_flops` a second in matrix products and attention; `matmul_peak_flops`: what a large
+        matrix product reaches here in this precision; `mfu`, their ratio; `peak_rss_mb`; the last `loss`.
+
+    Raises:
+        UsageError: A number is not positive, or the sequences do not fit into the model's context.
+    """
+    if min(batch, seq, steps) < 1:
+        raise UsageError("batch, sequence length and steps must be at least 1", "raise them")
+    model = load_model(resolve(name), dtype=torch.float32)
+    if seq > model.config.max_positions:
+        raise UsageError(
+            f"{seq} tokens do not fit into the model's context of {model.config.max_positions}", "lower --seq"
+        )
+    updater = Updater(model, causal, LoopConfig(), ALONE)
+    packed = random_batch(model.config.vocab_size, batch, seq)
+    flops = count_flops(lambda: updater.rehearse(packed, "fp32"))
+    seconds, loss = [], 0.0
+    for _ in range(2 + steps):
+        start = time.perf_counter()
+        loss = updater.update([packed], 1e-5, precision).loss
+        seconds.append(time.perf_counter() - start)
+    step_s = statistics.median(seconds[2:])
+    peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
+    return {
+        "tokens_per_s": batch * seq / step_s,
+        "achieved_flops": flops / step_s,
+        "matmul_peak_flops": peak,
+        "mfu": flops / step_s / peak,
+        "peak_rss_mb": peak_rss_bytes() / 1e6,
+        "loss": loss,
+    }
+
+
+def random_batch(vocab_size: int, batch: int, seq: int) -> Packed:
+    """Rows of random tokens, each one document."""
+    tokens_BT = torch.randint(vocab_size, (batch, seq + 1), generator=torch.Generator().manual_seed(0))
+    documents_BT = torch.zeros(tokens_BT.shape, dtype=torch.int32)
+    return Packed(tokens_BT, documents_BT, torch.ones(tokens_BT.shape, dtype=torch.bool))
 
 
 def time_generation(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[float, float, int]:
