@@ -17,7 +17,7 @@ VOCABULARY = 31
 def model(request: pytest.FixtureRequest) -> Decoder:
     choices = {"tied": {}, "untied": {"tied_embeddings": False}, "softcap": {"logit_softcap": 5.0}}[request.param]
     shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "intermediate_size": 32}
-    model = Decoder(DecoderConfig(vocab_size=VOCABULARY, **shape, **choices))
+    model = Decoder(DecoderConfig.model_validate({"vocab_size": VOCABULARY, **shape, **choices}))
     initialize(model, seed=0)
     return model
 
@@ -36,9 +36,7 @@ def plain_loss(model: Decoder, example: Example) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 512])
-def test_pieces_equal_the_whole(
-    model: Decoder, example: Example, piece: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pieces_equal_the_whole(model: Decoder, example: Example, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "PIECE_TOKENS", piece)
     expected = plain_loss(model, example)
     expected.backward()
@@ -71,9 +69,7 @@ def test_bfloat16_keeps_the_direction(model: Decoder, example: Example) -> None:
 
 
 def test_nothing_to_learn_is_no_loss_and_no_gradient(model: Decoder, example: Example) -> None:
-    nothing = Example(
-        example.inputs_BT, example.targets_BT, torch.zeros_like(example.loss_mask_BT), example.context
-    )
+    nothing = Example(example.inputs_BT, example.targets_BT, torch.zeros_like(example.loss_mask_BT), example.context)
     assert backpropagate(model, nothing) == 0
     assert summed_loss(model, nothing) == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())

@@ -53,7 +53,7 @@ def train(
 
     Returns:
         `steps`, `tokens` (through the model), `tokens_per_s` (median), the last `loss` and, of what `validate` gave,
-        the last of each metric whose name begins with `validation_`.
+        the last of each metric whose name begins with `validation_`. Empty on all processes but the main one.
 
     Raises:
         Interrupted: By Ctrl-C or SIGTERM, once the step is finished and saved.
@@ -88,7 +88,7 @@ def train(
                 micro_batches = batches(step - 1)
             with meter.working():
                 rate = learning_rate(step, steps, config)
-                update = updater.update(micro_batches, rate, precision)
+                update = updater.update(step, micro_batches, rate, precision)
             meter.tokens += update.tokens
             run.ledger.tokens += update.tokens
             run.ledger.flops += update.tokens * workload.flops_per_token
@@ -116,7 +116,7 @@ def train(
                     f"training stopped after step {step:,} of {steps:,}, which is saved",
                     "run the same command again to go on from there",
                 )
-    return _summary(run, steps, meter.tokens)
+    return _summary(run, steps, meter.tokens) if world.is_main else {}
 
 
 def _take_up(checkpoints: Checkpoints, run: StageRun, world: World) -> tuple[int, int]:

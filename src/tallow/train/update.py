@@ -54,7 +54,7 @@ class Updater:
         self.optimizer = make_optimizer(self.parameters, config)
         self.device = next(iter(self.parameters.values())).device
 
-    def update(self, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
+    def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step.
 
         Raises:
@@ -68,12 +68,12 @@ class Updater:
         local_tokens = sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches)
         loss, count, tokens = self.world.sum(loss, targets, local_tokens)
         if count == 0:
-            raise DataError("a batch has no token to learn", "look at what the loss mask leaves of the data")
+            raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
         self.world.sum_gradients(self.parameters.values())
         norm = average_and_clip(self.parameters.values(), count, self.clip_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TallowError(
-                f"training diverged: the loss is {loss / count:.4g}, the norm of its gradient {norm:.4g}",
+                f"training diverged at step {step:,}: the loss is {loss / count:.4g}, its gradient's norm {norm:.4g}",
                 "lower loop.learning_rate or lengthen loop.warmup",
             )
         set_learning_rate(self.optimizer, learning_rate)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.processes import start
+from tests.train.toys import loop_config, markov_batches, new_run, pack, tiny_model, weights
+from torch import nn
+
+from tallow.data.batch import Packed
+from tallow.errors import UsageError
+from tallow.files import read_json, write_json
+from tallow.objectives.causal import causal
+from tallow.parallel import ALONE, World, join_world, world
+from tallow.run import StageRun
+from tallow.train.loop import train
+
+
+def train_toy(rank: int, size: int, port: int, directory: Path) -> None:
+    """One process of a run, under the variables that torchrun sets.
+
+    Each process starts from weights of its own; the main one's must win. The batch of 5 rows cannot be shared evenly,
+    and the processes have very different numbers of targets.
+    """
+    torch.set_num_threads(1)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(size), **place})
+    config = loop_config(batch_size=5)
+    whole = markov_batches(config)
+    with join_world() as world:
+
+        def batches(step: int) -> list[Packed]:
+            [packed] = whole(step)
+            rows = list(world.share(range(5)))
+            mask_BT = torch.ones_like(packed.trainable_BT)
+            mask_BT[0, 3:] = False
+            return [pack(packed.tokens_BT[rows], mask_BT[rows])]
+
+        model = tiny_model(seed=rank)
+        run = new_run(directory if world.is_main else directory / f"rank{rank}")
+        train(model, causal, batches, config, run, world=world)
+        write_json(
+            directory / f"rank{rank}.json",
+            {"sums": world.sum(rank + 1, 0.5), "weights": weights(model).double().sum().item()},
+        )
+
+
+def run_processes(size: int, directory: Path) -> list[dict[str, Any]]:
+    """What each of `size` processes reports of the same run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(train_toy, rank, size, port, directory) for rank in range(size)]
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * size
+    return [read_json(directory / f"rank{rank}.json") for rank in range(size)]
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    [one] = run_processes(1, tmp_path / "one")
+    two = run_processes(2, tmp_path / "two")
+    single, several = (StageRun(tmp_path / name).metrics() for name in ("one", "two"))
+    assert len(single) == 12
+    for alone, together in zip(single, several, strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-4)
+        assert together["tokens"] == alone["tokens"]
+    assert [process["sums"] for process in two] == [[3.0, 1.0], [3.0, 1.0]]
+    assert two[0]["weights"] == two[1]["weights"] == pytest.approx(one["weights"], abs=1e-3)
+    assert not (tmp_path / "two" / "rank1" / "metrics.jsonl").exists()
+
+
+def test_alone_sums_are_what_is_there() -> None:
+    assert ALONE.sum(1, 2.5, True) == [1.0, 2.5, 1.0]
+    assert ALONE.share([1, 2, 3]) == [1, 2, 3]
+    assert ALONE.is_main
+
+
+def test_work_is_shared_without_loss() -> None:
+    shares = [World(rank, 3).share(range(8)) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"WORLD_SIZE": "2", "RANK": "x"}],
+)
+def test_an_environment_that_torchrun_did_not_make(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"RANK|WORLD_SIZE"), join_world():
+        pass
+
+
+def test_gradients_are_summed_in_buckets_whatever_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal processes, played by one: every sum is twice what is there."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    monkeypatch.setattr(world, "BUCKET_BYTES", 40)
+    shapes = [(3, 3), (1,), (20,), (2, 2), ()]
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    parameters.append(nn.Parameter(torch.zeros(4, dtype=torch.bfloat16)))
+    for number, parameter in enumerate(parameters):
+        parameter.grad = None if number == 1 else torch.full_like(parameter, number + 1)
+    World(0, 2).sum_gradients(parameters)
+    for number, parameter in enumerate(parameters):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.full_like(parameter, 0 if number == 1 else 2 * (number + 1)))

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from tallow.errors import CapacityError, UsageError
+from tallow.train import checkpoint
+from tallow.train.checkpoint import OPTIMIZER, STATE, WEIGHTS, Checkpoints
+from tallow.train.config import LoopConfig
+from tallow.train.optimizer import make_optimizer
+
+Parameters = dict[str, nn.Parameter]
+
+
+def trained(seed: int, steps: int = 3) -> tuple[Parameters, Optimizer]:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {
+        "layer.weight": nn.Parameter(torch.randn(4, 3, generator=generator)),
+        "layer.bias": nn.Parameter(torch.randn(4, generator=generator)),
+    }
+    optimizer = make_optimizer(parameters, LoopConfig())
+    for _ in range(steps):
+        update(parameters, optimizer, generator)
+    return parameters, optimizer
+
+
+def update(parameters: Parameters, optimizer: Optimizer, generator: torch.Generator) -> None:
+    for parameter in parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+def checkpoints(
+    directory: Path, pair: tuple[Parameters, Optimizer], identity: object = 1, keep: int = 2
+) -> Checkpoints:
+    return Checkpoints(directory / "checkpoints", pair[0], pair[1], {"settings": identity}, keep)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "checkpoints").iterdir())
+
+
+def test_what_is_restored_goes_on_alike_bit_for_bit(tmp_path: Path) -> None:
+    first = trained(seed=0)
+    checkpoints(tmp_path, first).save(3, {"tokens": 48})
+    second = trained(seed=1, steps=0)
+    assert checkpoints(tmp_path, second).restore() == (3, {"tokens": 48})
+    for pair in (first, second):
+        generator = torch.Generator().manual_seed(9)
+        for _ in range(3):
+            update(*pair, generator)
+    for name, parameter in first[0].items():
+        assert torch.equal(parameter, second[0][name])
+
+
+def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
+    checkpoints(tmp_path, trained(0)).save(3, {})
+    assert names(tmp_path) == ["step-00000003"]
+    files = (tmp_path / "checkpoints" / "step-00000003").iterdir()
+    assert sorted(path.name for path in files) == [OPTIMIZER, STATE, WEIGHTS]
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path, trained(0), keep=2)
+    for step in (1, 2, 10, 100000000):
+        kept.save(step, {})
+    assert names(tmp_path) == ["step-00000010", "step-100000000"]
+    assert kept.restore()[0] == 100000000
+
+
+def test_nothing_there_is_step_zero(tmp_path: Path) -> None:
+    assert checkpoints(tmp_path, trained(0)).restore() == (0, {})
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, OPTIMIZER, STATE])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "garbage", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
+) -> None:
+    pair = trained(0)
+    kept = checkpoints(tmp_path, pair)
+    kept.save(3, {})
+    expected = {name: parameter.clone() for name, parameter in pair[0].items()}
+    update(*pair, torch.Generator().manual_seed(0))
+    kept.save(4, {})
+    path = tmp_path / "checkpoints" / "step-00000004" / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+        if file == STATE:  # a flip in JSON has to hit something that counts
+            flipped = content.replace(b'"step": 4', b'"step": 5')
+        damaged = {
+            "truncated": content[: len(content) // 2],
+            "flipped": flipped,
+            "garbage": os.urandom(99),
+            "empty": b"",
+        }
+        path.write_bytes(damaged[damage])
+
+    other = trained(1)
+    assert checkpoints(tmp_path, other).restore()[0] == 3
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in other[0].items())
+    said = capsys.readouterr().err
+    assert "step-00000004" in said
+    assert "passed over" in said
+
+
+def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path, trained(0))
+    kept.save(3, {})
+    partial = tmp_path / "checkpoints" / ".step-00000004.abc.partial"
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000003", partial)
+    assert kept.restore()[0] == 3
+    kept.remove_leftovers()
+    assert names(tmp_path) == ["step-00000003"]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    checkpoints(tmp_path, trained(0), identity={"steps": 10}).save(3, {})
+    with pytest.raises(UsageError, match="settings"):
+        checkpoints(tmp_path, trained(0), identity={"steps": 11}).restore()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    checkpoints(tmp_path, trained(0)).save(3, {})
+    parameters = {"layer.weight": nn.Parameter(torch.zeros(5, 3))}
+    other = (parameters, make_optimizer(parameters, LoopConfig()))
+    with pytest.raises(UsageError, match="parameters"):
+        checkpoints(tmp_path, other).restore()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    kept = checkpoints(tmp_path, trained(0), keep=1)
+    kept.save(3, {})
+    written = 0
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        nonlocal written
+        written += 1
+        if written == failing:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CapacityError, match="no space"):
+        kept.save(4, {})
+    assert names(tmp_path) == ["step-00000003"]
+    assert kept.restore()[0] == 3

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tallow.errors import CapacityError
+from tallow.models.config import DecoderConfig
+from tallow.train import memory
+from tallow.train.config import LoopConfig
+from tallow.train.memory import check_memory, machine_bytes, training_bytes
+
+SMALL = DecoderConfig(vocab_size=4096)
+
+
+def test_estimate_has_the_state_and_grows_with_the_micro_batch() -> None:
+    parameters = 6_163_712
+    one, all_at_once = (training_bytes(SMALL, LoopConfig(batch_size=16, micro_batch_size=size)) for size in (1, None))
+    assert 16 * parameters < one < 16 * parameters + 50e6
+    assert all_at_once - one > 14 * (one - 16 * parameters - 3 * 4 * 256 * 4096)
+
+
+def test_what_cannot_fit_is_refused_with_figures() -> None:
+    huge = DecoderConfig(vocab_size=128_000, hidden_size=8192, num_layers=80, num_heads=64, num_kv_heads=8)
+    with pytest.raises(CapacityError, match=r"at least [\d.]+ GB"):
+        check_memory(huge, LoopConfig())
+    check_memory(SMALL, LoopConfig())
+
+
+def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP_LIMIT", tmp_path / "memory.max")
+    machine = machine_bytes()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine_bytes() == machine
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert machine_bytes() == 1_000_000

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.train.toys import pack
+
+from tallow.data.batch import Packed
+from tallow.models.config import DecoderConfig
+from tallow.models.decoder import Decoder
+from tallow.objectives.causal import causal
+from tallow.objectives.loss import backpropagate
+from tallow.parallel import ALONE
+from tallow.train.precision import Precision, autocast, count_flops, settle_workload
+
+ROWS = pack(torch.ones(3, 9, dtype=torch.int64))
+
+
+class Machine:
+    """A clock that rehearsals turn, each precision at its own speed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fp32_s: float, bf16_s: float) -> None:
+        self.seconds: dict[Precision, float] = {"fp32": fp32_s, "bf16": bf16_s}
+        self.now = 0.0
+        self.rehearsals = 0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def rehearse(self, packed: Packed, wanted: Precision) -> None:
+        assert packed.tokens_BT.shape == (1, 9)
+        torch.mm(torch.ones(8, 16), torch.ones(16, 5))
+        self.rehearsals += 1
+        self.now += self.seconds[wanted]
+
+
+@pytest.mark.parametrize(("fp32_s", "bf16_s", "expected"), [(2.0, 1.0, "bf16"), (1.0, 1.0, "fp32"), (1.0, 3.0, "fp32")])
+def test_auto_takes_the_faster_one_and_bfloat16_must_be_worth_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32_s: float, bf16_s: float, expected: str
+) -> None:
+    machine = Machine(monkeypatch, fp32_s, bf16_s)
+    workload = settle_workload("auto", machine.rehearse, ROWS, tmp_path / "workload.json", ALONE)
+    assert workload.precision == expected
+    assert workload.seconds == {"fp32": fp32_s, "bf16": bf16_s}
+    assert workload.flops_per_token == 2 * 8 * 16 * 5 / 8
+
+
+def test_a_run_that_goes_on_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "workload.json"
+    first = settle_workload("auto", Machine(monkeypatch, 2.0, 1.0).rehearse, ROWS, path, ALONE)
+    changed = Machine(monkeypatch, 1.0, 2.0)
+    assert settle_workload("auto", changed.rehearse, ROWS, path, ALONE) == first
+    assert changed.rehearsals == 0
+
+
+def test_what_the_user_wants_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "workload.json"
+    machine = Machine(monkeypatch, 2.0, 1.0)
+    settle_workload("auto", machine.rehearse, ROWS, path, ALONE)
+    assert settle_workload("fp32", machine.rehearse, ROWS, path, ALONE).precision == "fp32"
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"precision": "fp8"}'])
+def test_a_broken_note_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str) -> None:
+    path = tmp_path / "workload.json"
+    path.write_text(note)
+    assert settle_workload("auto", Machine(monkeypatch, 2.0, 1.0).rehearse, ROWS, path, ALONE).precision == "bf16"
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_counted_operations_are_those_of_the_formula(wanted: Precision) -> None:
+    hidden, inner, layers, vocabulary, tokens = 32, 48, 2, 40, 16
+    shape = {"hidden_size": hidden, "intermediate_size": inner, "num_layers": layers, "num_heads": 2}
+    model = Decoder(DecoderConfig.model_validate({"vocab_size": vocabulary, "num_kv_heads": 2, **shape}))
+    example = causal(pack(torch.ones(3, tokens + 1, dtype=torch.int64)))
+
+    def work() -> None:
+        with autocast(wanted, torch.device("cpu")):
+            backpropagate(model, example)
+
+    weights = layers * (4 * hidden**2 + 3 * hidden * inner) + hidden * vocabulary
+    attention = layers * tokens * hidden  # products of queries and keys of a token, and as many of weights and values
+    low, high = (6 * weights + products * attention * 2 for products in (6, 7))  # torch's attention computes one twice
+    assert low <= count_flops(work) / (3 * tokens) <= high

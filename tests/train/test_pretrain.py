@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+
+from tallow.data.encode import EncodeConfig, encode
+from tallow.data.prepare import PrepareConfig, prepare
+from tallow.errors import CapacityError, DataError, UsageError
+from tallow.models.blocks.context import SequenceContext
+from tallow.models.formats import load_model, load_tokenizer
+from tallow.run import StageRun
+from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.train.pretrain import PretrainConfig, pretrain
+
+SENTENCE = "The candle gives light. "
+SHAPE = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), 257)
+
+
+def make_tokenizer(directory: Path, size: int) -> Path:
+    """Bytes, and what `size` leaves for merges; the end token is 0."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|end|>"],
+        show_progress=False,
+    )
+    backend.train_from_iterator([SENTENCE], trainer)
+    Tokenizer.from_backend(backend, eos_token="<|end|>").save(directory)
+    return directory
+
+
+def encode_texts(directory: Path, tokenizer: Path, texts: list[str], validation_fraction: float) -> Path:
+    (directory / "texts").mkdir(parents=True)
+    for number, text in enumerate(texts):
+        (directory / "texts" / f"{number:04}.txt").write_text(text)
+    sources = (directory / "texts",)
+    prepare(PrepareConfig(sources=sources, validation_fraction=validation_fraction), StageRun(directory))
+    encode(EncodeConfig(documents=directory / "documents", tokenizer=tokenizer), StageRun(directory))
+    return directory / "tokens"
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
+    texts = [f"{number}. " + SENTENCE * 12 for number in range(40)]
+    return encode_texts(tmp_path_factory.mktemp("tokens"), tokenizer, texts, 0.2)
+
+
+Make = Callable[..., PretrainConfig]
+
+
+@pytest.fixture
+def config(tokens: Path, tokenizer: Path) -> Make:
+    def make(loop: dict[str, Any] | None = None, **settings: Any) -> PretrainConfig:
+        fixed = {"batch_size": 4, "sequence_length": 64, "learning_rate": 1e-2, "precision": "fp32", "steps": 4}
+        values = {"tokens": tokens, "tokenizer": tokenizer, "model": SHAPE, "validation_tokens": 512, **settings}
+        return PretrainConfig.model_validate({**values, "loop": {**fixed, **(loop or {})}})
+
+    return make
+
+
+def test_text_is_learned_and_the_model_can_be_used(tmp_path: Path, config: Make, tokenizer: Path) -> None:
+    run = StageRun(tmp_path)
+    result = pretrain(config({"steps": 60, "validate_every": 20}), run)
+    assert result["steps"] == 60
+    assert result["tokens"] == 60 * 4 * 64
+    assert result["validation_loss"] < 1.5
+    curve = [record["validation_loss"] for record in run.metrics() if "validation_loss" in record]
+    assert curve == sorted(curve, reverse=True)
+    assert len(curve) == 3
+
+    model, loaded = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
+    assert result["parameters"] == model.num_parameters()
+    assert loaded.fingerprint == Tokenizer.load(tokenizer).fingerprint
+    assert model.config.vocab_size == loaded.vocab_size
+    assert model.config.eos_ids == (loaded.eos_id,)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_validation_is_what_the_model_gives_to_held_out_text(tmp_path: Path, config: Make, tokens: Path) -> None:
+    result = pretrain(config(validation_tokens=10**6), StageRun(tmp_path))
+    model = load_model(tmp_path / "model")
+    [shard] = sorted(path for path in (tokens / "validation").glob("shard-*.npy") if "documents" not in path.name)
+    ids = torch.from_numpy(np.load(shard).astype(np.int64))
+    ends = (ids == 0).nonzero().flatten().tolist()
+    nats, targets, text_bytes = 0.0, 0, 0
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    for window in range(0, len(ids) - 1, 64):
+        stop = min(window + 65, len(ids))
+        cuts = sorted({window, stop, *(start for start in starts if window < start < stop)})
+        for begin, end in itertools.pairwise(cuts):
+            piece = ids[begin:end][None]
+            if piece.shape[1] < 2:
+                continue
+            with torch.no_grad():
+                hidden = model(piece[:, :-1], SequenceContext.plain(1, piece.shape[1] - 1))
+                log_probs = model.logits(hidden).log_softmax(-1)
+            nats -= log_probs.gather(-1, piece[:, 1:, None]).sum().item()
+            targets += piece.shape[1] - 1
+            text_bytes += int((piece[:, 1:] != 0).sum())  # a token is a byte, the end token none
+    assert result["validation_loss"] == pytest.approx(nats / targets, rel=1e-5)
+    assert result["validation_bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
+
+
+def test_going_on_from_a_model(tmp_path: Path, config: Make) -> None:
+    first = pretrain(config({"steps": 30}), StageRun(tmp_path / "first"))
+    init = tmp_path / "first" / "model"
+    second = StageRun(tmp_path / "second")
+    pretrain(config({"steps": 2, "log_every": 1}, model=None, init=init), second)
+    assert second.metrics()[0]["loss"] < first["loss"] + 0.3
+
+
+def test_half_precision_model_if_wished(tmp_path: Path, config: Make) -> None:
+    pretrain(config({"steps": 1}, save_dtype="bf16"), StageRun(tmp_path))
+    assert {parameter.dtype for parameter in load_model(tmp_path / "model").parameters()} == {torch.bfloat16}
+
+
+def test_steps_follow_from_the_tokens(tmp_path: Path, config: Make) -> None:
+    budget = pretrain(config({"steps": None}, token_budget=600), StageRun(tmp_path / "budget"))
+    assert budget["steps"] == 3  # 256 a step
+    once = pretrain(config({"steps": None, "batch_size": 32, "micro_batch_size": 8}), StageRun(tmp_path / "once"))
+    assert once["steps"] == 5  # a good 10,000 tokens
+
+
+def test_without_held_out_text_there_is_no_validation(
+    tmp_path: Path, config: Make, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = encode_texts(tmp_path / "data", tokenizer, [SENTENCE * 20], 0.0)
+    result = pretrain(config({"steps": 1}, tokens=tokens), StageRun(tmp_path))
+    assert "validation_loss" not in result
+    assert "no held-out text" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path, config: Make) -> None:
+    run = StageRun(tmp_path / "run")
+    other = make_tokenizer(tmp_path / "other", 260)
+    with pytest.raises(DataError, match="not made by the tokenizer"):
+        pretrain(config(tokenizer=other), run)
+    with pytest.raises(UsageError, match="2,000 tokens do not fit a context of 1,024"):
+        pretrain(config({"sequence_length": 2000}), run)
+    with pytest.raises(UsageError, match="vocabulary 100"):
+        pretrain(config(model={**SHAPE, "vocab_size": 100}), run)
+    with pytest.raises(UsageError, match="both set"):
+        pretrain(config(init=tmp_path), run)
+    with pytest.raises(CapacityError, match="GB"):
+        pretrain(config(model={**SHAPE, "hidden_size": 65536, "num_layers": 200}), run)
+    with pytest.raises(DataError, match="manifest"):
+        pretrain(config(tokens=tmp_path), run)
+    with pytest.raises(DataError, match="does not exist"):
+        pretrain(config(init=tmp_path / "nothing", model=None), run)
+    assert not (tmp_path / "run").exists()
