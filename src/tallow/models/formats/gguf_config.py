@@ -6,36 +6,24 @@ nowhere named; they are known by which tensors a file has.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import gguf
-import numpy as np
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from tallow.errors import DataError, UsageError
-from tallow.models.blocks.positions import inverse_frequencies
-from tallow.models.config import DecoderConfig, Rotary, RotaryScaling
+from tallow.models.config import DecoderConfig, Rotary
+from tallow.models.formats.gguf_fields import Fields
+from tallow.models.formats.gguf_rotary import complete_rotary, read_rotary, rope_tensors, write_rotary
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-ROPE_FREQS, ROPE_SHORT, ROPE_LONG = (
-    gguf.TENSOR_NAMES[tensor] + ".weight"
-    for tensor in (
-        gguf.MODEL_TENSOR.ROPE_FREQS,
-        gguf.MODEL_TENSOR.ROPE_FACTORS_SHORT,
-        gguf.MODEL_TENSOR.ROPE_FACTORS_LONG,
-    )
-)
-"""Tensors of divisors, one a rotary frequency: Llama 3's rule, and LongRoPE's two lists."""
-
-ROPE_TENSORS = (ROPE_FREQS, ROPE_SHORT, ROPE_LONG)
-LLAMA3_TRAINED_LENGTH = 8192
 ENDS = ("eos", "eot", "eom")
+"""llama.cpp's names of tokens that end an answer: of the sequence, the turn, the message."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +38,8 @@ class Architecture:
         gemma: Norms store `1 + weight`, embeddings are scaled, attention's scale follows from the size.
         big_model_layers: Gemma of so many layers scales attention by `hidden_size / num_heads`, not by the head size.
         window, window_every: Default window, and every how many layers one sees everything; 0 for none.
+        local_theta: Default rotary base of window layers, where they have one of their own.
+        attention_softcap, logit_softcap: Defaults, 0 for none; None where there can be none.
     """
 
     family: str
@@ -91,6 +81,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         big_model_layers=62,
         window_every=6,
         local_theta=10000.0,
+        logit_softcap=0.0,
     ),
     "gpt2": Architecture("gpt2", activation="gelu_tanh", fused_qkv=True),
     "gptneox": Architecture("gpt_neox", activation="gelu", fused_qkv=True, always_output=True),
@@ -136,7 +127,7 @@ def read_config(metadata: Mapping[str, Any], shapes: Shapes, rope: Mapping[str, 
         DataError: The architecture is not supported, or metadata is missing, of the wrong type, or contradictory.
     """
     architecture = find_architecture(metadata)
-    fields = _Fields(metadata)
+    fields = Fields(metadata)
     try:
         return _read_config(architecture, fields, shapes, rope)
     except (ValidationError, ZeroDivisionError, OverflowError) as error:
@@ -145,7 +136,7 @@ def read_config(metadata: Mapping[str, Any], shapes: Shapes, rope: Mapping[str, 
 
 
 def _read_config(
-    architecture: Architecture, fields: _Fields, shapes: Shapes, rope: Mapping[str, Tensor]
+    architecture: Architecture, fields: Fields, shapes: Shapes, rope: Mapping[str, Tensor]
 ) -> DecoderConfig:
     embedding = shapes.get("token_embd.weight")
     if embedding is None or len(embedding) != 2:
@@ -159,7 +150,7 @@ def _read_config(
     big = bool(architecture.big_model_layers) and num_layers == architecture.big_model_layers
     window = fields.integer("attention.sliding_window", architecture.window) or None
     rms = "attention.layer_norm_rms_epsilon" in fields
-    rotary = _read_rotary(fields, head_size, rope)
+    rotary = read_rotary(fields, head_size, rope)
     ids = control_tokens(fields.metadata, embedding[0])
     local_theta = fields.number("rope.freq_base_swa", architecture.local_theta or rotary.theta)
     return DecoderConfig(
@@ -190,8 +181,8 @@ def _read_config(
         window=window,
         sliding_layers=_read_pattern(fields, num_layers, architecture.window_every) if window else None,
         attention_scale=(hidden_size / num_heads) ** -0.5 if big else None,
-        attention_softcap=fields.number("attn_logit_softcapping", architecture.attention_softcap or 0.0) or None,
-        logit_softcap=fields.number("final_logit_softcapping", architecture.logit_softcap or 0.0) or None,
+        attention_softcap=_softcap(fields, "attn_logit_softcapping", architecture.attention_softcap),
+        logit_softcap=_softcap(fields, "final_logit_softcapping", architecture.logit_softcap),
         tied_embeddings="output.weight" not in shapes,
         embedding_scale=architecture.gemma,
         bos_id=ids["bos"],
@@ -220,7 +211,7 @@ def write_metadata(config: DecoderConfig) -> dict[str, Any]:
     if config.family == "gpt_neox":
         values["use_parallel_residual"] = config.parallel_residual
     if config.positions == "rotary":
-        values |= _write_rotary(config)
+        values |= write_rotary(config)
     if config.local_rotary is not None:
         values["rope.freq_base_swa"] = config.local_rotary.theta
     if config.window is not None:
@@ -242,137 +233,19 @@ def refuse_inexpressible(config: DecoderConfig, metadata: Mapping[str, Any], sha
     """
     try:
         written = _comparable(read_config(metadata, shapes, rope_tensors(config)))
-        differing = sorted(name for name, value in _comparable(config).items() if written[name] != value)
-        problem = f"llama.cpp has no place for its {', '.join(differing)}" if differing else ""
+        differing = [name for name, value in _comparable(config).items() if written[name] != value]
+        names = sorted(differing or _foreign_tensors(metadata["general.architecture"], shapes))
+        problem = f"llama.cpp has no place for its {', '.join(names)}" if names else ""
     except DataError as error:
         problem = error.message
     if problem:
         raise UsageError(f"GGUF cannot express this {config.family} model: {problem}", "keep it as safetensors")
 
 
-def rope_tensors(config: DecoderConfig) -> dict[str, Tensor]:
-    """The tensors of rotary divisors that this model's scaling wants in the file."""
-    scaling = config.rotary.scaling
-    if config.positions != "rotary" or scaling is None:
-        return {}
-    if scaling.kind == "longrope":
-        return {ROPE_SHORT: torch.tensor(scaling.short_factors), ROPE_LONG: torch.tensor(scaling.long_factors)}
-    if scaling.kind == "llama3":
-        return {ROPE_FREQS: _llama3_factors(config.rotary, config.head_size, config.max_positions)}
-    return {}
-
-
-# ---- positions -------------------------------------------------------------------------------------
-
-
-def _read_rotary(fields: _Fields, head_size: int, rope: Mapping[str, Tensor]) -> Rotary:
-    rotated = fields.integer("rope.dimension_count", head_size)
-    fraction = rotated / head_size
-    if int(head_size * fraction) < rotated:  # the quotient was rounded down
-        fraction = math.nextafter(fraction, 2.0)
-    rotary = Rotary(theta=fields.number("rope.freq_base", 10000.0), fraction=fraction)
-    if any(tensor.shape != (rotated // 2,) or not (tensor > 0).all() for tensor in rope.values()):
-        raise DataError(f"{', '.join(rope)} do not fit {rotated} rotated entries", "convert the model again")
-    scaling = _read_scaling(fields, rotary, head_size, rope)
-    return rotary.model_copy(update={"scaling": scaling})
-
-
-def _read_scaling(fields: _Fields, rotary: Rotary, head_size: int, rope: Mapping[str, Tensor]) -> RotaryScaling | None:
-    if ROPE_FREQS in rope:
-        return _read_llama3(fields, rotary, head_size, rope[ROPE_FREQS])
-    trained = fields.integer("rope.scaling.original_context_length", fields.integer("context_length"))
-    if ROPE_SHORT in rope and ROPE_LONG in rope:
-        return RotaryScaling(
-            kind="longrope",
-            original_max_positions=trained,
-            short_factors=tuple(rope[ROPE_SHORT].tolist()),
-            long_factors=tuple(rope[ROPE_LONG].tolist()),
-            attention_factor=fields.number("rope.scaling.attn_factor", 1.0),
-        )
-    factor = fields.number("rope.scaling.factor", fields.number("rope.scale_linear", 1.0))
-    # files from before `rope.scaling.type` mean the linear rule
-    kind = fields.text("rope.scaling.type", "none" if factor == 1.0 else "linear")
-    if kind == "none":
-        return None
-    if kind == "linear":
-        return RotaryScaling(kind="linear", factor=factor)
-    if kind == "yarn":
-        known: dict[str, Any] = {name: fields.number(key) for name, key in _YARN_FIELDS.items() if key in fields}
-        return RotaryScaling(kind="yarn", factor=factor, original_max_positions=trained, **known)
-    raise DataError(f"rotary scaling {kind!r} is not supported", "supported: linear, yarn, longrope and Llama 3's")
-
-
-def _read_llama3(fields: _Fields, rotary: Rotary, head_size: int, factors: Tensor) -> RotaryScaling:
-    """Llama 3's rule with the constants of all its releases, if it gives the factors that the file holds."""
-    scaling = RotaryScaling(
-        kind="llama3",
-        factor=round(float(factors.max()), 4),
-        original_max_positions=fields.integer("rope.scaling.original_context_length", LLAMA3_TRAINED_LENGTH),
-    )
-    ours = _llama3_factors(rotary.model_copy(update={"scaling": scaling}), head_size, fields.integer("context_length"))
-    if not torch.allclose(ours, factors, rtol=1e-3):
-        raise DataError(
-            f"the tensor {ROPE_FREQS} follows another rule than Llama 3's scaling", "this model is not supported"
-        )
-    return scaling
-
-
-def _llama3_factors(rotary: Rotary, head_size: int, max_positions: int) -> Tensor:
-    rotated = rotary.rotated_size(head_size)
-    plain, _ = inverse_frequencies(rotary.model_copy(update={"scaling": None}), rotated, max_positions, 1)
-    scaled, _ = inverse_frequencies(rotary, rotated, max_positions, 1)
-    return plain / scaled
-
-
-def _write_rotary(config: DecoderConfig) -> dict[str, Any]:
-    rotary = _complete(config.rotary, config)
-    values: dict[str, Any] = {
-        "rope.dimension_count": rotary.rotated_size(config.head_size),
-        "rope.freq_base": rotary.theta,
-    }
-    scaling = rotary.scaling
-    if scaling is None:
-        return values
-    if scaling.kind in ("linear", "yarn", "longrope"):
-        values["rope.scaling.type"] = scaling.kind
-    if scaling.kind in ("linear", "yarn"):  # llama.cpp would also stretch LongRoPE's frequencies by a factor
-        values["rope.scaling.factor"] = scaling.factor
-    if scaling.kind in ("llama3", "yarn", "longrope"):
-        values["rope.scaling.original_context_length"] = scaling.original_max_positions
-    if scaling.kind == "longrope":
-        values["rope.scaling.attn_factor"] = scaling.attention_factor
-    if scaling.kind == "yarn":
-        given = scaling.model_dump(exclude_none=True)
-        values |= {key: given[name] for name, key in _YARN_FIELDS.items() if name in given}
-    return values
-
-
-def _complete(rotary: Rotary, config: DecoderConfig) -> Rotary:
-    """The same rotary embedding with everything said that its scaling leaves to a default."""
-    scaling = rotary.scaling
-    if scaling is None:
-        return rotary
-    trained = scaling.original_max_positions or config.max_positions
-    update: dict[str, Any] = {"factor": scaling.factor or config.max_positions / trained}
-    update["original_max_positions"] = None if scaling.kind == "linear" else trained
-    if scaling.kind == "longrope":
-        rotated = rotary.rotated_size(config.head_size)
-        magnitude = inverse_frequencies(rotary, rotated, config.max_positions, 1)[1]
-        update |= {"factor": None, "attention_factor": float(str(np.float32(magnitude)))}
-    return rotary.model_copy(update={"scaling": scaling.model_copy(update=update)})
-
-
-_YARN_FIELDS = {
-    "beta_fast": "rope.scaling.yarn_beta_fast",
-    "beta_slow": "rope.scaling.yarn_beta_slow",
-    "attention_factor": "rope.scaling.yarn_attn_factor",
-}
-
-
 # ---- small parts -----------------------------------------------------------------------------------
 
 
-def _check_sizes(fields: _Fields, shapes: Shapes, hidden_size: int, query_size: int, num_layers: int) -> None:
+def _check_sizes(fields: Fields, shapes: Shapes, hidden_size: int, query_size: int, num_layers: int) -> None:
     """Compare sizes with a few tensors, so that hostile numbers are refused before anything is built of them.
 
     Raises:
@@ -396,6 +269,17 @@ def _check_sizes(fields: _Fields, shapes: Shapes, hidden_size: int, query_size: 
         raise DataError("GGUF metadata context_length differs from position_embd.weight", "convert the model again")
 
 
+def _foreign_tensors(name: str, tensors: Iterable[str]) -> set[str]:
+    """Those that llama.cpp's architecture of this name does not have."""
+    architecture = next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architecture]}
+    return {re.sub(r"^blk\.\d+", "blk.{bid}", tensor.rpartition(".")[0]) for tensor in tensors} - known
+
+
+def _softcap(fields: Fields, key: str, default: float | None) -> float | None:
+    return None if default is None else fields.number(key, default) or None
+
+
 def _norm_placement(shapes: Shapes) -> Literal["pre", "post", "both"]:
     if "blk.0.attn_norm.weight" not in shapes:
         return "post"
@@ -407,7 +291,7 @@ def _default_pattern(num_layers: int, every: int) -> tuple[bool, ...] | None:
     return tuple(layer % every < every - 1 for layer in range(num_layers)) if every else None
 
 
-def _read_pattern(fields: _Fields, num_layers: int, every: int) -> tuple[bool, ...] | None:
+def _read_pattern(fields: Fields, num_layers: int, every: int) -> tuple[bool, ...] | None:
     pattern = fields.get("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         return tuple(bool(slides) for slides in pattern[:num_layers])
@@ -435,9 +319,11 @@ def write_control_tokens(config: DecoderConfig) -> dict[str, Any]:
 
 def _comparable(config: DecoderConfig) -> dict[str, Any]:
     """A model's choices in one spelling, without those that go with the tokenizer or have no effect."""
-    scale = config.attention_scale or config.head_size**-0.5
     values = config.model_dump(exclude={"family", "bos_id", "eos_ids", "pad_id"})
-    values |= {"head_dim": config.head_size, "attention_scale": f"{scale:.6g}"}
+    values |= {
+        "head_dim": config.head_size,
+        "attention_scale": config.attention_scale or config.head_size**-0.5,
+    }
     values["rotary"] = _comparable_rotary(config.rotary, config) if config.positions == "rotary" else None
     if config.local_rotary is not None:
         values["local_rotary"] = _comparable_rotary(config.local_rotary, config)
@@ -447,66 +333,19 @@ def _comparable(config: DecoderConfig) -> dict[str, Any]:
         values["sliding_layers"] = (True,) * config.num_layers
     if ARCHITECTURES[architecture_name(config.family)].always_output:
         values["tied_embeddings"] = False  # the matrix is written twice
-    return values
+    return _rounded(values)
 
 
 def _comparable_rotary(rotary: Rotary, config: DecoderConfig) -> dict[str, Any]:
-    values = _complete(rotary, config).model_dump()
+    values = complete_rotary(rotary, config).model_dump()
     values["fraction"] = rotary.rotated_size(config.head_size)
-    for name in ("short_factors", "long_factors") if rotary.scaling is not None else ():
-        values["scaling"][name] = [float(np.float32(factor)) for factor in values["scaling"][name]]
     return values
 
 
-class _Fields:
-    """Typed access to the metadata of one architecture: keys are given without its name."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.metadata, self.prefix = metadata, f"{metadata['general.architecture']}."
-
-    def __contains__(self, key: str) -> bool:
-        return self.prefix + key in self.metadata
-
-    def get(self, key: str) -> Any:
-        return self.metadata.get(self.prefix + key)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._required(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self._wrong(key, "a whole number")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A float in the shortest spelling that is the same in single precision: 1e-05, not 9.999999747e-06."""
-        value = self._required(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._wrong(key, "a number")
-        with np.errstate(over="ignore"):
-            single = np.float32(value)
-        if not np.isfinite(single):
-            raise self._wrong(key, "a finite number")
-        return float(str(single))
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._required(key, default)
-        if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        value = self._required(key, default)
-        if not isinstance(value, str):
-            raise self._wrong(key, "text")
-        return value
-
-    def _required(self, key: str, default: Any) -> Any:
-        value = self.metadata.get(self.prefix + key, default)
-        if value is None:
-            raise DataError(f"GGUF metadata lacks {self.prefix}{key}", "convert the model again")
-        return value
-
-    def _wrong(self, key: str, kind: str) -> DataError:
-        value = self.metadata.get(self.prefix + key)
-        return DataError(
-            f"GGUF metadata {self.prefix}{key} is not {kind}: {str(value)[:40]}", "convert the model again"
-        )
+def _rounded(value: Any) -> Any:
+    """Floats within a value to six digits, which single precision keeps."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
