@@ -112,7 +112,7 @@ def compare_training(path: Path, precision: str, rounds: int, peak: float) -> No
 
     def time_ours() -> tuple[float]:
         start = time.perf_counter()
-        updater.update([packed], LEARNING_RATE, "bf16" if precision == "bf16" else "fp32")
+        updater.update(1, [packed], LEARNING_RATE, "bf16" if precision == "bf16" else "fp32")
         return (time.perf_counter() - start,)
 
     our_times, their_times = take_turns(time_ours, time_theirs, rounds)

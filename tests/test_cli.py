@@ -41,7 +41,7 @@ BROKEN = [
     (["run", "x.yaml", "--fresh", "--resume"], 2, ""),
     (["frobnicate"], 2, "frobnicate"),
     (["generate"], 2, ""),
-    (["bench", "infer", "m", "--batch", "many"], 2, "many"),
+    (["bench", "infer", "m", "--batch", "many"], 2, "'--batch'"),
 ]
 
 

@@ -91,9 +91,9 @@ def train(
     packed = random_batch(model.config.vocab_size, batch, seq)
     flops = count_flops(lambda: updater.rehearse(packed, "fp32"))
     seconds, loss = [], 0.0
-    for _ in range(2 + steps):
+    for step in range(2 + steps):
         start = time.perf_counter()
-        loss = updater.update([packed], 1e-5, precision).loss
+        loss = updater.update(step, [packed], 1e-5, precision).loss
         seconds.append(time.perf_counter() - start)
     step_s = statistics.median(seconds[2:])
     peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -13,10 +13,10 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from tallow.errors import CapacityError, Interrupted, TallowError, UsageError
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
@@ -310,6 +310,8 @@ def _report_failure(error: BaseException, as_json: bool) -> int:
     if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as in `tallow … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if isinstance(error, TyperException) and not str(error) and not isinstance(error, typer.BadParameter):
+        return UsageError.exit_code  # no command was given: the help is printed already
     failure = _as_tallow_error(error)
     if as_json:
         _print_json(failure.as_json())
@@ -324,10 +326,11 @@ def _report_failure(error: BaseException, as_json: bool) -> int:
 def _as_tallow_error(error: BaseException) -> TallowError:
     if isinstance(error, TallowError):
         return error
-    if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
         return Interrupted("interrupted", "run the same command again to go on")
-    if isinstance(error, click.ClickException):
-        return UsageError(error.format_message(), "tallow --help")
+    if isinstance(error, TyperException):
+        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+        return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return CapacityError("not enough memory", "use a smaller model or batch, or a lower --precision")
     return TallowError(f"{type(error).__name__}: {error}", "this is a bug: run it again with --debug and report it")

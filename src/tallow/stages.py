@@ -116,14 +116,14 @@ class Recipe:
     stages: dict[str, dict[str, Any]]
 
     @classmethod
-    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    def load(cls, path: Path | str | None, overrides: Sequence[str] = ()) -> Recipe:
         """Read a recipe file (None: an empty one) and lay the overrides over it.
 
         Raises:
             UsageError: A section or setting is unknown, or the file cannot be read.
         """
         values = apply_overrides(load_recipe(path) if path else {}, overrides)
-        return cls.parse({"name": path.stem if path else "run", **values})
+        return cls.parse({"name": Path(path).stem if path else "run", **values})
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Recipe:
@@ -196,12 +196,13 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
     return result
 
 
-def run_recipe(recipe: Recipe, directory: Path, *, fresh: bool = False) -> dict[str, dict[str, Any]]:
+def run_recipe(recipe: Recipe, directory: Path | str, *, fresh: bool = False) -> dict[str, dict[str, Any]]:
     """Do all stages that a recipe names, in order; what is done and unchanged is skipped.
 
     Returns:
         The result of each stage.
     """
+    directory = Path(directory)
     if not recipe.stages:
         raise UsageError("the recipe names no stage", f"stages: {', '.join(STAGES)}")
     configs = {name: resolve(recipe, name, directory) for name in recipe.stages}

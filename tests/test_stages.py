@@ -1,0 +1,107 @@
+"""Recipes: inputs come from earlier stages, what is done is skipped, a change reruns what depends on it and no more."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallow.errors import DataError, UsageError
+from tallow.stages import STAGES, Recipe, resolve, run_recipe
+
+WORDS = ["the", "fox", "hen", "owl", "said", "to", "a", "good", "morning", "and", "went", "home"]
+LOOP = {"steps": 2, "batch_size": 2, "sequence_length": 32, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("stages")
+    texts = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 30)) + f" {i}." for i in range(60)]
+    (directory / "text.txt").write_text("\n\n".join(texts))
+    with (directory / "chat.jsonl").open("w") as file:
+        for word in WORDS:
+            messages = [{"role": "user", "content": word}, {"role": "assistant", "content": word[::-1]}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return directory
+
+
+def recipe(place: Path, **changes: dict[str, Any]) -> Recipe:
+    values: dict[str, Any] = {
+        "prepare": {"sources": [str(place / "text.txt")], "split": "paragraphs"},
+        "tokenizer": {"vocab_size": 300},
+        "encode": {},
+        "pretrain": {
+            "model": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 64},
+            "loop": LOOP,
+        },
+        "tune": {"data": [str(place / "chat.jsonl")], "loop": LOOP | {"sequence_length": 128}},
+        "compress": {},
+        "evaluate": {"window": 32, "max_tokens": 200},
+        "sample": {"prompts": ["fox"], "sampling": {"max_new_tokens": 4}},
+    }
+    for section, settings in changes.items():
+        values[section] = values[section] | settings
+    return Recipe.parse(values)
+
+
+def reran(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Stages that were done, not skipped, since the last look."""
+    lines = capsys.readouterr().err.splitlines()
+    return [name for name in STAGES if any(line.startswith(f"{name}: ") and str(os.sep) in line for line in lines)]
+
+
+def test_a_change_reruns_only_what_depends_on_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "run"
+    first = run_recipe(recipe(place), run)
+    assert reran(capsys) == list(STAGES)
+    assert run_recipe(recipe(place), run) == first
+    assert reran(capsys) == []
+    more = {"loop": LOOP | {"sequence_length": 128, "steps": 3}}
+    run_recipe(recipe(place, tune=more), run)
+    assert reran(capsys) == ["tune", "compress", "evaluate", "sample"]
+    run_recipe(recipe(place, tune=more, compress={"bits": 8}), run)
+    assert reran(capsys) == ["compress", "evaluate", "sample"]
+    run_recipe(recipe(place, tune=more, compress={"bits": 8}, tokenizer={"vocab_size": 310}), run)
+    assert reran(capsys) == ["tokenizer", "encode", "pretrain", "tune", "compress", "evaluate", "sample"]
+    (place / "text.txt").write_text((place / "text.txt").read_text() + "\n\nOne more paragraph.")
+    run_recipe(recipe(place), run)
+    assert reran(capsys) == list(STAGES)
+
+
+def test_a_lost_product_is_made_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "run"
+    run_recipe(recipe(place), run)
+    (run / "compress" / "model" / "config.json").unlink()
+    reran(capsys)
+    run_recipe(recipe(place), run)
+    assert reran(capsys)[0] == "compress"
+
+
+def test_every_stage_leaves_its_account(place: Path) -> None:
+    run = place / "run"
+    run_recipe(recipe(place), run)
+    for name, stage in STAGES.items():
+        assert (run / name / stage.product).exists()
+        lineage = json.loads((run / name / "lineage.json").read_text())
+        assert all(len(digest) == 64 for digest in lineage["inputs"].values())
+        assert json.loads((run / name / "ledger.json").read_text())["wall_s"] > 0
+    assert json.loads((run / "pretrain" / "ledger.json").read_text())["tokens"] == 2 * 2 * 32
+    inputs = json.loads((run / "evaluate" / "lineage.json").read_text())["inputs"]
+    assert set(inputs) == {"file", "models.pretrain", "models.tune", "models.compress"}
+
+
+def test_inputs_may_be_named_or_come_from_the_run(tmp_path: Path) -> None:
+    named = resolve(Recipe.parse({"compress": {"model": "elsewhere"}}), "compress", tmp_path)
+    assert named.model_dump()["model"] == Path("elsewhere")
+    from_run = resolve(Recipe.parse({"tune": {"data": "x"}, "compress": {}}), "compress", tmp_path)
+    assert from_run.model_dump()["model"] == tmp_path / "tune" / "model"
+    with pytest.raises(UsageError, match=r"compress\.model is required"):
+        resolve(Recipe.parse({"compress": {}}), "compress", tmp_path)
+
+
+def test_missing_inputs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        run_recipe(Recipe.parse({"compress": {"model": str(tmp_path / "nowhere")}}), tmp_path / "run")
