@@ -93,7 +93,8 @@ def resolve(name_or_path: str | Path) -> Path:
         return _model_at(path)
     found = _stored(name) if _is_name(name) else None
     if found is None:
-        raise DataError(f"there is no model {name!r} here", f"check the path, or bring it with `tallow pull {name}`")
+        hint = f"check the path, or bring it with `tallow pull {name}`" if _is_name(name) else "check the path"
+        raise DataError(f"there is no model {name!r} here", hint)
     return found
 
 

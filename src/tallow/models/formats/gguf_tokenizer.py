@@ -27,6 +27,9 @@ SPACE = "▁"
 NO_SCORE = -1e6
 """Of tokens that no merge makes."""
 
+LONGEST_PIECE = 256
+"""Characters; a longer token is not looked for in text (finding its merges takes the square of its length)."""
+
 WHOLE = "tokenizer.huggingface.json"
 """The whole tokenizer.json, as the GGUF specification allows; written where llama.cpp can only come near."""
 
@@ -196,6 +199,7 @@ def _merges(scores: Mapping[str, float], vocab: Mapping[str, int]) -> list[tuple
     found = [
         (score, len(token[:cut]), len(token[cut:]), -order, token[:cut], token[cut:])
         for order, (token, score) in enumerate(scores.items())
+        if len(token) <= LONGEST_PIECE
         for cut in range(1, len(token))
         if token[:cut] in vocab and token[cut:] in vocab
     ]
