@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tallow.models.blocks.block_attention import attention_in_blocks, better_in_blocks, block_biases
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -47,6 +49,7 @@ class SequenceContext:
         self.positions_BT = positions_BT
         self.documents_BT = documents_BT
         self._masks: dict[int | None, Tensor | None] = {}
+        self._biases: dict[int | None, list[Tensor]] = {}
 
     @classmethod
     def plain(cls, batch: int, length: int, device: torch.device | None = None) -> SequenceContext:
@@ -57,6 +60,10 @@ class SequenceContext:
         window = spec.window if spec.window is not None and spec.window < q_BHTd.shape[2] else None
         if window not in self._masks:
             self._masks[window] = self._mask(window)
+        if spec.softcap is None and better_in_blocks(q_BHTd):
+            if window not in self._biases:
+                self._biases[window] = block_biases(self._masks[window], q_BHTd)
+            return attention_in_blocks(q_BHTd, k_BKTd, v_BKTd, self._biases[window], spec.scale)
         return attention(q_BHTd, k_BKTd, v_BKTd, self._masks[window], spec)
 
     def _mask(self, window: int | None) -> Tensor | None:
