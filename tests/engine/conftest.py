@@ -51,9 +51,12 @@ def make_model(config: DecoderConfig, seed: int = 0) -> Decoder:
     generator = torch.Generator().manual_seed(seed)
     model = Decoder(config)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+            else:
+                center = 0.0 if name.endswith("bias") else 1.0
+                parameter.normal_(center, 0.2, generator=generator)
     return model.eval()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tallow.engine.engine import Engine
+from tallow.engine.packing import pack_weights
 from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
 from tallow.errors import DataError, UsageError
 from tallow.models.decoder import Decoder
@@ -210,7 +211,7 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
     stored = model.norm.weight.dtype
     if precision != "bf16" and (stored == torch.float16 or (stored == torch.bfloat16 and not native_bf16())):
         model = model.to(torch.float32)
-    return LanguageModel(model, load_tokenizer(path), path)
+    return LanguageModel(pack_weights(model), load_tokenizer(path), path)
 
 
 def native_bf16() -> bool:
