@@ -23,6 +23,7 @@ class RotaryScaling(Section):
     LongRoPE (2402.13753, as in Phi-3).
 
     Args:
+        kind: The rule.
         factor: How much longer than trained; YaRN and LongRoPE may leave it to the ratio of the lengths.
         original_max_positions: The trained length; None for the model's `max_positions`.
         low_freq_factor, high_freq_factor: Llama 3.1: bounds of the blend, in turns over the trained length.
@@ -87,19 +88,30 @@ class DecoderConfig(Section):
     Args:
         family: The hub format that it is saved as (`llama`, `qwen3`, …); it does not change the computation.
         vocab_size: Rows of the embedding; a recipe may leave 0, meaning "as the tokenizer says".
+        hidden_size: Entries of the vector that stands for a token between layers.
+        num_layers: Layers, each an attention and a feed-forward.
+        num_heads: Query heads.
+        num_kv_heads: Heads of keys and values, shared by groups of query heads; it divides `num_heads`.
         head_dim: Size of one head; None for `hidden_size // num_heads`.
         max_positions: Longest sequence the model is meant for, in tokens.
+        intermediate_size: Inner size of the feed-forward.
         norm: RMSNorm (arXiv 1910.07467) or LayerNorm.
+        norm_eps: Added to the mean square, or to the variance, before the root.
+        norm_bias: LayerNorm adds a bias.
         norm_offset: The norm multiplies by `1 + weight` (Gemma).
         norm_placement: Norms before a sub-layer, after it (OLMo 2), or both (Gemma 2 and 3).
         parallel_residual: Attention and feed-forward read the same input (GPT-NeoX).
         qk_norm: Queries and keys are normalized: each head by itself, or all heads together (OLMo 2).
+        qkv_bias, attention_output_bias, feed_forward_bias: Which linear layers add a bias.
+        gated: The feed-forward multiplies by an activated gate (SwiGLU, GeGLU; arXiv 2002.05202).
+        activation: Of the gate, or of the plain feed-forward; `gelu_tanh` is GELU's usual approximation.
         positions: Rotary, or a learned table (GPT-2).
         local_rotary: Rotary of the sliding-window layers, where it differs (Gemma 3).
         window: Tokens that a sliding layer sees, itself included; None for all.
         sliding_layers: For each layer whether it slides; None: all do if there is a window.
         attention_scale: Multiplies q·k; None for `head_dim ** -0.5`.
         attention_softcap, logit_softcap: `cap · tanh(x / cap)` on attention scores and on logits (Gemma 2).
+        tied_embeddings: The output matrix is the token embedding.
         embedding_scale: Embeddings are multiplied by `sqrt(hidden_size)` (Gemma).
         bos_id, eos_ids, pad_id: Control tokens, as `config.json` and `generation_config.json` name them.
     """
