@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
 from tallow.errors import CapacityError, UsageError
+from tallow.models.formats.tensor_files import write_tensors
 from tallow.train import checkpoint
 from tallow.train.checkpoint import OPTIMIZER, STATE, WEIGHTS, Checkpoints
 from tallow.train.config import LoopConfig
@@ -151,9 +151,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
         if written == failing:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(tensors, path)
+        write_tensors(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(CapacityError, match="no space"):
         kept.save(4, {})
     assert names(tmp_path) == ["step-00000003"]

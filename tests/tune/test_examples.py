@@ -40,7 +40,7 @@ def test_of_a_conversation_the_answers_and_their_ends_are_learned(tokenizer: Tok
     ]
     example = encode_record({"messages": messages}, tokenizer, "record 1")
     assert learned_text(example, tokenizer) == "Hi.<|im_end|>Well.<|im_end|>"
-    end = tokenizer.backend.token_to_id("<|im_end|>")
+    [end] = tokenizer.encode("<|im_end|>", parse_special=True)
     assert example.ids.count(end) == 5, "what the user spelled is no control token"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from tallow.tune.lora import LoraConfig, adapters, add_adapters, merge_adapters
 from .conftest import tiny_model
 
 TOKENS = torch.arange(2, 22).reshape(2, 10)
-SHAPE = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, intermediate_size=48, num_key_value_heads=2)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4)),
@@ -44,7 +45,7 @@ MODELS = {
 
 def logits(model: Decoder) -> Tensor:
     with torch.no_grad():
-        return model.logits(model(TOKENS, SequenceContext.plain(*TOKENS.shape)))
+        return model.logits(model(TOKENS, SequenceContext.plain(TOKENS.shape[0], TOKENS.shape[1])))
 
 
 def randomize(model: Decoder) -> None:
