@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tallow.console import say
 from tallow.errors import DataError, UsageError, reading
 from tallow.files import atomic_directory, hash_file, read_json, write_json
+from tallow.models.formats.tensor_files import write_tensors
 from tallow.recipe import Section
 
 WEIGHTS = "weights.safetensors"
@@ -89,7 +89,7 @@ class Checkpoints:
             records = {}
             for name, tensors in ((WEIGHTS, self._weights()), (OPTIMIZER, self._optimizer_state())):
                 path = temporary / name
-                _write_tensors(tensors, path)
+                write_tensors(tensors, path)
                 records[name] = FileRecord(bytes=path.stat().st_size, sha256=hash_file(path))
             state = State(step=step, counters=dict(counters), identity=self.identity, files=records)
             write_json(temporary / STATE, state.model_dump(mode="json"))
@@ -182,14 +182,3 @@ def _read_state(path: Path, step: int) -> State:
         if hash_file(path / name) != record.sha256:
             raise DataError(f"{name} is not what was written", "")
     return state
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        # the library hides the number of the operating system's error in its text
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), str(error), str(path)) from error

@@ -134,12 +134,12 @@ def write_tensor_files(sizes: Mapping[str, int], tensor: Callable[[str], Tensor]
     """
     shards = _shards(sizes)
     if len(shards) == 1:
-        _write(shards[0], tensor, directory / WEIGHTS)
+        write_tensors({name: tensor(name) for name in shards[0]}, directory / WEIGHTS)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write(names, tensor, directory / file)
+        write_tensors({name: tensor(name) for name in names}, directory / file)
         weight_map |= dict.fromkeys(names, file)
     write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
 
@@ -156,17 +156,22 @@ def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
     return shards
 
 
-def _write(names: Sequence[str], tensor: Callable[[str], Tensor], path: Path) -> None:
-    tensors = {name: tensor(name).contiguous() for name in names}
-    try:
-        with atomic_file(path) as temporary:  # which also sets the usual permissions
-            save_file(tensors, temporary, metadata={"format": "pt"})
-    except SafetensorError as error:
-        # the library hides the number of the operating system's error in its text
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), str(error), str(path)) from error
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write one safetensors file; atomic.
+
+    Raises:
+        CapacityError: The disk is full.
+        UsageError: The place cannot be written.
+    """
+    with atomic_file(path) as temporary:  # which also sets the usual permissions
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+        except SafetensorError as error:
+            # the library hides the number of the operating system's error in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), str(error), str(path)) from error
 
 
 def _read_index(path: Path) -> dict[str, str]:
