@@ -94,6 +94,16 @@ def test_two_runs_are_alike_bit_for_bit(tmp_path: Path, precision: str) -> None:
     assert runs[0][1] == runs[1][1]
 
 
+def test_two_threads_compute_alike_each_time(tmp_path: Path) -> None:
+    config = loop_config(steps=3, batch_size=32, sequence_length=64, precision="bf16")  # enough for both to have work
+    torch.set_num_threads(2)
+    try:
+        runs = [trained(tmp_path / name, config)[0] for name in ("one", "other")]
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+
+
 class Stop(Exception):
     """Ends a run as suddenly as a signal that cannot be caught."""
 
