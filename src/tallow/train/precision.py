@@ -111,13 +111,32 @@ def _read(path: Path) -> Workload | None:
         return None
 
 
-def _products(number: int, q_shape: Sequence[int], k_shape: Sequence[int]) -> int:
+def _attention_flops(products: int, q_shape: Sequence[int], k_shape: Sequence[int], is_causal: bool) -> int:
     batch, heads, queries, head_size = q_shape
-    return number * 2 * batch * heads * queries * k_shape[2] * head_size
+    flops = products * 2 * batch * heads * queries * k_shape[2] * head_size
+    return flops // 2 if is_causal else flops  # the hidden half is not computed
 
 
-# torch counts the attention of GPUs only; the masked half is computed too, or nearly so
+def _forward(q: Sequence[int], k: Sequence[int], _v: object, _dropout: float, is_causal: bool, **_: object) -> int:
+    return _attention_flops(2, q, k, is_causal)
+
+
+def _backward(
+    _gradient: object,
+    q: Sequence[int],
+    k: Sequence[int],
+    _v: object,
+    _out: object,
+    _logsumexp: object,
+    _dropout: float,
+    is_causal: bool,
+    **_: object,
+) -> int:
+    return _attention_flops(5, q, k, is_causal)
+
+
+# torch counts the attention of GPUs only
 _CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: _products(2, q, k),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, *__, **___: _products(5, q, k),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
 }
