@@ -109,46 +109,44 @@ def _talk(conversation: Conversation, console: Console) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  (gives input() a history and line editing, where the platform has it)
     _print(console, f"{conversation.model.path}: /help lists the commands", "dim")
-    interrupted = False
+    interrupted = False  # and nothing entered since
     while True:
         try:
             line = input("\n› ")
+            interrupted = False
+            if line.strip() == "/quit":
+                return
+            if line.strip() and not conversation.command(line):
+                if line.startswith("/"):
+                    raise UsageError(f"there is no command {line.split()[0]}", "/help lists them")
+                _show_answer(conversation, line, console)
         except EOFError:
             console.print()
             return
         except KeyboardInterrupt:
-            console.print()
             if interrupted:
+                console.print()
                 return
-            say("Ctrl-C again or Ctrl-D quits")
             interrupted = True
-            continue
-        if line.strip() == "/quit":
-            return
-        interrupted = False
-        try:
-            if line.strip() and not conversation.command(line):
-                if line.startswith("/"):
-                    raise UsageError(f"there is no command {line.split()[0]}", "/help lists them")
-                interrupted = _show_answer(conversation, line, console)
+            say("\nCtrl-C again or Ctrl-D quits")
         except TallowError as error:
             _print(console, error.message, "red")
             _print(console, error.hint, "dim")
 
 
-def _show_answer(conversation: Conversation, question: str, console: Console) -> bool:
-    """Stream an answer; returns whether the user stopped it."""
-    stream, stopped = conversation.ask(question), False
+def _show_answer(conversation: Conversation, question: str, console: Console) -> None:
+    """Stream an answer; what has come of one that the user stops stays in the conversation."""
+    stream = conversation.ask(question)
     try:
         for piece in stream:
             _print(console, piece.translate(CONTROL_CHARACTERS), end="")
     except KeyboardInterrupt:
-        stopped = True
         stream.close()
-    answer = stream.result()
-    conversation.turns.append((question, answer.text))
-    _print(console, f"\n{_summary(answer)}", "dim")
-    return stopped
+        raise
+    finally:
+        answer = stream.result()
+        conversation.turns.append((question, answer.text))
+        _print(console, f"\n{_summary(answer)}", "dim")
 
 
 def _print(console: Console, text: str, style: str = "", end: str = "\n") -> None:
