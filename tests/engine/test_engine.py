@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -251,6 +253,13 @@ def test_scoring_takes_the_whole_context(model: Decoder) -> None:
     assert len(engine.log_probs([1] * 96)) == 95
     with pytest.raises(UsageError, match="97 tokens"):
         engine.log_probs([1] * 97)
+
+
+def test_ids_may_come_from_an_array(model: Decoder) -> None:
+    ids: Any = np.array([5, 9, 2])
+    request = Engine(model, None).submit(ids, GREEDY)
+    assert [type(id) for id in request.prompt_ids] == [int] * 3
+    assert answer(model, ids, GREEDY) == answer(model, [5, 9, 2], GREEDY)
 
 
 def test_stop_strings_need_a_tokenizer(model: Decoder) -> None:

@@ -160,14 +160,16 @@ def test_load_quantized(directory: Path, lm: LanguageModel, precision: language_
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_precision(directory: Path, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 where the processor has it, fp16 nowhere, and fp32 stays."""
+    """bf16 where weights and processor have it; fp16 is computed in fp32."""
     monkeypatch.setattr(language_model, "native_bf16", lambda: native)
-    stored = load(directory, "bf16")
-    save_model(stored.model, stored.tokenizer, tmp_path / "bf16")
-    save_model(stored.model.to(torch.float16), stored.tokenizer, tmp_path / "fp16")
-    assert load(directory).model.norm.weight.dtype == torch.float32
-    assert load(tmp_path / "bf16").model.norm.weight.dtype == (torch.bfloat16 if native else torch.float32)
-    assert load(tmp_path / "fp16").model.norm.weight.dtype == torch.float32
+    stored, tokenizer = load(directory, "bf16").model, load(directory).tokenizer
+    save_model(stored, tokenizer, tmp_path / "bf16")
+    save_model(stored.half(), tokenizer, tmp_path / "fp16")
+    bf16 = torch.bfloat16 if native else torch.float32
+    for path, dtype in {directory: torch.float32, "bf16": bf16, "fp16": torch.float32}.items():
+        loaded = load(tmp_path / path)
+        assert {parameter.dtype for parameter in loaded.model.parameters()} == {dtype}
+        loaded.generate("a", PARAMS)
 
 
 def test_load_says_what_is_wrong(directory: Path) -> None:

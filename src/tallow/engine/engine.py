@@ -8,6 +8,7 @@ Continuous batching and chunked prefill follow from this one rule.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ class Engine:
         Raises:
             UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer.
         """
-        prompt_ids = tuple(prompt_ids)
+        prompt_ids = tuple(map(operator.index, prompt_ids))
         self.check(prompt_ids, room_for=1)
         if params.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", "use stop_ids, or give the engine a tokenizer")
@@ -157,7 +158,7 @@ class Engine:
         Raises:
             UsageError: There are no ids, or they are not of this vocabulary, or longer than the context.
         """
-        ids = tuple(ids)
+        ids = tuple(map(operator.index, ids))
         self.check(ids, room_for=0)
         with torch.inference_mode():
             parts = self._score(ids)

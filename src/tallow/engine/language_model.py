@@ -194,9 +194,9 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
 
     Args:
         name_or_path: A model directory, a GGUF file, a run directory, or a name in the local store.
-        precision: `auto` computes as the weights are stored, except that fp16, and on a processor without bf16
-            arithmetic bf16 too, become fp32. `fp32` and `bf16` convert. `q8` and `q4` round the weights of linear
-            layers to 8 or 4 bits in groups of 32. Weights that are stored quantized stay so.
+        precision: `auto` computes in bf16 where the weights are stored in it and the processor has it, else in fp32.
+            `fp32` and `bf16` convert. `q8` and `q4` round the weights of linear layers to 8 or 4 bits in groups of 32,
+            and compute with them as `auto`. Weights that are stored quantized stay so.
 
     Raises:
         UsageError: The precision is unknown.
@@ -208,8 +208,8 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
     model = load_model(path, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision))
     if precision in ("q8", "q4") and not quantized_modules(model):
         quantize_modules(model, int(precision[1:]), GROUP_SIZE)
-    stored = model.norm.weight.dtype
-    if precision != "bf16" and (stored == torch.float16 or (stored == torch.bfloat16 and not native_bf16())):
+    stored = {parameter.dtype for parameter in model.parameters()}
+    if precision != "bf16" and not (stored == {torch.bfloat16} and native_bf16()):
         model = model.to(torch.float32)
     return LanguageModel(pack_weights(model), load_tokenizer(path), path)
 
