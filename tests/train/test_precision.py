@@ -69,10 +69,11 @@ def test_a_broken_note_is_measured_again(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("wanted", ["fp32", "bf16"])
 def test_counted_operations_are_those_of_the_formula(wanted: Precision) -> None:
-    hidden, inner, layers, vocabulary, tokens = 32, 48, 2, 40, 16
+    # 2 rows of 64 are one piece of 128 targets, with nothing to fill up
+    hidden, inner, layers, vocabulary, tokens = 32, 48, 2, 40, 64
     shape = {"hidden_size": hidden, "intermediate_size": inner, "num_layers": layers, "num_heads": 2}
     model = Decoder(DecoderConfig.model_validate({"vocab_size": vocabulary, "num_kv_heads": 2, **shape}))
-    example = causal(pack(torch.ones(3, tokens + 1, dtype=torch.int64)))
+    example = causal(pack(torch.ones(2, tokens + 1, dtype=torch.int64)))
 
     def work() -> None:
         with autocast(wanted, torch.device("cpu")):
@@ -82,4 +83,4 @@ def test_counted_operations_are_those_of_the_formula(wanted: Precision) -> None:
     attention = layers * tokens * hidden  # products of queries and keys of a token, and as many of weights and values
     # fp32: seven products (one is done again in the backward pass), half of each; bf16: six, in one block
     expected = 6 * weights + (7 if wanted == "fp32" else 12) * attention
-    assert count_flops(work) / (3 * tokens) == expected
+    assert count_flops(work) / (2 * tokens) == expected

@@ -4,7 +4,7 @@ Nothing outside this room knows which version of an operation ran.
 """
 
 from tallow.kernels.dispatch import Operation, using
-from tallow.kernels.probe import matmul_peak, preferred_training_dtype, read_bandwidth
+from tallow.kernels.probe import matmul_peak, read_bandwidth
 from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "QuantizedWeight",
     "dequantize",
     "matmul_peak",
-    "preferred_training_dtype",
     "quantize_groups",
     "quantized_linear",
     "read_bandwidth",

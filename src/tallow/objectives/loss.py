@@ -5,6 +5,8 @@ Logits are computed for target places alone, in the model's dtype; their log-sof
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,14 +15,15 @@ from tallow.objectives.example import Example, TokenModel
 
 # Smaller pieces make matrix products slower, larger ones only use more memory.
 PIECE_TOKENS = 512
+ROUND_TOKENS = 128
+IGNORED = -100
 
 
 def summed_loss(model: TokenModel, example: Example) -> Tensor:
     """Negative log-likelihood of all target tokens together, in nats: a float64 scalar without a gradient."""
     with torch.no_grad():
         hidden_ND = model(example.inputs_BT, example.context).flatten(0, 1)
-        targets_N = example.targets_BT.flatten()
-        losses = [_cross_entropy(model.logits(hidden_ND[piece]), targets_N[piece]) for piece in _pieces(example)]
+        losses = [_cross_entropy(model.logits(hidden_ND[places]), targets_N) for places, targets_N in _pieces(example)]
     return _total(losses)
 
 
@@ -33,27 +36,33 @@ def backpropagate(model: TokenModel, example: Example) -> Tensor:
     hidden_BTD = model(example.inputs_BT, example.context)
     hidden_ND = hidden_BTD.detach().flatten(0, 1)
     gradient_ND = torch.zeros_like(hidden_ND)
-    targets_N = example.targets_BT.flatten()
     losses = []
-    for piece in _pieces(example):
-        piece_ND = hidden_ND[piece].requires_grad_()
-        loss = _cross_entropy(model.logits(piece_ND), targets_N[piece])
+    for places, targets_N in _pieces(example):
+        piece_ND = hidden_ND[places].requires_grad_()
+        loss = _cross_entropy(model.logits(piece_ND), targets_N)
         loss.backward()
         assert piece_ND.grad is not None
-        gradient_ND[piece] = piece_ND.grad
+        gradient_ND.index_add_(0, places, piece_ND.grad)
         losses.append(loss.detach())
     if hidden_BTD.requires_grad:  # not where the output matrix alone is trained
         hidden_BTD.backward(gradient_ND.view_as(hidden_BTD))
     return _total(losses)
 
 
-def _pieces(example: Example) -> tuple[Tensor, ...]:
-    """Indices of the target places among all places, some at a time."""
-    return example.loss_mask_BT.flatten().nonzero().flatten().split(PIECE_TOKENS)
+def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some target places at a time (among all places of all rows), and their targets.
+
+    The last piece is filled up to a multiple of `ROUND_TOKENS` with places whose target is ignored: for each new
+    number of rows oneDNN makes and keeps another program of a megabyte or more, and no two counts are alike.
+    """
+    targets_N = example.targets_BT.flatten()
+    for places in example.loss_mask_BT.flatten().nonzero().flatten().split(PIECE_TOKENS):
+        filling = -len(places) % min(ROUND_TOKENS, PIECE_TOKENS)
+        yield F.pad(places, (0, filling)), F.pad(targets_N[places], (0, filling), value=IGNORED)
 
 
 def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=IGNORED)
 
 
 def _total(losses: list[Tensor]) -> Tensor:

@@ -117,7 +117,9 @@ def _attention_flops(products: int, q_shape: Sequence[int], k_shape: Sequence[in
     return flops // 2 if is_causal else flops  # the hidden half is not computed
 
 
-def _forward(q: Sequence[int], k: Sequence[int], _v: object, _dropout: float, is_causal: bool, **_: object) -> int:
+def _forward(
+    q: Sequence[int], k: Sequence[int], _v: object, _dropout: float = 0.0, is_causal: bool = False, **_: object
+) -> int:
     return _attention_flops(2, q, k, is_causal)
 
 

@@ -22,13 +22,13 @@ from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.models.quantization import quantized_modules
 from tallow.objectives.causal import causal
-from tallow.objectives.loss import summed_loss
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
 from tallow.tokenizer.tokenizer import Tokenizer
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
+from tallow.train.validation import HeldOut
 from tallow.tune.adapter import save_adapter
 from tallow.tune.examples import Example, check_learned, encode_record, keep_fitting, pack, show, to_packed
 from tallow.tune.lora import LoraConfig, add_adapters, merge_adapters
@@ -114,7 +114,7 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
         _batches(rows, row_tokens, pad_id(tokenizer), config.loop),
         config.loop.model_copy(update={"steps": steps}),
         run,
-        validate=(lambda: {"validation_loss": _answer_loss(model, held_out_rows)}) if held_out_rows else None,
+        validate=HeldOut(model, causal, held_out_rows) if held_out_rows else None,
         identity={"rows": len(rows), "method": config.method},
     )
     if config.method == "lora":
@@ -186,10 +186,3 @@ def _chunks(rows: Sequence[Sequence[Example]], row_tokens: int, pad: int, loop: 
     """Rows as micro-batches."""
     size = loop.micro_batch_size or loop.batch_size
     return [to_packed(rows[start : start + size], row_tokens, pad) for start in range(0, len(rows), size)]
-
-
-def _answer_loss(model: Decoder, held_out: Sequence[Packed]) -> float:
-    """Mean loss of the held-out answer tokens, in nats."""
-    examples = [causal(packed) for packed in held_out]
-    losses = [float(summed_loss(model, example)) for example in examples]
-    return sum(losses) / sum(int(example.loss_mask_BT.sum()) for example in examples)
