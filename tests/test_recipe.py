@@ -76,6 +76,19 @@ def test_missing_recipe_and_directory_are_usage_errors(tmp_path: Path) -> None:
             load_recipe(path)
 
 
+def test_incidental_settings_are_no_part_of_a_sections_identity() -> None:
+    class Loop(Section):
+        incidental = frozenset(("log_every",))
+        log_every: int = 10
+        rate: float = 0.1
+
+    class Stage(Section):
+        loop: Loop = Loop()
+
+    assert Stage(loop=Loop(log_every=1)).result_settings() == Stage().result_settings() == {"loop": {"rate": 0.1}}
+    assert Stage(loop=Loop(rate=0.2)).result_settings() != Stage().result_settings()
+
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 values = st.dictionaries(st.text(min_size=1), st.recursive(scalars, st.lists, max_leaves=5), min_size=1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +21,16 @@ class Section(BaseModel):
     """One typed, immutable part of a recipe; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    incidental: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change how a result comes about, but not the result."""
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that the result depends on, as JSON values."""
+        values = self.model_dump(mode="json", exclude=set(self.incidental))
+        return values | {
+            name: part.result_settings() for name, part in self if isinstance(part, Section) and name in values
+        }
 
 
 LINE_BREAKS_BEYOND_ASCII = "\x85\u2028\u2029"

@@ -196,7 +196,7 @@ def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) ->
         inputs: Content hash of each input, by the name of its setting (`models.tune` for an entry of `models`).
     """
     by_content = {name.partition(".")[0] for name in inputs}
-    settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in by_content}
+    settings = {key: value for key, value in config.result_settings().items() if key not in by_content}
     return hash_value({"stage": stage, "settings": settings, "inputs": dict(inputs)})
 
 

@@ -144,19 +144,21 @@ def test_abort_frees(model: Decoder) -> None:
 
 
 def test_an_interrupted_step_is_done_again(exact_model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted when the first of two tokens has been chosen."""
+    params = replace(SAMPLED, repetition_penalty=1.5)
     engine = Engine(exact_model, None)
-    requests = [engine.submit(prompt, SAMPLED) for prompt in ([1, 2, 3], [4])]
+    requests = [engine.submit(prompt, params) for prompt in ([1, 2, 3], [4])]
     engine.step()
     with monkeypatch.context() as patch:
 
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(engine, "_choose", interrupt)
+        patch.setattr(requests[1].sampler, "choose", interrupt)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     run(engine, *requests)
-    assert [request.ids for request in requests] == [answer(exact_model, ids, SAMPLED) for ids in ([1, 2, 3], [4])]
+    assert [request.ids for request in requests] == [answer(exact_model, ids, params) for ids in ([1, 2, 3], [4])]
 
 
 def test_end_tokens(model: Decoder, tokenizer: Tokenizer) -> None:

@@ -110,20 +110,20 @@ def test_repetition_penalty_equals_transformers(penalty: float, seen: list[int],
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
     logits_V = torch.tensor([5.0, 4.0, 3.0, -1.0])
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), prompt_ids=[0, 0])
-    assert [sampler.choose(logits_V, index) for index in range(4)] == [1, 2, 0, 0]
+    assert [sampler.choose(logits_V, ids) for ids in ([], [1], [1, 2], [1, 2, 0])] == [1, 2, 0, 0]
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits_V = random_logits(100)
     params = SamplingParams(temperature=0.0, top_p=0.5, top_k=3, min_p=0.1)
-    assert Sampler(params, []).choose(logits_V, 0) == int(logits_V.argmax())
+    assert Sampler(params, []).choose(logits_V, []) == int(logits_V.argmax())
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3])
 def test_tiny_temperatures_do_not_overflow(temperature: float) -> None:
     logits_V = 1e4 * random_logits(100)
     sampler = Sampler(SamplingParams(temperature=temperature, top_p=0.9, seed=0), [])
-    assert sampler.choose(logits_V, 0) == int(logits_V.argmax())
+    assert sampler.choose(logits_V, []) == int(logits_V.argmax())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_draws_follow_the_distribution(params: SamplingParams, across: str) -> N
     for draw in range(draws):
         seed, index = (draw, 3) if across == "seeds" else (123, draw)
         sampler = Sampler(SamplingParams(**{**vars(params), "seed": seed}), [])
-        counts[sampler.choose(logits_V, index)] += 1
+        counts[sampler.choose(logits_V, range(index))] += 1
     expected_V = draws * torch.tensor(brute_force(logits_V.tolist(), params), dtype=torch.float64)
     possible = expected_V > 0
     assert counts[~possible].sum() == 0

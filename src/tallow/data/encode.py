@@ -50,6 +50,8 @@ class EncodeConfig(Section):
             The result is the same for any number.
     """
 
+    incidental = frozenset(("workers",))
+
     documents: Path | None = None
     tokenizer: Path | None = None
     shard_tokens: int = Field(default=2**26, ge=1)

@@ -232,7 +232,7 @@ class Engine:
             if math.isnan(float(log_probs_V[0])):
                 choices.append(None)
             else:
-                token = request.sampler.choose(logits_V, len(request.ids))
+                token = request.sampler.choose(logits_V, request.ids)
                 choices.append((token, float(log_probs_V[token])))
         return choices
 

@@ -32,24 +32,20 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
-        self._seen = dict.fromkeys(prompt_ids) if params.repetition_penalty != 1.0 else {}
+        self._prompt_ids = frozenset(prompt_ids)
 
-    def choose(self, logits_V: Tensor, index: int) -> int:
-        """The token with the given index in the answer.
+    def choose(self, logits_V: Tensor, ids: Sequence[int]) -> int:
+        """The token that follows `ids`, the answer so far.
 
         Args:
             logits_V: Finite fp32 logits.
         """
-        if self.params.repetition_penalty != 1.0:
-            logits_V = penalize(logits_V, list(self._seen), self.params.repetition_penalty)
-        if self.params.temperature == 0.0:
-            token = int(logits_V.argmax())
-        else:
-            probs_C, ids_C = candidates(logits_V, self.params)
-            token = _draw(probs_C, ids_C, uniform(self.seed, index))
-        if self.params.repetition_penalty != 1.0:
-            self._seen[token] = None
-        return token
+        params = self.params
+        if params.repetition_penalty != 1.0:
+            logits_V = penalize(logits_V, list(self._prompt_ids.union(ids)), params.repetition_penalty)
+        if params.temperature == 0.0:
+            return int(logits_V.argmax())
+        return _draw(*candidates(logits_V, params), uniform(self.seed, len(ids)))
 
 
 def penalize(logits_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:

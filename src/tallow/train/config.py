@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -36,6 +36,10 @@ class LoopConfig(Section):
         seed: Names the initial weights and the order of the data.
     """
 
+    incidental = frozenset(
+        ("micro_batch_size", "log_every", "validate_every", "save_every", "save_seconds", "keep_checkpoints")
+    )
+
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
     micro_batch_size: PositiveInt | None = None
@@ -58,11 +62,3 @@ class LoopConfig(Section):
     save_seconds: PositiveFloat = 300.0
     keep_checkpoints: PositiveInt = 2
     seed: NonNegativeInt = 0
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that must stay as they are for a checkpoint to be gone on from."""
-        return self.model_dump(mode="json", exclude=REPORTING)
-
-
-REPORTING = {"micro_batch_size", "log_every", "validate_every", "save_every", "save_seconds", "keep_checkpoints"}
-"""Settings that do not change what is learned."""

@@ -70,7 +70,7 @@ def train(
         run.directory / "checkpoints",
         updater.parameters,
         updater.optimizer,
-        {"loop": config.identity(), **(identity or {})},
+        {"loop": config.result_settings(), **(identity or {})},
         config.keep_checkpoints,
     )
     done, tokens = _take_up(checkpoints, run, world)
