@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from tallow.bench import random_batch, time_generation
 from tallow.engine.engine import Engine
+from tallow.engine.packing import pack_weights
 from tallow.kernels import matmul_peak, read_bandwidth
 from tallow.models.formats import load_model, save_model
 from tallow.models.quantization import model_bytes
@@ -65,7 +66,7 @@ def compare_inference(path: Path, dtype: torch.dtype, rounds: int, peak: float, 
     """One sequence: a prompt of 512 tokens, then 64 new ones."""
     ours = load_model(path, dtype=dtype)
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-    engine = Engine(ours, None)
+    engine = Engine(pack_weights(ours), None)  # as tallow.load does
     prompt = random_batch(ours.config.vocab_size, 1, PROMPT_TOKENS - 1).tokens_BT
 
     def time_theirs() -> tuple[float, float]:

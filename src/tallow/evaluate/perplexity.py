@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch.nn import functional as F
 
 from tallow.console import ProgressBar, progress
 from tallow.data.documents import read_documents_split
@@ -27,12 +26,14 @@ from tallow.models.blocks.context import SequenceContext
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer
 from tallow.models.quantization import num_weights
+from tallow.objectives.example import Example
+from tallow.objectives.loss import summed_loss
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
 
 LONGEST_DEFAULT_WINDOW = 1024
 BATCH_TOKENS = 4096
-LOGIT_ELEMENTS = 1 << 25
+ROUND_LENGTH = 32
 LARGEST_MEAN_LOSS = 700.0  # nats; the exponential of more does not fit a float
 DOCUMENTS_PER_BATCH = 256
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -222,7 +223,6 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int | None) 
                 return
 
 
-@torch.inference_mode()
 def _negative_log_likelihood(
     model: Decoder, windows: Sequence[Window], batch_size: int | None, bar: ProgressBar
 ) -> float:
@@ -240,21 +240,17 @@ def _negative_log_likelihood(
 
 def _score_batch(model: Decoder, batch: Sequence[Window]) -> float:
     device = next(model.parameters()).device
-    length = len(batch[0].ids)
-    tokens_BT = torch.zeros(len(batch), length, dtype=torch.int64)
-    scored_BT = torch.zeros(len(batch), length, dtype=torch.bool)
+    # few different lengths, as PyTorch keeps a matrix product's program for each shape that it has met
+    length = ROUND_LENGTH * math.ceil((len(batch[0].ids) - 1) / ROUND_LENGTH)
+    tokens_BT = torch.zeros(len(batch), length + 1, dtype=torch.int64)
+    scored_BT = torch.zeros(len(batch), length + 1, dtype=torch.bool)
     for row, piece in enumerate(batch):
         end = len(piece.ids)  # padding comes after all that is scored, where causal attention cannot see it
         tokens_BT[row, :end] = torch.tensor(piece.ids)
         scored_BT[row, end - piece.scored : end] = True
     tokens_BT, scored_BT = tokens_BT.to(device), scored_BT.to(device)
-    hidden_BTD = model(tokens_BT[:, :-1], SequenceContext.plain(len(batch), length - 1, device))
-    hidden_ND, targets_N = hidden_BTD[scored_BT[:, 1:]], tokens_BT[:, 1:][scored_BT[:, 1:]]
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    step = max(1, LOGIT_ELEMENTS // model.config.vocab_size)  # bounds the memory of the logits
-    for hidden, targets in zip(hidden_ND.split(step), targets_N.split(step), strict=True):
-        total += F.cross_entropy(model.logits(hidden).float(), targets, reduction="none").double().sum()
-    return float(total)
+    context = SequenceContext.plain(len(batch), length, device)
+    return float(summed_loss(model, Example(tokens_BT[:, :-1], tokens_BT[:, 1:], scored_BT[:, 1:], context)))
 
 
 def _text_hash(texts: Sequence[str]) -> str:
