@@ -82,7 +82,9 @@ def test_every_failure_is_one_object_with_its_exit_code(
     assert "\n" not in error["message"]
     assert "Traceback" not in captured.err
     left = {path for path in workplace.rglob("*") if path.is_file()} - before
-    assert all(path.name in ("recipe.yaml", "started.json", "ledger.json") for path in left), "half-written files"
+    assert all(path.name in (".prepare.lock", "recipe.yaml", "started.json", "ledger.json") for path in left), (
+        "half-written files"
+    )
 
 
 def test_plain_errors_go_to_standard_error_with_a_hint(

@@ -72,6 +72,27 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     assert left == {"recipe.yaml", "started.json", "checkpoints", "checkpoints/step-4", "checkpoints/step-4/weights"}
 
 
+def test_two_processes_never_work_in_one_directory(tmp_path: Path) -> None:
+    with StageRun(tmp_path / "r" / "s").alone():
+        with pytest.raises(UsageError, match="another process"), StageRun(tmp_path / "r" / "s").alone():
+            pass
+        with StageRun(tmp_path / "r" / "t").alone():
+            pass
+    with StageRun(tmp_path / "r" / "s").alone():
+        pass
+
+
+def test_damaged_marks_mean_that_the_work_is_done_anew(tmp_path: Path) -> None:
+    run = StageRun(tmp_path / "s")
+    for damage in ("", "{}", '{"fingerprint": '):
+        run.begin(Config(source=tmp_path), "f1")
+        finish(run, "f1")
+        for mark in ("lineage.json", "started.json"):
+            (tmp_path / "s" / mark).write_text(damage)
+        assert run.finished("f1") is None
+        run.begin(Config(source=tmp_path), "f1")
+
+
 def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="not of a tallow run"):

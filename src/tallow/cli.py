@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from tallow.errors import CapacityError, Interrupted, TallowError, UsageError
+from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 
+MAX_THREADS = 1024
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 
 Source = Annotated[
-    str | None, typer.Argument(metavar="[RECIPE.yaml | MODEL]", help="A recipe, or a model to start from.")
+    str | None, typer.Argument(metavar="RECIPE.yaml | MODEL", help="A recipe, or a model to start from.")
 ]
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model directory, a .gguf file, a run, or a pulled name.")
@@ -33,7 +34,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
-Run = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory [default: runs/<name>].")]
+Run = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory \\[default: runs/<name>].")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of skipping or resuming what is there.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run stopped (this is also the default).")
@@ -92,7 +93,7 @@ def run(
         console.print(f"\n[bold]› {_escape(sample['prompt'])}[/bold]\n{_escape(sample['answer'])}")
     console.print(f"\nreport: {page}", soft_wrap=True)
     if summary.model is not None:
-        console.print(f"chat:   tallow chat {directory}", soft_wrap=True)
+        console.print(f"chat:   {sys.argv[0]} chat {directory}", soft_wrap=True)
 
 
 def _add_stage_command(name: str) -> None:
@@ -121,7 +122,9 @@ def evaluate(
     file: Annotated[
         Path | None, typer.Option(help="Held-out text: .txt, .jsonl, .parquet, or prepared documents.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens of each window [default: the model's context].")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of each window \\[default: the model's context, at most 1,024].")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Score at most so many tokens.")] = None,
     overrides: Overrides = None,
     run: Run = None,
@@ -187,7 +190,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     precision: PrecisionOption = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")] = None,
     as_json: Json = False,
 ) -> None:
     """Continue a text."""
@@ -205,7 +208,7 @@ def generate(
         stop=tuple(stop or ()),
     )
     _set_threads(threads)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_standard_input() if prompt == "-" else prompt
     loaded = load(model, precision)
     messages = [{"role": "user", "content": text}]
     if as_json:
@@ -262,7 +265,7 @@ def bench_infer(
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each.")] = 64,
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, and the share of the memory bandwidth that decoding reaches."""
@@ -279,7 +282,7 @@ def bench_train(
     seq: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
     steps: Annotated[int, typer.Option(help="Timed steps, after two to warm up.")] = 5,
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of the matrix products.")] = "bf16",
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: all cores].")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure training speed, and the share of the matrix-product peak that it reaches."""
@@ -352,6 +355,8 @@ def _stage_recipe(name: str, source: str | None, overrides: list[str]) -> Recipe
 def _do_stage(name: str, recipe: Recipe, directory: Path, fresh: bool, as_json: bool) -> None:
     from tallow.run import StageRun
 
+    for section in recipe.stages:  # a mistake in a later section is told now, not hours later
+        resolve(recipe, section, directory)
     stage_run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
     result = run_stage(name, resolve(recipe, name, directory), stage_run)
     product = stage_run.directory / STAGES[name].product
@@ -368,10 +373,17 @@ def _fresh(fresh: bool, resume: bool) -> bool:
     return fresh
 
 
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError("standard input is not UTF-8 text", "convert it (iconv does)") from error
+
+
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
-        if threads < 1:
-            raise UsageError(f"--threads {threads} is not a positive number", "leave it out to use all cores")
+        if not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"--threads {threads} is not between 1 and {MAX_THREADS}", "leave it out to use all cores")
         import torch
 
         torch.set_num_threads(threads)

@@ -25,9 +25,16 @@ from rich.progress import (
 PLAIN_LINE_SECONDS = 10.0
 
 
+class _PatientConsole(Console):
+    """Goes on in silence when whoever read it has left: nobody's reading must end the work."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def stderr() -> Console:
     """A console on the present standard error (made anew, so that redirection is honoured)."""
-    return Console(stderr=True, highlight=False)
+    return _PatientConsole(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:

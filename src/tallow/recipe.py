@@ -20,7 +20,7 @@ from tallow.errors import UsageError
 class Section(BaseModel):
     """One typed, immutable part of a recipe; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     incidental: ClassVar[frozenset[str]] = frozenset()
     """Settings that change how a result comes about, but not the result."""
@@ -77,7 +77,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         dotted, equals, text = override.partition("=")
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
-            raise UsageError(f"--set {override} is not of the form section.key=value", "e.g. --set pretrain.steps=100")
+            raise UsageError(
+                f"--set {override} is not of the form section.key=value", "e.g. --set pretrain.loop.steps=100"
+            )
         try:
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:

@@ -7,18 +7,20 @@ hashes of every input and of the product). A stage whose lineage matches its set
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tallow
-from tallow.errors import UsageError, writing
+from tallow.errors import DataError, UsageError, writing
 from tallow.files import atomic_file, file_stamps, hash_path, hash_value, read_json, write_json, write_text
 from tallow.recipe import Section, dump_recipe
 
@@ -71,6 +73,28 @@ class StageRun:
     def metrics_path(self) -> Path:
         return self.directory / "metrics.jsonl"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out of the directory while this one works in it; processes of one `torchrun` share it.
+
+        Raises:
+            UsageError: Another process works there, or the place cannot be written.
+        """
+        path = self.directory.with_name(f".{self.directory.name}.lock")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if os.environ.get("RANK", "0") == "0":
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another process is at work in {self.directory}", "wait for it, or choose another directory with --run"
+            ) from error
+        finally:
+            os.close(handle)
+
     def begin(self, config: Section, fingerprint: str) -> None:
         """Make the directory ready for one piece of work.
 
@@ -82,7 +106,7 @@ class StageRun:
         started = self.directory / STARTED
         if started.exists():
             self._remove_leftovers()
-        same_work = started.exists() and read_json(started, "start mark").get("fingerprint") == fingerprint
+        same_work = _read_mark(started).get("fingerprint") == fingerprint
         if not (same_work and self.resume):
             self._clear()
         with writing(self.directory):
@@ -90,6 +114,7 @@ class StageRun:
             (self.directory / LINEAGE).unlink(missing_ok=True)
         write_text(self.directory / "recipe.yaml", dump_recipe(config.model_dump(mode="json")))
         write_json(started, {"fingerprint": fingerprint})
+        forget_peak_rss()
         self.ledger = Ledger(price_per_hour=self.price_per_hour)
         if same_work and self.resume:
             self._load_ledger()
@@ -175,12 +200,11 @@ class StageRun:
 
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
         """The result of this stage if it is done with these settings and inputs and its product is untouched."""
-        path = self.directory / LINEAGE
-        if not path.exists():
+        lineage = _read_mark(self.directory / LINEAGE)
+        if lineage.get("fingerprint") != fingerprint:
             return None
-        lineage = read_json(path, "lineage")
         product = self.directory / lineage["product"]
-        if lineage["fingerprint"] != fingerprint or not product.exists():
+        if not product.exists():
             return None
         if lineage["product_stamps"] != file_stamps(product) and lineage["product_hash"] != hash_path(product):
             return None
@@ -202,17 +226,33 @@ def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) ->
 
 def hash_input(path: Path) -> str:
     """Content hash of a stage's input; a product that a finished stage has hashed is not read again."""
-    lineage_path = path.parent / LINEAGE
-    if lineage_path.exists():
-        lineage = read_json(lineage_path, "lineage")
-        if lineage.get("product") == path.name and lineage.get("product_stamps") == file_stamps(path):
-            return str(lineage["product_hash"])
+    lineage = _read_mark(path.parent / LINEAGE)
+    if lineage.get("product") == path.name and lineage.get("product_stamps") == file_stamps(path):
+        return str(lineage["product_hash"])
     return hash_path(path)
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident memory of this process so far, or since `forget_peak_rss` where that works (Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def forget_peak_rss() -> None:
+    """Begin to measure the peak anew, so that a stage is not charged for what came before it in the process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    """A mark that a stage left; empty if there is none or it is damaged, for then the work is done anew."""
+    try:
+        return read_json(path, "mark")
+    except DataError:
+        return {}
 
 
 @dataclass(frozen=True)

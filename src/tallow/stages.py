@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeFloat
+
 from tallow.console import say
 from tallow.errors import DataError, UsageError
 from tallow.recipe import Section, apply_overrides, load_recipe, parse_section
@@ -105,7 +107,7 @@ class RunSettings(Section):
     """
 
     name: str = "run"
-    price_per_hour: float = 0.0
+    price_per_hour: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True)
@@ -181,19 +183,20 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
     """
     inputs = {setting: hash_input(path) for setting, path in input_paths(config).items()}
     fingerprint = fingerprint_stage(name, config, inputs)
-    earlier = run.finished(fingerprint) if run.resume else None
-    if earlier is not None:
-        say(f"{name}: done before, unchanged")
-        return earlier
-    say(f"{name}: {run.directory}")
-    run.begin(config, fingerprint)
-    try:
-        result = STAGES[name].load()[1](config, run)
-    except BaseException:
-        run.save_ledger()
-        raise
-    run.finish(fingerprint, inputs, run.directory / STAGES[name].product, result)
-    return result
+    with run.alone():
+        earlier = run.finished(fingerprint) if run.resume else None
+        if earlier is not None:
+            say(f"{name}: done before, unchanged")
+            return earlier
+        say(f"{name}: {run.directory}")
+        run.begin(config, fingerprint)
+        try:
+            result = STAGES[name].load()[1](config, run)
+        except BaseException:
+            run.save_ledger()
+            raise
+        run.finish(fingerprint, inputs, run.directory / STAGES[name].product, result)
+        return result
 
 
 def run_recipe(recipe: Recipe, directory: Path | str, *, fresh: bool = False) -> dict[str, dict[str, Any]]:

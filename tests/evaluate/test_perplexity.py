@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -14,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from tallow.errors import DataError, UsageError
 from tallow.evaluate.perplexity import EvaluateConfig, Perplexity, evaluate, perplexity, read_text
+from tallow.models.blocks.context import SequenceContext
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.formats import load_model, save_model
@@ -74,6 +76,26 @@ def test_batches_and_padding_change_nothing(bos: bool) -> None:
         together = perplexity(model, tokenizer, texts, window=24, batch_size=batch_size)
         assert together.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-6)
         assert (together.tokens, together.bytes) == (alone.tokens, alone.bytes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positions": "learned", "max_positions": 50},  # padding must not run past the table
+        {"rotary": {"scaling": {"kind": "dynamic", "factor": 4.0, "original_max_positions": 40}}},
+    ],
+)
+def test_padding_changes_nothing_where_positions_could(changes: dict[str, Any]) -> None:
+    model, tokenizer = make_model(DecoderConfig(**{**CONFIG.model_dump(), **changes})), make_tokenizer()
+    texts = [TEXT, TEXT[:20], TEXT[5:40]]
+    whole, alone = perplexity(model, tokenizer, texts, window=50), 0.0
+    for text in texts:
+        for start in range(0, len(ids := tokenizer.encode(text)), 50):
+            row_BT = torch.tensor([ids[start : start + 50]])
+            with torch.inference_mode():
+                logits_TV = model.logits(model(row_BT, SequenceContext.plain(1, row_BT.shape[1])))[0]
+            alone += float(torch.nn.functional.cross_entropy(logits_TV[:-1], row_BT[0, 1:], reduction="sum"))
+    assert whole.perplexity == pytest.approx(math.exp(alone / whole.tokens), rel=1e-5)
 
 
 def test_documents_are_scored_each_by_itself() -> None:

@@ -63,7 +63,9 @@ def test_sets_that_teach_nothing_or_no_end_are_refused() -> None:
         check_learned([Example([1, 2], [False, False])], [2])
     with pytest.raises(DataError, match="end token is never trained"):
         check_learned([Example([1, 3, 2], [False, True, False])], [2])
-    check_learned([Example([1, 2], [False, True])], [2])
+    with pytest.raises(DataError, match="no answer token"):
+        check_learned([Example([1, 2], [False, True])], [2])
+    check_learned([Example([1, 3, 2], [False, True, True])], [2])
 
 
 def test_examples_that_do_not_fit_are_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:

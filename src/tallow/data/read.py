@@ -263,6 +263,11 @@ def _text_pieces(source: Source, settings: ReadSettings, rejected: Rejected) -> 
 
 def _decode(source: Source, offset: int, raw: bytes, encoding: str) -> str:
     """Text with plain newlines; empty if there is only white space."""
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or encoding.lower().startswith(
+        ("utf-16", "utf-32")
+    )
+    if not wide and b"\0" in raw[:BINARY_PROBE_BYTES]:
+        raise _binary(source)
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ from typing import IO, Literal, cast
 import pyarrow as pa
 
 from tallow.data.builtin import PREFIX, builtin
-from tallow.errors import DataError, reading
+from tallow.errors import DataError, UsageError, reading
 
 Kind = Literal["text", "jsonl", "parquet"]
 KINDS: dict[str, Kind] = {
@@ -89,6 +89,8 @@ def expand_globs(names: Iterable[str]) -> list[str | Path]:
     """
     result: list[str | Path] = []
     for name in names:
+        if not name.strip():
+            raise UsageError("the name of a source is empty", "name a file, a directory or a glob; . is this directory")
         if name.startswith(PREFIX):
             result.append(name)
         elif has_magic(name) and not Path(name).exists():

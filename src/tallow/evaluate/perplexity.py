@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ from tallow.tokenizer.tokenizer import Tokenizer
 
 LONGEST_DEFAULT_WINDOW = 1024
 BATCH_TOKENS = 4096
-ROUND_LENGTH = 32
+ROUND_LENGTH = 32  # few different lengths: PyTorch keeps a program for each shape of matrix product that it meets
 LARGEST_MEAN_LOSS = 700.0  # nats; the exponential of more does not fit a float
 DOCUMENTS_PER_BATCH = 256
 DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -226,22 +227,29 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int | None) 
 def _negative_log_likelihood(
     model: Decoder, windows: Sequence[Window], batch_size: int | None, bar: ProgressBar
 ) -> float:
-    """Sum over all scored tokens, in nats."""
-    windows = sorted(windows, key=lambda piece: len(piece.ids), reverse=True)  # like lengths together: little padding
-    total, start = 0.0, 0
-    while start < len(windows):
-        size = batch_size or max(1, BATCH_TOKENS // len(windows[start].ids))
-        batch = windows[start : start + size]
-        total += _score_batch(model, batch)
-        bar.advance(sum(piece.scored for piece in batch))
-        start += size
+    """Sum over all scored tokens, in nats.
+
+    Windows of a batch have the same padded length, so that a score does not depend on its company even where
+    a rotary scaling looks at the length.
+    """
+
+    def padded_length(piece: Window) -> int:
+        rounded = ROUND_LENGTH * math.ceil((len(piece.ids) - 1) / ROUND_LENGTH)
+        return min(rounded, model.config.max_positions)
+
+    total = 0.0
+    for length, group in groupby(sorted(windows, key=padded_length, reverse=True), padded_length):
+        alike = list(group)
+        size = batch_size or max(1, BATCH_TOKENS // length)
+        for start in range(0, len(alike), size):
+            batch = alike[start : start + size]
+            total += _score_batch(model, batch, length)
+            bar.advance(sum(piece.scored for piece in batch))
     return total
 
 
-def _score_batch(model: Decoder, batch: Sequence[Window]) -> float:
+def _score_batch(model: Decoder, batch: Sequence[Window], length: int) -> float:
     device = next(model.parameters()).device
-    # few different lengths, as PyTorch keeps a matrix product's program for each shape that it has met
-    length = ROUND_LENGTH * math.ceil((len(batch[0].ids) - 1) / ROUND_LENGTH)
     tokens_BT = torch.zeros(len(batch), length + 1, dtype=torch.int64)
     scored_BT = torch.zeros(len(batch), length + 1, dtype=torch.bool)
     for row, piece in enumerate(batch):

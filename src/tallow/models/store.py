@@ -179,7 +179,7 @@ def _has_weights(path: Path) -> bool:
 def _stored(name: str) -> Path | None:
     """A model by name: in the store, else in the Hugging Face cache."""
     place = store_directory() / _folder(name)
-    if place.is_dir():
+    if place.is_dir() and any(place.iterdir()):  # an empty one is what a pull that failed has left
         return _model_at(place)
     repository = KNOWN[name].repository if name in KNOWN else name
     snapshots = _hub_cache() / f"models--{_folder(repository)}" / "snapshots"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def encode_record(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> E
     )
 
 
-def check_learned(examples: Sequence[Example], end_ids: Iterable[int]) -> None:
+def check_learned(examples: Sequence[Example], end_ids: Collection[int]) -> None:
     """Refuse a set from which a model could not learn to answer, or could not learn to stop.
 
     Raises:
@@ -65,9 +65,9 @@ def check_learned(examples: Sequence[Example], end_ids: Iterable[int]) -> None:
     learned = {
         token for example in examples for token, wanted in zip(example.ids, example.learned, strict=True) if wanted
     }
-    if not learned:
+    if not learned - set(end_ids):
         raise DataError(
-            "no answer token would be trained: every token of the set is masked",
+            "no answer token would be trained: all but end tokens are masked",
             "check that the records have assistant messages, and that the chat template marks them",
         )
     if learned.isdisjoint(end_ids):
