@@ -200,9 +200,7 @@ def test_reads_files_of_all_kinds(tmp_path: Path) -> None:
     assert read_text(tmp_path / "held.jsonl") == ["one", "two"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"", "empty"), (b"\x89PNG\0\0\x01", "binary"), (b"a\0b", "binary")]
-)
+@pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"\x89PNG\0\0\x01", "binary"), (b"a\0b", "binary")])
 def test_unusable_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "held.out"
     path.write_bytes(content)
