@@ -26,6 +26,12 @@ TEXT = "Wax light was dear; a tallow dip cost a farthing — für zwei Stunden L
 CONFIG = DecoderConfig(
     vocab_size=260, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=64, max_positions=128
 )
+LONGROPE = {
+    "kind": "longrope",
+    "original_max_positions": 32,
+    "short_factors": [1.0] * 8,
+    "long_factors": [4.0] * 8,
+}
 
 
 def make_tokenizer(bos: bool = False) -> Tokenizer:
@@ -82,12 +88,15 @@ def test_batches_and_padding_change_nothing(bos: bool) -> None:
     "changes",
     [
         {"positions": "learned", "max_positions": 50},  # padding must not run past the table
-        {"rotary": {"scaling": {"kind": "dynamic", "factor": 4.0, "original_max_positions": 40}}},
+        {"rotary": {"scaling": LONGROPE}},  # nor a short window take the frequencies of a long one
     ],
 )
 def test_padding_changes_nothing_where_positions_could(changes: dict[str, Any]) -> None:
     model, tokenizer = make_model(DecoderConfig(**{**CONFIG.model_dump(), **changes})), make_tokenizer()
-    texts = [TEXT, TEXT[:20], TEXT[5:40]]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.ndim == 2 else 1)  # else positions hardly matter
+    texts = [TEXT[:60], TEXT[:20], TEXT[5:40]]
     whole, alone = perplexity(model, tokenizer, texts, window=50), 0.0
     for text in texts:
         for start in range(0, len(ids := tokenizer.encode(text)), 50):
