@@ -80,10 +80,8 @@ def writing(path: Path | str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CapacityError(
                 f"no space left on the disk while writing {path}",
-                "free some space or choose another place with --run, then run the command again",
+                "free some space or choose another place, then run the command again",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UsageError(
-                f"{path} cannot be written: {error.strerror}", "choose another directory with --run"
-            ) from error
+            raise UsageError(f"{path} cannot be written: {error.strerror}", "choose another place") from error
         raise

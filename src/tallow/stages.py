@@ -232,7 +232,7 @@ def input_paths(config: Section) -> dict[str, Path]:
             paths |= {f"{setting}.{index}": path for index, path in enumerate(value) if isinstance(path, Path)}
     for setting, path in paths.items():
         if not path.exists():
-            raise DataError(f"{setting} {path} does not exist", "run the stage that makes it, or name another")
+            raise DataError(f"{setting} {path} does not exist", "check the path, or run the stage that makes it")
     return paths
 
 

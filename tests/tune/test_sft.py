@@ -81,7 +81,7 @@ def test_sets_and_models_that_cannot_be_tuned_are_refused(
 ) -> None:
     silent = tmp_path / "silent.jsonl"
     silent.write_text(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}) + "\n")
-    with pytest.raises(DataError, match="no answer token"):
+    with pytest.raises(DataError, match="record 1 has no assistant message"):
         run_stage("tune", settings(model_directory, silent), StageRun(tmp_path / "a"))
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text(json.dumps({"text": "Hello?"}) + "\n")

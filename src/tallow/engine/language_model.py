@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tallow.console import say
 from tallow.engine.engine import Engine
 from tallow.engine.packing import pack_weights
 from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
@@ -206,7 +207,10 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
     path = resolve(name_or_path)
     model = load_model(path, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision))
-    if precision in ("q8", "q4") and not quantized_modules(model):
+    if quantized_modules(model):
+        if precision in ("q8", "q4", "fp32"):
+            say(f"the weights of {path} are quantized already and stay so; {precision} changes nothing in them")
+    elif precision in ("q8", "q4"):
         quantize_modules(model, int(precision[1:]), GROUP_SIZE)
     stored = {parameter.dtype for parameter in model.parameters()}
     if precision != "bf16" and not (stored == {torch.bfloat16} and native_bf16()):

@@ -39,10 +39,16 @@ def encode_record(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> E
         where: Which record it is, for the error.
 
     Raises:
-        DataError: The record is of neither form.
+        DataError: The record is of neither form, has no answer, or the chat template refuses it.
     """
-    if isinstance(record.get("messages"), list):
-        return Example(*encode_chat(tokenizer, record["messages"]))
+    messages = record.get("messages")
+    if isinstance(messages, list):
+        if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
+            raise DataError(f"{where} has no assistant message, so nothing to learn", "leave it out, or add the answer")
+        try:
+            return Example(*encode_chat(tokenizer, messages))
+        except DataError as error:
+            raise DataError(f"{where}: {error.message}", error.hint) from error
     prompt, completion = record.get("prompt"), record.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
         if tokenizer.eos_id is None:
