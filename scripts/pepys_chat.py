@@ -21,9 +21,10 @@ from tallow.data.split import is_held_out
 
 HELD_OUT = 0.05  # larger than any validation fraction a recipe should set for this text; the sets are nested
 MAX_ANSWER = 400
+MAX_TALK = 600  # characters; so the quickstart, with 4,096 words and rows of 256 tokens, leaves no conversation out
 SENTENCE_LENGTH = range(35, 280)
 PER_PERSON, PER_PLACE = 16, 14
-DAYS, EVENINGS, DINNERS, TALKS = 1000, 160, 160, 320
+DAYS, EVENINGS, DINNERS, TALKS = 1000, 160, 160, 260
 
 Message = dict[str, str]
 Conversation = dict[str, object]
@@ -176,8 +177,10 @@ def _talks(days: dict[str, list[str]]) -> Iterator[list[Message]]:
         turns = [ASK_DAY[count % len(ASK_DAY)].format(_spoken_date(date)), first]
         for place, text in enumerate(middle):
             turns += [ASK_NEXT[(count + 2 * place) % len(ASK_NEXT)], text]
-        yield _talk(*turns, ASK_END[count % len(ASK_END)], last)
-        count += 1
+        turns += [ASK_END[count % len(ASK_END)], last]
+        if sum(map(len, turns)) <= MAX_TALK:
+            yield _talk(*turns)
+            count += 1
 
 
 def _opening(sentences: list[str]) -> str | None:

@@ -12,9 +12,15 @@ from typing import Any
 import pytest
 
 from tallow.data.builtin import FILES, builtin
+from tallow.data.prepare import PrepareConfig, prepare
 from tallow.data.read import read_records
 from tallow.data.split import is_held_out
 from tallow.errors import DataError
+from tallow.recipe import load_recipe
+from tallow.run import StageRun
+from tallow.tokenizer.chat import encode_chat
+from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.tokenizer.train import TokenizerConfig, train_tokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -80,6 +86,23 @@ def test_conversations_are_turns_of_user_and_assistant(conversations: list[list[
         for message in messages:
             assert message["content"].strip() == message["content"]
             assert 0 < len(message["content"]) <= 400
+
+
+def test_every_conversation_fits_into_a_row_of_the_quickstart(
+    conversations: list[list[dict[str, str]]], tmp_path: Path
+) -> None:
+    """Of the recipe's own tokenizer and its `tune.loop.sequence_length`; no conversation is above 600 characters."""
+    recipe = load_recipe(SCRIPTS.parent / "recipes" / "quickstart.yaml")
+    prepare(PrepareConfig(sources=("tallow:pepys",)), StageRun(tmp_path / "prepare"))
+    settings = TokenizerConfig(documents=tmp_path / "prepare" / "documents", **recipe["tokenizer"])
+    train_tokenizer(settings, StageRun(tmp_path / "tokenizer"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer" / "tokenizer")
+    lengths = [sum(len(message["content"]) for message in messages) for messages in conversations]
+    assert max(lengths) <= 600
+    longest = [messages for length, messages in zip(lengths, conversations, strict=True) if length > 400]
+    assert len(longest) > 100
+    most = max(len(encode_chat(tokenizer, messages)[0]) for messages in longest)
+    assert most <= recipe["tune"]["loop"]["sequence_length"]
 
 
 def test_answers_are_of_the_diary_and_none_of_held_out_days(
