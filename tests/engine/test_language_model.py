@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,11 +15,13 @@ import torch
 import tallow
 from tallow.engine import language_model
 from tallow.engine.language_model import LanguageModel, load
+from tallow.engine.packing import pack_weights
 from tallow.engine.request import SamplingParams
 from tallow.errors import DataError, UsageError
+from tallow.kernels import dequantize, quantize_groups
 from tallow.models.decoder import Decoder
-from tallow.models.formats import save_model
-from tallow.models.quantization import quantized_modules
+from tallow.models.formats import load_model, save_model
+from tallow.models.quantization import dequantized_state, quantize_modules, quantized_modules
 from tallow.tokenizer.tokenizer import Tokenizer
 
 PARAMS = SamplingParams(max_new_tokens=20, temperature=1.0, seed=3)
@@ -156,6 +159,57 @@ def test_load_quantized(directory: Path, lm: LanguageModel, precision: language_
     ids = lm.tokenizer.encode("the quick brown fox")
     difference = (loaded.log_probs(ids) - lm.log_probs(ids)).abs().mean()
     assert 0 < difference < (0.1 if bits == 8 else 1.0)
+
+
+@pytest.fixture(scope="module", params=[4, 8])
+def quantized(
+    request: pytest.FixtureRequest, model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A stored model of 4 or 8 bits."""
+    path = tmp_path_factory.mktemp("quantized") / "model"
+    save_model(quantize_modules(copy.deepcopy(model), request.param, 32), tokenizer, path)
+    return path
+
+
+def test_stored_codes_stay(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = load_model(quantized).state_dict()
+    bits = quantized_modules(load_model(quantized))["layers.0.attention.q_proj"].weight.bits
+    for precision in ("auto", "q4" if bits == 4 else "q8"):
+        torch.testing.assert_close(load(quantized, precision).model.state_dict(), stored, rtol=0, atol=0)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_stored_codes_are_unpacked(
+    quantized: Path,
+    precision: language_model.Precision,
+    dtype: torch.dtype,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    by_hand = Decoder(model.config).eval()
+    by_hand.load_state_dict(dict(dequantized_state(load_model(quantized))))
+    expected = LanguageModel(pack_weights(by_hand.to(dtype)), tokenizer, quantized)
+    loaded = load(quantized, precision)
+    assert "does not come back" in capsys.readouterr().err
+    assert not quantized_modules(loaded.model)
+    torch.testing.assert_close(loaded.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
+    ids = tokenizer.encode("the quick brown fox")
+    assert torch.equal(loaded.log_probs(ids), expected.log_probs(ids))
+
+
+def test_stored_codes_are_rounded_anew(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = quantized_modules(load_model(quantized))
+    bits = 12 - stored["layers.0.attention.q_proj"].weight.bits
+    loaded = quantized_modules(load(quantized, "q4" if bits == 4 else "q8").model)
+    assert "does not come back" in capsys.readouterr().err
+    assert list(loaded) == list(stored)
+    for name, module in loaded.items():
+        expected = quantize_groups(dequantize(stored[name].weight), 8 if name == "embed" else bits, 32)
+        assert module.weight.bits == expected.bits
+        assert torch.equal(module.codes, expected.codes)
+        assert torch.equal(module.scales, expected.scales)
 
 
 @pytest.mark.parametrize("native", [True, False])

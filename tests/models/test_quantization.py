@@ -13,12 +13,15 @@ from tallow.models.blocks.quantized import QuantizedEmbedding, QuantizedLinear
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.quantization import (
+    dequantize_modules,
     dequantized_state,
     model_bytes,
     num_weights,
     quantization_targets,
     quantize_modules,
+    quantized_bits,
     quantized_modules,
+    requantize_modules,
 )
 
 CONFIG = DecoderConfig(
@@ -184,3 +187,45 @@ def test_sizes_count_every_weight_once() -> None:
     rest = num_weights(plain) - matrices
     assert model_bytes(quantized) == matrices * 4.5 / 8 + rest * 4
     assert set(dequantized_state(quantized)) == set(dict(plain.named_parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dequantized_modules_hold_what_the_codes_stand_for(dtype: torch.dtype) -> None:
+    quantized = quantize_modules(make_model(), 4, 32, skip=["layers.0"])
+    expected = dict(dequantized_state(quantized))
+    names = list(quantized_modules(quantized))
+    plain = dequantize_modules(copy.deepcopy(quantized), dtype)
+    assert quantized_bits(plain) is None
+    assert [name for name, _ in plain.named_parameters()] == [name for name, _ in make_model().named_parameters()]
+    for name, parameter in plain.named_parameters():
+        wanted = dtype if name.removesuffix(".weight") in names else torch.float32
+        torch.testing.assert_close(parameter.detach(), expected[name].to(wanted), rtol=0, atol=0)
+    if dtype == torch.float32:
+        torch.testing.assert_close(logits(plain, random_ids()), logits(quantized, random_ids()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4)])
+def test_requantized_weights_are_the_unpacked_ones_rounded_anew(before: int, after: int) -> None:
+    model = quantize_modules(make_model(), before, 64, skip=["layers.0"])
+    stored = {name: module.weight for name, module in quantized_modules(model).items()}
+    assert quantized_bits(model) == before
+    requantize_modules(model, after, 32)
+    assert quantized_bits(model) == after
+    assert list(quantized_modules(model)) == list(stored)  # what was left out the first time stays out
+    for name, module in quantized_modules(model).items():
+        kept = name == "embed"  # 8 bits, whatever those of the linear layers
+        expected = stored[name] if kept else quantize_groups(dequantize(stored[name]), after, 32)
+        assert module.weight.bits == expected.bits
+        assert module.weight.group_size == expected.group_size
+        assert torch.equal(module.codes, expected.codes)
+        assert torch.equal(module.scales, expected.scales)
+    assert quantized_modules(model)["layers.1.attention.q_proj"].get_parameter("bias").any()
+    assert logits(model, random_ids()).isfinite().all()
+
+
+def test_requantized_embedding_keeps_its_dtype() -> None:
+    model = quantize_modules(make_model().bfloat16(), 8, 32)
+    requantize_modules(model, 4, 32, embedding_bits=4)
+    embed = quantized_modules(model)["embed"]
+    assert isinstance(embed, QuantizedEmbedding)
+    assert (embed.weight.bits, embed.dtype) == (4, torch.bfloat16)

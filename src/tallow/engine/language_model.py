@@ -17,13 +17,15 @@ from tallow.engine.request import FinishReason, Request, RequestState, SamplingP
 from tallow.errors import DataError, UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer
-from tallow.models.quantization import quantize_modules, quantized_modules
+from tallow.models.quantization import dequantize_modules, quantize_modules, quantized_bits, requantize_modules
 from tallow.models.store import resolve
 from tallow.tokenizer.chat import Message, encode_chat_prompt
 from tallow.tokenizer.tokenizer import Tokenizer
 
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 PRECISIONS = ("auto", "fp32", "bf16", "q8", "q4")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BITS = {"q8": 8, "q4": 4}
 GROUP_SIZE = 32
 GREEDY = SamplingParams()
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
@@ -195,9 +197,10 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
 
     Args:
         name_or_path: A model directory, a GGUF file, a run directory, or a name in the local store.
-        precision: `auto` computes in bf16 where the weights are stored in it and the processor has it, else in fp32.
-            `fp32` and `bf16` convert. `q8` and `q4` round the weights of linear layers to 8 or 4 bits in groups of 32,
-            and compute with them as `auto`. Weights that are stored quantized stay so.
+        precision: `auto` leaves weights as they are stored, and computes in bf16 where they (of a quantized model: its
+            norms) are bf16 and the processor has it, else in fp32. `fp32` and `bf16` convert, quantized weights too.
+            `q8` and `q4` round the weights of linear layers to 8 or 4 bits in groups of 32, and compute with them as
+            `auto`; of a model that is quantized in other bits, the weights that are.
 
     Raises:
         UsageError: The precision is unknown.
@@ -206,12 +209,17 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
     path = resolve(name_or_path)
-    model = load_model(path, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}.get(precision))
-    if quantized_modules(model):
-        if precision in ("q8", "q4", "fp32"):
-            say(f"the weights of {path} are quantized already and stay so; {precision} changes nothing in them")
-    elif precision in ("q8", "q4"):
-        quantize_modules(model, int(precision[1:]), GROUP_SIZE)
+    model = load_model(path, dtype=DTYPES.get(precision))
+    bits, stored_bits = BITS.get(precision), quantized_bits(model)
+    if stored_bits is None:
+        if bits is not None:
+            quantize_modules(model, bits, GROUP_SIZE)
+    elif precision != "auto" and bits != stored_bits:
+        say(f"the weights of {path} are stored in {stored_bits} bits; what that has lost does not come back")
+        if bits is not None:
+            requantize_modules(model, bits, GROUP_SIZE)
+        else:
+            dequantize_modules(model, DTYPES[precision])
     stored = {parameter.dtype for parameter in model.parameters()}
     if precision != "bf16" and not (stored == {torch.bfloat16} and native_bf16()):
         model = model.to(torch.float32)

@@ -10,6 +10,7 @@ that has not even groups of 32 leaves its module as it is.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from tallow.errors import UsageError
 from tallow.kernels import QuantizedWeight, dequantize, quantize_groups
+from tallow.models.blocks.linear import Linear
 from tallow.models.blocks.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedModule
 from tallow.models.decoder import Decoder, Embedding
 
@@ -61,7 +63,7 @@ def quantization_targets(
     for name, module in names.items():
         if not isinstance(module, nn.Linear | Embedding) or any(f"{name}.".startswith(f"{part}.") for part in skip):
             continue
-        module_bits = embedding_bits if isinstance(module, Embedding) or name == "lm_head" else bits
+        module_bits = embedding_bits if _is_table(name, module) else bits
         group = math.gcd(module.weight.shape[1], group_size)
         if module_bits is not None and group % SMALLEST_GROUP == 0:
             targets.append(Target(name, module_bits, group))
@@ -86,6 +88,36 @@ def quantize_modules(
     return model
 
 
+def requantize_modules(model: Decoder, bits: int, group_size: int, *, embedding_bits: int = 8) -> Decoder:
+    """Round the weights of a quantized model anew, in place, one module after the other.
+
+    Modules that are not quantized stay so, and those that have the bits already keep their codes. What the first
+    rounding has lost does not come back.
+    """
+    for name, module in quantized_modules(model).items():
+        module_bits = embedding_bits if _is_table(name, module) else bits
+        if module.weight.bits != module_bits:
+            group = math.gcd(module.weight.in_features, group_size)
+            replace_weight(model, name, quantize_groups(dequantize(module.weight), module_bits, group))
+    return model
+
+
+def dequantize_modules(model: Decoder, dtype: torch.dtype) -> Decoder:
+    """Put plain modules, with the weights that the codes stand for, in the place of all quantized ones; in place."""
+    for name, module in quantized_modules(model).items():
+        weight_OI = nn.Parameter(dequantize(module.weight, dtype))
+        with torch.device("meta"):  # without memory for the weight that is replaced at once
+            if isinstance(module, QuantizedEmbedding):
+                plain = Embedding(module.num_embeddings, module.embedding_dim)
+            else:
+                assert isinstance(module, QuantizedLinear)
+                plain = Linear(module.in_features, module.out_features, bias=False)
+                plain.register_parameter("bias", module.bias)
+        plain.weight = weight_OI
+        model.set_submodule(name, plain.train(module.training))
+    return model
+
+
 def plain_weight(model: Decoder, name: str) -> Tensor:
     """The weight of a linear layer or embedding that is not quantized, O × I."""
     module = model.get_submodule(name)
@@ -96,10 +128,11 @@ def plain_weight(model: Decoder, name: str) -> Tensor:
 def replace_weight(model: Decoder, name: str, weight: QuantizedWeight) -> None:
     """Put a quantized module in the place of a linear layer or embedding; its old weight is let go."""
     module = model.get_submodule(name)
-    if isinstance(module, Embedding):
-        replacement = QuantizedEmbedding(weight, module.weight.dtype)
+    if isinstance(module, Embedding | QuantizedEmbedding):
+        dtype = module.dtype if isinstance(module, QuantizedEmbedding) else module.weight.dtype
+        replacement = QuantizedEmbedding(weight, dtype)
     else:
-        assert isinstance(module, nn.Linear)
+        assert isinstance(module, nn.Linear | QuantizedLinear)
         replacement = QuantizedLinear(weight, module.bias)
     model.set_submodule(name, replacement.train(module.training))
 
@@ -107,6 +140,12 @@ def replace_weight(model: Decoder, name: str, weight: QuantizedWeight) -> None:
 def quantized_modules(model: Decoder) -> dict[str, QuantizedModule]:
     """The quantized modules of a model, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedModule)}
+
+
+def quantized_bits(model: Decoder) -> int | None:
+    """The bits of most quantized modules of a model; None if it has none."""
+    bits = Counter(module.weight.bits for module in quantized_modules(model).values())
+    return bits.most_common(1)[0][0] if bits else None
 
 
 def dequantized_state(model: Decoder) -> Mapping[str, Tensor]:
@@ -127,6 +166,11 @@ def num_weights(model: Decoder) -> int:
     """Number of weights, quantized ones included; a tied embedding counts once."""
     quantized = (module.weight for module in quantized_modules(model).values())
     return model.num_parameters() + sum(weight.out_features * weight.in_features for weight in quantized)
+
+
+def _is_table(name: str, module: nn.Module) -> bool:
+    """Whether a module is the token embedding or the output matrix."""
+    return isinstance(module, Embedding | QuantizedEmbedding) or name == "lm_head"
 
 
 class _DequantizedState(Mapping[str, Tensor]):

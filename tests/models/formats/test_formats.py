@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from tallow.errors import DataError, UsageError
+from tallow.files import read_json
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.formats import Precision, load_model, load_tokenizer, save_gguf, save_model
 from tallow.models.formats.convert import convert
-from tallow.models.quantization import quantize_modules
+from tallow.models.quantization import dequantized_state, quantize_modules
 from tallow.tokenizer.tokenizer import Tokenizer
 
 
@@ -100,6 +101,19 @@ def test_compressed_models_keep_their_bits(tmp_path: Path, model: Decoder) -> No
     result = convert(tmp_path / "hub", "gguf", tmp_path / "model.gguf")
     assert result["precision"] == "q4_0"
     torch.testing.assert_close(logits(load_model(tmp_path / "model.gguf")), logits(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("f32", torch.float32), ("bf16", torch.bfloat16)])
+def test_compressed_models_are_unpacked_for_others(
+    tmp_path: Path, model: Decoder, precision: Precision, dtype: torch.dtype
+) -> None:
+    """A directory of the precision asked for, which other programs read."""
+    quantize_modules(model, 4, 32)
+    save_model(model, None, tmp_path / "hub")
+    expected = {name: tensor.to(dtype) for name, tensor in dequantized_state(model).items()}
+    convert(tmp_path / "hub", "safetensors", tmp_path / "plain", precision)
+    assert "quantization_config" not in read_json(tmp_path / "plain" / "config.json")
+    torch.testing.assert_close(dict(load_model(tmp_path / "plain").state_dict()), expected, rtol=0, atol=0)
 
 
 def test_what_cannot_be(tmp_path: Path, directory: Path) -> None:

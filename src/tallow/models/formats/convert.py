@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from tallow.errors import DataError, UsageError
 from tallow.files import directory_size
 from tallow.models.decoder import Decoder
 from tallow.models.formats import Precision, has_tokenizer, load_model, load_tokenizer, save_gguf, save_model
-from tallow.models.quantization import num_weights, quantized_modules
+from tallow.models.quantization import dequantize_modules, num_weights, quantized_bits
 from tallow.models.store import resolve
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -30,6 +29,7 @@ def convert(
         model: Anything that `store.resolve` understands.
         out: A directory for safetensors, a file for GGUF.
         precision: `auto` keeps what the weights are stored as (those of a quantized GGUF file become float32).
+            Any other is what is written: quantized weights are unpacked.
 
     Returns:
         `path`, `format`, `precision`, `parameters` (how many) and `bytes` (of what was written).
@@ -46,7 +46,10 @@ def convert(
         raise UsageError(f"{out} is a directory", "name a file for GGUF, such as model.gguf")
     if to == "safetensors" and out.is_file():
         raise UsageError(f"{out} is a file", "name a directory for safetensors")
-    decoder = load_model(source, dtype=_DTYPES.get(precision) if to == "safetensors" else None)
+    dtype = _DTYPES.get(precision) if to == "safetensors" else None
+    decoder = load_model(source, dtype=dtype)
+    if dtype is not None:
+        dequantize_modules(decoder, dtype)
     tokenizer = _tokenizer(source)
     if precision == "auto":
         precision = _stored_precision(decoder)
@@ -72,9 +75,9 @@ def _tokenizer(source: Path) -> Tokenizer | None:
 
 def _stored_precision(model: Decoder) -> Precision:
     """The GGUF precision nearest to how a model's matrices are stored."""
-    bits = Counter(module.weight.bits for module in quantized_modules(model).values())
-    if bits:
-        return "q4_0" if bits.most_common(1)[0][0] == 4 else "q8_0"
+    bits = quantized_bits(model)
+    if bits is not None:
+        return "q4_0" if bits == 4 else "q8_0"
     dtype = next(model.parameters()).dtype
     if dtype not in _PRECISIONS:
         raise DataError(f"weights of {dtype} cannot be converted as they are", "name a --precision")
