@@ -208,9 +208,14 @@ class TestWhatIsLearned:
         for source in (CHATML, TOOLS):
             assert len(learned_text(with_template(byte_level_backend(), source), messages)) == 2
 
-    def test_content_in_parts(self, byte_level: Tokenizer) -> None:
+    @pytest.mark.parametrize("name", ["chatml", "generation", "turns"])
+    def test_content_in_parts_is_joined(self, name: str, byte_level_backend: Backend) -> None:
         parts = {"role": "assistant", "content": [{"type": "text", "text": "It's"}, {"type": "text", "text": " so"}]}
-        assert learned_text(byte_level, [USER, parts]) == ["It's so<|im_end|>"]
+        tokenizer = with_template(byte_level_backend(), TEMPLATES[name])
+        assert learned_text(tokenizer, [USER, parts]) == ["It's so<|im_end|>"]
+        assert encode_chat_prompt(tokenizer, [{**parts, "role": "user"}]) == encode_chat_prompt(
+            tokenizer, [{"role": "user", "content": "It's so"}]
+        )
 
     def test_a_template_that_rewrites_earlier_answers_is_refused(self, byte_level_backend: Backend) -> None:
         tokenizer = with_template(byte_level_backend(), THINKING)
@@ -263,7 +268,7 @@ class TestControlTokensInContent:
 
     @given(first=contents, second=contents)
     def test_not_from_parts_that_only_together_spell_one(self, first: str, second: str, byte_level: Tokenizer) -> None:
-        messages = [{"role": "user", "content": [{"text": first}, {"text": second}]}]
+        messages = [{"role": "user", "content": [{"type": "text", "text": text} for text in (first, second)]}]
         ids, _ = encode_chat(byte_level, messages)
         assert control_tokens(byte_level, ids) == ["<|im_start|>", "<|im_end|>"]
         assert byte_level.chat_template is not None
@@ -330,6 +335,14 @@ class TestFailures:
             ([{"role": 5, "content": "x"}], "message 0 has no role"),
             ([{"role": "user", "content": object()}], "message 0 holds a object"),
             ([{"role": "user", "content": {1: "x"}}], "message 0 holds a dict"),
+            ([USER, {"role": "user"}], "message 1 has no content"),
+            ([{"role": "user", "content": None}], "message 0 has no content"),
+            ([{"role": "assistant", "content": None, "tool_calls": []}], "message 0 has no content"),
+            ([{"role": "user", "content": 7}], "the content of message 0 is no text"),
+            ([{"role": "user", "content": {"text": "x"}}], "the content of message 0 is no text"),
+            ([{"role": "user", "content": ["x"]}], "part 0 of the content of message 0 is no text"),
+            ([{"role": "user", "content": [{"type": "text", "text": None}]}], "part 0 of the content of message 0"),
+            ([{"role": "user", "content": [{"type": "image_url", "text": "x"}]}], "part 0 of the content of message 0"),
         ],
     )
     def test_of_messages(self, messages: list[Any], match: str) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # at run time tokenizer.py imports this file
     from tallow.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+MESSAGE_FORM = 'a message is {"role": "user" or such, "content": text}'
 
 CHATML = """\
 {%- macro text(content) %}
@@ -273,12 +274,31 @@ def _marked(
 
 
 def _plain_messages(messages: Sequence[Message]) -> list[Message]:
-    """Copies of messages without what is None (as in the answers of APIs): many templates would write "None"."""
-    plain = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise DataError(f"message {index} has no role", 'a message is {"role": …, "content": …}')
-        plain.append({key: value for key, value in _plain(message, f"message {index}").items() if value is not None})
+    """Copies of messages, each with a role and a content, which is a string.
+
+    Content in parts (as OpenAI's API has it) is joined without anything in between; parts that are not text are
+    refused. An answer that only calls tools needs no content. What is None is left out, for many templates would
+    write "None".
+    """
+    return [_plain_message(message, f"message {index}") for index, message in enumerate(messages)]
+
+
+def _plain_message(message: Message, where: str) -> Message:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise DataError(f"{where} has no role", MESSAGE_FORM)
+    plain = {key: value for key, value in _plain(message, where).items() if value is not None}
+    content = plain.get("content")
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                raise DataError(
+                    f"part {number} of the content of {where} is no text", 'a part is {"type": "text", "text": …}'
+                )
+        plain["content"] = "".join(part["text"] for part in content)
+    elif content is None and not plain.get("tool_calls"):
+        raise DataError(f"{where} has no content", MESSAGE_FORM)
+    elif content is not None and not isinstance(content, str):
+        raise DataError(f"the content of {where} is no text", MESSAGE_FORM)
     return plain
 
 
