@@ -28,12 +28,12 @@ MONTHS = "January|February|March|April|May|June|July|August|September|October|No
 
 @pytest.fixture(scope="module")
 def diary() -> list[dict[str, Any]]:
-    return list(read_records("tallow:pepys"))
+    return [record.fields for record in read_records("tallow:pepys")]
 
 
 @pytest.fixture(scope="module")
 def conversations() -> list[list[dict[str, str]]]:
-    return [record["messages"] for record in read_records("tallow:pepys_chat")]
+    return [record.fields["messages"] for record in read_records("tallow:pepys_chat")]
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,7 @@ def test_real_corpora_keep_every_text(shared_data: Callable[..., Path], tmp_path
     path = tmp_path / "shakespeare_milton.en.jsonl.xz"
     shutil.copy(shared_data("corpus_english_books", path.name), path)
     directory = run_prepare(path)
-    expected = {record["text"] for record in read_records(path)}
+    expected = {record.fields["text"] for record in read_records(path)}
     assert {row["text"] for split in ("train", "validation") for row in rows(directory, split)} == expected
 
 

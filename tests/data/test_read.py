@@ -227,16 +227,80 @@ def test_records_of_jsonl_and_parquet(tmp_path: Path) -> None:
     messages = {"messages": [{"role": "user", "content": "Hello"}]}
     path = write_lines(tmp_path / "a.jsonl", *[json.dumps(messages).encode()] * 12, b"bad")
     rejected = Rejected()
-    assert list(read_records(path, rejected=rejected)) == [messages] * 12
+    assert [record.fields for record in read_records(path, rejected=rejected)] == [messages] * 12
     assert (rejected.good, rejected.bad) == (12, 1)
-    pq.write_table(pa.table({"prompt": ["a", "b"], "n": [1, 2]}), tmp_path / "b.parquet")
-    assert list(read_records([path, tmp_path / "b.parquet"])) == [messages] * 12 + [
-        {"prompt": "a", "n": 1},
-        {"prompt": "b", "n": 2},
-    ]
+    table = tmp_path / "b.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"], "n": [1, 2]}), table)
+    *_, last = found = list(read_records([path, table]))
+    assert [record.fields for record in found] == [messages] * 12 + [{"prompt": "a", "n": 1}, {"prompt": "b", "n": 2}]
+    assert [str(record.place) for record in found[11:13]] == [f"{path}, line 12", f"{table}, row 1"]
+    assert (last.place.number, last.place.offset) == (2, 1)
     (tmp_path / "c.txt").write_text("text")
     with pytest.raises(DataError, match="text file where records are needed"):
         list(read_records(tmp_path / "c.txt"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n \r\n"])
+def test_json_file_that_is_an_array(tmp_path: Path, indent: int | None, start: str) -> None:
+    path = tmp_path / "a.json"
+    texts = ["first", "zwëi\r\n", "third 🙂"]
+    path.write_bytes((start + json.dumps([{"text": text} for text in texts], indent=indent)).encode())
+    documents = read(path)
+    assert [(document.text, document.offset) for document in documents] == list(zip(texts, range(3), strict=True))
+    assert [str(record.place) for record in read_records(path)][2] == f"{path}, record 3"
+
+
+def test_json_file_with_an_object_on_each_line(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.json", b"", *good_lines(19), b"bad")
+    rejected = Rejected()
+    assert [document.text for document in read(path, rejected)] == [f"good {number}" for number in range(19)]
+    assert rejected.first.startswith(f"{path}, line 21: not JSON")
+
+
+def test_bad_elements_of_an_array_are_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    elements = ['{"text": "good"}'] * 9 + [
+        "[1]",
+        "null",
+        r'{"text": "\ud83d"}',
+        '{"text": 1}',
+        f'{{"text": "{"x" * 65}"}}',
+    ]
+    path.write_text(f"[{','.join(elements)}]")
+    rejected = Rejected(tmp_path / "rejected.jsonl")
+    assert len(read(path, rejected, max_document_bytes=64, max_bad_fraction=0.5)) == 9
+    records = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [(record["line"], record["reason"]) for record in records] == [
+        (10, "not a JSON object"),
+        (11, "not a JSON object"),
+        (12, "half a surrogate pair in a string"),
+        (13, "field text is not a string"),
+        (14, "longer than 64 bytes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message", "hint"),
+    [
+        (b'{\n  "data": [{"text": "x"}]\n}', r"neither a JSON array nor JSON lines \(line 1: not JSON", "jq -c"),
+        (b'["a"]\n["b"]', "is not valid JSON", "again"),
+        (b'[{"text": "x"}, {"text":', "is not valid JSON", "again"),
+        (b"[" * 100_000, "is not valid JSON", "again"),
+        (b'["\xff"]', "is not utf-8 text", "latin-1"),
+        (b" [ ]", "is empty", "leave it out"),
+        (b" ", "is empty", "leave it out"),
+        (b'{"data": [{"text": "x"}]}', "line 1: no field text, but data", "mend the data"),
+        (b'["a", "b"]', "2 of 2 records .* record 1: not a JSON object", "mend the data"),
+    ],
+)
+def test_json_files_that_hold_no_records_say_what_to_do(tmp_path: Path, raw: bytes, message: str, hint: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=message) as caught:
+        read(path)
+    assert str(path) in caught.value.message
+    assert hint in caught.value.hint
 
 
 @given(lines=st.lists(st.binary(max_size=40), max_size=12), limit=st.integers(8, 48))
@@ -251,6 +315,17 @@ def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, lin
         return
     for document in documents:
         assert json.loads(raw[document.offset :].split(b"\n")[0])["text"] == document.text
+
+
+@given(inside=st.binary(max_size=60))
+def test_no_bytes_break_the_reader_of_arrays(tmp_path_factory: pytest.TempPathFactory, inside: bytes) -> None:
+    path = tmp_path_factory.mktemp("any") / "a.json"
+    path.write_bytes(b'[{"text": "x"}' + inside + b"]")
+    try:
+        documents = read(path, max_bad_fraction=1.0)
+    except DataError:
+        return
+    assert documents[0].text == "x"
 
 
 @given(

@@ -50,12 +50,33 @@ def test_of_a_prompt_with_its_completion_the_completion_and_the_end_are_learned(
     assert learned_text(example, tokenizer) == " 4<|endoftext|>"
 
 
+USER = {"role": "user", "content": "Hello"}
+
+
 @pytest.mark.parametrize(
-    "record", [{}, {"text": "x"}, {"prompt": "x"}, {"prompt": 1, "completion": "x"}, {"messages": "x"}]
+    ("record", "message"),
+    [
+        ({}, "a.jsonl, line 7 has neither .*it has nothing"),
+        ({"text": "x", "messages": None}, "line 7 has neither .*it has text"),
+        ({"prompt": "x"}, "line 7 has neither .*it has prompt"),
+        ({"prompt": "x", "completion": None}, "line 7 has neither .*it has prompt"),
+        ({"prompt": 1, "completion": "x"}, "line 7: prompt is no string"),
+        ({"prompt": "x", "completion": ["y"]}, "line 7: completion is no string"),
+        ({"messages": "x"}, "line 7: messages is no list"),
+        ({"messages": []}, "line 7: messages is no list, or an empty one"),
+        ({"messages": [USER]}, "line 7 has no assistant message"),
+        ({"messages": [USER, "Hi"]}, "line 7: message 1 has no role"),
+        ({"messages": [{"role": 1, "content": "x"}, USER]}, "line 7: message 0 has no role"),
+        ({"messages": [USER, {"role": "assistant"}]}, "line 7: message 1 has no content"),
+        ({"messages": [{"role": "user", "content": None}, USER]}, "line 7: message 0 has no content"),
+        ({"messages": [USER, {"role": "assistant", "content": 4}]}, "line 7: the content of message 1 is no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "line 7: part 0 of the content of mess"),
+    ],
 )
-def test_other_records_are_refused_by_name(tokenizer: Tokenizer, record: dict[str, object]) -> None:
-    with pytest.raises(DataError, match="record 7"):
-        encode_record(record, tokenizer, "record 7")
+def test_other_records_are_refused_by_name(tokenizer: Tokenizer, record: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        encode_record(record, tokenizer, "a.jsonl, line 7")
+    assert caught.value.hint
 
 
 def test_sets_that_teach_nothing_or_no_end_are_refused() -> None:
@@ -69,11 +90,15 @@ def test_sets_that_teach_nothing_or_no_end_are_refused() -> None:
 
 
 def test_examples_that_do_not_fit_are_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    short, long = Example([1] * 3, [True] * 3), Example([1] * 9, [True] * 9)
+    short, long = Example([1] * 6, [True] * 6), Example([1] * 9, [True] * 9)
     assert keep_fitting([short, long], 5) == [short]
-    assert "1 of 2 examples" in capsys.readouterr().err
-    with pytest.raises(DataError, match="longer than 5"):
+    said = capsys.readouterr().err
+    assert "left out 1 of 2 examples: too long for a sequence_length of 5 (a tune.loop.sequence_length of 8" in said
+    assert keep_fitting([short, long], 8) == [short, long]
+    assert not capsys.readouterr().err
+    with pytest.raises(DataError, match="sequence_length of 5") as caught:
         keep_fitting([long], 5)
+    assert "8 or more" in caught.value.hint
     with pytest.raises(DataError, match="empty"):
         keep_fitting([], 5)
 

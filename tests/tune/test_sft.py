@@ -81,11 +81,11 @@ def test_sets_and_models_that_cannot_be_tuned_are_refused(
 ) -> None:
     silent = tmp_path / "silent.jsonl"
     silent.write_text(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}) + "\n")
-    with pytest.raises(DataError, match="record 1 has no assistant message"):
+    with pytest.raises(DataError, match=r"silent.jsonl, line 1 has no assistant message"):
         run_stage("tune", settings(model_directory, silent), StageRun(tmp_path / "a"))
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text(json.dumps({"text": "Hello?"}) + "\n")
-    with pytest.raises(DataError, match="record 1 has neither"):
+    with pytest.raises(DataError, match=r"foreign.jsonl, line 1 has neither"):
         run_stage("tune", settings(model_directory, foreign), StageRun(tmp_path / "b"))
     with pytest.raises(UsageError, match="context has 256"):
         run_stage("tune", settings(model_directory, chat_file, loop={"sequence_length": 300}), StageRun(tmp_path / "c"))

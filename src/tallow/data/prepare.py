@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from tallow.console import progress, say
 from tallow.data.documents import SCHEMA, DocumentWriter
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
 from tallow.data.read import Document, ReadSettings, Rejected, read_documents
-from tallow.data.sources import expand_globs, find_sources
+from tallow.data.sources import SourceNames, find_sources
 from tallow.data.split import Keys, choose_held_out, survivors
 from tallow.files import atomic_directory, hash_file
 from tallow.run import StageRun
@@ -35,17 +35,10 @@ class PrepareConfig(ReadSettings):
         min_chars: Drop documents with fewer characters, white space at the ends not counted.
     """
 
-    sources: tuple[Path | str, ...] = Field(min_length=1)
+    sources: SourceNames = Field(min_length=1)
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     deduplicate: bool = True
     min_chars: int = Field(default=1, ge=1)
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        """Name each file or directory as a path, so that a change in one is seen when the recipe is run again."""
-        names = [value] if isinstance(value, str | Path) else value
-        return tuple(expand_globs([str(name) for name in names])) if isinstance(names, list | tuple) else value
 
 
 def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from tallow.recipe import Section
 ID_LENGTH = 32
 REJECTED_BYTES = 200
 PARQUET_ROWS = 256
-BINARY_PROBE_BYTES = 8192
+BINARY_PROBE_BYTES = ARRAY_PROBE_BYTES = 8192
+SHOWN_NAMES = 80
 BOM = "\ufeff"
 
 
@@ -60,7 +61,7 @@ class Document:
         id: Hash of source, offset and content: 32 hexadecimal digits.
         text: The text, as it stood there.
         source: Name of the source.
-        offset: Byte offset in the unpacked file; for parquet the row number.
+        offset: As of its `Place`.
         digest: SHA-256 of the text in UTF-8.
     """
 
@@ -77,11 +78,40 @@ class Document:
         return cls(sha256(identity).hexdigest()[:ID_LENGTH], text, source, offset, digest)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands.
+
+    Args:
+        source: The file.
+        unit: What is counted in it: lines of text and JSON lines, rows of parquet, records of a JSON array.
+        number: Which one it is, from 1.
+        offset: Byte offset in the unpacked file; of a row or record how many are before it.
+    """
+
+    source: Source
+    unit: Literal["line", "row", "record"]
+    number: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.source.name}, {self.unit} {self.number}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A JSON object or a row, and where it stands."""
+
+    place: Place
+    fields: dict[str, Any]
+
+
 class Rejected:
     """Counts good records and bad ones, and keeps the bad ones in a JSONL file.
 
     Args:
-        path: Where bad records go (`source`, `line`, `reason`, `start`: the first bytes); None: nowhere.
+        path: Where bad records go (`source`; `line`, or the number of the row or record; `reason`; `start`: the
+            first bytes); None: nowhere.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -90,13 +120,13 @@ class Rejected:
         self.bad = 0
         self.first = ""
 
-    def add(self, source: Source, line: int, reason: str, raw: bytes) -> None:
-        """Set aside record number `line` (from 1) of a source."""
+    def add(self, place: Place, reason: str, raw: bytes) -> None:
+        """Set aside the record at `place`."""
         self.bad += 1
-        self.first = self.first or f"{source.name}, {_unit(source)} {line}: {reason}"
+        self.first = self.first or f"{place}: {reason}"
         if self.path is not None:
             start = raw[:REJECTED_BYTES].decode("utf-8", errors="backslashreplace")
-            record = {"source": source.name, "line": line, "reason": reason, "start": start}
+            record = {"source": place.source.name, "line": place.number, "reason": reason, "start": start}
             with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -110,7 +140,7 @@ class Rejected:
         if self.bad and (self.good == 0 or self.bad > max_bad_fraction * total):
             raise DataError(
                 f"{self.bad:,} of {total:,} records cannot be used (first: {self.first})",
-                "mend the data, or allow more with max_bad_fraction",
+                "mend the data, or allow more with max_bad_fraction" if self.good else "mend the data",
             )
 
 
@@ -122,8 +152,11 @@ def read_records(
     sources: str | Path | Iterable[str | Path],
     settings: ReadSettings | None = None,
     rejected: Rejected | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Stream the objects of JSONL files, or the rows of parquet files.
+) -> Iterator[Record]:
+    """Stream the objects of JSON files, or the rows of parquet files.
+
+    A file named `.jsonl` has an object on each line. One named `.json` may have that too, or be one array of
+    objects, which is held in memory as a whole.
 
     Args:
         sources: What `find_sources` takes.
@@ -136,15 +169,15 @@ def read_records(
     settings, rejected = settings or ReadSettings(), rejected or Rejected()
     for source in find_sources([sources] if isinstance(sources, str | Path) else sources):
         if source.kind == "text":
-            raise DataError(f"{source.path} is a text file where records are needed", "give JSONL or parquet")
-        for _, _, record in _records(source, settings, rejected, columns=None):
+            raise DataError(f"{source.path} is a text file where records are needed", "give JSON or parquet")
+        for record in _records(source, settings, rejected, columns=None):
             rejected.good += 1
             yield record
     rejected.check(settings.max_bad_fraction)
 
 
 def read_documents(sources: Iterable[Source], settings: ReadSettings, rejected: Rejected) -> Iterator[Document]:
-    """Stream the documents of text, JSONL and parquet files.
+    """Stream the documents of text, JSON (as `read_records` does) and parquet files.
 
     Raises:
         DataError: A file is missing, empty, binary, damaged or wrongly encoded, or too many records are bad.
@@ -160,25 +193,31 @@ def read_documents(sources: Iterable[Source], settings: ReadSettings, rejected: 
 
 def _text_fields(source: Source, settings: ReadSettings, rejected: Rejected) -> Iterator[tuple[str, int]]:
     field = settings.text_field
-    for number, offset, record in _records(source, settings, rejected, columns=[field]):
-        text = record.get(field)
+    for record in _records(source, settings, rejected, columns=[field]):
+        text = record.fields.get(field)
         if not isinstance(text, str):
-            reason = f"field {field} is not a string" if field in record else f"no field {field}"
-            rejected.add(source, number, reason, json.dumps(record, default=str).encode())
-        elif source.kind == "parquet" and len(text.encode()) > settings.max_document_bytes:
-            rejected.add(source, number, _too_long(settings), text[:REJECTED_BYTES].encode())
+            present = f"field {field} is not a string"
+            absent = f"no field {field}, but {', '.join(record.fields)[:SHOWN_NAMES] or 'nothing'}"
+            raw = json.dumps(record.fields, default=str).encode()
+            rejected.add(record.place, present if field in record.fields else absent, raw)
+        elif record.place.unit != "line" and len(text.encode()) > settings.max_document_bytes:
+            rejected.add(record.place, _too_long(settings), text[:REJECTED_BYTES].encode())
         else:
-            yield text, offset
+            yield text, record.place.offset
 
 
-def _records(
-    source: Source, settings: ReadSettings, rejected: Rejected, columns: list[str] | None
-) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Records with their number (from 1) and offset (bytes in JSONL, rows in parquet)."""
+def _records(source: Source, settings: ReadSettings, rejected: Rejected, columns: list[str] | None) -> Iterator[Record]:
     if source.kind == "parquet":
         yield from _rows(source, columns)
         return
     _refuse_wide_encoding(source, settings)
+    if source.kind == "json" and _begins_as_array(source):
+        yield from _elements(source, settings, rejected)
+    else:
+        yield from _json_lines(source, settings, rejected)
+
+
+def _json_lines(source: Source, settings: ReadSettings, rejected: Rejected) -> Iterator[Record]:
     empty = True
     with source.open() as stream:
         for number, offset, raw in _lines(stream, settings.max_document_bytes):
@@ -186,18 +225,52 @@ def _records(
                 raise _binary(source)
             if not raw.strip():
                 continue
-            empty = False
+            place = Place(source, "line", number, offset)
             try:
-                record = _parse(raw, settings)
+                record = Record(place, _parse(raw, settings))
             except _Unusable as reason:
-                rejected.add(source, number, str(reason), raw)
+                if empty and source.kind == "json":  # such as one object over many lines
+                    raise DataError(
+                        f"data file {source.path} is neither a JSON array nor JSON lines (line {number}: {reason})",
+                        "make it an array of objects, or write one object on each line; "
+                        f"records in a field come out by: jq -c '.FIELD[]' {source.path} > records.jsonl",
+                    ) from None
+                rejected.add(place, str(reason), raw)
             else:
-                yield number, offset, record
+                yield record
+            empty = False
     if empty:
         raise _empty(source)
 
 
-def _rows(source: Source, columns: list[str] | None) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _begins_as_array(source: Source) -> bool:
+    with source.open() as stream:
+        return stream.read(ARRAY_PROBE_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _elements(source: Source, settings: ReadSettings, rejected: Rejected) -> Iterator[Record]:
+    with source.open() as stream:
+        text = _decode(source, 0, stream.read(), settings.encoding)
+    try:
+        elements = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"data file {source.path} begins as a JSON array, but is not valid JSON ({error})",
+            "fetch or make it again",
+        ) from error
+    if not elements:
+        raise _empty(source)
+    for index, element in enumerate(elements):
+        place = Place(source, "record", index + 1, index)
+        try:
+            record = Record(place, _object(element))
+        except _Unusable as reason:
+            rejected.add(place, str(reason), json.dumps(element).encode())
+        else:
+            yield record
+
+
+def _rows(source: Source, columns: list[str] | None) -> Iterator[Record]:
     row = 0
     with source.reading_errors(), open(source.path, "rb") as stream, pq.ParquetFile(stream) as file:
         names = file.schema_arrow.names
@@ -206,8 +279,8 @@ def _rows(source: Source, columns: list[str] | None) -> Iterator[tuple[int, int,
                 f"data file {source.path} has no column {missing[0]}", f"set text_field; it has: {', '.join(names)}"
             )
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
-            for record in batch.to_pylist():
-                yield row + 1, row, record
+            for fields in batch.to_pylist():
+                yield Record(Place(source, "row", row + 1, row), fields)
                 row += 1
     if row == 0:
         raise _empty(source)
@@ -218,20 +291,26 @@ def _parse(raw: bytes, settings: ReadSettings) -> dict[str, Any]:
     if len(raw) > settings.max_document_bytes:
         raise _Unusable(_too_long(settings))
     try:
-        record = json.loads(raw.decode(settings.encoding).removeprefix(BOM))
-        if b"\\u" in raw:  # only an escape can smuggle in half a surrogate pair, which is not a character
-            json.dumps(record, ensure_ascii=False).encode()
+        value = json.loads(raw.decode(settings.encoding).removeprefix(BOM))
+        return _object(value, escapes=b"\\u" in raw)
     except UnicodeDecodeError:
         raise _Unusable(f"not {settings.encoding} text") from None
-    except UnicodeEncodeError:
-        raise _Unusable("half a surrogate pair in a string") from None
     except RecursionError:
         raise _Unusable("nested too deeply") from None
     except ValueError as error:
         raise _Unusable(f"not JSON ({error})") from None
-    if not isinstance(record, dict):
+
+
+def _object(value: Any, escapes: bool = True) -> dict[str, Any]:
+    """A JSON value that is an object of whole characters; `_Unusable` if it is none."""
+    if not isinstance(value, dict):
         raise _Unusable("not a JSON object")
-    return record
+    if escapes:  # only an escape can smuggle in half a surrogate pair, which is not a character
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _Unusable("half a surrogate pair in a string") from None
+    return value
 
 
 def _text_pieces(source: Source, settings: ReadSettings, rejected: Rejected) -> Iterator[tuple[str, int]]:
@@ -253,7 +332,7 @@ def _text_pieces(source: Source, settings: ReadSettings, rejected: Rejected) -> 
         for number, offset, raw in pieces:
             if len(raw) > limit:
                 empty = False
-                rejected.add(source, number, _too_long(settings), raw)
+                rejected.add(Place(source, "line", number, offset), _too_long(settings), raw)
             elif text := _decode(source, offset, raw, settings.encoding):
                 empty = False
                 yield text, offset
@@ -330,7 +409,3 @@ def _binary(source: Source) -> DataError:
 
 def _empty(source: Source) -> DataError:
     return DataError(f"data file {source.path} is empty", "leave it out, or make it again")
-
-
-def _unit(source: Source) -> str:
-    return "row" if source.kind == "parquet" else "line"

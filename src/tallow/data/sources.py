@@ -11,19 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Annotated, Any, Literal, cast
 
 import pyarrow as pa
+from pydantic import BeforeValidator
 
 from tallow.data.builtin import PREFIX, builtin
 from tallow.errors import DataError, UsageError, reading
 
-Kind = Literal["text", "jsonl", "parquet"]
+Kind = Literal["text", "jsonl", "json", "parquet"]
 KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".md": "text",
     ".jsonl": "jsonl",
-    ".json": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
 }
 PACKED = (".gz", ".xz", ".zst")
@@ -37,7 +38,7 @@ class Source:
     Args:
         name: What lineage calls it: the path as the user wrote it, or `tallow:<name>`.
         path: Where it lies.
-        kind: What is in it, known from its name.
+        kind: What is in it, known from its name; `json` may be an array or lines.
     """
 
     name: str
@@ -98,6 +99,16 @@ def expand_globs(names: Iterable[str]) -> list[str | Path]:
         else:
             result.append(Path(name))
     return result
+
+
+def _one_or_many(value: Any) -> Any:
+    names = [value] if isinstance(value, str | Path) else value
+    return tuple(expand_globs([str(name) for name in names])) if isinstance(names, list | tuple) else value
+
+
+SourceNames = Annotated[tuple[Path | str, ...], BeforeValidator(_one_or_many)]
+"""A setting that names sources. Each file or directory becomes a path, so that a change in one is seen when the
+recipe is run again."""
 
 
 def _find(name: str) -> list[Source]:

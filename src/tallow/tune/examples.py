@@ -16,6 +16,7 @@ from tallow.tokenizer.chat import encode_chat
 from tallow.tokenizer.tokenizer import Tokenizer
 
 PADDING = -1
+FORMS = 'use {"messages": [{"role": …, "content": …}]} or {"prompt": …, "completion": …}'
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,37 @@ def encode_record(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> E
     Raises:
         DataError: The record is of neither form, has no answer, or the chat template refuses it.
     """
-    messages = record.get("messages")
-    if isinstance(messages, list):
-        if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
-            raise DataError(f"{where} has no assistant message, so nothing to learn", "leave it out, or add the answer")
-        try:
-            return Example(*encode_chat(tokenizer, messages))
-        except DataError as error:
-            raise DataError(f"{where}: {error.message}", error.hint) from error
-    prompt, completion = record.get("prompt"), record.get("completion")
-    if isinstance(prompt, str) and isinstance(completion, str):
-        if tokenizer.eos_id is None:
-            raise DataError("the tokenizer has no end token, so the model could not learn to stop", "set eos_token")
-        start = tokenizer.encode(prompt, add_special_tokens=True)
-        answer = [*tokenizer.encode(completion), tokenizer.eos_id]
-        return Example(start + answer, [False] * len(start) + [True] * len(answer))
+    if record.get("messages") is not None:
+        return _encode_messages(record["messages"], tokenizer, where)
+    if record.get("prompt") is not None and record.get("completion") is not None:
+        return _encode_completion(record["prompt"], record["completion"], tokenizer, where)
+    filled = sorted(name for name, value in record.items() if value is not None)
     raise DataError(
-        f"{where} has neither messages nor prompt and completion (it has {', '.join(sorted(record)) or 'nothing'})",
-        'use {"messages": [{"role": …, "content": …}]} or {"prompt": …, "completion": …}',
+        f"{where} has neither messages nor prompt and completion (it has {', '.join(filled) or 'nothing'})", FORMS
     )
+
+
+def _encode_messages(messages: Any, tokenizer: Tokenizer, where: str) -> Example:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: messages is no list, or an empty one", FORMS)
+    try:
+        ids, learned = encode_chat(tokenizer, messages)
+    except DataError as error:
+        raise DataError(f"{where}: {error.message}", error.hint) from error
+    if not any(learned):
+        raise DataError(f"{where} has no assistant message, so nothing to learn", "leave it out, or add the answer")
+    return Example(ids, learned)
+
+
+def _encode_completion(prompt: Any, completion: Any, tokenizer: Tokenizer, where: str) -> Example:
+    for name, text in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(text, str):
+            raise DataError(f"{where}: {name} is no string", FORMS)
+    if tokenizer.eos_id is None:
+        raise DataError("the tokenizer has no end token, so the model could not learn to stop", "set eos_token")
+    start = tokenizer.encode(prompt, add_special_tokens=True)
+    answer = [*tokenizer.encode(completion), tokenizer.eos_id]
+    return Example(start + answer, [False] * len(start) + [True] * len(answer))
 
 
 def check_learned(examples: Sequence[Example], end_ids: Collection[int]) -> None:
@@ -83,21 +96,30 @@ def check_learned(examples: Sequence[Example], end_ids: Collection[int]) -> None
         )
 
 
-def keep_fitting(examples: Iterable[Example], longest: int) -> list[Example]:
-    """The examples of at most `longest` tokens; how many were left out is said.
+def keep_fitting(examples: Iterable[Example], sequence_length: int) -> list[Example]:
+    """The examples that a model can learn which sees `sequence_length` tokens; how many were left out is said.
+
+    Such an example may have one token more: its last is never an input.
 
     Raises:
         DataError: None fits.
     """
     examples = list(examples)
-    kept = [example for example in examples if len(example) <= longest]
+    if not examples:
+        raise DataError("the instruction set is empty", "name a file with records")
+    kept = [example for example in examples if len(example) <= sequence_length + 1]
     if not kept:
+        shortest = min(map(len, examples)) - 1
         raise DataError(
-            f"every example is longer than {longest} tokens" if examples else "the instruction set is empty",
-            "raise loop.sequence_length" if examples else "name a file with records",
+            f"every example is too long for a sequence_length of {sequence_length}",
+            f"set tune.loop.sequence_length to {shortest} or more",
         )
-    if len(kept) < len(examples):
-        say(f"left out {len(examples) - len(kept):,} of {len(examples):,} examples: longer than {longest} tokens")
+    if left_out := len(examples) - len(kept):
+        longest = max(map(len, examples)) - 1
+        say(
+            f"left out {left_out:,} of {len(examples):,} examples: too long for a sequence_length of {sequence_length} "
+            f"(a tune.loop.sequence_length of {longest} would take them all)"
+        )
     return kept
 
 

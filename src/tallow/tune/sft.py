@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from tallow.console import say
 from tallow.data.batch import Packed
 from tallow.data.permutation import Permutation
-from tallow.data.read import read_records
-from tallow.data.sources import expand_globs
+from tallow.data.read import Rejected, read_records
+from tallow.data.sources import SourceNames
 from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
@@ -42,7 +42,7 @@ class TuneLoopConfig(LoopConfig):
     Args:
         steps: Updates of the weights; None: as many as `tune.epochs` needs.
         batch_size: Packed rows of an update, over all processes.
-        sequence_length: Tokens of a packed row; no example may be longer.
+        sequence_length: Tokens of a packed row; longer examples are left out.
     """
 
     batch_size: PositiveInt = 8
@@ -56,7 +56,7 @@ class TuneConfig(Section):
 
     Args:
         model: The model to start from.
-        data: JSONL or parquet files, directories and globs of `{"messages": [...]}` or `{"prompt", "completion"}`
+        data: JSON or parquet files, directories and globs of `{"messages": [...]}` or `{"prompt", "completion"}`
             records, or `tallow:pepys_chat`, the set that comes with the package.
         method: `full` trains all weights; `lora` trains low-rank adapters, kept in `adapter/` and merged into `model/`.
         lora: Settings of the adapters.
@@ -66,18 +66,12 @@ class TuneConfig(Section):
     """
 
     model: Path
-    data: tuple[Path | str, ...] = Field(min_length=1)
+    data: SourceNames = Field(min_length=1)
     method: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
     epochs: PositiveFloat = 1.0
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     loop: TuneLoopConfig = TuneLoopConfig()
-
-    @field_validator("data", mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str | Path) else value
-        return tuple(expand_globs([str(name) for name in names])) if isinstance(names, list | tuple) else value
 
 
 def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
@@ -91,11 +85,18 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     model, tokenizer = load_model(config.model, dtype=torch.float32), load_tokenizer(config.model)
     _check_model(model, config)
     _give_template(tokenizer)
-    row_tokens = config.loop.sequence_length + 1
-    records = enumerate(read_records(config.data), start=1)
+    sequence_length = config.loop.sequence_length
+    row_tokens = sequence_length + 1  # the last token is a target only
+    rejected = Rejected()
     examples = keep_fitting(
-        (encode_record(record, tokenizer, f"record {number}") for number, record in records), row_tokens
+        (
+            encode_record(record.fields, tokenizer, str(record.place))
+            for record in read_records(config.data, rejected=rejected)
+        ),
+        sequence_length,
     )
+    if rejected.bad:
+        say(f"left out {rejected.bad:,} records that cannot be read (first: {rejected.first})")
     ends = _end_ids(model, tokenizer)
     check_learned(examples, ends)
     show(examples[0], tokenizer)
@@ -103,7 +104,7 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     rows = pack(training, row_tokens)
     held_out_rows = _chunks(pack(held_out, row_tokens), row_tokens, pad_id(tokenizer), config.loop)
     padding = 1 - sum(map(len, training)) / (len(rows) * row_tokens)
-    say(f"{len(training):,} examples in {len(rows):,} rows of {row_tokens} tokens, {padding:.1%} of them padding")
+    say(f"{len(training):,} examples in {len(rows):,} rows of {sequence_length} tokens, {padding:.1%} of them padding")
 
     if config.method == "lora":
         add_adapters(model, config.lora, config.loop.seed)
