@@ -26,7 +26,7 @@ def finish(run: StageRun, fingerprint: str) -> None:
 
 def test_a_finished_stage_is_known_until_its_product_or_its_work_changes(tmp_path: Path) -> None:
     run, config = StageRun(tmp_path / "s"), Config(source=tmp_path)
-    run.begin(config, "f1")
+    run.begin("s", config, "f1")
     assert run.finished("f1") is None
     finish(run, "f1")
     assert run.finished("f1") == {"loss": 1.5}
@@ -41,33 +41,33 @@ def test_a_finished_stage_is_known_until_its_product_or_its_work_changes(tmp_pat
 def test_same_work_resumes_and_other_work_starts_clean(tmp_path: Path) -> None:
     config = Config(source=tmp_path)
     run = StageRun(tmp_path / "s")
-    run.begin(config, "f1")
+    run.begin("s", config, "f1")
     run.log(step=1, loss=2.0)
     run.ledger.tokens = 100
     run.save_ledger()
     again = StageRun(tmp_path / "s")
-    again.begin(config, "f1")
+    again.begin("s", config, "f1")
     assert (again.ledger.tokens, len(again.metrics())) == (100, 1)
     other = StageRun(tmp_path / "s")
-    other.begin(config, "f2")
+    other.begin("s", config, "f2")
     assert (other.ledger.tokens, len(other.metrics())) == (0, 0)
 
 
 def test_fresh_forgets_an_interrupted_run(tmp_path: Path) -> None:
-    StageRun(tmp_path / "s").begin(Config(source=tmp_path), "f1")
+    StageRun(tmp_path / "s").begin("s", Config(source=tmp_path), "f1")
     (tmp_path / "s" / "checkpoint").write_text("")
-    StageRun(tmp_path / "s", resume=False).begin(Config(source=tmp_path), "f1")
+    StageRun(tmp_path / "s", resume=False).begin("s", Config(source=tmp_path), "f1")
     assert not (tmp_path / "s" / "checkpoint").exists()
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
     run = StageRun(tmp_path / "s")
-    run.begin(Config(source=tmp_path), "f1")
+    run.begin("s", Config(source=tmp_path), "f1")
     for name in (".model.x1.partial", ".model.x2.old", "checkpoints/.step-5.x3.partial", "checkpoints/step-4"):
         (run.directory / name).mkdir(parents=True)
         (run.directory / name / "weights").write_text("w")
     (run.directory / ".ledger.json.x4.partial").write_text("{")
-    StageRun(tmp_path / "s").begin(Config(source=tmp_path), "f1")
+    StageRun(tmp_path / "s").begin("s", Config(source=tmp_path), "f1")
     left = {str(path.relative_to(run.directory)) for path in run.directory.rglob("*")}
     assert left == {"recipe.yaml", "started.json", "checkpoints", "checkpoints/step-4", "checkpoints/step-4/weights"}
 
@@ -85,24 +85,24 @@ def test_two_processes_never_work_in_one_directory(tmp_path: Path) -> None:
 def test_damaged_marks_mean_that_the_work_is_done_anew(tmp_path: Path) -> None:
     run = StageRun(tmp_path / "s")
     for damage in ("", "{}", '{"fingerprint": '):
-        run.begin(Config(source=tmp_path), "f1")
+        run.begin("s", Config(source=tmp_path), "f1")
         finish(run, "f1")
         for mark in ("lineage.json", "started.json"):
             (tmp_path / "s" / mark).write_text(damage)
         assert run.finished("f1") is None
-        run.begin(Config(source=tmp_path), "f1")
+        run.begin("s", Config(source=tmp_path), "f1")
 
 
 def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="not of a tallow run"):
-        StageRun(tmp_path).begin(Config(source=tmp_path), "f1")
+        StageRun(tmp_path).begin("s", Config(source=tmp_path), "f1")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_metrics_survive_a_cut_line_and_rewind(tmp_path: Path) -> None:
     run = StageRun(tmp_path / "s")
-    run.begin(Config(source=tmp_path), "f1")
+    run.begin("s", Config(source=tmp_path), "f1")
     for step in range(1, 5):
         run.log(step=step, loss=float(step))
     with run.metrics_path.open("a") as file:
@@ -126,7 +126,7 @@ def test_the_fingerprint_follows_content_not_paths(tmp_path: Path) -> None:
 
 def test_a_product_counts_by_its_recorded_hash(tmp_path: Path) -> None:
     run = StageRun(tmp_path / "s")
-    run.begin(Config(source=tmp_path), "f1")
+    run.begin("s", Config(source=tmp_path), "f1")
     finish(run, "f1")
     product = tmp_path / "s" / "model"
     recorded = json.loads((tmp_path / "s" / "lineage.json").read_text())["product_hash"]
@@ -137,7 +137,7 @@ def test_a_product_counts_by_its_recorded_hash(tmp_path: Path) -> None:
 
 def test_the_ledger_measures_time_memory_and_cost(tmp_path: Path) -> None:
     run = StageRun(tmp_path / "s", price_per_hour=3600.0)
-    run.begin(Config(source=tmp_path), "f1")
+    run.begin("s", Config(source=tmp_path), "f1")
     sum(range(3_000_000))
     run.save_ledger()
     ledger = json.loads((tmp_path / "s" / "ledger.json").read_text())

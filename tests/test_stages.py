@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from tallow.errors import DataError, UsageError
+from tallow.files import hash_path
 from tallow.stages import STAGES, Recipe, resolve, run_recipe
+from tallow.train import precision
 
 WORDS = ["the", "fox", "hen", "owl", "said", "to", "a", "good", "morning", "and", "went", "home"]
 LOOP = {"steps": 2, "batch_size": 2, "sequence_length": 32, "precision": "fp32"}
@@ -69,6 +71,44 @@ def test_a_change_reruns_only_what_depends_on_it(place: Path, capsys: pytest.Cap
     (place / "text.txt").write_text((place / "text.txt").read_text() + "\n\nOne more paragraph.")
     run_recipe(recipe(place), run)
     assert reran(capsys) == list(STAGES)
+
+
+@pytest.mark.parametrize("chosen", ["fp32", "bf16"])
+def test_the_resolved_recipe_gives_the_same_run(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], chosen: str
+) -> None:
+    """Also if the machine would now find another precision to be the faster one."""
+    auto = recipe(place, pretrain={"loop": LOOP | {"precision": "auto"}})
+    monkeypatch.setattr(precision, "faster", lambda _: chosen)
+    run, other = tmp_path / "run", tmp_path / "other" / "run"
+    first = run_recipe(auto, run)
+    monkeypatch.setattr(precision, "faster", lambda _: {"fp32": "bf16", "bf16": "fp32"}[chosen])
+    reran(capsys)
+
+    lineage = json.loads((run / "pretrain" / "lineage.json").read_text())
+    assert lineage["decisions"]["loop.precision"]["value"] == chosen
+    text = (run / "pretrain" / "recipe.yaml").read_text()
+    assert re.match(rf"# pretrain\.loop\.precision was left open; {chosen} was taken: a sequence takes .* s in", text)
+    resolved = Recipe.load(run / "resolved.yaml")
+    assert resolved.stages["pretrain"]["loop"]["precision"] == chosen
+    assert "tokens" not in resolved.stages["pretrain"], "an input from the run itself is left to the run"
+
+    for same in (auto, resolved):
+        assert run_recipe(same, run) == first
+        assert reran(capsys) == []
+    run_recipe(resolved, other)
+    assert reran(capsys) == list(STAGES)
+    for name, stage in STAGES.items():
+        if stage.product not in ("evaluation.json", "samples.json"):  # which name the models' places, and times
+            assert hash_path(other / name / stage.product) == hash_path(run / name / stage.product), name
+
+
+def test_a_stages_own_recipe_can_be_run(place: Path, tmp_path: Path) -> None:
+    run_recipe(recipe(place), tmp_path / "run")
+    again = Recipe.load(tmp_path / "run" / "compress" / "recipe.yaml")
+    result = run_recipe(again, tmp_path / "again")
+    assert list(result) == ["compress"]
+    assert hash_path(tmp_path / "again/compress/model") == hash_path(tmp_path / "run/compress/model")
 
 
 def test_a_lost_product_is_made_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from tallow.console import is_main_process
 from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 
@@ -82,6 +83,8 @@ def run(
     recipe = Recipe.load(Path(source), overrides or [])
     directory = recipe.directory(run)
     run_recipe(recipe, directory, fresh=_fresh(fresh, resume))
+    if not is_main_process():
+        return
     summary = summarize(directory)
     page = write_report(summary)
     if as_json:
@@ -359,8 +362,9 @@ def _do_stage(name: str, recipe: Recipe, directory: Path, fresh: bool, as_json: 
         resolve(recipe, section, directory)
     stage_run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
     result = run_stage(name, resolve(recipe, name, directory), stage_run)
-    product = stage_run.directory / STAGES[name].product
-    _print_result({**result, "product": str(product)}, as_json)
+    if is_main_process():
+        product = stage_run.directory / STAGES[name].product
+        _print_result({**result, "product": str(product)}, as_json)
 
 
 def _is_recipe(source: str) -> bool:

@@ -6,6 +6,7 @@ Standard output belongs to results.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +33,14 @@ class _PatientConsole(Console):
         self.quiet = True
 
 
+def is_main_process() -> bool:
+    """Whether this is the one of the processes that `torchrun` has started that writes files and talks to the user."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
 def stderr() -> Console:
     """A console on the present standard error (made anew, so that redirection is honoured)."""
-    return _PatientConsole(stderr=True, highlight=False)
+    return _PatientConsole(stderr=True, highlight=False, quiet=not is_main_process())
 
 
 def say(message: str) -> None:

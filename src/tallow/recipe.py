@@ -106,6 +106,12 @@ def parse_section(kind: type[SectionType], values: Mapping[str, Any] | None, nam
         raise UsageError("; ".join(problems), "see the recipe reference in docs/recipe.md") from error
 
 
+def replace_setting(section: SectionType, setting: str, value: Any) -> SectionType:
+    """A section with another value of one setting, named from it on (`loop.precision`)."""
+    name, _, inner = setting.partition(".")
+    return section.model_copy(update={name: replace_setting(getattr(section, name), inner, value) if inner else value})
+
+
 def dump_recipe(values: Mapping[str, Any]) -> str:
     """Recipe values as YAML text, in the given order."""
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)

@@ -1,6 +1,6 @@
 """A run directory: what one stage was told, what it measured, what it cost and what it came from.
 
-`runs/<name>/<stage>/` holds `recipe.yaml` (the resolved settings), `started.json` (which work was begun),
+`runs/<name>/<stage>/` holds `recipe.yaml` (a recipe of the resolved settings), `started.json` (which work was begun),
 `metrics.jsonl`, `ledger.json` (the cost), the stage's product, and, written last, `lineage.json` (content
 hashes of every input and of the product). A stage whose lineage matches its settings and inputs is done.
 """
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import tallow
+from tallow.console import is_main_process
 from tallow.errors import DataError, UsageError, writing
 from tallow.files import atomic_file, file_stamps, hash_path, hash_value, read_json, write_json, write_text
-from tallow.recipe import Section, dump_recipe
+from tallow.recipe import Section, dump_recipe, replace_setting
 
 RAPL = Path("/sys/class/powercap")
+RECIPE = "recipe.yaml"
 STARTED = "started.json"
 LINEAGE = "lineage.json"
 
@@ -50,6 +52,14 @@ class Ledger:
         return self.wall_s / 3600 * self.price_per_hour
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a setting that was left open (`auto`) has come to, and why."""
+
+    value: str
+    reason: str
+
+
 @dataclass
 class StageRun:
     """The directory in which one stage works.
@@ -64,10 +74,12 @@ class StageRun:
     price_per_hour: float = 0.0
     resume: bool = True
     ledger: Ledger = field(default_factory=Ledger)
+    decisions: dict[str, Decision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.directory = Path(self.directory)
         self._clock = _Clock.now()
+        self._work: tuple[str, Section] | None = None
 
     @property
     def metrics_path(self) -> Path:
@@ -85,7 +97,7 @@ class StageRun:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if os.environ.get("RANK", "0") == "0":
+            if is_main_process():
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         except BlockingIOError as error:
@@ -95,7 +107,7 @@ class StageRun:
         finally:
             os.close(handle)
 
-    def begin(self, config: Section, fingerprint: str) -> None:
+    def begin(self, stage: str, config: Section, fingerprint: str) -> None:
         """Make the directory ready for one piece of work.
 
         What an interrupted run of the same work left is kept, to be resumed; what other work left is removed.
@@ -112,13 +124,41 @@ class StageRun:
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / LINEAGE).unlink(missing_ok=True)
-        write_text(self.directory / "recipe.yaml", dump_recipe(config.model_dump(mode="json")))
+        self._work = stage, config
+        self._save_recipe()
         write_json(started, {"fingerprint": fingerprint})
         forget_peak_rss()
         self.ledger = Ledger(price_per_hour=self.price_per_hour)
         if same_work and self.resume:
             self._load_ledger()
         self._clock = _Clock.now()
+
+    def decide(self, setting: str, value: str, reason: str) -> None:
+        """Note what a setting that was left open has come to.
+
+        `recipe.yaml` gets the value, so that running it gives the same result; the work stays the one that was begun.
+
+        Args:
+            setting: Its name from the stage's section on, such as `loop.precision`.
+        """
+        self.decisions[setting] = Decision(value, reason)
+        if self._work is not None:
+            self._save_recipe()
+
+    def _resolved(self, config: Section) -> Section:
+        for setting, decision in self.decisions.items():
+            config = replace_setting(config, setting, decision.value)
+        return config
+
+    def _save_recipe(self) -> None:
+        assert self._work is not None
+        stage, config = self._work
+        notes = [
+            f"# {stage}.{setting} was left open; {decision.value} was taken: {decision.reason}\n"
+            for setting, decision in self.decisions.items()
+        ]
+        text = dump_recipe({stage: self._resolved(config).model_dump(mode="json")})
+        write_text(self.directory / RECIPE, "".join(notes) + text)
 
     def _remove_leftovers(self) -> None:
         """Remove what a process wrote that was killed before it could give it its name (see `tallow.files`)."""
@@ -184,12 +224,16 @@ class StageRun:
 
     def finish(self, fingerprint: str, inputs: Mapping[str, str], product: Path, result: Mapping[str, Any]) -> None:
         """Write the ledger and, last of all, the lineage that marks the stage as done."""
+        assert self._work is not None
+        stage, config = self._work
         self.save_ledger()
         write_json(
             self.directory / LINEAGE,
             {
                 "tallow": tallow.__version__,
                 "fingerprint": fingerprint,
+                "resolved_fingerprint": fingerprint_stage(stage, self._resolved(config), inputs),
+                "decisions": {setting: asdict(decision) for setting, decision in self.decisions.items()},
                 "inputs": dict(inputs),
                 "product": str(product.relative_to(self.directory)),
                 "product_hash": hash_path(product),
@@ -199,9 +243,12 @@ class StageRun:
         )
 
     def finished(self, fingerprint: str) -> dict[str, Any] | None:
-        """The result of this stage if it is done with these settings and inputs and its product is untouched."""
+        """The result of this stage if it is done with these settings and inputs and its product is untouched.
+
+        The settings may be those that were given or those that were decided on (`recipe.yaml`).
+        """
         lineage = _read_mark(self.directory / LINEAGE)
-        if lineage.get("fingerprint") != fingerprint:
+        if fingerprint not in (lineage.get("fingerprint"), lineage.get("resolved_fingerprint")):
             return None
         product = self.directory / lineage["product"]
         if not product.exists():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import NonNegativeFloat
 
-from tallow.console import say
+from tallow.console import is_main_process, say
 from tallow.errors import DataError, UsageError
-from tallow.recipe import Section, apply_overrides, load_recipe, parse_section
-from tallow.run import StageRun, fingerprint_stage, hash_input
+from tallow.files import write_text
+from tallow.recipe import Section, apply_overrides, dump_recipe, load_recipe, parse_section
+from tallow.run import RECIPE, StageRun, fingerprint_stage, hash_input
 
 StageFunction = Callable[[Any, StageRun], dict[str, Any]]
 
@@ -26,12 +29,14 @@ class Stage:
         product: Name of what it writes, below its directory.
         inputs: Setting → stages whose product it takes, the first of them that the recipe names.
         collects: Setting → stages whose products it takes all together, by stage name.
+        shared: Whether all processes that `torchrun` has started do it together; else only the main one does.
     """
 
     load: Callable[[], tuple[type[Section], StageFunction]]
     product: str
     inputs: Mapping[str, tuple[str, ...]]
     collects: Mapping[str, tuple[str, ...]]
+    shared: bool = False
 
 
 def _prepare() -> tuple[type[Section], StageFunction]:
@@ -89,7 +94,7 @@ STAGES: dict[str, Stage] = {
     "prepare": Stage(_prepare, "documents", {}, {}),
     "tokenizer": Stage(_tokenizer, "tokenizer", {"documents": ("prepare",)}, {}),
     "encode": Stage(_encode, "tokens", {"documents": ("prepare",), "tokenizer": ("tokenizer",)}, {}),
-    "pretrain": Stage(_pretrain, "model", {"tokens": ("encode",), "tokenizer": ("tokenizer",)}, {}),
+    "pretrain": Stage(_pretrain, "model", {"tokens": ("encode",), "tokenizer": ("tokenizer",)}, {}, shared=True),
     "tune": Stage(_tune, "model", {"model": ("pretrain",)}, {}),
     "compress": Stage(_compress, "model", {"model": ("tune", "pretrain")}, {}),
     "evaluate": Stage(_evaluate, "evaluation.json", {"file": ("prepare",)}, {"models": MODEL_STAGES}),
@@ -178,18 +183,27 @@ def resolve(recipe: Recipe, name: str, directory: Path) -> Section:
 def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
     """Do one stage, or return its earlier result if it is done with these settings and inputs.
 
+    Under `torchrun` the main process begins and ends the stage; the others take part where the stage is shared, and
+    wait otherwise. Their result is empty.
+
     Raises:
         TallowError: As the stage does; what it needs to resume is kept.
     """
-    inputs = {setting: hash_input(path) for setting, path in input_paths(config).items()}
-    fingerprint = fingerprint_stage(name, config, inputs)
-    with run.alone():
+    with _together() as main_says, run.alone():
+        if not is_main_process():
+            if main_says(False) and STAGES[name].shared:
+                STAGES[name].load()[1](config, run)
+            return {}
+        inputs = {setting: hash_input(path) for setting, path in input_paths(config).items()}
+        fingerprint = fingerprint_stage(name, config, inputs)
         earlier = run.finished(fingerprint) if run.resume else None
         if earlier is not None:
+            main_says(False)
             say(f"{name}: done before, unchanged")
             return earlier
         say(f"{name}: {run.directory}")
-        run.begin(config, fingerprint)
+        run.begin(name, config, fingerprint)
+        main_says(True)
         try:
             result = STAGES[name].load()[1](config, run)
         except BaseException:
@@ -202,6 +216,9 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
 def run_recipe(recipe: Recipe, directory: Path | str, *, fresh: bool = False) -> dict[str, dict[str, Any]]:
     """Do all stages that a recipe names, in order; what is done and unchanged is skipped.
 
+    `resolved.yaml` in the directory is the recipe with every setting, also those found out on the way: running it
+    gives the same results.
+
     Returns:
         The result of each stage.
     """
@@ -210,10 +227,42 @@ def run_recipe(recipe: Recipe, directory: Path | str, *, fresh: bool = False) ->
         raise UsageError("the recipe names no stage", f"stages: {', '.join(STAGES)}")
     configs = {name: resolve(recipe, name, directory) for name in recipe.stages}
     results = {}
-    for name, config in configs.items():
-        run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
-        results[name] = run_stage(name, config, run)
+    with _together():
+        for name, config in configs.items():
+            run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
+            results[name] = run_stage(name, config, run)
+        if is_main_process():
+            _save_resolved(recipe, directory)
     return results
+
+
+def _save_resolved(recipe: Recipe, directory: Path) -> None:
+    """Write the whole recipe, without the inputs that come from its own stages."""
+    values = recipe.settings.model_dump(mode="json")
+    for name, given in recipe.stages.items():
+        made = [*STAGES[name].inputs, *STAGES[name].collects]
+        resolved = load_recipe(directory / name / RECIPE)[name]
+        values[name] = {
+            setting: value
+            for setting, value in resolved.items()
+            if setting not in made or given.get(setting) is not None
+        }
+    write_text(directory / "resolved.yaml", dump_recipe(values))
+
+
+@contextmanager
+def _together() -> Iterator[Callable[[bool], bool]]:
+    """Join the processes that `torchrun` has started, if it has.
+
+    What it gives is a function that all of them call at once, and that returns what the main one says.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # torch is slow to import, and not every stage needs it
+        yield bool
+        return
+    from tallow.parallel import join_world
+
+    with join_world() as world:
+        yield lambda said: bool(world.sum(world.is_main and said)[0])
 
 
 def input_paths(config: Section) -> dict[str, Path]:

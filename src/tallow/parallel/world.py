@@ -9,15 +9,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tallow.errors import UsageError
+from tallow.errors import Interrupted, UsageError
 
 BUCKET_BYTES = 25 << 20
+# the others wait while the main process does alone what cannot be shared; who loses a process is told at once
+PATIENCE = timedelta(days=30)
 Item = TypeVar("Item")
 
 
@@ -71,8 +74,11 @@ ALONE = World()
 def join_world() -> Iterator[World]:
     """Join the processes that `torchrun` has started, if it has; leave them at the end.
 
+    Within such a block another one joins what is joined already.
+
     Raises:
         UsageError: The environment is not one that torchrun makes.
+        Interrupted: Another process has ended before its time.
     """
     size = _from_environment("WORLD_SIZE", 1)
     if size == 1:
@@ -81,10 +87,20 @@ def join_world() -> Iterator[World]:
     world = World(_from_environment("RANK", -1), size)
     if not 0 <= world.rank < size:
         raise UsageError(f"RANK must be from 0 to {size - 1} where WORLD_SIZE is {size}", "start it with torchrun")
-    dist.init_process_group("gloo", rank=world.rank, world_size=size)
+    if dist.is_initialized():
+        yield world
+        return
+    dist.init_process_group("gloo", rank=world.rank, world_size=size, timeout=PATIENCE)
     try:
         yield world
         dist.barrier()
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise Interrupted(
+            f"process {world.rank} has stopped because another one did",
+            "what that one says tells why; then run the same command again to go on",
+        ) from error
     finally:
         dist.destroy_process_group()
 

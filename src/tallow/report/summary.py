@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from tallow.errors import DataError
 from tallow.files import read_json
+from tallow.recipe import load_recipe
 from tallow.report.units import format_value
 from tallow.run import StageRun
 
@@ -107,11 +107,12 @@ def summarize(directory: Path) -> RunSummary:
 
 
 def _summarize_stage(path: Path, lineage: dict[str, Any]) -> StageSummary:
+    [settings] = load_recipe(path / "recipe.yaml").values()
     return StageSummary(
         path.name,
         lineage["result"],
         read_json(path / "ledger.json", "ledger"),
-        yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")),
+        settings,
         lineage["inputs"],
         StageRun(path).metrics(),
     )

@@ -79,7 +79,8 @@ def train(
         config.precision, updater.rehearse, batches(0)[0], run.directory / "workload.json", world
     )
     if world.is_main and config.precision == "auto":
-        say(f"training in {workload.precision}, the faster precision here")
+        say(f"training in {workload.precision}, the better precision here")
+        run.decide("loop.precision", workload.precision, workload.reason)
     precision, meter, saved_at = workload.precision, Meter(tokens, workload.flops_per_token), time.monotonic()
 
     with listening() as interruption, progress("training", steps, "steps", done) as bar:

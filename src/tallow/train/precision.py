@@ -6,7 +6,6 @@ and attention read and write bfloat16 (autocast).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,9 +24,14 @@ from tallow.recipe import Section
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
-TIMED_RUNS = 2
 # bfloat16 rounds to 8 bits, so it must be worth it
 MIN_SPEEDUP = 1.1
+# a speed-up this many times larger or smaller than that leaves no doubt
+CLEAR_RATIO = 1.15
+# times that differ less are the same
+SAME_RATIO = 1.05
+MIN_ROUNDS = 7
+PROBE_SECONDS = 3.0
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -47,6 +51,11 @@ class Workload(Section):
     precision: Precision
     flops_per_token: float
     seconds: dict[str, float]
+
+    @property
+    def reason(self) -> str:
+        """Why this precision, in a few words."""
+        return "; ".join(f"a sequence takes {value:.3g} s in {precision}" for precision, value in self.seconds.items())
 
 
 def settle_workload(
@@ -80,16 +89,43 @@ def settle_workload(
 def time_precisions(work: Callable[[Precision], object]) -> dict[str, float]:
     """Seconds that `work` takes in each precision.
 
-    The two take turns, and of each the fastest run counts, since other work on the machine only slows it.
+    The two take turns, so that a change of the machine's load meets both, and of each the fastest run counts, since
+    other work only slows it. While the answer is in doubt there are more turns, for at most `PROBE_SECONDS` (and one
+    turn more).
     """
-    seconds = dict.fromkeys(PRECISIONS, math.inf)
-    for run in range(1 + TIMED_RUNS):
-        for precision in PRECISIONS:
-            start = time.perf_counter()
-            work(precision)
-            if run > 0:  # the first has memory to allocate
-                seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    return {str(precision): value for precision, value in seconds.items()}
+    deadline = time.perf_counter() + PROBE_SECONDS
+    rounds = [_time_each(work)]
+    if time.perf_counter() < deadline:  # else it is so slow that what the first run has to allocate is nothing to it
+        rounds = [_time_each(work)]
+    while time.perf_counter() < deadline and not _is_clear(rounds):
+        rounds.append(_time_each(work))
+    return _fastest(rounds)
+
+
+def _time_each(work: Callable[[Precision], object]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for precision in PRECISIONS:
+        start = time.perf_counter()
+        work(precision)
+        seconds[precision] = time.perf_counter() - start
+    return seconds
+
+
+def _fastest(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {precision: min(seconds[precision] for seconds in rounds) for precision in PRECISIONS}
+
+
+def _is_clear(rounds: Sequence[Mapping[str, float]]) -> bool:
+    """Whether each precision has come to its fastest time twice, and the speed-up is far from the one asked for."""
+    if len(rounds) < MIN_ROUNDS:
+        return False
+    for precision in PRECISIONS:
+        fastest, second, *_ = sorted(seconds[precision] for seconds in rounds)
+        if second > fastest * SAME_RATIO:
+            return False
+    fastest = _fastest(rounds)
+    speedup = fastest["fp32"] / fastest["bf16"]
+    return not MIN_SPEEDUP / CLEAR_RATIO < speedup < MIN_SPEEDUP * CLEAR_RATIO
 
 
 def faster(seconds: Mapping[str, float]) -> Precision:
