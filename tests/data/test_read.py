@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallow.data.read import Document, ReadSettings, Rejected, read_documents, read_records
+from tallow.data.read import Document, ReadSettings, read_documents, read_records
+from tallow.data.records import Rejected
 from tallow.data.sources import find_sources
 from tallow.errors import DataError, UsageError
 from tallow.recipe import parse_section

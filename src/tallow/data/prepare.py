@@ -15,7 +15,8 @@ from pydantic import Field
 from tallow.console import progress, say
 from tallow.data.documents import SCHEMA, DocumentWriter
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
-from tallow.data.read import Document, ReadSettings, Rejected, read_documents
+from tallow.data.read import Document, ReadSettings, read_documents
+from tallow.data.records import Rejected
 from tallow.data.sources import SourceNames, find_sources
 from tallow.data.split import Keys, choose_held_out, survivors
 from tallow.files import atomic_directory, hash_file

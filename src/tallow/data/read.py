@@ -14,12 +14,12 @@ from typing import IO, Any, Literal
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
+from tallow.data.records import REJECTED_BYTES, Place, Record, Rejected
 from tallow.data.sources import Source, find_sources
-from tallow.errors import DataError, UsageError, writing
+from tallow.errors import DataError, UsageError
 from tallow.recipe import Section
 
 ID_LENGTH = 32
-REJECTED_BYTES = 200
 PARQUET_ROWS = 256
 BINARY_PROBE_BYTES = ARRAY_PROBE_BYTES = 8192
 SHOWN_NAMES = 80
@@ -76,72 +76,6 @@ class Document:
         digest = sha256(text.encode()).digest()
         identity = json.dumps([source, offset, digest.hex()]).encode()
         return cls(sha256(identity).hexdigest()[:ID_LENGTH], text, source, offset, digest)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a record stands.
-
-    Args:
-        source: The file.
-        unit: What is counted in it: lines of text and JSON lines, rows of parquet, records of a JSON array.
-        number: Which one it is, from 1.
-        offset: Byte offset in the unpacked file; of a row or record how many are before it.
-    """
-
-    source: Source
-    unit: Literal["line", "row", "record"]
-    number: int
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.source.name}, {self.unit} {self.number}"
-
-
-@dataclass(frozen=True)
-class Record:
-    """A JSON object or a row, and where it stands."""
-
-    place: Place
-    fields: dict[str, Any]
-
-
-class Rejected:
-    """Counts good records and bad ones, and keeps the bad ones in a JSONL file.
-
-    Args:
-        path: Where bad records go (`source`; `line`, or the number of the row or record; `reason`; `start`: the
-            first bytes); None: nowhere.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self.good = 0
-        self.bad = 0
-        self.first = ""
-
-    def add(self, place: Place, reason: str, raw: bytes) -> None:
-        """Set aside the record at `place`."""
-        self.bad += 1
-        self.first = self.first or f"{place}: {reason}"
-        if self.path is not None:
-            start = raw[:REJECTED_BYTES].decode("utf-8", errors="backslashreplace")
-            record = {"source": place.source.name, "line": place.number, "reason": reason, "start": start}
-            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def check(self, max_bad_fraction: float) -> None:
-        """Say whether what was read is good enough.
-
-        Raises:
-            DataError: Nothing good was read, or too large a share was bad.
-        """
-        total = self.good + self.bad
-        if self.bad and (self.good == 0 or self.bad > max_bad_fraction * total):
-            raise DataError(
-                f"{self.bad:,} of {total:,} records cannot be used (first: {self.first})",
-                "mend the data, or allow more with max_bad_fraction" if self.good else "mend the data",
-            )
 
 
 class _Unusable(Exception):

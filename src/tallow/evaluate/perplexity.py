@@ -18,7 +18,8 @@ from pydantic import Field, PositiveInt
 from tallow.console import ProgressBar, progress
 from tallow.data.documents import read_documents_split
 from tallow.data.manifest import MANIFEST, load_document_manifest
-from tallow.data.read import ReadSettings, Rejected, read_documents
+from tallow.data.read import ReadSettings, read_documents
+from tallow.data.records import Rejected
 from tallow.data.sources import Source, find_sources, known_kind
 from tallow.errors import DataError, UsageError
 from tallow.evaluate.windows import Window, cut_windows

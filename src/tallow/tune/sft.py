@@ -15,7 +15,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from tallow.console import say
 from tallow.data.batch import Packed
 from tallow.data.permutation import Permutation
-from tallow.data.read import Rejected, read_records
+from tallow.data.read import read_records
+from tallow.data.records import Rejected
 from tallow.data.sources import SourceNames
 from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
