@@ -38,7 +38,8 @@ class TokenizerConfig(Section):
         min_frequency: A pair of tokens is merged only if it occurs at least that often.
         max_bytes: Train on at most that much text, taken evenly from all documents. (The library counts pairs in
             32 bits, hence the upper bound.)
-        max_digits: Longest run of digits in one token; two is best for small vocabularies.
+        max_digits: Longest run of digits in one token. llama.cpp knows 1 and 3; with 2, it will take other tokens for
+            some numbers.
         special_tokens: Further special tokens beside `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`.
         chat_template: `chatml`, `none`, or a file with a Jinja template. None keeps that of `pretrained`.
     """
@@ -48,7 +49,7 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(4096, ge=1)
     min_frequency: int = Field(2, ge=1)
     max_bytes: int = Field(100_000_000, ge=1, le=2_000_000_000)
-    max_digits: Literal[1, 2, 3] = 2
+    max_digits: Literal[1, 2, 3] = 1
     special_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
 
@@ -90,12 +91,13 @@ def split_pattern(max_digits: int) -> str:
     """Where text is cut before merging: GPT-4's rule (cl100k_base of tiktoken) with its own limit for digits.
 
     In this order: English contractions; letters with one character before them; digits; punctuation with a space
-    before and line ends behind it; line ends; spaces.
+    before and line ends behind it; line ends; spaces. With one digit or three this is, character for character, what
+    llama.cpp does for `tokenizer.ggml.pre` of `deepseek-r1-qwen` and `dbrx`.
     """
+    digits = r"\p{N}" if max_digits == 1 else rf"\p{{N}}{{1,{max_digits}}}"
     return (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        rf"\p{{N}}{{1,{max_digits}}}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        rf"{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
 
 

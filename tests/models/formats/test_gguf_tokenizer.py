@@ -17,6 +17,7 @@ from tallow.errors import DataError, UsageError
 from tallow.models.formats.gguf_splits import SPLIT_RULES, find_rule
 from tallow.models.formats.gguf_tokenizer import WHOLE, read_tokenizer, write_tokenizer
 from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.tokenizer.train import TokenizerConfig, split_pattern
 
 PATH = Path("model.gguf")
 TEXT = [
@@ -130,15 +131,46 @@ def with_split(tokenizer: Tokenizer, pattern: str, normalizer: Any = None) -> To
 def test_two_digits_travel_as_the_whole_tokenizer(
     make_tokenizer: Callable[..., Tokenizer], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """llama.cpp has no name for tallow's own default; it gets the nearest, we get all, the user gets told."""
-    pattern = SPLIT_RULES["dbrx"].patterns[0].replace("{1,3}", "{1,2}")
-    tokenizer = with_split(make_tokenizer(), pattern)
+    """llama.cpp has no name for it; it gets the nearest, we get all, the user gets told."""
+    tokenizer = with_split(make_tokenizer(), split_pattern(2))
     metadata = write_tokenizer(tokenizer, 320)
     assert metadata["tokenizer.ggml.pre"] == "dbrx"
-    assert "numbers" in capsys.readouterr().err
+    assert "max_digits 1 or 3" in capsys.readouterr().err
     loaded = read_tokenizer(metadata, PATH)
     assert loaded.fingerprint == tokenizer.fingerprint
     assert_same_ids(tokenizer, loaded)
+
+
+LLAMA_CPP = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The expression in its src/llama-vocab.cpp."""
+
+
+@pytest.mark.parametrize(
+    ("max_digits", "name", "digits"), [(1, "deepseek-r1-qwen", r"\p{N}"), (3, "dbrx", r"\p{N}{1,3}")]
+)
+def test_tokenizers_of_the_recipe_are_those_of_llama_cpp(
+    make_tokenizer: Callable[..., Tokenizer],
+    max_digits: int,
+    name: str,
+    digits: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pattern = LLAMA_CPP.replace("DIGITS", digits)
+    assert split_pattern(max_digits) == pattern
+    assert SPLIT_RULES[name].patterns == (pattern,)
+    tokenizer = with_split(make_tokenizer(), pattern)
+    metadata = write_tokenizer(tokenizer, 320)
+    assert metadata["tokenizer.ggml.pre"] == name
+    assert WHOLE not in metadata
+    assert not capsys.readouterr().err
+    assert_same_ids(tokenizer, read_tokenizer(metadata, PATH))
+
+
+def test_the_default_tokenizer_is_one_that_llama_cpp_has() -> None:
+    assert TokenizerConfig().max_digits in (1, 3)
 
 
 def test_unknown_ways_to_cut_words_are_refused(make_tokenizer: Callable[..., Tokenizer]) -> None:
@@ -162,6 +194,12 @@ def test_spellings_of_a_rule() -> None:
     """The forms in which published tokenizer.json files have the same rules."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": True}
+    bytes_only = {**byte_level, "use_regex": False}
+    after_contractions = LLAMA_CPP.replace("DIGITS", r"\p{N}").partition(")")[2]
+    any_case = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)" + after_contractions
+    split = {"type": "Split", "pattern": {"Regex": any_case}, "behavior": "Isolated"}
+    qwen2 = {"type": "Sequence", "pretokenizers": [split, bytes_only]}
+    assert find_rule(qwen2, whole_words=False, nfc=True) == ("qwen2", True)
     smollm = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
     assert find_rule(byte_level, whole_words=False, nfc=False) == ("gpt-2", True)
     assert find_rule(byte_level, whole_words=False, nfc=True) == ("olmo", True)

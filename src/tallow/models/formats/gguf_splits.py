@@ -14,7 +14,10 @@ from tokenizers import Regex, pre_tokenizers
 
 _DIGIT = r"\p{N}"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_CONTRACTION_ANY_CASE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+"""As most tokenizer.json files have it. llama.cpp spells it out, which is something else only for the long ſ."""
+
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -97,7 +100,7 @@ SPLIT_RULES: dict[str, SplitRule] = {
     "minerva-7b": _DIGITS_THEN_GPT2,
 }
 
-# Numbers in pieces of two digits, which is best for small vocabularies: llama.cpp only knows one and three.
+# Numbers in pieces of two digits: llama.cpp only knows one and three.
 STAND_INS: dict[tuple[str, ...] | None, str] = {(_modern(r"\p{N}{1,2}"),): "dbrx"}
 
 
@@ -135,7 +138,7 @@ def _patterns(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | None
         if step["type"] == "Digits" and step["individual_digits"]:
             patterns.append(_DIGIT)
         elif step["type"] == "Split" and "Regex" in step["pattern"] and step["behavior"] == "Isolated":
-            patterns.append(step["pattern"]["Regex"].replace("{1,1}", ""))
+            patterns.append(step["pattern"]["Regex"].replace(_CONTRACTION_ANY_CASE, _CONTRACTION))
         else:
             return None
     last = steps[-1]

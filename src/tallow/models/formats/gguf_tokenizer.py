@@ -114,7 +114,10 @@ def write_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     values |= {f"{name}_token_id": id for name, id in ids.items() if id is not None}
     written = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
     if not exact:
-        say("llama.cpp cuts numbers otherwise than this tokenizer, so its token ids of some numbers will differ")
+        say(
+            "llama.cpp cannot cut numbers in twos as this tokenizer does: its token ids of some numbers will differ; "
+            "train the tokenizer with max_digits 1 or 3 to have the same ids"
+        )
         written[WHOLE] = tokenizer.backend.to_str()
     if tokenizer.chat_template is not None:
         written["tokenizer.chat_template"] = tokenizer.chat_template.source
