@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tallow import terminal
 from tallow.cli import main
+from tallow.engine import language_model
+from tallow.engine.language_model import Generation
+from tallow.engine.request import SamplingParams
 
 
 def run_tallow(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -127,3 +131,28 @@ def test_a_directory_that_cannot_be_made_is_a_usage_error(
     command = ["prepare", "--set", "prepare.sources=[good.txt]", "--set", "prepare.validation_fraction=0"]
     assert run_tallow(monkeypatch, *command, "--run", "file/run", "--json") == 2
     assert "cannot be written" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.parametrize("command", [["generate", "m", "--prompt", "x", "--json"], ["chat", "m"]])
+def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    asked: list[SamplingParams] = []
+
+    class Model:
+        def generate(self, _text: str, params: SamplingParams) -> Generation:
+            asked.append(params)
+            return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
+
+    monkeypatch.setattr(language_model, "load", lambda _name, _precision: Model())
+    monkeypatch.setattr(terminal, "chat", lambda _model, params, _system: asked.append(params))
+    values = {
+        "max_new_tokens": 7,
+        "temperature": 0.3,
+        "top_k": 11,
+        "top_p": 0.8,
+        "min_p": 0.05,
+        "repetition_penalty": 1.5,
+        "seed": 42,
+    }
+    options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    run_tallow(monkeypatch, *command, *options, "--stop", "###", "--stop", "!")
+    assert asked == [SamplingParams(**values, stop=("###", "!"))]

@@ -43,6 +43,15 @@ Resume = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
+TopK = Annotated[int, typer.Option(help="Choose among the k likeliest; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Choose among the likeliest that make up this probability.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, beside the machine's limits.")
@@ -184,32 +193,24 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to continue, as it stands; - reads standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
     precision: PrecisionOption = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Continue a text."""
     from tallow.engine.language_model import load
     from tallow.engine.request import SamplingParams
 
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
+    endings = tuple(stop or ())
+    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
     loaded = load(model, precision)
@@ -228,25 +229,25 @@ def generate(
 def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up this probability.")] = 0.95,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
     precision: PrecisionOption = "auto",
+    threads: Threads = None,
 ) -> None:
     """Talk with a model in the terminal."""
     from tallow import terminal
     from tallow.engine.language_model import load
     from tallow.engine.request import SamplingParams
 
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    endings = tuple(stop or ())
+    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
+    _set_threads(threads)
     terminal.chat(load(model, precision), params, system)
 
 
@@ -268,7 +269,7 @@ def bench_infer(
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each.")] = 64,
-    threads: Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, and the share of the memory bandwidth that decoding reaches."""
@@ -285,7 +286,7 @@ def bench_train(
     seq: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
     steps: Annotated[int, typer.Option(help="Timed steps, after two to warm up.")] = 5,
     precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of the matrix products.")] = "bf16",
-    threads: Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure training speed, and the share of the matrix-product peak that it reaches."""
