@@ -27,58 +27,40 @@ from tallow.models.formats.hub import load_directory, save_directory
 TOLERANCE = 5e-5
 Logits = Callable[[PreTrainedModel, Tensor], Tensor]
 OurLogits = Callable[[Decoder, Tensor], Tensor]
+MakeReference = Callable[..., PreTrainedModel]
+SameLogits = Callable[[Decoder, PreTrainedModel], None]
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SHORT_AND_LONG = {"short_factor": [1.0, 1.5], "long_factor": [1.0, 8.0]}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}
+PARTLY = {"original_max_position_embeddings": 16, "partial_rotary_factor": 0.5}
+PYTHIA = {"rotary_pct": 0.5, "rotary_emb_base": 500}
+
+
+def new_rope(theta: float, scaling: dict[str, Any]) -> dict[str, Any]:
+    return {"rope_parameters": {**scaling, "rope_theta": theta}}
+
+
+def old_rope(theta: float, scaling: dict[str, Any]) -> dict[str, Any]:
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
 
 # (model_type, options of the reference, fields of config.json to take away, fields to put instead)
 OLD_SPELLINGS: dict[str, tuple[str, dict[str, Any], list[str], dict[str, Any]]] = {
-    "llama": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, [], {"rope_theta": 500.0}),
+    "llama": ("llama", new_rope(500.0, {"rope_type": "default"}), [], {"rope_theta": 500.0}),
     "llama-linear": (
         "llama",
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
+        new_rope(500.0, {"rope_type": "linear", "factor": 4.0}),
         ["head_dim"],
-        {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        old_rope(500.0, {"type": "linear", "factor": 4.0}),
     ),
-    "llama-3.1": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
-            }
-        },
-        [],
-        {
-            "rope_theta": 500.0,
-            "rope_scaling": {
-                "rope_type": "llama3",
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
-            },
-        },
-    ),
+    "llama-3.1": ("llama", new_rope(500.0, LLAMA3), [], old_rope(500.0, LLAMA3)),
     "qwen2-yarn": (
         "qwen2",
-        {
-            "use_sliding_window": True,
-            "sliding_window": 5,
-            "max_window_layers": 2,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 500.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-            },
-        },
+        {**WINDOWS, **new_rope(500.0, {"rope_type": "yarn", **YARN})},
         ["layer_types"],
-        {
-            "rope_theta": 500.0,
-            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-        },
+        old_rope(500.0, {"type": "yarn", **YARN}),
     ),
     "gemma2": (
         "gemma2",
@@ -100,43 +82,31 @@ OLD_SPELLINGS: dict[str, tuple[str, dict[str, Any], list[str], dict[str, Any]]] 
         ["layer_types"],
         {
             "sliding_window_pattern": 2,
-            "rope_theta": 5000.0,
             "rope_local_base_freq": 100.0,
-            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            **old_rope(5000.0, {"rope_type": "linear", "factor": 8.0}),
         },
     ),
     "phi3-su": (
         "phi3",
-        {
-            "original_max_position_embeddings": 16,
-            "partial_rotary_factor": 0.5,
-            "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.0, 8.0]},
-        },
+        {**PARTLY, "rope_parameters": {"rope_type": "longrope", **SHORT_AND_LONG}},
         [],
-        {
-            "rope_theta": 10000.0,
-            "partial_rotary_factor": 0.5,
-            "original_max_position_embeddings": 16,
-            "rope_scaling": {"type": "su", "short_factor": [1.0, 1.5], "long_factor": [1.0, 8.0]},
-        },
+        {**PARTLY, **old_rope(10000.0, {"type": "su", **SHORT_AND_LONG})},
     ),
-    "pythia": (
-        "gpt_neox",
-        {"rotary_pct": 0.5, "rotary_emb_base": 500},
-        ["attention_bias", "num_key_value_heads"],
-        {"rotary_pct": 0.5, "rotary_emb_base": 500},
-    ),
+    "pythia": ("gpt_neox", PYTHIA, ["attention_bias", "num_key_value_heads"], PYTHIA),
 }
+
+
+@pytest.fixture
+def assert_same_logits(reference_logits: Logits, our_logits: OurLogits, ids_BT: Tensor) -> SameLogits:
+    def check(ours: Decoder, reference: PreTrainedModel) -> None:
+        assert (our_logits(ours, ids_BT) - reference_logits(reference, ids_BT)).abs().max() < TOLERANCE
+
+    return check
 
 
 @pytest.mark.parametrize("name", OLD_SPELLINGS)
 def test_configs_from_before_transformers_5(
-    name: str,
-    make_reference: Callable[..., PreTrainedModel],
-    reference_logits: Logits,
-    our_logits: OurLogits,
-    ids_BT: Tensor,
-    tmp_path: Path,
+    name: str, make_reference: MakeReference, assert_same_logits: SameLogits, tmp_path: Path
 ) -> None:
     model_type, options, removed, old = OLD_SPELLINGS[name]
     reference = make_reference(model_type, **options)
@@ -145,8 +115,7 @@ def test_configs_from_before_transformers_5(
     kept = {key: value for key, value in values.items() if key not in ("rope_parameters", *removed)}
     assert len(kept) == len(values) - 1 - len(set(removed) & set(values))
     write_json(tmp_path / "config.json", {**kept, **old})
-    got_BTV = our_logits(load_directory(tmp_path), ids_BT)
-    assert (got_BTV - reference_logits(reference, ids_BT)).abs().max() < TOLERANCE
+    assert_same_logits(load_directory(tmp_path), reference)
 
 
 def rename(path: Path, change: Callable[[str], str], extra: dict[str, Tensor]) -> None:
@@ -195,25 +164,17 @@ OTHER_NAMES: dict[str, tuple[str, dict[str, Any], Callable[[str], str], dict[str
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_tensor_names_of_older_files(
-    name: str,
-    make_reference: Callable[..., PreTrainedModel],
-    reference_logits: Logits,
-    our_logits: OurLogits,
-    ids_BT: Tensor,
-    tmp_path: Path,
+    name: str, make_reference: MakeReference, assert_same_logits: SameLogits, tmp_path: Path
 ) -> None:
     model_type, options, change, extra = OTHER_NAMES[name]
     reference = make_reference(model_type, **options)
     reference.save_pretrained(tmp_path)
     rename(tmp_path / "model.safetensors", change, extra)
-    got_BTV = our_logits(load_directory(tmp_path), ids_BT)
-    assert (got_BTV - reference_logits(reference, ids_BT)).abs().max() < TOLERANCE
+    assert_same_logits(load_directory(tmp_path), reference)
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
-def test_the_language_model_inside_gemma_3(
-    prefix: str, reference_logits: Logits, our_logits: OurLogits, ids_BT: Tensor, tmp_path: Path
-) -> None:
+def test_the_language_model_inside_gemma_3(prefix: str, assert_same_logits: SameLogits, tmp_path: Path) -> None:
     text = {
         "vocab_size": 64,
         "hidden_size": 32,
@@ -262,10 +223,10 @@ def test_the_language_model_inside_gemma_3(
     model = load_directory(tmp_path)
     assert model.config.family == "gemma3_text"
     assert model.config.eos_ids == (1, 9)
-    assert (our_logits(model, ids_BT) - reference_logits(reference, ids_BT)).abs().max() < TOLERANCE
+    assert_same_logits(model, reference)
 
 
-def test_control_tokens_survive(make_reference: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+def test_control_tokens_survive(make_reference: MakeReference, tmp_path: Path) -> None:
     reference = make_reference("llama", eos_token_id=5, bos_token_id=4, pad_token_id=None)
     reference.generation_config = GenerationConfig(eos_token_id=[5, 7], bos_token_id=4, pad_token_id=6)
     reference.save_pretrained(tmp_path / "theirs")
@@ -281,9 +242,9 @@ def test_control_tokens_survive(make_reference: Callable[..., PreTrainedModel], 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
 def test_shards(
     family: str,
-    make_reference: Callable[..., PreTrainedModel],
-    reference_logits: Logits,
+    make_reference: MakeReference,
     our_logits: OurLogits,
+    assert_same_logits: SameLogits,
     ids_BT: Tensor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,9 +252,8 @@ def test_shards(
     reference = make_reference(family)
     reference.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
-    wanted_BTV = reference_logits(reference, ids_BT)
     model = load_directory(tmp_path / "theirs")
-    assert (our_logits(model, ids_BT) - wanted_BTV).abs().max() < TOLERANCE
+    assert_same_logits(model, reference)
 
     monkeypatch.setattr(tensor_files, "SHARD_BYTES", 20_000)
     save_directory(model, None, tmp_path / "ours")
@@ -302,15 +262,14 @@ def test_shards(
     assert all(file.stat().st_size < 22_000 for file in files)
     index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {file.name for file in files}
-    back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
-    assert (reference_logits(back, ids_BT) - wanted_BTV).abs().max() < TOLERANCE
+    assert_same_logits(model, AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager"))
     assert torch.equal(our_logits(load_directory(tmp_path / "ours"), ids_BT), our_logits(model, ids_BT))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "olmo2"])
 def test_bfloat16(
     family: str,
-    make_reference: Callable[..., PreTrainedModel],
+    make_reference: MakeReference,
     reference_logits: Logits,
     our_logits: OurLogits,
     ids_BT: Tensor,

@@ -83,6 +83,31 @@ def write_shared(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
+def read_llama(hub: Mapping[str, Any], *, norm_eps: float = 1e-6) -> dict[str, Any]:
+    """What Llama and its nearest heirs have in common, as arguments of `DecoderConfig`.
+
+    Args:
+        norm_eps: Where the file does not say.
+    """
+    return {
+        **read_shared(hub),
+        "rotary": read_rotary(hub),
+        "norm_eps": hub.get("rms_norm_eps", norm_eps),
+        "tied_embeddings": hub.get("tie_word_embeddings", False),
+    }
+
+
+def write_llama(config: DecoderConfig) -> dict[str, Any]:
+    """The inverse of `read_llama`."""
+    return {**write_shared(config), **write_rotary(config.rotary), "rms_norm_eps": config.norm_eps}
+
+
+def read_attention_bias(hub: Mapping[str, Any]) -> dict[str, Any]:
+    """One switch for the biases of all four attention matrices, as arguments of `DecoderConfig`."""
+    bias = hub.get("attention_bias", False)
+    return {"qkv_bias": bias, "attention_output_bias": bias}
+
+
 def read_activation(name: str) -> Activation:
     """Our name of a hub activation.
 

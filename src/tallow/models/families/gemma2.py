@@ -8,6 +8,7 @@ from typing import Any
 from tallow.models.config import DecoderConfig
 from tallow.models.families.family import LLAMA_LAYER, Family
 from tallow.models.families.fields import (
+    read_attention_bias,
     read_rotary,
     read_shared,
     read_windows,
@@ -62,8 +63,7 @@ def read_gemma(hub: Mapping[str, Any]) -> dict[str, Any]:
         "norm_placement": "both",
         "embedding_scale": True,
         "tied_embeddings": hub.get("tie_word_embeddings", True),
-        "qkv_bias": hub.get("attention_bias", False),
-        "attention_output_bias": hub.get("attention_bias", False),
+        **read_attention_bias(hub),
         "attention_scale": hub.get("query_pre_attn_scalar", 256) ** -0.5,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tallow.models.config import DecoderConfig
 from tallow.models.families.family import LLAMA_LAYER, Family
-from tallow.models.families.fields import read_rotary, read_shared, write_rotary, write_shared
+from tallow.models.families.fields import read_attention_bias, read_llama, write_llama
 
 LAYER = {
     **LLAMA_LAYER,
@@ -19,24 +19,15 @@ LAYER = {
 def read_config(hub: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(
         family="olmo2",
-        **read_shared(hub),
-        rotary=read_rotary(hub),
-        norm_eps=hub.get("rms_norm_eps", 1e-5),
+        **read_llama(hub, norm_eps=1e-5),
+        **read_attention_bias(hub),
         norm_placement="post",
         qk_norm="hidden",
-        tied_embeddings=hub.get("tie_word_embeddings", False),
-        qkv_bias=hub.get("attention_bias", False),
-        attention_output_bias=hub.get("attention_bias", False),
     )
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
-    return {
-        **write_shared(config),
-        **write_rotary(config.rotary),
-        "rms_norm_eps": config.norm_eps,
-        "attention_bias": config.qkv_bias,
-    }
+    return {**write_llama(config), "attention_bias": config.qkv_bias}
 
 
 FAMILY = Family("olmo2", "Olmo2ForCausalLM", read_config, write_config, layer=LAYER)

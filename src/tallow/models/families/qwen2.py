@@ -7,35 +7,20 @@ from typing import Any
 
 from tallow.models.config import DecoderConfig
 from tallow.models.families.family import Family
-from tallow.models.families.fields import (
-    read_rotary,
-    read_shared,
-    read_windows,
-    write_rotary,
-    write_shared,
-    write_windows,
-)
+from tallow.models.families.fields import read_llama, read_windows, write_llama, write_windows
 
 
 def read_config(hub: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(
         family="qwen2",
-        **read_shared(hub),
+        **read_llama(hub),
         **read_upper_windows(hub),
-        rotary=read_rotary(hub),
-        norm_eps=hub.get("rms_norm_eps", 1e-6),
-        tied_embeddings=hub.get("tie_word_embeddings", False),
         qkv_bias=True,
     )
 
 
 def write_config(config: DecoderConfig) -> dict[str, Any]:
-    return {
-        **write_shared(config),
-        **write_upper_windows(config),
-        **write_rotary(config.rotary),
-        "rms_norm_eps": config.norm_eps,
-    }
+    return {**write_llama(config), **write_upper_windows(config)}
 
 
 def read_upper_windows(hub: Mapping[str, Any]) -> dict[str, Any]:
