@@ -5,12 +5,18 @@ Usage: python scripts/make_recipe_reference.py [--check]
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import inspect
 import re
 import sys
-import typing
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+import annotated_types
+import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -24,10 +30,24 @@ HEAD = """\
 A recipe is a YAML file with one section for each stage. `tallow run RECIPE.yaml` does the stages in the order
 below; a stage's inputs come from the stages before it unless the recipe names others. Precedence: defaults < file
 < `--set section.key=value` (the value is read as YAML). An unknown key is an error. The resolved settings of each
-stage are kept in its directory as `recipe.yaml`.
+stage are kept in its directory as `recipe.yaml`, those of a whole run in the run's directory as `resolved.yaml`.
 
 *This page is made by `scripts/make_recipe_reference.py`.*
 """
+
+
+# a bound on sizes that no model reaches; to name it would only distract
+LARGEST_SIZE = 2**31
+WORDS = {int: "int", float: "float", bool: "bool", str: "text", Path: "path", type(None): "`null`"}
+
+
+class Setting(NamedTuple):
+    """A setting, or a group of them, as its section declares it."""
+
+    name: str
+    annotation: Any
+    constraints: Sequence[Any]
+    default: Any
 
 
 def main() -> None:
@@ -41,82 +61,131 @@ def main() -> None:
 
 def make_page() -> str:
     """The whole page as Markdown."""
-    shown: set[type[Section]] = set()
-    parts = [HEAD, "## The run as a whole\n", table(RunSettings, "")]
+    shown: set[type] = set()
+    parts = [HEAD, "## The run as a whole\n", table(RunSettings, None, "")]
     for name, stage in STAGES.items():
         config, function = stage.load()
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
-        parts += [f"## {name}\n", f"{summary}\n", table(config, f"{name}.")]
-        for prefix, section in nested(config, f"{name}."):
-            if section in shown:
-                parts.append(f"`{prefix}*`: as above, see {section.__name__}.\n")
+        parts += [f"## {name}\n", f"{as_markdown(summary)}\n", table(config, None, f"{name}.")]
+        for prefix, group, default in inner_groups(config, None, f"{name}."):
+            if group in shown:
+                parts.append(f"`{prefix}*`: as above, see {group.__name__}.\n")
             else:
-                shown.add(section)
-                parts += [f"### {prefix}* ({section.__name__})\n", table(section, prefix)]
+                shown.add(group)
+                parts += [f"### {prefix}* ({group.__name__})\n", table(group, default, prefix)]
     return "\n".join(parts)
 
 
-def table(section: type[Section], prefix: str) -> str:
-    """The settings of one section, without those of the sections in it."""
-    descriptions = describe(section)
-    rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
-    for name, field in section.model_fields.items():
-        if not section_types(field.annotation):
-            cells = (
-                f"`{prefix}{name}`",
-                f"`{type_name(field.annotation)}`",
-                default(field),
-                descriptions.get(name, ""),
-            )
-            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+def table(group: type, defaults: object, prefix: str) -> str:
+    """The settings of one group, without those of the groups in it."""
+    meanings = describe(group)
+    rows = ["| setting | value | default | meaning |", "|---|---|---|---|"]
+    for setting in settings(group, defaults):
+        if group_in(setting.annotation) is None:
+            value = describe_type(setting.annotation, setting.constraints)
+            cells = (f"`{prefix}{setting.name}`", value, as_yaml(setting.default), meanings.get(setting.name, ""))
+            rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 
-def nested(section: type[Section], prefix: str) -> list[tuple[str, type[Section]]]:
-    """Sections within a section, with the prefix of their settings, outer ones first."""
-    found = []
-    for name, field in section.model_fields.items():
-        for inner in section_types(field.annotation):
-            found += [(f"{prefix}{name}.", inner), *nested(inner, f"{prefix}{name}.")]
-    return found
+def inner_groups(group: type, defaults: object, prefix: str) -> Iterator[tuple[str, type, object]]:
+    """Groups within a group, with the prefix of their settings and what holds their defaults, outer ones first."""
+    for setting in settings(group, defaults):
+        inner = group_in(setting.annotation)
+        if inner is not None:
+            default = setting.default if isinstance(setting.default, inner) else None
+            yield f"{prefix}{setting.name}.", inner, default
+            yield from inner_groups(inner, default, f"{prefix}{setting.name}.")
 
 
-def section_types(annotation: object) -> list[type[Section]]:
-    """The sections that a type names, alone or as an alternative."""
-    candidates = typing.get_args(annotation) or (annotation,)
-    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)]
+def settings(group: type, defaults: object) -> Iterator[Setting]:
+    """The settings of a section or of a dataclass, with the values in `defaults` if that is one of these."""
+    if issubclass(group, Section):
+        for name, field in group.model_fields.items():
+            yield Setting(name, field.annotation, field.metadata, getattr(defaults, name, field.default))
+    else:
+        hints = get_type_hints(group)
+        for field in dataclasses.fields(group):
+            yield Setting(field.name, hints[field.name], (), getattr(defaults, field.name, field.default))
 
 
-def describe(section: type[Section]) -> dict[str, str]:
-    """The descriptions in the Args (or Attributes) of a section's docstring and of those it inherits from."""
+def group_in(annotation: object) -> type | None:
+    """The section or dataclass that a type names, alone or as an alternative to null."""
+    for kind in get_args(annotation) or (annotation,):
+        if isinstance(kind, type) and (issubclass(kind, Section) or dataclasses.is_dataclass(kind)):
+            return kind
+    return None
+
+
+def describe(group: type) -> dict[str, str]:
+    """The meanings in the Args of a group's docstring and of those it inherits from."""
     result: dict[str, str] = {}
-    for kind in reversed([kind for kind in section.__mro__ if issubclass(kind, Section)]):
-        _, _, listed = (inspect.getdoc(kind) or "").partition("Args:\n")
-        listed = listed or (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
-        for entry in re.split(r"\n(?=    \w)", listed.split("\n\n")[0].rstrip()):
-            names, colon, text = entry.strip().partition(":")
+    for kind in reversed(group.__mro__[:-1]):
+        _, *listed = re.split(r"(?:Args|Attributes):\n", inspect.getdoc(kind) or "", maxsplit=1)
+        for entry in re.split(r"\n(?=    \w)", "".join(listed).split("\n\n")[0].rstrip()):
+            name, colon, text = entry.strip().partition(":")
             if colon:
-                result |= dict.fromkeys(re.split(r",\s*", names), " ".join(text.split()))
+                result[name] = as_markdown(text)
     return result
 
 
-def type_name(annotation: object) -> str:
-    """A type as one writes it."""
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    text = str(annotation).replace("typing.", "").replace("pathlib.", "").replace("NoneType", "None")
-    return re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", text)
+def as_markdown(text: str) -> str:
+    """A docstring's text for a table of a recipe's settings: one line, YAML's words, no bars that end a cell."""
+    text = re.sub(r"(?<!`)\bNone\b", "`null`", " ".join(text.split()))
+    return re.sub(r"`([^`]*\|[^`]*)`", lambda code: f"<code>{html.escape(code[1]).replace('|', '&#124;')}</code>", text)
 
 
-def default(field: FieldInfo) -> str:
-    """A default as YAML, or what else holds."""
-    if field.default is PydanticUndefined:
+def describe_type(annotation: Any, constraints: Sequence[Any] = ()) -> str:
+    """What values a type admits, in words."""
+    values = kinds(annotation, constraints)
+    if len(values) == 1:
+        return values[0]
+    comma = "," if any(value.startswith("list") for value in values) else ""  # "or" is not part of the list
+    return f"{', '.join(values[:-1])}{comma} or {values[-1]}"
+
+
+def kinds(annotation: Any, constraints: Sequence[Any] = ()) -> list[str]:
+    """The alternatives of a type, in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner = [part for note in arguments[1:] for part in (note.metadata if isinstance(note, FieldInfo) else [note])]
+        return kinds(arguments[0], inner)
+    if origin in (Union, types.UnionType):
+        return [kind for argument in arguments for kind in kinds(argument, constraints)]
+    if origin is Literal:
+        return [f"`{value}`" for value in arguments]
+    if origin is tuple:
+        filled = any(isinstance(part, annotated_types.MinLen) for part in constraints)
+        number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} × "
+        return [f"list of {number}{describe_type(arguments[0])}" + (", not empty" if filled else "")]
+    if origin is dict:
+        return ["mapping of " + " to ".join(describe_type(argument) for argument in arguments)]
+    return [WORDS[annotation] + (bounds(annotation, constraints) if annotation in (int, float) else "")]
+
+
+def bounds(kind: type, constraints: Sequence[Any]) -> str:
+    """Limits of a number, such as ` ≥ 1` or ` in (0, 1]`."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = {sign: getattr(part, sign) for part in constraints for sign in signs if hasattr(part, sign)}
+    if limits.get("lt") == LARGEST_SIZE:
+        del limits["lt"]
+    if kind is int and "gt" in limits:
+        limits["ge"] = limits.pop("gt") + 1
+    if len(limits) < 2:
+        return "".join(f" {signs[sign]} {limit:g}" for sign, limit in limits.items())
+    low, high = (next(limits[sign] for sign in pair if sign in limits) for pair in (("ge", "gt"), ("le", "lt")))
+    if kind is int:
+        return f" from {low:,} to {high if 'le' in limits else high - 1:,}"
+    return f" in {'[' if 'ge' in limits else '('}{low:g}, {high:g}{']' if 'le' in limits else ')'}"
+
+
+def as_yaml(default: Any) -> str:
+    """A default as a recipe would have it."""
+    if default is PydanticUndefined:
         return "required"
-    if field.default is None:
-        return "`null`"
-    if isinstance(field.default, tuple):
-        return f"`[{', '.join(map(str, field.default))}]`"
-    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+    value = list(default) if isinstance(default, tuple) else default
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+    return f"`{text}`"
 
 
 if __name__ == "__main__":

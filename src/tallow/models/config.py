@@ -26,10 +26,16 @@ class RotaryScaling(Section):
         kind: The rule.
         factor: How much longer than trained; YaRN and LongRoPE may leave it to the ratio of the lengths.
         original_max_positions: The trained length; None for the model's `max_positions`.
-        low_freq_factor, high_freq_factor: Llama 3.1: bounds of the blend, in turns over the trained length.
-        beta_fast, beta_slow, mscale, mscale_all_dim, truncate: YaRN.
+        low_freq_factor: Llama 3.1: frequencies with fewer turns over the trained length are divided by `factor`.
+        high_freq_factor: Llama 3.1: frequencies with more turns over the trained length stay; between, a blend.
+        beta_fast: YaRN: frequencies with more turns over the trained length stay.
+        beta_slow: YaRN: frequencies with fewer turns over the trained length are divided by `factor`; between, a blend.
+        mscale: YaRN, with `mscale_all_dim`: weight of `ln factor` in the factor on cosines and sines.
+        mscale_all_dim: YaRN, with `mscale`: weight of `ln factor` in what that factor is divided by.
+        truncate: YaRN: the ends of the blend are rounded outwards to whole frequencies.
         attention_factor: YaRN and LongRoPE: factor on cosines and sines; None for their own rule.
-        short_factors, long_factors: LongRoPE: divisors of each frequency, within and beyond the trained length.
+        short_factors: LongRoPE: divisors of each frequency, within the trained length.
+        long_factors: LongRoPE: divisors of each frequency, beyond the trained length.
     """
 
     kind: Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
@@ -102,7 +108,9 @@ class DecoderConfig(Section):
         norm_placement: Norms before a sub-layer, after it (OLMo 2), or both (Gemma 2 and 3).
         parallel_residual: Attention and feed-forward read the same input (GPT-NeoX).
         qk_norm: Queries and keys are normalized: each head by itself, or all heads together (OLMo 2).
-        qkv_bias, attention_output_bias, feed_forward_bias: Which linear layers add a bias.
+        qkv_bias: The projections to queries, keys and values add a bias.
+        attention_output_bias: The projection after attention adds a bias.
+        feed_forward_bias: The linear layers of the feed-forward add a bias.
         gated: The feed-forward multiplies by an activated gate (SwiGLU, GeGLU; arXiv 2002.05202).
         activation: Of the gate, or of the plain feed-forward; `gelu_tanh` is GELU's usual approximation.
         positions: Rotary, or a learned table (GPT-2).
@@ -110,10 +118,13 @@ class DecoderConfig(Section):
         window: Tokens that a sliding layer sees, itself included; None for all.
         sliding_layers: For each layer whether it slides; None: all do if there is a window.
         attention_scale: Multiplies q·k; None for `head_dim ** -0.5`.
-        attention_softcap, logit_softcap: `cap · tanh(x / cap)` on attention scores and on logits (Gemma 2).
+        attention_softcap: `cap · tanh(x / cap)` on attention scores (Gemma 2); None for no cap.
+        logit_softcap: `cap · tanh(x / cap)` on logits (Gemma 2); None for no cap.
         tied_embeddings: The output matrix is the token embedding.
         embedding_scale: Embeddings are multiplied by `sqrt(hidden_size)` (Gemma).
-        bos_id, eos_ids, pad_id: Control tokens, as `config.json` and `generation_config.json` name them.
+        bos_id: The token that begins a text, if there is one.
+        eos_ids: The tokens that end a text; in a recipe, none means "as the tokenizer says".
+        pad_id: The token that fills up rows of a batch, if there is one.
     """
 
     family: str = "llama"

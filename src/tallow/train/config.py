@@ -29,8 +29,11 @@ class LoopConfig(Section):
         betas: AdamW's decay rates of the gradient's first and second moments.
         epsilon: AdamW's addition to the denominator.
         clip_norm: Largest norm of the gradient of the mean loss.
-        precision: Of matrix products; `auto` takes the faster one here. Weights and their updates are always fp32.
-        log_every, validate_every, save_every: Steps between metrics, validations, checkpoints.
+        precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
+            and written into `recipe.yaml`. Weights and their updates are always fp32.
+        log_every: Steps between records of loss, gradient and speed.
+        validate_every: Steps between scores of held-out text.
+        save_every: Steps between checkpoints.
         save_seconds: A checkpoint is also saved when the last is so old.
         keep_checkpoints: Newest checkpoints that are kept.
         seed: Names the initial weights and the order of the data.
