@@ -320,6 +320,8 @@ def _report_failure(error: BaseException, as_json: bool) -> int:
     if isinstance(error, TyperException) and not str(error) and not isinstance(error, typer.BadParameter):
         return UsageError.exit_code  # no command was given: the help is printed already
     failure = _as_tallow_error(error)
+    if isinstance(failure, Interrupted) and not is_main_process():
+        return failure.exit_code  # the main process stops too, and says so
     if as_json:
         _print_json(failure.as_json())
     else:
@@ -418,3 +420,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def _escape(text: str) -> str:
     return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()
