@@ -134,50 +134,67 @@ def test_nonsense_sizes(directory: Path, key: str, value: Any) -> None:
     refused(directory)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"hidden_act": "quick_gelu"},
-        {"hidden_act": ["silu"]},
-        {"rms_norm_eps": -1.0},
-        {"rms_norm_eps": "small"},
-        {"tie_word_embeddings": "perhaps"},
-        {"eos_token_id": "</s>"},
-        {"eos_token_id": [[1]]},
-        {"rope_theta": 0, "rope_parameters": None},
-        {"rope_parameters": "linear"},
-        {"rope_parameters": [1]},
-        {"rope_parameters": {"rope_type": "linear"}},
-        {"rope_parameters": {"rope_type": "linear", "factor": -2}},
-        {"rope_parameters": {"rope_type": "spiral", "factor": 2}},
-        {"rope_parameters": {"rope_type": ["linear"]}},
+NONSENSE_CHOICES: list[tuple[dict[str, Any], str]] = [
+    ({"hidden_act": "quick_gelu"}, "the activation 'quick_gelu'"),
+    ({"hidden_act": ["silu"]}, "unhashable type"),
+    ({"rms_norm_eps": -1.0}, "norm_eps"),
+    ({"rms_norm_eps": "small"}, "norm_eps"),
+    ({"tie_word_embeddings": "perhaps"}, "tied_embeddings"),
+    ({"eos_token_id": "</s>"}, "eos_ids"),
+    ({"eos_token_id": [[1]]}, "eos_ids"),
+    ({"rope_theta": 0, "rope_parameters": None}, "theta"),
+    ({"rope_parameters": "linear"}, "attribute 'get'"),
+    ({"rope_parameters": [1]}, "attribute 'get'"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "linear needs a factor"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": -2}}, "factor: "),
+    ({"rope_parameters": {"rope_type": "spiral", "factor": 2}}, "rotary scaling 'spiral'"),
+    ({"rope_parameters": {"rope_type": ["linear"]}}, "unhashable type"),
+    (
         {"rope_parameters": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}},
+        "high_freq_factor",
+    ),
+    (
         {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+        "longrope needs 4 short",
+    ),
+    (
         {"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": HUGE}},
-        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        {"quantization_config": ["tallow"]},
-        {"model_type": "gemma2", "query_pre_attn_scalar": 0},
-        {"model_type": "gemma2", "query_pre_attn_scalar": -4},
-        {"model_type": "gemma2", "layer_types": ["sliding_attention"]},
-        {"model_type": "gemma2", "layer_types": ["linear_attention", "full_attention"]},
-        {"model_type": "gemma2", "layer_types": 3},
-        {"model_type": "gemma2", "sliding_window": None, "layer_types": ["sliding_attention"] * 2},
-        {"model_type": "gemma2", "num_hidden_layers": 10**9, "layer_types": None},
-        {"model_type": "gemma2", "use_bidirectional_attention": True},
-        {"model_type": "gemma3_text", "sliding_window_pattern": 0, "layer_types": None},
-        {"model_type": "gemma3", "text_config": "none"},
-        {"model_type": "gemma3", "text_config": {}},
+        "original_max_positions",
+    ),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized by 'gptq'"),
+    ({"quantization_config": ["tallow"]}, "quantized by None"),
+    ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "negative power"),
+    ({"model_type": "gemma2", "query_pre_attn_scalar": -4}, "attention_scale"),
+    ({"model_type": "gemma2", "layer_types": ["sliding_attention"]}, "names 1 layers of 2"),
+    ({"model_type": "gemma2", "layer_types": ["linear_attention", "full_attention"]}, "type 'linear_attention'"),
+    ({"model_type": "gemma2", "layer_types": 3}, "not iterable"),
+    ({"model_type": "gemma2", "sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "needs a window"),
+    ({"model_type": "gemma2", "num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers is 1000000000"),
+    ({"model_type": "gemma2", "use_bidirectional_attention": True}, "bidirectional attention"),
+    ({"model_type": "gemma3_text", "sliding_window_pattern": 0, "layer_types": None}, "modulo by zero"),
+    ({"model_type": "gemma3", "text_config": "none"}, "not a mapping"),
+    ({"model_type": "gemma3", "text_config": {}}, "26 layers"),
+    (
         {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": "all"},
-        {"model_type": "phi3", "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
-        {"model_type": "gpt_neox", "rope_parameters": None, "rotary_pct": 7},
-        {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2},
+        "not supported between",
+    ),
+    ({"model_type": "phi3", "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "no rotary scaling 'linear'"),
+    ({"model_type": "gpt_neox", "rope_parameters": None, "rotary_pct": 7}, "fraction"),
+    ({"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2}, "no n_positions"),
+    (
         {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 8, "add_cross_attention": True},
-    ],
-    ids=repr,
+        "add_cross_attention",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"), NONSENSE_CHOICES, ids=[repr(changes) for changes, _ in NONSENSE_CHOICES]
 )
-def test_nonsense_choices(directory: Path, changes: dict[str, Any]) -> None:
+def test_nonsense_choices(directory: Path, changes: dict[str, Any], complaint: str) -> None:
+    """Refused for what is wrong with them, not because the weights are those of another model."""
     set_config(directory, **changes)
-    refused(directory)
+    assert complaint in refused(directory).message
 
 
 def test_sizes_that_only_multiplied_are_too_large(directory: Path) -> None:

@@ -153,11 +153,15 @@ def test_the_time_is_that_of_the_thread() -> None:
     assert "longer than" in str(failures[0])
 
 
-def test_a_limit_holds_for_one_rendering() -> None:
+def test_a_limit_holds_for_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = BoundedEnvironment()
     half = environment.compile_template("{% for i in range(7) %}{% set b = 'a' * 10000000 %}{% endfor %}")
-    for _ in range(3):
+    whole = environment.compile_template("{% for i in range(14) %}{% set b = 'a' * 10000000 %}{% endfor %}")
+    for seconds in (0.0, 0.7 * MAX_SECONDS, 1.4 * MAX_SECONDS):
+        monkeypatch.setattr(time, "thread_time", lambda seconds=seconds: seconds)
         environment.render(half, {})
+    with pytest.raises(TemplateLimitError, match="too much text"):
+        environment.render(whole, {})
 
 
 @pytest.mark.parametrize(
