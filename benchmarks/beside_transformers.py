@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from tallow.bench import random_batch, time_generation
 from tallow.engine.engine import Engine
-from tallow.engine.packing import pack_weights
+from tallow.engine.make_runner import Precision, make_runner
 from tallow.kernels import matmul_peak, read_bandwidth
 from tallow.models.formats import load_model, save_model
 from tallow.models.quantization import model_bytes
@@ -58,15 +58,17 @@ def main() -> None:
             f"matrix product {peak / 1e9:.0f} GFLOP/s, memory {bandwidth / 1e9:.1f} GB/s"
         )
         print(f"{'':34}{'tallow':>10}{'of limit':>10}{'transformers':>14}{'ratio':>8}")
-        compare_inference(Path(directory) / "model", dtype, options.rounds, peak, bandwidth)
+        compare_inference(Path(directory) / "model", options.dtype, dtype, options.rounds, peak, bandwidth)
         compare_training(Path(directory) / "model", options.dtype, options.rounds, peak)
 
 
-def compare_inference(path: Path, dtype: torch.dtype, rounds: int, peak: float, bandwidth: float) -> None:
+def compare_inference(
+    path: Path, precision: Precision, dtype: torch.dtype, rounds: int, peak: float, bandwidth: float
+) -> None:
     """One sequence: a prompt of 512 tokens, then 64 new ones."""
     ours = load_model(path, dtype=dtype)
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-    engine = Engine(pack_weights(ours), None)  # as tallow.load does
+    engine = Engine(make_runner(ours, precision), None)  # as tallow.load does
     prompt = random_batch(ours.config.vocab_size, 1, PROMPT_TOKENS - 1).tokens_BT
 
     def time_theirs() -> tuple[float, float]:

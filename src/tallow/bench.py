@@ -13,12 +13,12 @@ import torch
 
 from tallow.data.batch import Packed
 from tallow.engine.engine import Engine
-from tallow.engine.language_model import Precision, load
+from tallow.engine.language_model import load
+from tallow.engine.make_runner import Precision
 from tallow.engine.request import RequestState, SamplingParams
 from tallow.errors import UsageError
 from tallow.kernels import matmul_peak, read_bandwidth
 from tallow.models.formats import load_model
-from tallow.models.quantization import model_bytes
 from tallow.models.store import resolve
 from tallow.objectives.causal import causal
 from tallow.parallel import ALONE
@@ -49,12 +49,11 @@ def infer(
     loaded.generate([0], SamplingParams(max_new_tokens=1))
     ready_s = seconds_since_start()
     prompts = [
-        [random.Random(row).randrange(loaded.model.config.vocab_size) for _ in range(prompt_tokens)]
-        for row in range(batch)
+        [random.Random(row).randrange(loaded.config.vocab_size) for _ in range(prompt_tokens)] for row in range(batch)
     ]
     timings = [time_generation(loaded.engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
     prefill_s, decode_s, decoded = (statistics.median(column) for column in zip(*timings, strict=True))
-    weights, bandwidth = model_bytes(loaded.model), read_bandwidth()
+    weights, bandwidth = loaded.weight_bytes, read_bandwidth()
     achieved = weights * (decoded / batch) / decode_s
     return {
         "ready_s": ready_s,
@@ -117,7 +116,8 @@ def random_batch(vocab_size: int, batch: int, seq: int) -> Packed:
 def time_generation(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[float, float, int]:
     """Seconds until every prompt has its first token, seconds from there to the end, and tokens made in that time."""
     params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
-    requests = [engine.submit(prompt, params) for prompt in prompts]
+    salt = object()  # nothing is in the cache from an earlier run
+    requests = [engine.submit(prompt, params, cache_salt=salt) for prompt in prompts]
     start = time.perf_counter()
     while any(not request.ids for request in requests):
         engine.step()

@@ -154,11 +154,13 @@ def evaluate(
         return
     if file is None:
         raise UsageError(f"evaluate --task {task} needs a text", "name one with --file")
-    from tallow.engine.language_model import load
     from tallow.evaluate.perplexity import perplexity, read_text
+    from tallow.models.formats import load_model, load_tokenizer
+    from tallow.models.store import resolve as resolve_model
 
-    model = load(source)
-    _print_result(perplexity(model.model, model.tokenizer, read_text(file), window, max_tokens).as_json(), as_json)
+    path = resolve_model(source)
+    score = perplexity(load_model(path), load_tokenizer(path), read_text(file), window, max_tokens)
+    _print_result(score.as_json(), as_json)
 
 
 @app.command()

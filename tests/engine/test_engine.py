@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.conftest import make_model, tiny
 
-from tallow.engine.engine import Engine, context_length
+from tallow.engine.engine import Engine
 from tallow.engine.request import Request, RequestState, SamplingParams
+from tallow.engine.runner import context_length
+from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.config import Rotary, RotaryScaling
@@ -32,7 +34,7 @@ def run(engine: Engine, *requests: Request) -> None:
 
 
 def answer(model: Decoder, prompt_ids: Sequence[int], params: SamplingParams) -> list[int]:
-    engine = Engine(model, None)
+    engine = Engine(TorchRunner(model), None)
     request = engine.submit(prompt_ids, params)
     run(engine, request)
     return request.ids
@@ -57,7 +59,7 @@ def test_greedy_equals_the_model_without_a_cache(any_model: Decoder) -> None:
 @pytest.mark.parametrize("budget", [1, 3, 7, 100])
 def test_batched_and_chunked_equal_alone(exact_model: Decoder, params: SamplingParams, budget: int) -> None:
     prompts = [[3], list(range(20)), [9] * 7, [250, 4]]
-    engine = Engine(exact_model, None, max_tokens_per_step=budget)
+    engine = Engine(TorchRunner(exact_model), None, max_tokens_per_step=budget)
     requests = [engine.submit(prompt, params) for prompt in prompts]
     run(engine, *requests)
     assert [request.ids for request in requests] == [answer(exact_model, prompt, params) for prompt in prompts]
@@ -66,10 +68,16 @@ def test_batched_and_chunked_equal_alone(exact_model: Decoder, params: SamplingP
 @given(data=st.data())
 def test_any_traffic(exact_model: Decoder, data: st.DataObject) -> None:
     """Random arrivals, lengths, budgets and aborts: who is not aborted gets the tokens that it gets alone."""
+    runner, max_running = TorchRunner(exact_model), data.draw(st.integers(1, 4))
     engine = Engine(
-        exact_model, None, max_tokens_per_step=data.draw(st.integers(1, 16)), max_running=data.draw(st.integers(1, 4))
+        runner,
+        None,
+        max_tokens_per_step=data.draw(st.integers(1, 16)),
+        max_running=max_running,
+        cache_bytes=data.draw(st.integers(3, 12)) * runner.block_bytes,  # so few that some must give theirs to others
     )
-    prompts = st.lists(st.integers(0, exact_model.config.vocab_size - 1), min_size=1, max_size=20)
+    # few different tokens, so that many begin alike
+    prompts = st.lists(st.integers(0, 1), min_size=1, max_size=35)
     params = st.builds(
         SamplingParams,
         max_new_tokens=st.integers(1, 8),
@@ -88,10 +96,12 @@ def test_any_traffic(exact_model: Decoder, data: st.DataObject) -> None:
             engine.abort(data.draw(st.sampled_from(requests)))
         unfinished = [request for request in requests if request.state is not RequestState.FINISHED]
         assert engine.state.waiting + engine.state.running == len(unfinished)
-        assert engine.state.running <= engine.max_running
+        assert engine.state.running <= max_running
+        engine.check_blocks()
     run(engine, *requests)
     assert engine.step() == []
-    assert engine.state.cache_bytes == 0
+    engine.check_blocks()
+    assert engine.state.free_blocks == engine.state.num_blocks
     for request in requests:
         alone = answer(exact_model, request.prompt_ids, request.params)
         if request.finish_reason == "abort":
@@ -102,7 +112,7 @@ def test_any_traffic(exact_model: Decoder, data: st.DataObject) -> None:
 
 
 def test_a_seed_gives_the_same_answer_in_any_company(exact_model: Decoder) -> None:
-    engine = Engine(exact_model, None)
+    engine = Engine(TorchRunner(exact_model), None)
     first, other, second = (engine.submit([1, 2], replace(SAMPLED, seed=seed)) for seed in (7, 8, 7))
     run(engine, first, other, second)
     assert first.ids == second.ids == answer(exact_model, [1, 2], SAMPLED)
@@ -110,7 +120,7 @@ def test_a_seed_gives_the_same_answer_in_any_company(exact_model: Decoder) -> No
 
 
 def test_older_requests_go_first(model: Decoder) -> None:
-    engine = Engine(model, None, max_tokens_per_step=8)
+    engine = Engine(TorchRunner(model), None, max_tokens_per_step=8)
     first, second = engine.submit(range(6), GREEDY), engine.submit(range(6), GREEDY)
     assert engine.step() == [first]
     assert (first.num_computed_tokens, second.num_computed_tokens) == (6, 2)
@@ -119,7 +129,7 @@ def test_older_requests_go_first(model: Decoder) -> None:
 
 
 def test_max_running_holds_the_others_back(model: Decoder) -> None:
-    engine = Engine(model, None, max_running=2)
+    engine = Engine(TorchRunner(model), None, max_running=2)
     requests = [engine.submit([token], replace(GREEDY, max_new_tokens=token)) for token in (1, 3, 2)]
     assert engine.step() == requests[:2]
     assert (engine.state.waiting, engine.state.running) == (1, 1)
@@ -127,17 +137,17 @@ def test_max_running_holds_the_others_back(model: Decoder) -> None:
 
 
 def test_abort_frees(model: Decoder) -> None:
-    engine = Engine(model, None)
+    engine = Engine(TorchRunner(model), None)
     waiting, running = engine.submit([1], GREEDY), engine.submit([2, 3], GREEDY)
     engine.step()
     late = engine.submit([4], GREEDY)
     before = engine.state
     assert (before.waiting, before.running, before.cached_tokens) == (1, 2, 3)
-    assert before.cache_bytes > 0
+    assert before.free_blocks == before.num_blocks - 2
     for request in (waiting, running, late, running):  # twice does no harm
         engine.abort(request)
         assert request.finish_reason == "abort"
-    assert engine.state == replace(before, waiting=0, running=0, cached_tokens=0, cache_bytes=0)
+    assert engine.state == replace(before, waiting=0, running=0, cached_tokens=0, free_blocks=before.num_blocks)
     assert engine.step() == []
     assert len(running.ids) == 1
     assert late.ids == []
@@ -146,7 +156,7 @@ def test_abort_frees(model: Decoder) -> None:
 def test_an_interrupted_step_is_done_again(exact_model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted when the first of two tokens has been chosen."""
     params = replace(SAMPLED, repetition_penalty=1.5)
-    engine = Engine(exact_model, None)
+    engine = Engine(TorchRunner(exact_model), None)
     requests = [engine.submit(prompt, params) for prompt in ([1, 2, 3], [4])]
     engine.step()
     with monkeypatch.context() as patch:
@@ -169,7 +179,7 @@ def test_end_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
     assert answer(ending, [5, 9, 2], GREEDY) == ids[: place + 1]
     assert answer(ending, [5, 9, 2], replace(GREEDY, ignore_eos=True)) == ids
     assert answer(model, [5, 9, 2], replace(GREEDY, stop_ids=(end,), ignore_eos=True)) == ids[: place + 1]
-    engine = Engine(model, tokenizer)
+    engine = Engine(TorchRunner(model), tokenizer)
     request = engine.submit([5, 9, 2], replace(GREEDY, stop_ids=(end,)))
     run(engine, request)
     assert request.finish_reason == "stop"
@@ -178,7 +188,7 @@ def test_end_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
 
 def test_the_answer_is_cut_to_the_context(model: Decoder) -> None:
     length = model.config.max_positions
-    engine = Engine(model, None)
+    engine = Engine(TorchRunner(model), None)
     request = engine.submit([1] * (length - 5), replace(GREEDY, max_new_tokens=1000))
     run(engine, request)
     assert len(request.ids) == 5
@@ -187,7 +197,7 @@ def test_the_answer_is_cut_to_the_context(model: Decoder) -> None:
 
 def test_stop_strings_end_the_answer(model: Decoder, tokenizer: Tokenizer) -> None:
     params = replace(GREEDY, max_new_tokens=40, ignore_eos=True)
-    engine = Engine(model, tokenizer)
+    engine = Engine(TorchRunner(model), tokenizer)
     whole = engine.submit([70, 71], params)
     run(engine, whole)
     stop = whole.text[5:7]
@@ -205,7 +215,7 @@ def test_logits_that_are_not_finite_end_their_request_alone(broken: float) -> No
     expected = answer(model, [5, 9, 2], GREEDY)
     with torch.no_grad():
         model.embed.weight[200] = broken
-    engine = Engine(model, None)
+    engine = Engine(TorchRunner(model), None)
     healthy, sick = engine.submit([5, 9, 2], GREEDY), engine.submit([5, 200], GREEDY)
     assert engine.step() == [healthy, sick]
     assert sick.finish_reason == "abort"
@@ -222,17 +232,17 @@ def test_log_probs_equal_the_model_without_a_cache(any_model: Decoder, budget: i
     with torch.inference_mode():
         logits_TV = any_model.logits(any_model(torch.tensor([ids]), SequenceContext.plain(1, 30)))[0]
     expected_T = logits_TV.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-    log_probs_T = Engine(any_model, None, max_tokens_per_step=budget).log_probs(ids)
+    log_probs_T = Engine(TorchRunner(any_model), None, max_tokens_per_step=budget).log_probs(ids)
     torch.testing.assert_close(log_probs_T, expected_T, atol=1e-5, rtol=0)
     assert not log_probs_T.is_inference()
 
 
 def test_log_probs_of_one_token_are_none(model: Decoder) -> None:
-    assert Engine(model, None).log_probs([1]).shape == (0,)
+    assert Engine(TorchRunner(model), None).log_probs([1]).shape == (0,)
 
 
 def test_generated_log_probs_are_those_of_scoring(model: Decoder) -> None:
-    engine = Engine(model, None)
+    engine = Engine(TorchRunner(model), None)
     request = engine.submit([4, 5, 6], replace(SAMPLED, repetition_penalty=1.2))
     run(engine, request)
     scored_T = engine.log_probs([4, 5, 6, *request.ids])[2:]
@@ -244,14 +254,14 @@ def test_generated_log_probs_are_those_of_scoring(model: Decoder) -> None:
     [([], "empty"), ([5, 259], "259"), ([-1], "-1"), ([1] * 97, "97 tokens"), ([1] * 96, "room for an answer")],
 )
 def test_prompts_that_cannot_be_are_refused_at_the_door(model: Decoder, prompt_ids: list[int], message: str) -> None:
-    engine = Engine(model, None)
+    engine = Engine(TorchRunner(model), None)
     with pytest.raises(UsageError, match=message):
         engine.submit(prompt_ids, GREEDY)
     assert engine.state.waiting == 0
 
 
 def test_scoring_takes_the_whole_context(model: Decoder) -> None:
-    engine = Engine(model, None)
+    engine = Engine(TorchRunner(model), None)
     assert len(engine.log_probs([1] * 96)) == 95
     with pytest.raises(UsageError, match="97 tokens"):
         engine.log_probs([1] * 97)
@@ -259,20 +269,20 @@ def test_scoring_takes_the_whole_context(model: Decoder) -> None:
 
 def test_ids_may_come_from_an_array(model: Decoder) -> None:
     ids: Any = np.array([5, 9, 2])
-    request = Engine(model, None).submit(ids, GREEDY)
+    request = Engine(TorchRunner(model), None).submit(ids, GREEDY)
     assert [type(id) for id in request.prompt_ids] == [int] * 3
     assert answer(model, ids, GREEDY) == answer(model, [5, 9, 2], GREEDY)
 
 
 def test_stop_strings_need_a_tokenizer(model: Decoder) -> None:
     with pytest.raises(UsageError, match="tokenizer"):
-        Engine(model, None).submit([1], replace(GREEDY, stop=("x",)))
+        Engine(TorchRunner(model), None).submit([1], replace(GREEDY, stop=("x",)))
 
 
 @pytest.mark.parametrize("limits", [{"max_tokens_per_step": 0}, {"max_running": 0}])
 def test_limits_are_positive(model: Decoder, limits: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="positive"):
-        Engine(model, None, **limits)
+        Engine(TorchRunner(model), None, **limits)
 
 
 def test_frequencies_that_change_with_the_length_end_the_context(model: Decoder) -> None:
@@ -283,3 +293,71 @@ def test_frequencies_that_change_with_the_length_end_the_context(model: Decoder)
     config = model.config.model_copy(update={"rotary": Rotary(scaling=scaling)})
     assert context_length(config) == 48
     assert context_length(model.config) == 96
+
+
+def test_equal_beginnings_are_computed_once(model: Decoder) -> None:
+    engine, prompt = Engine(TorchRunner(model), None), [*range(40)]
+    first = engine.submit(prompt, GREEDY)
+    run(engine, first)
+    second = engine.submit(prompt, GREEDY)
+    engine.step()
+    assert engine.state.hit_tokens == 32
+    run(engine, second)
+    assert second.ids == first.ids
+    # what the first has answered is kept, too
+    longer = engine.submit([*prompt, *first.ids, 1], GREEDY)
+    engine.step()
+    assert engine.state.hit_tokens == 32 + 48
+    engine.abort(longer)
+    engine.check_blocks()
+
+
+def test_tenants_do_not_share(model: Decoder) -> None:
+    engine, prompt = Engine(TorchRunner(model), None), [*range(40)]
+    for salt in ("one", "two", None):
+        run(engine, engine.submit(prompt, GREEDY, cache_salt=salt))
+    assert engine.state.hit_tokens == 0
+    run(engine, engine.submit(prompt, GREEDY, cache_salt="two"))
+    assert engine.state.hit_tokens == 32
+
+
+def test_a_full_cache_preempts_the_latest(exact_model: Decoder) -> None:
+    """Who came first goes on; the other is computed again, to the same answer."""
+    runner = TorchRunner(exact_model)
+    engine = Engine(runner, None, cache_bytes=5 * runner.block_bytes)
+    params = replace(GREEDY, max_new_tokens=30, ignore_eos=True)
+    first, second = engine.submit(range(30), params), engine.submit(range(50, 80), params)
+    run(engine, first)
+    assert engine.state.preemptions > 0
+    run(engine, second)
+    assert [first.ids, second.ids] == [
+        answer(exact_model, range(30), params),
+        answer(exact_model, range(50, 80), params),
+    ]
+    engine.check_blocks()
+
+
+def test_what_never_fits_is_refused_at_once(model: Decoder) -> None:
+    runner = TorchRunner(model)
+    engine = Engine(runner, None, cache_bytes=3 * runner.block_bytes)
+    with pytest.raises(UsageError, match="cache of 48"):
+        engine.submit(range(48), GREEDY)
+    request = engine.submit(range(47), GREEDY)
+    run(engine, request)
+    assert len(request.ids) == 1
+    assert request.finish_reason == "length"
+    with pytest.raises(UsageError, match="cannot hold one block"):
+        Engine(runner, None, cache_bytes=1)
+
+
+def test_scoring_leaves_no_trace(model: Decoder) -> None:
+    runner = TorchRunner(model)
+    engine = Engine(runner, None, cache_bytes=4 * runner.block_bytes)
+    waiting = engine.submit(range(40), GREEDY)
+    engine.step()
+    with pytest.raises(UsageError, match="hold the cache"):
+        engine.log_probs(range(40))
+    run(engine, waiting)
+    assert engine.log_probs(range(64)).shape == (63,)
+    engine.check_blocks()
+    assert engine.state.free_blocks == engine.state.num_blocks

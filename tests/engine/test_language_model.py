@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,15 +12,12 @@ import pytest
 import torch
 
 import tallow
-from tallow.engine import language_model
 from tallow.engine.language_model import LanguageModel, load
-from tallow.engine.packing import pack_weights
 from tallow.engine.request import SamplingParams
+from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
-from tallow.kernels import dequantize, quantize_groups
 from tallow.models.decoder import Decoder
-from tallow.models.formats import load_model, save_model
-from tallow.models.quantization import dequantized_state, quantize_modules, quantized_modules
+from tallow.models.formats import save_model
 from tallow.tokenizer.tokenizer import Tokenizer
 
 PARAMS = SamplingParams(max_new_tokens=20, temperature=1.0, seed=3)
@@ -30,7 +26,7 @@ QUESTION = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture
 def lm(model: Decoder, tokenizer: Tokenizer) -> LanguageModel:
-    return LanguageModel(model, tokenizer, Path("tiny"))
+    return LanguageModel(TorchRunner(model), tokenizer, Path("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +126,7 @@ def test_users_cannot_write_control_tokens(lm: LanguageModel) -> None:
 
 def test_without_a_chat_template(model: Decoder, plain_tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="chat template"):
-        LanguageModel(model, plain_tokenizer, Path("tiny")).chat(QUESTION)
+        LanguageModel(TorchRunner(model), plain_tokenizer, Path("tiny")).chat(QUESTION)
 
 
 def test_log_probs(lm: LanguageModel) -> None:
@@ -142,88 +138,12 @@ def test_log_probs(lm: LanguageModel) -> None:
 def test_a_tokenizer_of_another_model(model: Decoder, tokenizer: Tokenizer) -> None:
     small = Decoder(model.config.model_copy(update={"vocab_size": 100}))
     with pytest.raises(DataError, match="259 tokens"):
-        LanguageModel(small, tokenizer, Path("tiny"))
+        LanguageModel(TorchRunner(small), tokenizer, Path("tiny"))
 
 
 def test_load(directory: Path, lm: LanguageModel) -> None:
     loaded = tallow.load(directory)
     assert loaded.generate("abc", PARAMS).ids == lm.generate("abc", PARAMS).ids
-    assert load(str(directory), "bf16").model.norm.weight.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(("precision", "bits"), [("q8", 8), ("q4", 4)])
-def test_load_quantized(directory: Path, lm: LanguageModel, precision: language_model.Precision, bits: int) -> None:
-    loaded = load(directory, precision)
-    modules = quantized_modules(loaded.model)
-    assert modules["layers.0.attention.q_proj"].weight.bits == bits
-    ids = lm.tokenizer.encode("the quick brown fox")
-    difference = (loaded.log_probs(ids) - lm.log_probs(ids)).abs().mean()
-    assert 0 < difference < (0.1 if bits == 8 else 1.0)
-
-
-@pytest.fixture(scope="module", params=[4, 8])
-def quantized(
-    request: pytest.FixtureRequest, model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A stored model of 4 or 8 bits."""
-    path = tmp_path_factory.mktemp("quantized") / "model"
-    save_model(quantize_modules(copy.deepcopy(model), request.param, 32), tokenizer, path)
-    return path
-
-
-def test_stored_codes_stay(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = load_model(quantized).state_dict()
-    bits = quantized_modules(load_model(quantized))["layers.0.attention.q_proj"].weight.bits
-    for precision in ("auto", "q4" if bits == 4 else "q8"):
-        torch.testing.assert_close(load(quantized, precision).model.state_dict(), stored, rtol=0, atol=0)
-    assert not capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_stored_codes_are_unpacked(
-    quantized: Path,
-    precision: language_model.Precision,
-    dtype: torch.dtype,
-    model: Decoder,
-    tokenizer: Tokenizer,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    by_hand = Decoder(model.config).eval()
-    by_hand.load_state_dict(dict(dequantized_state(load_model(quantized))))
-    expected = LanguageModel(pack_weights(by_hand.to(dtype)), tokenizer, quantized)
-    loaded = load(quantized, precision)
-    assert "does not come back" in capsys.readouterr().err
-    assert not quantized_modules(loaded.model)
-    torch.testing.assert_close(loaded.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
-    ids = tokenizer.encode("the quick brown fox")
-    assert torch.equal(loaded.log_probs(ids), expected.log_probs(ids))
-
-
-def test_stored_codes_are_rounded_anew(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = quantized_modules(load_model(quantized))
-    bits = 12 - stored["layers.0.attention.q_proj"].weight.bits
-    loaded = quantized_modules(load(quantized, "q4" if bits == 4 else "q8").model)
-    assert "does not come back" in capsys.readouterr().err
-    assert list(loaded) == list(stored)
-    for name, module in loaded.items():
-        expected = quantize_groups(dequantize(stored[name].weight), 8 if name == "embed" else bits, 32)
-        assert module.weight.bits == expected.bits
-        assert torch.equal(module.codes, expected.codes)
-        assert torch.equal(module.scales, expected.scales)
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_precision(directory: Path, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 where weights and processor have it; fp16 is computed in fp32."""
-    monkeypatch.setattr(language_model, "native_bf16", lambda: native)
-    stored, tokenizer = load(directory, "bf16").model, load(directory).tokenizer
-    save_model(stored, tokenizer, tmp_path / "bf16")
-    save_model(stored.half(), tokenizer, tmp_path / "fp16")
-    bf16 = torch.bfloat16 if native else torch.float32
-    for path, dtype in {directory: torch.float32, "bf16": bf16, "fp16": torch.float32}.items():
-        loaded = load(tmp_path / path)
-        assert {parameter.dtype for parameter in loaded.model.parameters()} == {dtype}
-        loaded.generate("a", PARAMS)
 
 
 def test_load_says_what_is_wrong(directory: Path) -> None:

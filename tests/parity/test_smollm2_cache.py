@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from tallow.engine.language_model import LanguageModel, load
 from tallow.engine.request import SamplingParams
+from tallow.models.formats import load_model
 
 pytestmark = pytest.mark.smollm2
 GREEDY = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True)
@@ -23,8 +24,8 @@ def lm(smollm2_gguf: Path) -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def twin(lm: LanguageModel) -> PreTrainedModel:
-    return transformers_twin(lm.model)
+def twin(smollm2_gguf: Path) -> PreTrainedModel:
+    return transformers_twin(load_model(smollm2_gguf, dtype=torch.float32))
 
 
 def test_greedy_continuations_equal_transformers_token_for_token(lm: LanguageModel, twin: PreTrainedModel) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tallow.errors import CapacityError
+from tallow.kernels import machine_bytes, probe
 from tallow.models.config import DecoderConfig
-from tallow.train import memory
 from tallow.train.config import LoopConfig
-from tallow.train.memory import check_memory, machine_bytes, training_bytes
+from tallow.train.memory import check_memory, training_bytes
 
 SMALL = DecoderConfig(vocab_size=4096)
 
@@ -28,7 +28,7 @@ def test_what_cannot_fit_is_refused_with_figures() -> None:
 
 
 def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(probe, "CGROUP_LIMIT", tmp_path / "memory.max")
     machine = machine_bytes()
     (tmp_path / "memory.max").write_text("max\n")
     assert machine_bytes() == machine

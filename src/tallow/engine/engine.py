@@ -1,31 +1,34 @@
 """The engine: requests in, tokens out, many requests at a time.
 
-There are no prefill and decode phases. A request has `num_computed_tokens`, which catches up with its
-`num_tokens` under a budget of tokens a step; once it has, a token is chosen, which is the next to catch up with.
-Continuous batching and chunked prefill follow from this one rule.
+A step takes what the scheduler gives it, lets the runner compute it, and lets the samplers choose what follows.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from array import array
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tallow.engine.cache import CacheContext, Chunk, KVCache
+from tallow.engine.blocks import BLOCK_TOKENS, BlockPool
 from tallow.engine.request import Request, RequestState, SamplingParams
+from tallow.engine.runner import Runner, Scores, Span, context_length
 from tallow.engine.sampler import Sampler
+from tallow.engine.scheduler import Scheduler
 from tallow.engine.text import OutputText
 from tallow.errors import DataError, UsageError
-from tallow.models.config import DecoderConfig
-from tallow.models.decoder import Decoder
+from tallow.kernels import machine_bytes
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 SCORED_AT_ONCE = 256
 """Tokens whose logits over the whole vocabulary are held together while scoring."""
+
+CACHE_SHARE = 8
+"""The cache may take this part of the machine's memory if nothing else is said; it takes it only as it fills."""
 
 
 @dataclass(frozen=True)
@@ -33,53 +36,78 @@ class EngineState:
     """What the engine holds at the moment.
 
     Args:
-        waiting: Requests that have not begun.
-        running: Requests that have.
-        cached_tokens: Tokens whose keys and values are kept.
-        cache_bytes: Memory of these buffers.
+        waiting: Requests that hold no blocks of the cache.
+        running: Requests that do.
+        cached_tokens: Tokens of running requests whose keys and values are kept.
+        free_blocks: Blocks of the cache that no request holds, of `num_blocks`.
+        num_blocks: Blocks of the cache.
+        preemptions: How often a request had to give its blocks to another and be computed again.
+        queried_tokens: Tokens of prompts that were looked up in the cache.
+        hit_tokens: Those of them that were found.
     """
 
     waiting: int
     running: int
     cached_tokens: int
-    cache_bytes: int
+    free_blocks: int
+    num_blocks: int
+    preemptions: int
+    queried_tokens: int
+    hit_tokens: int
 
 
 class Engine:
     """Generates for many requests at once; not for use from several threads at the same time.
 
     Args:
-        model: In evaluation mode, on the device where it is to run.
+        runner: Computes the model.
         tokenizer: Turns tokens into text; None for token ids only.
         max_tokens_per_step: Token budget of a step: bounds its time and memory.
-        max_running: Most requests at a time; each holds a cache. The others wait.
+        max_running: Most requests at a time that hold blocks of the cache. The others wait.
+        cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, but not more than
+            `max_running` requests of full length could use.
 
     Raises:
-        UsageError: A limit is not positive.
+        UsageError: A limit is not positive, or the cache too small for anything.
     """
 
     def __init__(
         self,
-        model: Decoder,
+        runner: Runner,
         tokenizer: Tokenizer | None,
         *,
-        max_tokens_per_step: int = 2048,
+        max_tokens_per_step: int = 512,
         max_running: int = 64,
+        cache_bytes: int | None = None,
     ) -> None:
         if max_tokens_per_step < 1 or max_running < 1:
             raise UsageError("max_tokens_per_step and max_running must be positive", "leave them at their defaults")
-        self.model = model
+        self.runner = runner
         self.tokenizer = tokenizer
-        self.max_tokens_per_step = max_tokens_per_step
-        self.max_running = max_running
-        self.context_length = context_length(model.config)
-        self.eos_ids = frozenset(model.config.eos_ids)
+        self.eos_ids = frozenset(runner.config.eos_ids)
         if tokenizer is not None and tokenizer.eos_id is not None:
             self.eos_ids |= {tokenizer.eos_id}
-        self._requests: list[Request] = []
+        longest = context_length(runner.config)
+        useful = max_running * -(-longest // BLOCK_TOKENS)
+        given = cache_bytes if cache_bytes is not None else machine_bytes() // CACHE_SHARE
+        num_blocks = min(useful, given // runner.block_bytes)
+        if num_blocks < 1:
+            raise UsageError(
+                f"a cache of {given:,} bytes cannot hold one block of {runner.block_bytes:,}", "raise cache_bytes"
+            )
+        self.context_length = min(longest, num_blocks * BLOCK_TOKENS)
+        runner.allocate(num_blocks)
+        self._pool = BlockPool(num_blocks)
+        self._scheduler = Scheduler(self._pool, max_tokens_per_step, max_running)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
-        """Put a request in the queue; it takes part from the next step on.
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, cache_salt: Hashable = None) -> Request:
+        """Put a request in the queue; it takes part from one of the next steps on.
+
+        Args:
+            prompt_ids: The tokens to continue.
+            params: How, and how far.
+            cache_salt: Requests with another salt do not share what is cached of their beginnings, so that nobody
+                learns from the time that an answer takes what others have asked.
 
         Raises:
             UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer.
@@ -95,34 +123,32 @@ class Engine:
             limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
             stop_ids=frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
             sampler=Sampler(params, prompt_ids),
-            cache=KVCache(self.model.config.num_layers),
             output=output,
+            cache_salt=cache_salt,
         )
-        self._requests.append(request)
+        self._scheduler.add(request)
         return request
 
     def step(self) -> list[Request]:
-        """One pass of the model over the next tokens of as many requests as the budget allows, oldest first.
+        """One pass of the model over the next tokens of as many requests as the budget allows.
 
         Returns:
             The requests that got a token, or were given up (see `Request.error`).
         """
-        scheduled = self._schedule()
+        scheduled = self._scheduler.schedule()
         if not scheduled:
             return []
-        chunks = [Chunk(request.cache, request.num_computed_tokens, count) for request, count in scheduled]
-        ids, ready, last_rows = [], [], []
+        spans, ready = [], []
         for request, count in scheduled:
-            ids += request.next_ids(count)
-            if count == request.num_new_tokens:
+            catches_up = count == request.num_new_tokens
+            spans.append(Span(request.next_ids(count), request.num_computed_tokens, int(catches_up), request.blocks))
+            if catches_up:
                 ready.append(request)
-                last_rows.append(len(ids) - 1)
-        with torch.inference_mode():
-            hidden_TD = self._run(chunks, ids)
-            chosen = self._choose(ready, self._logits(hidden_TD[last_rows])) if ready else []
+        chosen = self._choose(ready, self.runner.run(spans))
         # requests change only here, so that a step that is interrupted before can simply be done again
         for request, count in scheduled:
             request.num_computed_tokens += count
+            self._scheduler.publish(request)
         for request, choice in zip(ready, chosen, strict=True):
             if choice is None:
                 request.finish(
@@ -131,48 +157,67 @@ class Engine:
                 )
             else:
                 request.append(*choice)
-        self._requests = [request for request in self._requests if request.state is not RequestState.FINISHED]
+            if request.state is RequestState.FINISHED:
+                self._scheduler.remove(request)
         return ready
 
     def abort(self, request: Request) -> None:
         """End a request now and free its memory; nothing happens if it has ended already."""
         if request.state is not RequestState.FINISHED:
             request.finish("abort")
-            self._requests.remove(request)
+            self._scheduler.remove(request)
 
     @property
     def state(self) -> EngineState:
-        running = [request for request in self._requests if request.state is RequestState.RUNNING]
+        scheduler, counts = self._scheduler, self._scheduler.counts
         return EngineState(
-            waiting=len(self._requests) - len(running),
-            running=len(running),
-            cached_tokens=sum(request.num_computed_tokens for request in running),
-            cache_bytes=sum(request.cache.nbytes for request in running),
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            cached_tokens=sum(request.num_computed_tokens for request in scheduler.running),
+            free_blocks=self._pool.num_free,
+            num_blocks=self._pool.num_blocks,
+            preemptions=counts.preemptions,
+            queried_tokens=counts.queried_tokens,
+            hit_tokens=counts.hit_tokens,
         )
+
+    def check_blocks(self) -> None:
+        """Whether every block of the cache is accounted for.
+
+        Raises:
+            AssertionError: One is lost, or held by nobody.
+        """
+        self._scheduler.check()
 
     def log_probs(self, ids: Sequence[int]) -> Tensor:
         """Log-probability of each token but the first, given all before it: T - 1 values, fp32.
 
-        Computed as generation computes them: in chunks, with a cache.
+        Computed as generation computes them: in chunks, with the cache.
 
         Raises:
-            UsageError: There are no ids, or they are not of this vocabulary, or longer than the context.
+            UsageError: There are no ids, they are not of this vocabulary or longer than the context, or the cache is
+                full of running requests.
         """
         ids = tuple(map(operator.index, ids))
         self.check(ids, room_for=0)
-        with torch.inference_mode():
-            parts = self._score(ids)
-        return torch.cat(parts)  # outside, for else the result could not take part in a loss
+        needed = -(-len(ids) // BLOCK_TOKENS)
+        if needed > self._pool.num_free:
+            raise UsageError("running requests hold the cache, so no text can be scored", "finish or abort them first")
+        blocks = array("i", self._pool.allocate(needed))
+        try:
+            return self._score(ids, blocks)
+        finally:
+            self._pool.release(blocks)
 
     def check(self, ids: Sequence[int], *, room_for: int) -> None:
-        """Whether the model can take these tokens and `room_for` more.
+        """Whether the engine can take these tokens and `room_for` more.
 
         Raises:
             UsageError: It cannot.
         """
         if not ids:
             raise UsageError("the prompt is empty", "give at least one token")
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self.runner.config.vocab_size
         if min(ids) < 0 or max(ids) >= vocab_size:
             wrong = next(id for id in ids if not 0 <= id < vocab_size)
             raise UsageError(
@@ -180,73 +225,40 @@ class Engine:
                 "the tokens come from a tokenizer of another model",
             )
         if len(ids) + room_for > self.context_length:
+            limit = "cache" if self.context_length < context_length(self.runner.config) else "model's context"
             raise UsageError(
-                f"{len(ids)} tokens do not fit into the model's context of {self.context_length}"
+                f"{len(ids)} tokens do not fit into the {limit} of {self.context_length}"
                 + (" with room for an answer" if room_for else ""),
-                "shorten the prompt",
+                "shorten the prompt" if limit != "cache" else "shorten the prompt or raise cache_bytes",
             )
 
-    @property
-    def _device(self) -> torch.device:
-        return self.model.norm.weight.device
+    def _score(self, ids: Sequence[int], blocks: array[int]) -> Tensor:
+        parts = []
+        for start in range(0, len(ids) - 1, SCORED_AT_ONCE):
+            chunk, targets = ids[start : start + SCORED_AT_ONCE], ids[start + 1 : start + 1 + SCORED_AT_ONCE]
+            chunk = chunk[: len(targets)]
+            scores = self.runner.run([Span(chunk, start, len(chunk), blocks)])
+            targets_T = torch.tensor(targets, device=scores.logits_RV.device)
+            with torch.inference_mode():
+                target_logits_T = scores.logits_RV.gather(1, targets_T[:, None])[:, 0].cpu()
+            parts.append(target_logits_T - torch.tensor(scores.log_sum_exp))
+        return torch.cat([torch.empty(0), *parts])
 
-    def _schedule(self) -> list[tuple[Request, int]]:
-        """Which requests take part in this step, and with how many tokens."""
-        budget, scheduled = self.max_tokens_per_step, []
-        for request in self._requests[: self.max_running]:
-            if budget == 0:
-                break
-            count = min(budget, request.num_new_tokens)
-            budget -= count
-            request.state = RequestState.RUNNING
-            scheduled.append((request, count))
-        return scheduled
-
-    def _run(self, chunks: Sequence[Chunk], ids: Sequence[int]) -> Tensor:
-        """Hidden states of all tokens of all chunks, T D."""
-        inputs_BT = torch.tensor([ids], device=self._device)
-        return self.model(inputs_BT, CacheContext(chunks, self._device))[0]
-
-    def _score(self, ids: Sequence[int]) -> list[Tensor]:
-        cache, parts = KVCache(self.model.config.num_layers), []
-        for start in range(0, len(ids), self.max_tokens_per_step):
-            chunk = ids[start : start + self.max_tokens_per_step]
-            hidden_TD = self._run([Chunk(cache, start, len(chunk))], chunk)
-            targets_T = torch.tensor(ids[start + 1 : start + 1 + len(chunk)], dtype=torch.int64, device=self._device)
-            scored = hidden_TD[: len(targets_T)].split(SCORED_AT_ONCE), targets_T.split(SCORED_AT_ONCE)
-            for some_TD, some_targets_T in zip(*scored, strict=True):
-                log_probs_TV = self._logits(some_TD).log_softmax(-1)
-                parts.append(log_probs_TV.gather(1, some_targets_T[:, None])[:, 0])
-        return parts
-
-    def _logits(self, hidden_TD: Tensor) -> Tensor:
-        """Logits, T V, fp32."""
-        return self.model.logits(hidden_TD[None])[0].float()
-
-    def _choose(self, requests: Sequence[Request], logits_RV: Tensor) -> list[tuple[int, float] | None]:
+    def _choose(self, requests: Sequence[Request], scores: Scores) -> list[tuple[int, float] | None]:
         """The next token of each request and its log-probability; None where the logits are no distribution."""
         choices: list[tuple[int, float] | None] = []
-        log_probs_RV = logits_RV.log_softmax(-1)
-        for request, logits_V, log_probs_V in zip(requests, logits_RV, log_probs_RV, strict=True):
-            # a NaN or +inf among the logits makes all log-probabilities NaN
-            if math.isnan(float(log_probs_V[0])):
+        for row, request in enumerate(requests):
+            log_sum_exp = scores.log_sum_exp[row]
+            if math.isnan(log_sum_exp):
                 choices.append(None)
+            elif request.sampler.is_greedy:
+                choices.append((scores.likeliest[row], scores.greatest[row] - log_sum_exp))
             else:
-                token = request.sampler.choose(logits_V, request.ids)
-                choices.append((token, float(log_probs_V[token])))
+                logits_V = scores.logits_RV[row]
+                with torch.inference_mode():
+                    token = request.sampler.choose(logits_V, request.ids)
+                choices.append((token, float(logits_V[token]) - log_sum_exp))
         return choices
 
 
 _NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 or fp32"
-
-
-def context_length(config: DecoderConfig) -> int:
-    """Longest sequence in tokens, prompt and answer together.
-
-    LongRoPE has other frequencies beyond the trained length than within it, and the keys in the cache would be of the
-    wrong ones once a sequence grows past it; there the trained length is the limit.
-    """
-    scaling = config.rotary.scaling
-    if config.positions == "rotary" and scaling is not None and scaling.kind == "longrope":
-        return min(config.max_positions, scaling.original_max_positions or config.max_positions)
-    return config.max_positions

@@ -5,28 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import torch
 from torch import Tensor
 
-from tallow.console import say
 from tallow.engine.engine import Engine
-from tallow.engine.packing import pack_weights
+from tallow.engine.make_runner import PRECISIONS, Precision, make_runner
 from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
+from tallow.engine.runner import Runner
 from tallow.errors import DataError, UsageError
-from tallow.models.decoder import Decoder
+from tallow.models.config import DecoderConfig
 from tallow.models.formats import load_model, load_tokenizer
-from tallow.models.quantization import dequantize_modules, quantize_modules, quantized_bits, requantize_modules
 from tallow.models.store import resolve
 from tallow.tokenizer.chat import Message, encode_chat_prompt
 from tallow.tokenizer.tokenizer import Tokenizer
 
-Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
-PRECISIONS = ("auto", "fp32", "bf16", "q8", "q4")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BITS = {"q8": 8, "q4": 4}
-GROUP_SIZE = 32
 GREEDY = SamplingParams()
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 """Special tokens with which chat templates end a turn, and which not every config.json names as an end token."""
@@ -94,7 +86,7 @@ class LanguageModel:
     """A model, its tokenizer, and an engine that runs them; not for use from several threads at the same time.
 
     Args:
-        model: Its weights.
+        runner: The model, ready to compute.
         tokenizer: Its tokenizer.
         path: Where both came from.
 
@@ -102,16 +94,26 @@ class LanguageModel:
         DataError: The tokenizer has tokens that the model does not know.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, path: Path) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, path: Path) -> None:
+        vocab_size = runner.config.vocab_size
+        if tokenizer.vocab_size > vocab_size:
             raise DataError(
-                f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, its model only {model.config.vocab_size}",
+                f"the tokenizer of {path} has {tokenizer.vocab_size} tokens, its model only {vocab_size}",
                 "the tokenizer belongs to another model",
             )
-        self.model = model
         self.tokenizer = tokenizer
         self.path = path
-        self.engine = Engine(model, tokenizer)
+        self.engine = Engine(runner, tokenizer)
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The model's architecture."""
+        return self.engine.runner.config
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the model's weights."""
+        return self.engine.runner.weight_bytes
 
     @property
     def context_length(self) -> int:
@@ -209,27 +211,7 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
     path = resolve(name_or_path)
-    model = load_model(path, dtype=DTYPES.get(precision))
-    bits, stored_bits = BITS.get(precision), quantized_bits(model)
-    if stored_bits is None:
-        if bits is not None:
-            quantize_modules(model, bits, GROUP_SIZE)
-    elif precision != "auto" and bits != stored_bits:
-        say(f"the weights of {path} are stored in {stored_bits} bits; what that has lost does not come back")
-        if bits is not None:
-            requantize_modules(model, bits, GROUP_SIZE)
-        else:
-            dequantize_modules(model, DTYPES[precision])
-    stored = {parameter.dtype for parameter in model.parameters()}
-    if precision != "bf16" and not (stored == {torch.bfloat16} and native_bf16()):
-        model = model.to(torch.float32)
-    return LanguageModel(pack_weights(model), load_tokenizer(path), path)
-
-
-def native_bf16() -> bool:
-    """Whether this processor computes with bf16 in hardware; elsewhere fp32 is faster."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return LanguageModel(make_runner(load_model(path), precision, str(path)), load_tokenizer(path), path)
 
 
 def _generation(request: Request) -> Generation:

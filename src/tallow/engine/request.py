@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
 from pydantic import ConfigDict
 
-from tallow.engine.cache import KVCache
 from tallow.engine.sampler import Sampler
 from tallow.engine.text import OutputText
 from tallow.errors import TallowError, UsageError
@@ -91,6 +92,9 @@ class Request:
         stop_ids: All tokens that end the answer.
         sampler: Chooses the tokens.
         output: The text of the answer, None without a tokenizer.
+        cache_salt: Only requests with the same one share what is cached of their beginnings.
+        blocks: Cache block of each 16 positions.
+        num_published_blocks: How many of them others can find.
         ids: Tokens of the answer so far, the one that ended it included.
         log_probs: Log-probability of each of them under the model (before temperature, penalty and filters).
         finish_reason: `stop` (an end token or stop string), `length`, or `abort`; None while it goes on.
@@ -103,9 +107,11 @@ class Request:
     limit: int
     stop_ids: frozenset[int]
     sampler: Sampler
-    cache: KVCache
     output: OutputText | None = None
+    cache_salt: Hashable = None
 
+    blocks: array[int] = field(default_factory=lambda: array("i"))
+    num_published_blocks: int = 0
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     num_computed_tokens: int = 0
@@ -151,10 +157,9 @@ class Request:
             self.finish("length")
 
     def finish(self, reason: FinishReason, error: TallowError | None = None) -> None:
-        """End the request and free its cache."""
+        """End the request; its blocks are the scheduler's to take back."""
         self.state, self.finish_reason, self.error = RequestState.FINISHED, reason, error
         self.finished_s = time.perf_counter()
-        self.cache.clear()
         if self.output is not None:
             self.output.finish()
 

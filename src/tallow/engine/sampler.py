@@ -34,6 +34,11 @@ class Sampler:
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self._prompt_ids = frozenset(prompt_ids)
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether it always takes the token with the greatest logit as it comes."""
+        return self.params.temperature == 0.0 and self.params.repetition_penalty == 1.0
+
     def choose(self, logits_V: Tensor, ids: Sequence[int]) -> int:
         """The token that follows `ids`, the answer so far.
 

@@ -3,15 +3,17 @@
 Nothing outside this room knows which version of an operation ran.
 """
 
-from tallow.kernels.dispatch import Operation, using
-from tallow.kernels.probe import matmul_peak, read_bandwidth
+from tallow.kernels.dispatch import Operation, prefers_fast, using
+from tallow.kernels.probe import machine_bytes, matmul_peak, read_bandwidth
 from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear
 
 __all__ = [
     "Operation",
     "QuantizedWeight",
     "dequantize",
+    "machine_bytes",
     "matmul_peak",
+    "prefers_fast",
     "quantize_groups",
     "quantized_linear",
     "read_bandwidth",

@@ -34,6 +34,11 @@ def using(versions: Versions) -> Iterator[None]:
         _versions.reset(token)
 
 
+def prefers_fast() -> bool:
+    """Whether fast versions are to run where they apply."""
+    return (_versions.get() or _default_versions()) == "fast"
+
+
 class Operation(Generic[Parameters, Result]):
     """A function of a tensor and more; the first tensor's device and dtype choose the version that runs.
 
@@ -48,7 +53,7 @@ class Operation(Generic[Parameters, Result]):
     def __call__(self, x: Tensor, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         device = "cpu" if x.is_cpu else x.device.type  # the short way for the device where a microsecond counts
         fast = self._fast.get((device, x.dtype))
-        if fast is not None and (_versions.get() or _default_versions()) == "fast":
+        if fast is not None and prefers_fast():
             result = fast(x, *args, **kwargs)
             if result is not None:
                 return result

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from tallow.kernels import cpu
 
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _STREAM_BYTES = 256 << 20  # several times any last-level cache that two or eight cores get
 _BUDGET_S = 0.3
 _MATMUL_SIZE = 1024
@@ -49,3 +52,12 @@ def _best_time(work: Callable[[], object]) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the container that the process runs in."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such limit ("max")
+        return physical

@@ -1,19 +1,15 @@
-"""Memory that training needs at least, and memory that the machine has."""
+"""Memory that training needs at least."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import torch
 
 from tallow.errors import CapacityError
+from tallow.kernels import machine_bytes
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.objectives.loss import PIECE_TOKENS
 from tallow.train.config import LoopConfig
-
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
@@ -30,15 +26,6 @@ def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
     activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * config.intermediate_size)
     logits = 3 * 4 * min(tokens, PIECE_TOKENS) * config.vocab_size
     return state + activations + logits
-
-
-def machine_bytes() -> int:
-    """Memory of this machine, or of the container that the process runs in."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(physical, int(CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such limit ("max")
-        return physical
 
 
 def check_memory(config: DecoderConfig, loop: LoopConfig) -> None:

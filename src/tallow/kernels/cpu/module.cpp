@@ -18,6 +18,10 @@
 namespace nb = nanobind;
 
 namespace tallow {
+
+void bind_decoder(nb::module_ &);
+void bind_operations(nb::module_ &);
+
 namespace {
 
 struct InstructionSet {
@@ -131,6 +135,8 @@ uint64_t read_memory(uintptr_t address, int64_t words, int threads) {
 }  // namespace tallow
 
 NB_MODULE(_native, m) {
+    tallow::bind_decoder(m);
+    tallow::bind_operations(m);
     m.def("instruction_sets", &tallow::instruction_set_names);
     m.def("quantized_linear", &tallow::quantized_linear, nb::call_guard<nb::gil_scoped_release>());
     m.def("read_memory", &tallow::read_memory, nb::call_guard<nb::gil_scoped_release>());

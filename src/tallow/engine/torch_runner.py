@@ -1,0 +1,143 @@
+"""The reference runner: the model's own module and a paged cache, in plain torch, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tallow.engine.blocks import BLOCK_TOKENS
+from tallow.engine.runner import Scores, Span
+from tallow.models.blocks.context import AttentionSpec, attention
+from tallow.models.decoder import Decoder
+from tallow.models.quantization import model_bytes
+
+
+class TorchRunner:
+    """Runs a model as it is.
+
+    Args:
+        model: In evaluation mode, on the device where it is to run. It defines what every other runner computes.
+    """
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+        self.config = model.config
+        self.weight_bytes = model_bytes(model)
+        self._device = model.norm.weight.device
+        self._dtype = model.norm.weight.dtype
+        self._caches: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def block_bytes(self) -> int:
+        config = self.config
+        values = 2 * config.num_layers * BLOCK_TOKENS * config.num_kv_heads * config.head_size
+        return values * torch.empty(0, dtype=self._dtype).element_size()
+
+    def allocate(self, num_blocks: int) -> None:
+        shape = (num_blocks * BLOCK_TOKENS, self.config.num_kv_heads, self.config.head_size)
+        with torch.inference_mode():
+            # what no token was written to is masked, but must be finite
+            self._caches = [
+                (
+                    torch.zeros(shape, dtype=self._dtype, device=self._device),
+                    torch.zeros(shape, dtype=self._dtype, device=self._device),
+                )
+                for _ in range(self.config.num_layers)
+            ]
+
+    def copy_block(self, source: int, target: int) -> None:
+        from_, to = _block(source), _block(target)
+        with torch.inference_mode():
+            for cache in self._caches:
+                for buffer in cache:
+                    buffer[to] = buffer[from_]
+
+    def run(self, spans: Sequence[Span]) -> Scores:
+        tokens = [token for span in spans for token in span.tokens]
+        with torch.inference_mode():
+            context = PagedContext(spans, self._caches, self._device)
+            hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
+            logits_RV = self.model.logits(hidden_TD[_wanted_rows(spans)][None])[0].float()
+            greatest_R, likeliest_R = logits_RV.max(dim=-1)
+            log_sum_exp_R = logits_RV.logsumexp(-1)
+            log_sum_exp_R = torch.where(log_sum_exp_R.isfinite(), log_sum_exp_R, torch.nan)
+        return Scores(logits_RV, likeliest_R.tolist(), greatest_R.tolist(), log_sum_exp_R.tolist())
+
+
+class PagedContext:
+    """Causal attention of the spans of a step, laid one after the other in a single row (B = 1).
+
+    The linear layers see all tokens at once; attention runs span by span, so that a sequence's result does not depend
+    on the lengths of the others and nothing is padded.
+    """
+
+    def __init__(self, spans: Sequence[Span], caches: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
+        self._spans, self._caches, self._device = spans, caches, device
+        self._lengths = [len(span.tokens) for span in spans]
+        positions = [span.start + index for span in spans for index in range(len(span.tokens))]
+        self.positions_BT = torch.tensor([positions], device=device)
+        self._places = [_places(span, device) for span in spans]
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+
+    def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
+        parts = zip(*(x.split(self._lengths, dim=2) for x in (q_BHTd, k_BKTd, v_BKTd)), strict=True)
+        return torch.cat([self._attend_span(index, spec, *part) for index, part in enumerate(parts)], dim=2)
+
+    def _attend_span(self, index: int, spec: AttentionSpec, q_1HTd: Tensor, k_1KTd: Tensor, v_1KTd: Tensor) -> Tensor:
+        places_S, start = self._places[index], self._spans[index].start
+        first = _first_visible(start, spec.window)
+        k_1KSd, v_1KSd = (
+            _stored(cache, new, places_S[start:], places_S[first:])
+            for cache, new in zip(self._caches[spec.layer], (k_1KTd, v_1KTd), strict=True)
+        )
+        return attention(q_1HTd, k_1KSd, v_1KSd, self._mask(index, spec.window), spec)
+
+    def _mask(self, index: int, window: int | None) -> Tensor | None:
+        """Which of the keys from the first visible one on each query sees, 1 1 T S; None where plain order says it."""
+        if (index, window) not in self._masks:
+            span = self._spans[index]
+            self._masks[index, window] = _causal_mask(span.start, self._lengths[index], window, self._device)
+        return self._masks[index, window]
+
+
+def _block(index: int) -> slice:
+    return slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
+
+
+def _stored(cache: Tensor, new_1KTd: Tensor, written_T: Tensor, read_S: Tensor) -> Tensor:
+    """Put keys or values in their places; returns those of the places to be read, 1 K S d."""
+    cache.index_copy_(0, written_T, new_1KTd[0].transpose(0, 1))
+    return cache.index_select(0, read_S).transpose(0, 1)[None]
+
+
+def _places(span: Span, device: torch.device) -> Tensor:
+    """Where in the cache the sequence's tokens are, up to the last of the span."""
+    blocks_N, within_16 = torch.tensor(span.blocks.tolist(), device=device), torch.arange(BLOCK_TOKENS, device=device)
+    return (blocks_N[:, None] * BLOCK_TOKENS + within_16).flatten()[: span.start + len(span.tokens)]
+
+
+def _wanted_rows(spans: Sequence[Span]) -> list[int]:
+    rows, end = [], 0
+    for span in spans:
+        end += len(span.tokens)
+        rows += range(end - span.wanted, end)
+    return rows
+
+
+def _first_visible(start: int, window: int | None) -> int:
+    """Position of the first key that any query from position `start` on sees."""
+    return 0 if window is None else max(0, start + 1 - window)
+
+
+def _causal_mask(start: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+    if length == 1 or (start == 0 and (window is None or length <= window)):
+        return None
+    queries_T = torch.arange(start, start + length, device=device)
+    keys_S = torch.arange(_first_visible(start, window), start + length, device=device)
+    distance_TS = queries_T[:, None] - keys_S
+    mask_TS = distance_TS >= 0
+    if window is not None:
+        mask_TS &= distance_TS < window
+    return mask_TS[None, None]

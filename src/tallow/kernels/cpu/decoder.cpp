@@ -1,0 +1,354 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace tallow {
+namespace {
+
+// So few rows are rounded by each thread for itself: that is quicker than to wait for each other.
+constexpr int64_t kRoundedByAll = 2;
+// So many rows are divided among the threads; at most kPartRows at a time, whose values stay in a core's own cache.
+constexpr int64_t kApart = 64, kPartRows = 64;
+// Vectors may be read beyond the end of the last row.
+constexpr int64_t kSlack = 64;
+
+}  // namespace
+
+Decoder::Decoder(const Architecture &shape, const Ops &ops, int threads)
+    : shape_(shape),
+      ops_(ops),
+      pool_(threads),
+      cache_shape_{shape.cache, shape.num_kv_heads, shape.head_size},
+      hidden_stride_(round_up(shape.hidden_size, kPanel)),
+      qkv_stride_(round_up((shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size, kPanel)),
+      inner_stride_(round_up(shape.intermediate_size, kPanel)),
+      inputs_stride_(round_up(std::max({shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_size}), 64)),
+      inputs_(pool_.size()) {}
+
+void Decoder::set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head, Norm norm,
+                       const float *positions) {
+    embedding_ = std::move(embedding);
+    head_ = std::move(head);
+    norm_ = norm;
+    positions_ = positions;
+}
+
+void Decoder::allocate_cache(int64_t blocks) {
+    cache_ = Memory(block_bytes() * blocks);
+    blocks_ = blocks;
+}
+
+void Decoder::copy_block(int64_t from, int64_t to) {
+    const int64_t bytes = cache_shape_.unit_bytes();
+    for (int64_t part = 0; part < int64_t(layers_.size()) * shape_.num_kv_heads; ++part) {
+        uint8_t *units = cache_.as<uint8_t>() + part * blocks_ * bytes;
+        std::memcpy(units + to * bytes, units + from * bytes, bytes);
+    }
+}
+
+void Decoder::step(const std::vector<Span> &spans, float *logits, int64_t logits_stride, Summary *summaries) {
+    lay_out(spans);
+    if (rows_.empty()) return;
+    logits_ = logits;
+    logits_stride_ = logits_stride;
+    summaries_ = summaries;
+    const bool apart = int64_t(rows_.size()) >= kApart && pool_.size() <= int64_t(rows_.size()) / 16;
+    pool_.run([&](int thread) { apart ? work_apart(thread) : work_together(thread); });
+}
+
+void Decoder::lay_out(const std::vector<Span> &spans) {
+    rows_.clear();
+    tasks_.clear();
+    wanted_.clear();
+    fresh_blocks_.clear();
+    const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
+    const int64_t height = sharing <= kMostQueries ? kMostQueries / sharing * sharing : kMostQueries;
+    single_tokens_ = sharing <= kMostQueries;
+    for (const Span &span : spans) {
+        const int64_t row = int64_t(rows_.size());
+        single_tokens_ &= span.count == 1;
+        for (int64_t i = 0; i < span.count; ++i) {
+            const int64_t position = span.start + i;
+            rows_.push_back({span.tokens[i], position, span.blocks});
+            if (position % kLanes == 0) fresh_blocks_.push_back(span.blocks[position / kLanes]);
+        }
+        for (int64_t i = span.count - span.wanted; i < span.count; ++i) wanted_.push_back(row + i);
+        for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
+            for (int64_t first = 0; first < span.count * sharing; first += height)
+                tasks_.push_back({row, head, first, std::min(height, span.count * sharing - first)});
+    }
+    cut_in_pieces();
+    make_room(int64_t(rows_.size()));
+}
+
+// A few long sequences that grow by a token: threads share their keys, segment by segment.
+void Decoder::cut_in_pieces() {
+    pieces_.clear();
+    if (!single_tokens_ || pool_.size() == 1 || tasks_.size() >= size_t(4 * pool_.size())) return;
+    int64_t floats = 0, longest = 0;
+    for (size_t task = 0; task < tasks_.size(); ++task) {
+        const int64_t segments = rows_[tasks_[task].row].position / kSegment + 1;
+        for (int64_t segment = 0; segment < segments; ++segment)
+            pieces_.push_back({int64_t(task), segment, segments, floats});
+        floats += segments * tasks_[task].count * partial_floats(shape_.head_size);
+        longest = std::max(longest, segments);
+    }
+    if (longest == 1) return pieces_.clear();
+    if (partials_.bytes() < floats * sizeof(float)) partials_ = Memory(2 * floats * sizeof(float));
+}
+
+void Decoder::make_room(int64_t rows) {
+    if (rows <= capacity_) return;
+    capacity_ = rows;
+    x_ = Memory((rows * hidden_stride_ + kSlack) * sizeof(float));
+    branch_ = Memory((rows * hidden_stride_ + kSlack) * sizeof(float));
+    qkv_ = Memory((rows * qkv_stride_ + kSlack) * sizeof(float));
+    inner_ = Memory((rows * inner_stride_ + kSlack) * sizeof(float));
+    for (size_t thread = 0; thread < inputs_.size(); ++thread) {
+        Inputs &in = inputs_[thread];
+        const int64_t room = thread == 0 ? std::max(rows, kPartRows) : kPartRows;
+        in.values = Memory((room * inputs_stride_ + kSlack) * sizeof(float));
+        in.scales = Memory(room * inputs_stride_ / kActivationGroup * sizeof(float));
+        in.row = Memory((inputs_stride_ + kSlack) * sizeof(float));
+        in.sums = Memory(room * inputs_stride_ / kActivationGroup * sizeof(int32_t));
+        in.view = {in.values.as<void>(), inputs_stride_, in.scales.as<float>(), in.sums.as<int32_t>(),
+                   inputs_stride_ / kActivationGroup};
+    }
+}
+
+template <typename Work>
+void Decoder::over_parts(int thread, const Work &work) {
+    const int64_t rows = int64_t(rows_.size()), threads = pool_.size();
+    const int64_t parts = round_up((rows + kPartRows - 1) / kPartRows, threads);
+    for (int64_t part = thread; part < parts; part += threads)
+        work(Part{thread, false, rows * part / parts, rows * (part + 1) / parts});
+}
+
+void Decoder::work_together(int thread) {
+    const Part all{thread, true, 0, int64_t(rows_.size())};
+    const int64_t kv_heads = shape_.num_kv_heads, threads = pool_.size();
+    uint8_t *cache = cache_.as<uint8_t>();
+    embed(all);
+    for (const DecoderLayer &layer : layers_) {
+        clear_fresh_blocks(thread, cache);
+        project(all, layer);
+        if (!single_tokens_) {
+            for (int64_t i = thread; i < all.end * kv_heads; i += threads)
+                store_heads(thread, layer, cache, i / kv_heads, i % kv_heads);
+            pool_.barrier();
+        }
+        if (!pieces_.empty()) attend_in_pieces(thread, layer, cache);
+        for (size_t i = thread; i < tasks_.size() && pieces_.empty(); i += threads) {
+            if (single_tokens_) store_heads(thread, layer, cache, tasks_[i].row, tasks_[i].kv_head);
+            attend(layer, cache, tasks_[i]);
+        }
+        pool_.barrier();
+        finish_layer(all, layer);
+        cache += layer_bytes();
+    }
+    score(thread);
+}
+
+void Decoder::work_apart(int thread) {
+    uint8_t *cache = cache_.as<uint8_t>();
+    clear_fresh_blocks(thread, cache);
+    over_parts(thread, [&](const Part &part) { embed(part); });
+    pool_.barrier();
+    const DecoderLayer *before = nullptr;
+    for (const DecoderLayer &layer : layers_) {
+        over_parts(thread, [&](const Part &part) {
+            if (before) finish_layer(part, *before);
+            project(part, layer);
+            for (int64_t row = part.begin; row < part.end; ++row)
+                for (int64_t head = 0; head < shape_.num_kv_heads; ++head) store_heads(thread, layer, cache, row, head);
+        });
+        pool_.barrier();
+        if (&layer != &layers_.back()) clear_fresh_blocks(thread, cache + layer_bytes());
+        for (size_t i = thread; i < tasks_.size(); i += pool_.size()) attend(layer, cache, tasks_[i]);
+        pool_.barrier();
+        before = &layer;
+        cache += layer_bytes();
+    }
+    if (before) over_parts(thread, [&](const Part &part) { finish_layer(part, *before); });
+    pool_.barrier();
+    score(thread);
+}
+
+void Decoder::embed(const Part &part) {
+    const int64_t step = part.together ? pool_.size() : 1;
+    for (int64_t row = part.begin + (part.together ? part.thread : 0); row < part.end; row += step) {
+        float *to = x_.as<float>() + row * hidden_stride_;
+        ops_.embed(embedding_->view(), rows_[row].token, shape_.embedding_scale, to);
+        if (positions_)
+            for (int64_t i = 0; i < shape_.hidden_size; ++i)
+                to[i] += positions_[rows_[row].position * shape_.hidden_size + i];
+    }
+    if (part.together) pool_.barrier();
+}
+
+// Queries, keys and values of the rows.
+void Decoder::project(const Part &part, const DecoderLayer &layer) {
+    const Weight &w = layer.qkv->view();
+    const Activations &in =
+        inputs(part, layer.attention_norm, x_.as<float>(), hidden_stride_, shape_.hidden_size, w.number);
+    multiply(part, w, in, {Destination::store, qkv_.as<float>(), qkv_stride_, {}, nullptr, 0});
+    if (!shape_.norm_all_heads) return;
+    const int64_t step = part.together ? pool_.size() : 1;
+    for (int64_t row = part.begin + (part.together ? part.thread : 0); row < part.end; row += step)
+        normalize_heads_together(part.thread, layer, row);
+    if (part.together) pool_.barrier();
+}
+
+// What comes after attention, whose outputs lie where the queries were.
+void Decoder::finish_layer(const Part &part, const DecoderLayer &layer) {
+    const Weight &out = layer.out->view(), &up = layer.up->view(), &down = layer.down->view();
+    float *x = x_.as<float>(), *inner = inner_.as<float>();
+    const Activations *in = &inputs(part, {}, qkv_.as<float>(), qkv_stride_, out.inputs, out.number);
+    if (shape_.parallel_residual)
+        multiply(part, out, *in, {Destination::store, branch_.as<float>(), hidden_stride_, {}, nullptr, 0});
+    else
+        residual_product(part, out, *in, layer.attention_post_norm);
+    in = &inputs(part, layer.feed_forward_norm, x, hidden_stride_, shape_.hidden_size, up.number);
+    const auto mode = shape_.gated ? Destination::gate : Destination::activate;
+    multiply(part, up, *in, {mode, inner, inner_stride_, shape_.activation, nullptr, 0});
+    in = &inputs(part, {}, inner, inner_stride_, down.inputs, down.number);
+    if (shape_.parallel_residual) add_branch(part, {});
+    residual_product(part, down, *in, layer.feed_forward_post_norm);
+}
+
+// Logits of the wanted rows.
+void Decoder::score(int thread) {
+    const int64_t wanted = int64_t(wanted_.size());
+    if (wanted == 0) return;
+    const Part all{thread, true, 0, wanted};
+    const Weight &w = head_->view();
+    const Activations &in =
+        inputs(all, norm_, x_.as<float>(), hidden_stride_, shape_.hidden_size, w.number, wanted_.data());
+    multiply(all, w, in, {Destination::store, logits_, logits_stride_, {}, nullptr, 0});
+    for (int64_t i = thread; i < wanted; i += pool_.size())
+        summaries_[i] = ops_.summarize(logits_ + i * logits_stride_, shape_.vocab_size, shape_.logit_softcap);
+}
+
+// Rows (those of `which` if it is not null) as a weight of this number is multiplied with, normalized if there is a norm.
+const Activations &Decoder::inputs(const Part &part, const Norm &norm, const float *from, int64_t stride, int64_t size,
+                                   Number number, const int64_t *which) {
+    const bool shared = part.together && part.end - part.begin > kRoundedByAll;
+    const Activations &to = inputs_[shared ? 0 : part.thread].view;
+    for (int64_t i = part.begin + (shared ? part.thread : 0); i < part.end; i += shared ? pool_.size() : 1) {
+        const float *row = from + (which ? which[i] : i) * stride;
+        if (norm.kind != Norm::none) row = normalized(part.thread, norm, row, size);
+        ops_.round_row(number, row, size, to, i - part.begin);
+    }
+    if (shared) pool_.barrier();
+    return to;
+}
+
+void Decoder::multiply(const Part &part, const Weight &w, const Activations &in, Destination to) {
+    const int64_t rows = part.end - part.begin;
+    to.out += part.begin * to.stride;
+    if (!part.together) return ops_.multiply(w, in, to, rows, 0, w.panels());
+    const int64_t begin = w.panels() * part.thread / pool_.size(), end = w.panels() * (part.thread + 1) / pool_.size();
+    if (begin < end) ops_.multiply(w, in, to, rows, begin, end);
+    pool_.barrier();
+}
+
+// Adds a product to the residual stream, normalized before if there is a norm for it.
+void Decoder::residual_product(const Part &part, const Weight &w, const Activations &in, const Norm &post) {
+    const bool direct = post.kind == Norm::none;
+    float *to = direct ? x_.as<float>() : branch_.as<float>();
+    multiply(part, w, in, {direct ? Destination::add : Destination::store, to, hidden_stride_, {}, nullptr, 0});
+    if (!direct) add_branch(part, post);
+}
+
+void Decoder::add_branch(const Part &part, const Norm &norm) {
+    const int64_t step = part.together ? pool_.size() : 1;
+    for (int64_t row = part.begin + (part.together ? part.thread : 0); row < part.end; row += step) {
+        const float *branch = branch_.as<float>() + row * hidden_stride_;
+        if (norm.kind != Norm::none) branch = normalized(part.thread, norm, branch, shape_.hidden_size);
+        float *x = x_.as<float>() + row * hidden_stride_;
+        for (int64_t i = 0; i < shape_.hidden_size; ++i) x[i] += branch[i];
+    }
+    if (part.together) pool_.barrier();
+}
+
+// In this thread's own room, until the next call.
+float *Decoder::normalized(int thread, const Norm &norm, const float *row, int64_t size) {
+    float *out = inputs_[thread].row.as<float>();
+    ops_.normalize(norm, row, size, out);
+    return out;
+}
+
+// What an earlier owner left in a block will be multiplied with zeros: it must at least be finite.
+void Decoder::clear_fresh_blocks(int thread, uint8_t *cache) {
+    const int64_t bytes = cache_shape_.unit_bytes();
+    for (size_t i = thread; i < fresh_blocks_.size(); i += pool_.size())
+        for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
+            std::memset(cache + (head * blocks_ + fresh_blocks_[i]) * bytes, 0, bytes);
+}
+
+// Norms that see the queries (and the keys) of all heads as one row.
+void Decoder::normalize_heads_together(int thread, const DecoderLayer &layer, int64_t row) {
+    float *q = qkv_.as<float>() + row * qkv_stride_, *k = q + shape_.num_heads * shape_.head_size;
+    const int64_t q_size = k - q, k_size = shape_.num_kv_heads * shape_.head_size;
+    std::memcpy(q, normalized(thread, layer.query_norm, q, q_size), q_size * sizeof(float));
+    std::memcpy(k, normalized(thread, layer.key_norm, k, k_size), k_size * sizeof(float));
+}
+
+// Norms and positions of a token's key and of the queries that share it; key and value go to the cache.
+void Decoder::store_heads(int thread, const DecoderLayer &layer, uint8_t *cache, int64_t row, int64_t kv_head) {
+    const int64_t size = shape_.head_size, sharing = shape_.num_heads / shape_.num_kv_heads;
+    const int64_t half = shape_.rotated_size / 2, position = rows_[row].position;
+    float *queries = qkv_.as<float>() + row * qkv_stride_;
+    float *key = queries + (shape_.num_heads + kv_head) * size, *value = key + shape_.num_kv_heads * size;
+    const auto ready = [&](float *head, const Norm &norm) {
+        if (!shape_.norm_all_heads && norm.kind != Norm::none)
+            std::memcpy(head, normalized(thread, norm, head, size), size * sizeof(float));
+        if (half > 0) ops_.rotate(head, layer.cosines + position * half, layer.sines + position * half, half);
+    };
+    for (int64_t i = 0; i < sharing; ++i) ready(queries + (kv_head * sharing + i) * size, layer.query_norm);
+    ready(key, layer.key_norm);
+    const int64_t block = rows_[row].blocks[position / kLanes];
+    uint8_t *unit = cache + (kv_head * blocks_ + block) * cache_shape_.unit_bytes();
+    ops_.store_token(cache_shape_, unit, position % kLanes, key, value);
+}
+
+void Decoder::attend_in_pieces(int thread, const DecoderLayer &layer, uint8_t *cache) {
+    const int64_t sharing = shape_.num_heads / shape_.num_kv_heads, floats = partial_floats(shape_.head_size);
+    for (size_t i = thread; i < tasks_.size(); i += pool_.size())
+        store_heads(thread, layer, cache, tasks_[i].row, tasks_[i].kv_head);
+    pool_.barrier();
+    for (size_t i = thread; i < pieces_.size(); i += pool_.size()) attend(layer, cache, tasks_[pieces_[i].task], &pieces_[i]);
+    pool_.barrier();
+    for (size_t i = thread; i < pieces_.size(); i += pool_.size()) {
+        const Piece &piece = pieces_[i];
+        if (piece.segment > 0) continue;
+        const Task &task = tasks_[piece.task];
+        float *out = qkv_.as<float>() + task.row * qkv_stride_ + task.kv_head * sharing * shape_.head_size;
+        for (int64_t q = 0; q < task.count; ++q)
+            ops_.join_segments(partials_.as<float>() + piece.partials + q * piece.segments * floats, piece.segments,
+                               shape_.head_size, out + q * shape_.head_size);
+    }
+}
+
+void Decoder::attend(const DecoderLayer &layer, const uint8_t *cache, const Task &task, const Piece *piece) {
+    const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
+    int64_t places[kMostQueries], positions[kMostQueries];
+    for (int64_t i = 0; i < task.count; ++i) {
+        const int64_t row = task.row + (task.first + i) / sharing, head = task.kv_head * sharing + (task.first + i) % sharing;
+        places[i] = row * qkv_stride_ + head * shape_.head_size;
+        positions[i] = rows_[row].position;
+    }
+    cache += task.kv_head * blocks_ * cache_shape_.unit_bytes();
+    Queries queries{cache, rows_[task.row].blocks, qkv_.as<float>(), places, positions, task.count, layer.scale,
+                    layer.softcap, layer.window, -1, nullptr, 0};
+    if (piece) {
+        queries.segment = piece->segment;
+        queries.partial_stride = piece->segments * partial_floats(shape_.head_size);
+        queries.partials = partials_.as<float>() + piece->partials + piece->segment * partial_floats(shape_.head_size);
+    }
+    ops_.attend(cache_shape_, queries);
+}
+
+}  // namespace tallow

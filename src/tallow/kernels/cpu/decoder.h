@@ -1,0 +1,137 @@
+// A causal decoder as one call a step: tokens of several sequences in, logits out, keys and values kept in a paged cache.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "memory.h"
+#include "ops.h"
+#include "pool.h"
+#include "weights.h"
+
+namespace tallow {
+
+// The architectural choices that all layers share; the names are those of DecoderConfig.
+struct Architecture {
+    int64_t hidden_size, num_heads, num_kv_heads, head_size, intermediate_size, vocab_size;
+    int64_t rotated_size = 0;  // entries of a head that are rotated; 0: no rotary positions
+    bool gated = true, parallel_residual = false, norm_all_heads = false;  // queries (keys) of all heads as one row
+    Activation activation = Activation::silu;
+    float embedding_scale = 1, logit_softcap = 0;  // 0: none
+    Number cache = Number::bfloat16;
+};
+
+struct DecoderLayer {
+    Norm attention_norm, attention_post_norm, feed_forward_norm, feed_forward_post_norm, query_norm, key_norm;
+    std::shared_ptr<PackedWeight> qkv, out, up, down;   // up: gate and up by turns of a panel if gated
+    const float *cosines = nullptr, *sines = nullptr;  // [position][rotated_size / 2]
+    float scale = 1, softcap = 0;
+    int64_t window = 0;
+};
+
+// The tokens of one sequence that a step computes.
+struct Span {
+    const int32_t *tokens;
+    int64_t start, count;   // position of the first, and how many
+    int64_t wanted;         // the last so many get logits
+    const int32_t *blocks;  // cache block of each 16 positions of the sequence
+};
+
+class Decoder {
+   public:
+    Decoder(const Architecture &, const Ops &, int threads);
+
+    Pool &pool() { return pool_; }
+    Arena &arena() { return arena_; }
+    void set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head, Norm norm,
+                  const float *positions);
+    void add_layer(const DecoderLayer &layer) { layers_.push_back(layer); }
+    void allocate_cache(int64_t blocks);
+    int64_t block_bytes() const { return cache_shape_.unit_bytes() * shape_.num_kv_heads * int64_t(layers_.size()); }
+    void copy_block(int64_t from, int64_t to);
+
+    // Logits (rows of `logits_stride` floats) and their summaries for the wanted tokens of all spans, in order.
+    void step(const std::vector<Span> &spans, float *logits, int64_t logits_stride, Summary *summaries);
+
+   private:
+    struct Row {  // a token of the step
+        int32_t token;
+        int64_t position;
+        const int32_t *blocks;
+    };
+    struct Task {  // queries of neighbouring rows that share a kv head
+        int64_t row, kv_head, first, count;  // `count` of the (token, head) pairs from the `first` on, counted from `row`
+    };
+    struct Piece {  // a segment of the keys of a task
+        int64_t task, segment, segments;
+        int64_t partials;  // where the results of the task's segments begin
+    };
+    struct Inputs {
+        Memory values, scales, sums, row;
+        Activations view;
+    };
+    // Rows that a thread works on. A step of few rows is done together: every thread has all rows and computes a share
+    // of the outputs, and they wait for each other after each product. Of many rows each thread has some for itself.
+    struct Part {
+        int thread;
+        bool together;
+        int64_t begin, end;
+    };
+
+    void lay_out(const std::vector<Span> &);
+    void make_room(int64_t rows);
+    void work_together(int thread);
+    void work_apart(int thread);
+    template <typename Work>
+    void over_parts(int thread, const Work &work);
+    void embed(const Part &);
+    void project(const Part &, const DecoderLayer &);
+    void store_rows(const Part &, const DecoderLayer &, uint8_t *cache);
+    void finish_layer(const Part &, const DecoderLayer &);
+    void score(int thread);
+
+    const Activations &inputs(const Part &, const Norm &, const float *from, int64_t stride, int64_t size, Number,
+                              const int64_t *which = nullptr);
+    void multiply(const Part &, const Weight &, const Activations &, Destination);
+    void residual_product(const Part &, const Weight &, const Activations &, const Norm &post);
+    void add_branch(const Part &, const Norm &);
+    float *normalized(int thread, const Norm &, const float *row, int64_t size);
+    void clear_fresh_blocks(int thread, uint8_t *cache);
+    void normalize_heads_together(int thread, const DecoderLayer &, int64_t row);
+    void store_heads(int thread, const DecoderLayer &, uint8_t *cache, int64_t row, int64_t kv_head);
+    void attend(const DecoderLayer &, const uint8_t *cache, const Task &, const Piece *piece = nullptr);
+    void attend_in_pieces(int thread, const DecoderLayer &, uint8_t *cache);
+    void cut_in_pieces();
+    int64_t layer_bytes() const { return cache_shape_.unit_bytes() * shape_.num_kv_heads * blocks_; }
+
+    const Architecture shape_;
+    const Ops &ops_;
+    Pool pool_;
+    Arena arena_;
+    CacheShape cache_shape_;
+    std::vector<DecoderLayer> layers_;
+    std::shared_ptr<PackedWeight> embedding_, head_;
+    Norm norm_;
+    const float *positions_ = nullptr;
+    Memory cache_;
+    int64_t blocks_ = 0;
+
+    // of the present step
+    std::vector<Row> rows_;
+    std::vector<Task> tasks_;
+    std::vector<Piece> pieces_;  // of all tasks if these are too few for the threads, else none
+    Memory partials_;
+    std::vector<int64_t> wanted_, fresh_blocks_;
+    bool single_tokens_ = false;  // no sequence has more than one token in the step
+    float *logits_ = nullptr;
+    int64_t logits_stride_ = 0;
+    Summary *summaries_ = nullptr;
+
+    // room for the rows of a step
+    int64_t capacity_ = 0, hidden_stride_, qkv_stride_, inner_stride_, inputs_stride_;
+    Memory x_, branch_, qkv_, inner_;
+    std::vector<Inputs> inputs_;
+};
+
+}  // namespace tallow

@@ -1,0 +1,129 @@
+// What Python sees of the decoder. Tensors arrive as addresses; kernels/cpu/decoder.py keeps them alive and checks them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "decoder.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace tallow {
+namespace {
+
+using Integers = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+const T *at(uintptr_t address) {
+    return reinterpret_cast<const T *>(address);
+}
+
+const Ops &named(const std::string &name) {
+    for (const Ops *const *set = instruction_sets(); *set; ++set)
+        if (name == (*set)->name) return **set;
+    throw nb::value_error("no such instruction set");
+}
+
+std::vector<std::string> names() {
+    std::vector<std::string> found;
+    for (const Ops *const *set = instruction_sets(); *set; ++set) found.push_back((*set)->name);
+    return found;
+}
+
+Norm make_norm(const std::string &kind, uintptr_t weight, uintptr_t bias, float eps) {
+    return {kind == "rms" ? Norm::rms : kind == "layer" ? Norm::layer : Norm::none, at<float>(weight), at<float>(bias), eps};
+}
+
+using SourceTuple = std::tuple<int, uintptr_t, uintptr_t, int64_t>;  // kind, values, scales, rows
+
+std::shared_ptr<PackedWeight> pack(Decoder &decoder, int number, const std::vector<SourceTuple> &tuples,
+                                   Integers order, int64_t inputs, int64_t group, uintptr_t bias) {
+    std::vector<Source> sources;
+    for (const auto &[kind, values, scales, rows] : tuples)
+        sources.push_back({Source::Kind(kind), at<uint8_t>(values), at<uint16_t>(scales), rows});
+    const std::vector<int32_t> rows(order.data(), order.data() + order.size());
+    nb::gil_scoped_release release;
+    return std::make_shared<PackedWeight>(Number(number), sources, rows, inputs, group, at<float>(bias), decoder.pool(),
+                                          decoder.arena());
+}
+
+// The spans' numbers side by side; `tables` holds their block tables one after the other.
+void step(Decoder &decoder, Integers tokens, Integers starts, Integers counts, Integers wanted, Integers tables,
+          Integers table_sizes, uintptr_t logits, int64_t logits_stride, uintptr_t summaries) {
+    std::vector<Span> spans;
+    const int32_t *token = tokens.data(), *table = tables.data();
+    for (size_t i = 0; i < starts.size(); ++i) {
+        spans.push_back({token, starts.data()[i], counts.data()[i], wanted.data()[i], table});
+        token += counts.data()[i];
+        table += table_sizes.data()[i];
+    }
+    nb::gil_scoped_release release;
+    decoder.step(spans, reinterpret_cast<float *>(logits), logits_stride, reinterpret_cast<Summary *>(summaries));
+}
+
+}  // namespace
+
+void bind_decoder(nb::module_ &m) {
+    m.def("operation_sets", &names);
+    nb::class_<Norm>(m, "Norm").def(nb::new_(&make_norm), "kind"_a, "weight"_a, "bias"_a, "eps"_a);
+    nb::class_<PackedWeight>(m, "PackedWeight").def_prop_ro("bytes", &PackedWeight::bytes);
+    nb::class_<DecoderLayer>(m, "DecoderLayer")
+        .def(nb::init<>())
+        .def_rw("attention_norm", &DecoderLayer::attention_norm)
+        .def_rw("attention_post_norm", &DecoderLayer::attention_post_norm)
+        .def_rw("feed_forward_norm", &DecoderLayer::feed_forward_norm)
+        .def_rw("feed_forward_post_norm", &DecoderLayer::feed_forward_post_norm)
+        .def_rw("query_norm", &DecoderLayer::query_norm)
+        .def_rw("key_norm", &DecoderLayer::key_norm)
+        .def_rw("qkv", &DecoderLayer::qkv)
+        .def_rw("out", &DecoderLayer::out)
+        .def_rw("up", &DecoderLayer::up)
+        .def_rw("down", &DecoderLayer::down)
+        .def_prop_rw("cosines", [](DecoderLayer &l) { return uintptr_t(l.cosines); },
+                     [](DecoderLayer &l, uintptr_t address) { l.cosines = at<float>(address); })
+        .def_prop_rw("sines", [](DecoderLayer &l) { return uintptr_t(l.sines); },
+                     [](DecoderLayer &l, uintptr_t address) { l.sines = at<float>(address); })
+        .def_rw("scale", &DecoderLayer::scale)
+        .def_rw("softcap", &DecoderLayer::softcap)
+        .def_rw("window", &DecoderLayer::window);
+    nb::class_<Architecture>(m, "Architecture")
+        .def(nb::init<>())
+        .def_rw("hidden_size", &Architecture::hidden_size)
+        .def_rw("num_heads", &Architecture::num_heads)
+        .def_rw("num_kv_heads", &Architecture::num_kv_heads)
+        .def_rw("head_size", &Architecture::head_size)
+        .def_rw("intermediate_size", &Architecture::intermediate_size)
+        .def_rw("vocab_size", &Architecture::vocab_size)
+        .def_rw("rotated_size", &Architecture::rotated_size)
+        .def_rw("gated", &Architecture::gated)
+        .def_rw("parallel_residual", &Architecture::parallel_residual)
+        .def_rw("norm_all_heads", &Architecture::norm_all_heads)
+        .def_prop_rw("activation", [](Architecture &a) { return int(a.activation); },
+                     [](Architecture &a, int value) { a.activation = Activation(value); })
+        .def_prop_rw("cache", [](Architecture &a) { return int(a.cache); },
+                     [](Architecture &a, int value) { a.cache = Number(value); })
+        .def_rw("embedding_scale", &Architecture::embedding_scale)
+        .def_rw("logit_softcap", &Architecture::logit_softcap);
+    nb::class_<Decoder>(m, "Decoder")
+        .def(
+            "__init__",
+            [](Decoder *place, const Architecture &shape, const std::string &set, int threads) {
+                new (place) Decoder(shape, named(set), threads);
+            },
+            "architecture"_a, "instruction_set"_a, "threads"_a)
+        .def("pack", &pack)
+        .def("add_layer", &Decoder::add_layer)
+        .def("set_ends", [](Decoder &decoder, std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head,
+                            Norm norm, uintptr_t positions) {
+            decoder.set_ends(std::move(embedding), std::move(head), norm, at<float>(positions));
+        })
+        .def("allocate_cache", &Decoder::allocate_cache)
+        .def("copy_block", &Decoder::copy_block)
+        .def_prop_ro("block_bytes", &Decoder::block_bytes)
+        .def("step", &step);
+}
+
+}  // namespace tallow

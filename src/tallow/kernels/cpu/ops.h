@@ -1,0 +1,149 @@
+// The operations of a decoder on the CPU: what each instruction set implements (ops_*.cpp) and decoder.cpp strings together.
+//
+// Every result is a function of its own row alone, computed in one order of summation that depends neither on how many
+// rows there are nor on how work falls to threads: a request's numbers are the same to the bit alone and in a batch.
+#pragma once
+
+#include <cstdint>
+
+namespace tallow {
+
+constexpr int kLanes = 16;             // of a vector of floats; also the tokens of a block of the key-value cache
+constexpr int kPanel = 32;             // outputs of a weight that are computed together
+constexpr int kActivationGroup = 32;  // inputs that share a scale when activations are rounded to 8 bits
+
+// always inline: no instruction set may call another's copy
+#define TALLOW_INLINE [[gnu::always_inline]] inline
+
+TALLOW_INLINE constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+enum class Number : int { float32, bfloat16, int8, int4 };
+
+// The weight of a linear layer in panels of 32 outputs. A panel is read from its begin to its end; for each step of
+// inputs it holds the weights of its first 16 outputs, lane by lane, and then those of the others ([2]):
+//   float32   [input][2][16]
+//   bfloat16  [input / 2][2][16][2]
+//   int8      for each group [2][16] scales, then [group / 4][2][16][4] bytes code + 128
+//   int4      for each group [2][16] scales, then [group / 32][4][2][16][4]: a byte of the j-th of the four holds code + 8
+//             of step j in its low half and of step j + 4 in its high half (a step: 4 inputs)
+// Scales are half precision. Outputs are padded with zeros to whole panels, inputs (of bfloat16) to whole pairs.
+struct Weight {
+    Number number;
+    int64_t outputs, inputs;
+    int64_t group;  // inputs that share a scale (int8, int4); a multiple of 32
+    const uint8_t *packed;
+    const float *bias;  // [panel][32], or null
+
+    TALLOW_INLINE bool integers() const { return number == Number::int8 || number == Number::int4; }
+    TALLOW_INLINE int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+    TALLOW_INLINE int64_t panel_bytes() const {
+        switch (number) {
+            case Number::float32: return inputs * 128;
+            case Number::bfloat16: return (inputs + 1) / 2 * 128;
+            case Number::int8: return inputs / group * (64 + group * 32);
+            case Number::int4: return inputs / group * (64 + group * 16);
+        }
+        return 0;
+    }
+};
+
+// Rows of activations in the form that a weight is multiplied with: float32, bfloat16 (padded to pairs), or int8 in groups
+// of 32 with a scale and the sum of the codes.
+struct Activations {
+    const void *values;
+    int64_t stride;  // values of a row
+    const float *scales;
+    const int32_t *sums;
+    int64_t groups;  // of a row
+};
+
+enum class Activation : int { silu, gelu, gelu_tanh };
+
+struct Norm {
+    enum Kind : int { none, rms, layer } kind = none;
+    const float *weight = nullptr, *bias = nullptr;  // bias may be null
+    float eps = 0;
+};
+
+// Keys and values of one layer: [kv head][block] units, a unit being the keys and then the values of 16 tokens.
+//   float32   keys [d][16], values [16][d16]              (d16: head size in whole vectors of 16)
+//   bfloat16  keys [d / 2][16][2], values [8][d16][2]
+//   int8      keys [d / 4][16][4] as bytes code + 128, values [16][d16]; then 16 scales of the keys, 16 of the values
+// Head sizes are padded with zeros.
+struct CacheShape {
+    Number number;  // float32, bfloat16 or int8
+    int64_t kv_heads, head_size;
+
+    TALLOW_INLINE int64_t lanes() const { return round_up(head_size, kLanes); }
+    TALLOW_INLINE int64_t key_bytes() const {
+        switch (number) {
+            case Number::float32: return head_size * 64;
+            case Number::bfloat16: return round_up(head_size, 2) * 32;
+            default: return round_up(head_size, 4) * 16;
+        }
+    }
+    TALLOW_INLINE int64_t value_bytes() const {
+        return lanes() * kLanes * (number == Number::float32 ? 4 : number == Number::bfloat16 ? 2 : 1);
+    }
+    TALLOW_INLINE int64_t unit_bytes() const {
+        return key_bytes() + value_bytes() + (number == Number::int8 ? 2 * kLanes * int64_t(sizeof(float)) : 0);
+    }
+};
+
+// Attention of some queries of one sequence that share a kv head.
+struct Queries {
+    const uint8_t *cache;   // of the layer and kv head
+    const int32_t *blocks;  // of the sequence
+    float *rows;            // head_size floats each: queries in, outputs out
+    const int64_t *places;  // where each row begins in `rows`
+    const int64_t *positions;
+    int64_t count;          // at most kMostQueries
+    float scale, softcap;   // softcap 0: none
+    int64_t window;         // 0: none
+    int64_t segment;        // compute this segment of the keys only; −1: all of them
+    float *partials;        // where the results of a segment go, partial_floats(head size) for each query
+    int64_t partial_stride;
+};
+constexpr int kMostQueries = 10;
+// The softmax is taken over so many keys by itself, then over these results: so threads can share a long sequence, and
+// the result is the same if one does all of it.
+constexpr int64_t kSegment = 256;
+TALLOW_INLINE constexpr int64_t partial_floats(int64_t head_size) { return round_up(head_size, kLanes) + kLanes; }
+
+// What sampling wants to know first of a row of logits.
+struct Summary {
+    int32_t argmax;
+    float greatest, log_sum_exp;
+};
+
+// What becomes of products. `out` has whole panels in each row.
+struct Destination {
+    // gate: out = act(first 16 outputs of a panel) · its other 16
+    enum Mode : int { store, add, activate, gate } mode;
+    float *out;
+    int64_t stride;
+    Activation activation;
+    const float *extra;  // added to the products before anything else (what adapters contribute), or null
+    int64_t extra_stride;
+};
+
+struct Ops {
+    const char *name;
+    // Products of `rows` rows with the panels from `panel` to `end`.
+    void (*multiply)(const Weight &, const Activations &, const Destination &, int64_t rows, int64_t panel, int64_t end);
+    void (*normalize)(const Norm &, const float *in, int64_t size, float *out);
+    // Round a row to what weights of this number are multiplied with; the arrays of `to` are written.
+    void (*round_row)(Number, const float *in, int64_t size, const Activations &to, int64_t row);
+    void (*rotate)(float *head, const float *cosines, const float *sines, int64_t half);
+    void (*store_token)(const CacheShape &, uint8_t *unit, int64_t slot, const float *key, const float *value);
+    void (*attend)(const CacheShape &, const Queries &);
+    // Joins the results of segments, one after the other in `partials`, into the output of one query.
+    void (*join_segments)(const float *partials, int64_t segments, int64_t head_size, float *out);
+    void (*embed)(const Weight &, int64_t token, float scale, float *out);
+    Summary (*summarize)(float *logits, int64_t size, float softcap);  // caps them, too
+};
+
+// Those that this processor has, best first.
+const Ops *const *instruction_sets();
+
+}  // namespace tallow

@@ -1,0 +1,10 @@
+// All operations in terms of the vocabulary that the including file has put before, for one instruction set.
+#include "numbers.h"
+#include "ops_math.h"
+#include "ops_product.h"
+#include "ops_rows.h"
+#include "ops_attention.h"
+
+constexpr Ops all_operations(const char *name) {
+    return {name, multiply, normalize, round_row, rotate, store_token, attend, join_segments, embed, summarize};
+}

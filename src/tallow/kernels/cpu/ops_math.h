@@ -1,0 +1,51 @@
+// Elementary functions of 16 floats, in terms of an instruction set's vocabulary.
+
+// e^x for x of at most 88.7, to about one unit in the last place; 0 below −87.3, so that −infinity gives 0.
+inline F fexp(F x) {
+    const F limited = fmax(fset(-87.4f), x);  // NaN stays NaN
+    const F whole = fround(fmul(limited, fset(1.44269504f)));
+    F rest = fma(whole, fset(-0.693359375f), limited);  // ln 2 in two parts
+    rest = fma(whole, fset(2.12194440e-4f), rest);
+    F p = fset(1.0f / 720);  // Taylor's series: the rest is within ± ln 2 / 2
+    p = fma(p, rest, fset(1.0f / 120));
+    p = fma(p, rest, fset(1.0f / 24));
+    p = fma(p, rest, fset(1.0f / 6));
+    p = fma(p, rest, fset(0.5f));
+    p = fma(p, rest, fset(1.0f));
+    p = fma(p, rest, fset(1.0f));
+    return fselect_less(x, fset(-87.3f), fzero(), fmul(p, fpow2(whole)));
+}
+
+inline F ftanh(F x) {
+    const F e = fexp(fmul(fset(2.0f), fmax(fset(-20.0f), fmin(fset(20.0f), x))));
+    return fdiv(fsub(e, fset(1.0f)), fadd(e, fset(1.0f)));
+}
+
+// The error function to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+inline F ferf(F x) {
+    const F size = fabs(x);
+    const F t = fdiv(fset(1.0f), fma(fset(0.3275911f), size, fset(1.0f)));
+    F p = fset(1.061405429f);
+    p = fma(p, t, fset(-1.453152027f));
+    p = fma(p, t, fset(1.421413741f));
+    p = fma(p, t, fset(-0.284496736f));
+    p = fma(p, t, fset(0.254829592f));
+    const F value = fsub(fset(1.0f), fmul(fmul(p, t), fexp(fsub(fzero(), fmul(x, x)))));
+    return fselect_less(x, fzero(), fsub(fzero(), value), value);
+}
+
+inline F activated(F x, Activation activation) {
+    switch (activation) {
+        case Activation::silu: return fdiv(x, fadd(fset(1.0f), fexp(fmin(fset(88.0f), fsub(fzero(), x)))));
+        case Activation::gelu: {
+            const F half = fmul(fset(0.5f), x);
+            return fma(half, ferf(fmul(x, fset(0.70710678f))), half);
+        }
+        case Activation::gelu_tanh: {
+            const F inner = fmul(fset(0.79788456f), fma(fmul(fset(0.044715f), x), fmul(x, x), x));
+            const F half = fmul(fset(0.5f), x);
+            return fma(half, ftanh(inner), half);
+        }
+    }
+    return x;
+}

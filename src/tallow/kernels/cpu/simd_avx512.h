@@ -1,0 +1,103 @@
+// The vocabulary of the operations for x86-64 processors with AVX-512 F, BW, VL, DQ and VNNI (Ice Lake, Zen 4 and later).
+// With BF16 (Cooper Lake, Sapphire Rapids, Zen 4) products of bfloat16 pairs are one instruction, else two.
+
+
+
+using F = __m512;   // 16 floats
+using I = __m512i;  // 16 int32, or 64 bytes
+
+// Heights of the tiles that stay in the 32 registers: two panels of sums, and of integer sums besides.
+constexpr int kTallestFloat = 10, kTallestInteger = 5;
+
+inline void prefetch(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T0); }
+
+inline F fzero() { return _mm512_setzero_ps(); }
+inline F fset(float value) { return _mm512_set1_ps(value); }
+inline F fload(const float *from) { return _mm512_loadu_ps(from); }
+inline void fstore(float *to, F value) { _mm512_storeu_ps(to, value); }
+inline F fadd(F a, F b) { return _mm512_add_ps(a, b); }
+inline F fsub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F fmul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F fdiv(F a, F b) { return _mm512_div_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+// The second operand if one is not a number.
+inline F fmax(F a, F b) { return _mm512_max_ps(a, b); }
+inline F fmin(F a, F b) { return _mm512_min_ps(a, b); }
+inline F fabs(F a) { return _mm512_abs_ps(a); }
+inline F fsqrt(F a) { return _mm512_sqrt_ps(a); }
+inline F fround(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F fpow2(F exponent) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), exponent); }  // of a whole number
+// a < b ? yes : no, lane by lane
+inline F fselect_less(F a, F b, F yes, F no) {
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
+}
+inline float fsum(F a) { return _mm512_reduce_add_ps(a); }
+inline float fgreatest(F a) { return _mm512_reduce_max_ps(a); }
+// the first `count` lanes, the others `rest`
+inline F fkeep(F a, int count, F rest) { return _mm512_mask_mov_ps(rest, __mmask16((1u << count) - 1), a); }
+
+inline I bits_of(F a) { return _mm512_castps_si512(a); }
+inline I imax(I a, I b) { return _mm512_max_epi32(a, b); }
+inline int32_t igreatest(I a) { return _mm512_reduce_max_epi32(a); }
+inline I iload(const void *from) { return _mm512_loadu_si512(from); }
+inline I iset(int32_t value) { return _mm512_set1_epi32(value); }
+inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+inline F load_half(const uint16_t *from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+}
+inline F load_bfloat16(const uint16_t *from) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline F load_int8(const int8_t *from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+}
+inline I low_nibbles(I bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
+inline I high_nibbles(I bytes) { return _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15)); }
+
+// To the nearest integers, as int8; returns their sum. The values are within ±127.
+inline int32_t store_int8(int8_t *to, F a) {
+    const __m512i whole = _mm512_cvtps_epi32(a);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(whole));
+    return _mm512_reduce_add_epi32(whole);
+}
+
+// Four neighbouring bytes of each lane times four bytes: `unsigned_bytes` 0 … 255, `signed_bytes` −128 … 127.
+inline I dot4(I sum, I unsigned_bytes, I signed_bytes) { return _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes); }
+// The same for unsigned bytes up to 15, which other instruction sets can do in fewer steps.
+inline I dot4_nibbles(I sum, I unsigned_bytes, I signed_bytes) { return dot4(sum, unsigned_bytes, signed_bytes); }
+inline I broadcast4(const int8_t *from) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t *>(from)); }
+
+// Two neighbouring bfloat16 of each lane times two.
+struct Pairs {
+    __m512i bits;
+};
+inline Pairs load_pairs(const uint16_t *from) { return {_mm512_loadu_si512(from)}; }
+inline Pairs broadcast_pair(const uint16_t *from) {
+    return {_mm512_set1_epi32(*reinterpret_cast<const int32_t *>(from))};
+}
+#ifdef __AVX512BF16__
+inline F dot2(F sum, Pairs a, Pairs b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a.bits), reinterpret_cast<__m512bh>(b.bits));
+}
+inline void store_bfloat16(uint16_t *to, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
+}
+#else
+inline F dot2(F sum, Pairs a, Pairs b) {
+    const __m512i high = _mm512_set1_epi32(int(0xffff0000));
+    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a.bits, 16)),
+                          _mm512_castsi512_ps(_mm512_slli_epi32(b.bits, 16)), sum);
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.bits, high)),
+                           _mm512_castsi512_ps(_mm512_and_si512(b.bits, high)), sum);
+}
+inline void store_bfloat16(uint16_t *to, F a) {  // to nearest, ties to even
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));  // NaN stays NaN
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+#endif

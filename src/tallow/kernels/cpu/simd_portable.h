@@ -1,0 +1,204 @@
+// The vocabulary of the operations for any processor: vectors of GCC and Clang of four lanes, which they map to the
+// registers that all have (SSE2, NEON, …), four for 16 lanes. What each word means is said in simd_avx512.h.
+#include "numbers.h"
+
+using Floats = float __attribute__((vector_size(16)));
+using Ints = int32_t __attribute__((vector_size(16)));
+using Words = uint32_t __attribute__((vector_size(16)));  // also for sums and shifts that may lose bits
+using Shorts = int16_t __attribute__((vector_size(16)));
+using Bytes = int8_t __attribute__((vector_size(4)));
+
+struct F {
+    Floats part[4];
+};
+struct I {
+    Words part[4];
+};
+
+constexpr int kTallestFloat = 4, kTallestInteger = 3;
+
+template <typename To, typename From>
+inline To bits_as(From value) {
+    static_assert(sizeof(To) == sizeof(From));
+    To result;
+    std::memcpy(&result, &value, sizeof result);
+    return result;
+}
+template <typename T>
+inline T load(const void *from) {
+    T value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+// work(i) for each of the four parts, together
+template <typename Result = F, typename Work>
+inline Result parts(const Work &work) {
+    return {work(0), work(1), work(2), work(3)};
+}
+inline Floats choose(Ints mask, Floats yes, Floats no) {
+    return bits_as<Floats>((bits_as<Ints>(yes) & mask) | (bits_as<Ints>(no) & ~mask));
+}
+
+inline void prefetch(const void *at) { __builtin_prefetch(at); }
+
+inline F fset(float value) {
+    return parts([&](int) { return Floats{value, value, value, value}; });
+}
+inline F fzero() { return fset(0); }
+inline F fload(const float *from) {
+    return parts([&](int i) { return load<Floats>(from + 4 * i); });
+}
+inline void fstore(float *to, F value) { std::memcpy(to, &value, sizeof value); }
+inline F fadd(F a, F b) {
+    return parts([&](int i) { return a.part[i] + b.part[i]; });
+}
+inline F fsub(F a, F b) {
+    return parts([&](int i) { return a.part[i] - b.part[i]; });
+}
+inline F fmul(F a, F b) {
+    return parts([&](int i) { return a.part[i] * b.part[i]; });
+}
+inline F fdiv(F a, F b) {
+    return parts([&](int i) { return a.part[i] / b.part[i]; });
+}
+inline F fma(F a, F b, F c) {
+#ifdef __FP_FAST_FMAF
+    return parts([&](int i) {
+        Floats sum;
+        for (int lane = 0; lane < 4; ++lane) sum[lane] = __builtin_fmaf(a.part[i][lane], b.part[i][lane], c.part[i][lane]);
+        return sum;
+    });
+#else
+    return fadd(fmul(a, b), c);
+#endif
+}
+inline F fmax(F a, F b) {
+    return parts([&](int i) { return choose(a.part[i] > b.part[i], a.part[i], b.part[i]); });
+}
+inline F fmin(F a, F b) {
+    return parts([&](int i) { return choose(a.part[i] < b.part[i], a.part[i], b.part[i]); });
+}
+inline F fabs(F a) {
+    return parts([&](int i) { return bits_as<Floats>(bits_as<Words>(a.part[i]) & 0x7fffffff); });
+}
+inline F fsqrt(F a) {
+    return parts([&](int i) {
+        const Floats x = a.part[i];
+        return Floats{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])};
+    });
+}
+// Values within ±2^22: the sum with this number has no bits for fractions, and its last bits are the integer.
+constexpr float kRounder = 0x1.8p23f;
+inline F fround(F a) { return fsub(fadd(a, fset(kRounder)), fset(kRounder)); }
+inline I to_nearest(F a) {
+    return parts<I>([&](int i) { return bits_as<Words>(a.part[i] + kRounder) - 0x4b400000; });
+}
+inline F fpow2(F exponent) {  // −126 … 128, which gives infinity
+    const I whole = to_nearest(exponent);
+    return parts([&](int i) { return bits_as<Floats>((whole.part[i] + 127) << 23); });
+}
+inline F fselect_less(F a, F b, F yes, F no) {
+    return parts([&](int i) { return choose(a.part[i] < b.part[i], yes.part[i], no.part[i]); });
+}
+inline float fsum(F a) {
+    const Floats four = (a.part[0] + a.part[2]) + (a.part[1] + a.part[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+inline float fgreatest(F a) {
+    float greatest = a.part[0][0];
+    for (const Floats &part : a.part)
+        for (int lane = 0; lane < 4; ++lane) greatest = greatest > part[lane] ? greatest : part[lane];
+    return greatest;
+}
+inline F fkeep(F a, int count, F rest) {
+    return parts([&](int i) { return choose(Ints{0, 1, 2, 3} < count - 4 * i, a.part[i], rest.part[i]); });
+}
+
+inline I bits_of(F a) { return bits_as<I>(a); }
+inline I imax(I a, I b) {
+    return parts<I>([&](int i) {
+        const Words more = bits_as<Words>(bits_as<Ints>(a.part[i]) > bits_as<Ints>(b.part[i]));
+        return (a.part[i] & more) | (b.part[i] & ~more);
+    });
+}
+inline int32_t igreatest(I a) {
+    int32_t greatest = INT32_MIN;
+    for (const Words &part : a.part)
+        for (int lane = 0; lane < 4; ++lane) greatest = int32_t(part[lane]) > greatest ? int32_t(part[lane]) : greatest;
+    return greatest;
+}
+inline I iload(const void *from) { return load<I>(from); }
+inline I iset(int32_t value) {
+    const uint32_t word = uint32_t(value);
+    return parts<I>([&](int) { return Words{word, word, word, word}; });
+}
+inline F to_float(I a) {
+    return parts([&](int i) { return __builtin_convertvector(bits_as<Ints>(a.part[i]), Floats); });
+}
+inline F load_half(const uint16_t *from) {
+    float values[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) values[lane] = from_half(from[lane]);
+    return fload(values);
+}
+inline F load_int8(const int8_t *from) {
+    return parts([&](int i) { return __builtin_convertvector(load<Bytes>(from + 4 * i), Floats); });
+}
+inline I low_nibbles(I bytes) {
+    return parts<I>([&](int i) { return bytes.part[i] & 0x0f0f0f0f; });
+}
+inline I high_nibbles(I bytes) {
+    return parts<I>([&](int i) { return bytes.part[i] >> 4 & 0x0f0f0f0f; });
+}
+
+inline int32_t store_int8(int8_t *to, F a) {
+    const I whole = to_nearest(a);
+    uint32_t sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        to[lane] = int8_t(whole.part[lane / 4][lane % 4]);
+        sum += whole.part[lane / 4][lane % 4];
+    }
+    return int32_t(sum);
+}
+
+// Bytes of even and of odd places are widened and multiplied apart: each product fits 16 bits.
+inline Shorts even_products(Words unsigned_bytes, Words signed_bytes) {
+    return bits_as<Shorts>(unsigned_bytes & 0x00ff00ff) * (bits_as<Shorts>(signed_bytes << 8) >> 8);
+}
+inline Shorts odd_products(Words unsigned_bytes, Words signed_bytes) {
+    return bits_as<Shorts>(unsigned_bytes >> 8 & 0x00ff00ff) * (bits_as<Shorts>(signed_bytes) >> 8);
+}
+inline Words sum_of_pairs(Shorts values) {
+    const Ints pairs = bits_as<Ints>(values);
+    return bits_as<Words>((pairs << 16 >> 16) + (pairs >> 16));
+}
+inline I dot4(I sum, I unsigned_bytes, I signed_bytes) {
+    return parts<I>([&](int i) {
+        return sum.part[i] + sum_of_pairs(even_products(unsigned_bytes.part[i], signed_bytes.part[i])) +
+               sum_of_pairs(odd_products(unsigned_bytes.part[i], signed_bytes.part[i]));
+    });
+}
+inline I dot4_nibbles(I sum, I unsigned_bytes, I signed_bytes) {
+    return parts<I>([&](int i) {
+        return sum.part[i] + sum_of_pairs(even_products(unsigned_bytes.part[i], signed_bytes.part[i]) +
+                                          odd_products(unsigned_bytes.part[i], signed_bytes.part[i]));
+    });
+}
+inline I broadcast4(const int8_t *from) { return iset(load<int32_t>(from)); }
+
+struct Pairs {
+    I bits;
+};
+inline Pairs load_pairs(const uint16_t *from) { return {iload(from)}; }
+inline Pairs broadcast_pair(const uint16_t *from) { return {iset(load<int32_t>(from))}; }
+inline F first_of(Pairs a) {
+    return parts([&](int i) { return bits_as<Floats>(a.bits.part[i] << 16); });
+}
+inline F second_of(Pairs a) {
+    return parts([&](int i) { return bits_as<Floats>(a.bits.part[i] & 0xffff0000); });
+}
+inline F dot2(F sum, Pairs a, Pairs b) {
+    return fma(second_of(a), second_of(b), fma(first_of(a), first_of(b), sum));
+}
+inline void store_bfloat16(uint16_t *to, F a) {
+    for (int lane = 0; lane < kLanes; ++lane) to[lane] = to_bfloat16(a.part[lane / 4][lane % 4]);
+}

@@ -1,0 +1,179 @@
+#include "weights.h"
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace tallow {
+namespace {
+#include "numbers.h"
+
+struct Row {
+    const Source *source;  // null: zeros
+    int64_t index;
+};
+
+Row find(const std::vector<Source> &sources, int32_t row) {
+    int64_t index = row;
+    for (const Source &source : sources) {
+        if (row < 0) break;
+        if (index < source.rows) return {&source, index};
+        index -= source.rows;
+    }
+    if (row >= 0) throw std::out_of_range("a packed weight names a row that its sources do not have");
+    return {nullptr, 0};
+}
+
+void read_floats(const Row &row, int64_t inputs, float *out) {
+    if (!row.source) return std::fill(out, out + inputs, 0.0f), void();
+    const int64_t from = row.index * inputs;
+    const uint16_t *halves = reinterpret_cast<const uint16_t *>(row.source->values) + from;
+    switch (row.source->kind) {
+        case Source::float32:
+            std::memcpy(out, reinterpret_cast<const float *>(row.source->values) + from, inputs * sizeof(float));
+            return;
+        case Source::bfloat16:
+            for (int64_t i = 0; i < inputs; ++i) out[i] = from_bfloat16(halves[i]);
+            return;
+        case Source::float16:
+            for (int64_t i = 0; i < inputs; ++i) out[i] = from_half(halves[i]);
+            return;
+        default: throw std::invalid_argument("codes cannot be packed as floats");
+    }
+}
+
+// The codes of a row as unsigned bytes, one each (8 bit: + 128), and its scales.
+void read_codes(const Row &row, Number number, int64_t inputs, int64_t group, uint8_t *codes, uint16_t *scales) {
+    const int64_t groups = inputs / group;
+    std::memcpy(scales, row.source->scales + row.index * groups, groups * sizeof(uint16_t));
+    if (number == Number::int8) {
+        const uint8_t *stored = row.source->values + row.index * inputs;
+        for (int64_t i = 0; i < inputs; ++i) codes[i] = uint8_t(stored[i] + 128);
+        return;
+    }
+    const uint8_t *stored = row.source->values + row.index * inputs / 2;
+    for (int64_t g = 0; g < groups; ++g)
+        for (int64_t i = 0; i < group / 2; ++i) {
+            const uint8_t both = stored[g * group / 2 + i];
+            codes[g * group + i] = both & 15;
+            codes[g * group + group / 2 + i] = both >> 4;
+        }
+}
+
+// As quantize_groups does it, to the bit.
+void quantize(const float *values, Number number, int64_t inputs, int64_t group, uint8_t *codes, uint16_t *scales) {
+    for (int64_t g = 0; g < inputs / group; ++g, values += group, codes += group) {
+        float largest = 0;
+        for (int64_t i = 0; i < group; ++i)
+            if (std::fabs(values[i]) > std::fabs(largest)) largest = values[i];
+        const float scale = number == Number::int4 ? largest / -8 : std::fabs(largest) / 127;
+        const float inverse = scale == 0 ? 0 : 1 / scale;
+        scales[g] = to_half(scale);
+        for (int64_t i = 0; i < group; ++i) {
+            const float scaled = values[i] * inverse;
+            if (number == Number::int4) {
+                const float code = scaled + 8.5f;
+                codes[i] = uint8_t(code < 0 ? 0 : code > 15 ? 15 : code);
+            } else {
+                codes[i] = uint8_t(int(std::round(scaled)) + 128);
+            }
+        }
+    }
+}
+
+// Where the rows of one panel are gathered before they are laid beside each other.
+struct Panel {
+    std::vector<float> floats;
+    std::vector<uint8_t> codes;
+    std::vector<uint16_t> scales;
+
+    Panel(int64_t inputs, int64_t groups) : floats(kPanel * inputs), codes(kPanel * inputs), scales(kPanel * groups) {}
+};
+
+void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
+    const int64_t inputs = w.inputs;
+    if (w.number == Number::float32) {
+        float *out = reinterpret_cast<float *>(packed);
+        for (int64_t i = 0; i < inputs; ++i)
+            for (int row = 0; row < kPanel; ++row) *out++ = from.floats[row * inputs + i];
+        return;
+    }
+    if (w.number == Number::bfloat16) {
+        uint16_t *out = reinterpret_cast<uint16_t *>(packed);
+        for (int64_t i = 0; i < inputs; i += 2)
+            for (int row = 0; row < kPanel; ++row) {
+                const float *pair = &from.floats[row * inputs + i];
+                *out++ = to_bfloat16(pair[0]);
+                *out++ = i + 1 < inputs ? to_bfloat16(pair[1]) : uint16_t(0);
+            }
+        return;
+    }
+    const int64_t groups = inputs / w.group;
+    for (int64_t g = 0; g < groups; ++g) {
+        for (int row = 0; row < kPanel; ++row, packed += 2)
+            std::memcpy(packed, &from.scales[row * groups + g], 2);
+        const int64_t begin = g * w.group, end = begin + w.group;
+        if (w.number == Number::int8) {
+            for (int64_t i = begin; i < end; i += 4)
+                for (int row = 0; row < kPanel; ++row, packed += 4) std::memcpy(packed, &from.codes[row * inputs + i], 4);
+            continue;
+        }
+        for (int64_t i = begin; i < end; i += 32)
+            for (int step = 0; step < 4; ++step)
+                for (int row = 0; row < kPanel; ++row)
+                    for (int byte = 0; byte < 4; ++byte) {
+                        const uint8_t *at = &from.codes[row * inputs + i + 4 * step + byte];
+                        *packed++ = uint8_t(at[0] | at[16] << 4);
+                    }
+    }
+}
+
+}  // namespace
+
+PackedWeight::PackedWeight(Number number, const std::vector<Source> &sources, const std::vector<int32_t> &order,
+                           int64_t inputs, int64_t group, const float *bias, Pool &pool, Arena &arena)
+    : view_{number, int64_t(order.size()), inputs, group, nullptr, nullptr} {
+    const bool integers = view_.integers();
+    const int64_t panels = view_.panels(), groups = integers ? inputs / group : 0;
+    if (integers && (group % kActivationGroup || inputs % group))
+        throw std::invalid_argument("inputs cannot be divided into groups");
+    std::vector<Row> rows;
+    for (int32_t row : order) {
+        rows.push_back(find(sources, row));
+        if (!rows.back().source) continue;
+        const bool stored_codes = rows.back().source->kind >= Source::int8;
+        if (stored_codes && rows.back().source->kind != (number == Number::int8 ? Source::int8 : Source::int4))
+            throw std::invalid_argument("codes can only be packed as they are");
+        if (stored_codes && !integers) throw std::invalid_argument("codes cannot be packed as floats");
+    }
+    bytes_ = view_.panel_bytes() * panels;
+    uint8_t *packed = arena.take<uint8_t>(bytes_);
+    view_.packed = packed;
+    if (bias) {
+        float *ordered = arena.take<float>(panels * kPanel);
+        for (size_t row = 0; row < order.size(); ++row) ordered[row] = order[row] < 0 ? 0 : bias[order[row]];
+        view_.bias = ordered;
+        bytes_ += panels * kPanel * int64_t(sizeof(float));
+    }
+    pool.run([&](int thread) {
+        Panel gathered(inputs, groups);
+        for (int64_t panel = thread; panel < panels; panel += pool.size()) {
+            for (int i = 0; i < kPanel; ++i) {
+                const int64_t at = panel * kPanel + i;
+                const Row row = at < int64_t(rows.size()) ? rows[at] : Row{nullptr, 0};
+                uint8_t *codes = gathered.codes.data() + i * inputs;
+                uint16_t *scales = gathered.scales.data() + i * groups;
+                if (integers && row.source && row.source->kind >= Source::int8) {
+                    read_codes(row, number, inputs, group, codes, scales);
+                    continue;
+                }
+                float *floats = gathered.floats.data() + i * inputs;
+                read_floats(row, inputs, floats);
+                if (integers) quantize(floats, number, inputs, group, codes, scales);
+            }
+            pack_panel(view_, gathered, packed + panel * view_.panel_bytes());
+        }
+    });
+}
+
+}  // namespace tallow

@@ -1,0 +1,259 @@
+"""A runner computes what the model computes in one pass, however its tokens are cut, batched and laid in the cache."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.engine.conftest import make_model, tiny
+from torch import Tensor
+from transformers import AutoConfig
+
+from tallow.engine.blocks import BLOCK_TOKENS
+from tallow.engine.native_runner import NativeRunner
+from tallow.engine.runner import Runner, Span
+from tallow.engine.torch_runner import TorchRunner
+from tallow.kernels import cpu, quantized_linear
+from tallow.models.blocks import quantized
+from tallow.models.blocks.context import SequenceContext
+from tallow.models.decoder import Decoder
+from tallow.models.families import FAMILIES, find_family
+from tallow.models.quantization import quantize_modules
+
+NUM_BLOCKS = 64
+MakeRunner = Callable[[Decoder], Runner]
+
+needs_native = pytest.mark.skipif(cpu.native() is None, reason="the C++ kernels are not built")
+EXTENSION = cpu.native()
+INSTRUCTION_SETS: list[str] = EXTENSION.operation_sets() if EXTENSION is not None else []
+
+
+def native(instruction_set: str | None, threads: int = 2) -> MakeRunner:
+    return lambda model: NativeRunner(model, "float32", "float32", threads=threads, instruction_set=instruction_set)
+
+
+RUNNERS: dict[str, MakeRunner] = {"torch": TorchRunner} | {name: native(name) for name in INSTRUCTION_SETS}
+
+
+@pytest.fixture(params=RUNNERS)
+def make_runner(request: pytest.FixtureRequest) -> MakeRunner:
+    return RUNNERS[request.param]
+
+
+def whole(model: Decoder, ids: Sequence[int]) -> Tensor:
+    """Logits, T V, of one pass without a cache."""
+    with torch.inference_mode():
+        return model.logits(model(torch.tensor([ids]), SequenceContext.plain(1, len(ids))))[0].float()
+
+
+def random_ids(model: Decoder, length: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def chunked(runner: Runner, sequences: Sequence[Sequence[int]], cuts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits of each sequence, fed side by side: `cuts` has the lengths of its chunks, one for each pass.
+
+    The blocks of the sequences lie scattered in the cache, which is full of what others have left.
+    """
+    runner.allocate(NUM_BLOCKS)
+    everything = array("i", range(NUM_BLOCKS))
+    runner.run([Span([1] * 20, 0, 0, everything)])
+    order = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(len(sequences))).tolist()
+    tables, starts = [array("i") for _ in sequences], [0] * len(sequences)
+    parts: list[list[Tensor]] = [[] for _ in sequences]
+    for lengths in zip(*cuts, strict=True):
+        taking_part = [index for index, length in enumerate(lengths) if length]
+        spans = []
+        for index in taking_part:
+            start, end = starts[index], starts[index] + lengths[index]
+            while len(tables[index]) * BLOCK_TOKENS < end:
+                tables[index].append(order.pop())
+            spans.append(Span(sequences[index][start:end], start, lengths[index], tables[index]))
+            starts[index] = end
+        logits_RV = runner.run(spans).logits_RV.clone()
+        for index, part in zip(taking_part, logits_RV.split([len(span.tokens) for span in spans]), strict=True):
+            parts[index].append(part)
+    return [torch.cat(part) for part in parts]
+
+
+@pytest.mark.parametrize("cuts", [[24], [1] * 24, [9, 1, 1, 13], [1, 23], [5, 5, 5, 5, 4]], ids=str)
+def test_chunks_equal_the_whole(any_model: Decoder, make_runner: MakeRunner, cuts: list[int]) -> None:
+    ids = random_ids(any_model, 24)
+    (logits_TV,) = chunked(make_runner(any_model), [ids], [cuts])
+    torch.testing.assert_close(logits_TV, whole(any_model, ids), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", sorted({family.name for family in FAMILIES.values()}))
+def test_every_family(family: str, make_runner: MakeRunner) -> None:
+    sizes = {"vocab_size": 61, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes |= {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "max_position_embeddings": 96,
+        "head_dim": 8,
+        "sliding_window": 5,
+    }
+    model = make_model(find_family(family).read_config(AutoConfig.for_model(family, **sizes).to_dict()))
+    sequences = [random_ids(model, length, seed=length) for length in (90, 12)]
+    parts = chunked(make_runner(model), sequences, [[80, 1, 9], [0, 3, 9]])
+    for logits_TV, ids in zip(parts, sequences, strict=True):
+        torch.testing.assert_close(logits_TV, whole(model, ids), atol=2e-5, rtol=1e-5)
+
+
+def test_a_batch_equals_its_members(any_model: Decoder, make_runner: MakeRunner) -> None:
+    sequences = [random_ids(any_model, length, seed=length) for length in (17, 6, 11)]
+    cuts = [[10, 0, 1, 1, 5], [0, 3, 1, 1, 1], [1, 8, 0, 1, 1]]
+    for logits_TV, ids in zip(chunked(make_runner(any_model), sequences, cuts), sequences, strict=True):
+        torch.testing.assert_close(logits_TV, whole(any_model, ids), atol=2e-5, rtol=1e-5)
+
+
+def test_long_sequences(make_runner: MakeRunner) -> None:
+    """Over several chunks of the softmax, and windows whose first blocks nobody sees any more."""
+    for config in (tiny(max_positions=400), tiny(max_positions=400, window=70, sliding_layers=(True, False, True))):
+        model = make_model(config)
+        ids = random_ids(model, 300)
+        (logits_TV,) = chunked(make_runner(model), [ids], [[150, 1, 1, 130, 18]])
+        torch.testing.assert_close(logits_TV, whole(model, ids), atol=3e-5, rtol=1e-5)
+
+
+def test_the_random_models_look_back(any_model: Decoder) -> None:
+    """Else the tests above would prove nothing."""
+    ids = random_ids(any_model, 8)
+    changed = [(ids[0] + 1) % any_model.config.vocab_size, *ids[1:]]
+    assert (whole(any_model, ids)[3] - whole(any_model, changed)[3]).abs().max() > 1e-2
+
+
+def test_a_chunk_may_be_fed_again(model: Decoder, make_runner: MakeRunner) -> None:
+    """As after a step that was interrupted."""
+    ids, blocks, runner = random_ids(model, 9), array("i", [3]), make_runner(model)
+    runner.allocate(4)
+    runner.run([Span(ids[:6], 0, 0, blocks)])
+    first, second = (runner.run([Span(ids[6:], 6, 3, blocks)]).logits_RV.clone() for _ in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, whole(model, ids)[6:], atol=2e-5, rtol=1e-5)
+
+
+def test_a_copied_block_is_as_good(model: Decoder, make_runner: MakeRunner) -> None:
+    ids, runner = random_ids(model, 20), make_runner(model)
+    runner.allocate(8)
+    runner.run([Span(ids[:18], 0, 0, array("i", [5, 2]))])
+    expected = runner.run([Span(ids[18:], 18, 2, array("i", [5, 2]))]).logits_RV.clone()
+    runner.copy_block(2, 7)
+    assert torch.equal(runner.run([Span(ids[18:], 18, 2, array("i", [5, 7]))]).logits_RV, expected)
+
+
+def test_scores_are_of_the_logits(any_model: Decoder, make_runner: MakeRunner) -> None:
+    runner = make_runner(any_model)
+    runner.allocate(4)
+    scores = runner.run([Span(random_ids(any_model, 12), 0, 5, array("i", [0])), Span([3], 0, 1, array("i", [1]))])
+    assert scores.logits_RV.shape == (6, any_model.config.vocab_size)
+    assert scores.likeliest == scores.logits_RV.argmax(-1).tolist()
+    torch.testing.assert_close(torch.tensor(scores.greatest), scores.logits_RV.amax(-1), atol=0, rtol=0)
+    torch.testing.assert_close(torch.tensor(scores.log_sum_exp), scores.logits_RV.logsumexp(-1), atol=1e-5, rtol=0)
+
+
+def test_what_is_not_finite_is_seen(make_runner: MakeRunner) -> None:
+    model = make_model(tiny())
+    with torch.no_grad():
+        model.embed.weight[7] = float("nan")
+    runner = make_runner(model)
+    runner.allocate(4)
+    scores = runner.run([Span([5, 7, 9], 0, 1, array("i", [0])), Span([5, 9], 0, 1, array("i", [1]))])
+    assert scores.log_sum_exp[0] != scores.log_sum_exp[0]
+    # the table is tied: token 7 has no logit for anyone, but the others' own are what they are
+    assert scores.logits_RV[1].isnan().sum() == 1
+    with torch.no_grad():
+        model.embed.weight[7] = 0.0
+    clean = make_runner(model)
+    clean.allocate(4)
+    expected = clean.run([Span([5, 9], 0, 1, array("i", [1]))]).logits_RV[0]
+    finite = torch.arange(len(expected)) != 7
+    torch.testing.assert_close(scores.logits_RV[1][finite], expected[finite], atol=1e-5, rtol=0)
+
+
+@settings(max_examples=10)
+@given(data=st.data())
+def test_any_cuts_equal_the_whole(model: Decoder, data: st.DataObject) -> None:
+    """Sequences of any lengths, cut and interleaved in any way."""
+    passes = data.draw(st.integers(1, 5))
+    cuts = data.draw(
+        st.lists(st.lists(st.integers(0, 9), min_size=passes, max_size=passes).filter(any), min_size=1, max_size=4)
+    )
+    keep = [column for column in range(passes) if any(lengths[column] for lengths in cuts)]
+    cuts = [[lengths[column] for column in keep] for lengths in cuts]
+    sequences = [random_ids(model, sum(lengths), seed) for seed, lengths in enumerate(cuts)]
+    for make in RUNNERS.values():
+        for logits_TV, ids in zip(chunked(make(model), sequences, cuts), sequences, strict=True):
+            torch.testing.assert_close(logits_TV, whole(model, ids), atol=2e-5, rtol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_batch_invariance(weights: str, cache: str, instruction_set: str) -> None:
+    """The same bits alone, in company, in chunks, one by one, and on any number of threads."""
+    model = make_model(tiny(hidden_size=64, num_heads=6, num_kv_heads=2, head_dim=16, intermediate_size=96))
+    ids, other, third = random_ids(model, 80), random_ids(model, 50, seed=1), random_ids(model, 33, seed=2)
+
+    def runner(threads: int) -> Runner:
+        return NativeRunner(model, weights, cache, threads=threads, instruction_set=instruction_set)  # type: ignore[arg-type]
+
+    (alone,) = chunked(runner(1), [ids], [[80]])
+    for threads, company, cuts in [
+        (2, [ids], [[1] * 80]),
+        (2, [ids, other, third], [[70, 1, 9], [7, 40, 3], [1, 1, 31]]),
+        (3, [other, ids], [[0, 1, 1, 48], [33, 14, 30, 3]]),
+    ]:
+        where = company.index(ids)
+        assert torch.equal(chunked(runner(threads), company, cuts)[where], alone)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Activations as they enter products with quantized weights: 8 bits, 32 inputs to a scale."""
+    groups = x.unflatten(-1, (-1, 32))
+    scales = groups.abs().amax(-1, keepdim=True) / 127
+    return ((groups / scales).round() * scales).nan_to_num().flatten(-2)
+
+
+@needs_native
+@pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_threads_may_share_the_keys_of_one_sequence(cache: str, instruction_set: str) -> None:
+    model = make_model(tiny(max_positions=700, window=300, sliding_layers=(True, False, True)))
+    ids, other = random_ids(model, 530), random_ids(model, 40, seed=1)
+
+    def runner(threads: int) -> Runner:
+        return NativeRunner(model, "float32", cache, threads=threads, instruction_set=instruction_set)  # type: ignore[arg-type]
+
+    (alone,) = chunked(runner(1), [ids], [[530]])
+    (shared,) = chunked(runner(2), [ids], [[250, *[1] * 8, 253, *[1] * 19]])
+    assert torch.equal(shared, alone)
+    company = chunked(runner(3), [other, ids], [[0, 38, 1, 1], [527, 1, 1, 1]])
+    assert torch.equal(company[1], alone)
+
+
+@needs_native
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes are used as they are, with rounded activations; what is left is rounding to the other neighbour."""
+    monkeypatch.setattr(quantized, "quantized_linear", lambda x, *rest: quantized_linear(rounded(x), *rest))
+    model = quantize_modules(make_model(tiny(hidden_size=64, intermediate_size=96)), bits, 32)
+    ids = random_ids(model, 40)
+    expected = whole(model, ids)
+    (logits_TV,) = chunked(NativeRunner(model, "float32", "float32"), [ids], [[40]])
+    assert (logits_TV - expected).norm() < 3e-3 * expected.norm()
+
+
+@needs_native
+def test_rounding_while_loading_equals_rounding_before() -> None:
+    model = make_model(tiny(hidden_size=64, intermediate_size=96))
+    ids = random_ids(model, 20)
+    for weights, bits in (("int8", 8), ("int4", 4)):
+        (rounded,) = chunked(NativeRunner(model, weights), [ids], [[20]])  # type: ignore[arg-type]
+        (stored,) = chunked(NativeRunner(quantize_modules(make_model(model.config), bits, 32)), [ids], [[20]])
+        assert torch.equal(rounded, stored)
