@@ -11,7 +11,7 @@ import pytest
 
 from tallow.errors import DataError, UsageError
 from tallow.files import hash_path
-from tallow.stages import STAGES, Recipe, resolve, run_recipe
+from tallow.stages import STAGES, Recipe, resolve, resolve_all, run_recipe
 from tallow.train import precision
 
 WORDS = ["the", "fox", "hen", "owl", "said", "to", "a", "good", "morning", "and", "went", "home"]
@@ -140,6 +140,40 @@ def test_inputs_may_be_named_or_come_from_the_run(tmp_path: Path) -> None:
     assert from_run.model_dump()["model"] == tmp_path / "tune" / "model"
     with pytest.raises(UsageError, match=r"compress\.model is required"):
         resolve(Recipe.parse({"compress": {}}), "compress", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prepare": {"validation_fraction": 0}}, "evaluate has no text"),
+        (
+            {"tokenizer": {"vocab_size": 10}},
+            "tokenizer.vocab_size is 10, but the bytes and special tokens alone are 259",
+        ),
+        ({"pretrain": {"loop": LOOP | {"sequence_length": 2000}}}, "2,000 tokens do not fit a context of 1,024"),
+        ({"tune": {"loop": LOOP | {"sequence_length": 2000}}}, "tune.loop.sequence_length is 2,000, but the context"),
+        ({"evaluate": {"window": 2000}}, "evaluate.window is 2,000, but the context"),
+        ({"tune": {"data": ["nowhere.jsonl"]}}, "tune.data: nowhere.jsonl does not exist"),
+        ({"prepare": {"sources": ["nowhere.txt"]}}, "prepare.sources: nowhere.txt does not exist"),
+    ],
+)
+def test_a_doomed_recipe_is_refused_before_anything_is_done(
+    place: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((UsageError, DataError), match=re.escape(message)):
+        run_recipe(recipe(place, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_stage_rules_out_is_another_matter_with_an_input_of_its_own(place: Path, tmp_path: Path) -> None:
+    """A file for evaluate, a model for tune: then the earlier stages' settings say nothing of them."""
+    changed = recipe(
+        place,
+        prepare={"validation_fraction": 0},
+        evaluate={"file": str(place / "text.txt")},
+        tune={"model": str(place), "loop": LOOP | {"sequence_length": 2000}},
+    )
+    assert list(resolve_all(changed, tmp_path)) == list(STAGES)
 
 
 def test_missing_inputs_are_named(tmp_path: Path) -> None:

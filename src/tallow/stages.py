@@ -180,6 +180,50 @@ def resolve(recipe: Recipe, name: str, directory: Path) -> Section:
     return parse_section(stage.load()[0], values, name)
 
 
+def resolve_all(recipe: Recipe, directory: Path) -> dict[str, Section]:
+    """The settings of every stage that a recipe names, in order; a recipe that must fail is refused here.
+
+    Raises:
+        UsageError: As `resolve` does, or the settings of one stage rule out what another asks for.
+        DataError: An input that no stage of the recipe makes does not exist.
+    """
+    configs = {name: resolve(recipe, name, directory) for name in recipe.stages}
+    made = {(directory / name).absolute() for name in configs}
+    for name, config in configs.items():
+        paths = input_paths(config).items()
+        _require(name, {setting: path for setting, path in paths if made.isdisjoint(path.absolute().parents)})
+    _check_together({name: config.model_dump() for name, config in configs.items()}, directory)
+    return configs
+
+
+def _check_together(settings: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
+    """Refuse what a stage asks of another that cannot give it."""
+    prepare, pretrain = settings.get("prepare"), settings.get("pretrain")
+    tune, evaluate = settings.get("tune"), settings.get("evaluate")
+    held_out = evaluate and evaluate["file"] == _product(directory, "prepare")
+    if prepare and held_out and prepare["validation_fraction"] == 0:
+        raise UsageError(
+            "evaluate has no text, for prepare.validation_fraction is 0",
+            "raise it, or name a held-out text with evaluate.file",
+        )
+    if pretrain is None or pretrain["init"] is not None:
+        return
+    from tallow.models.config import DecoderConfig
+
+    context = (pretrain["model"] or DecoderConfig().model_dump())["max_positions"]
+    lengths = {}
+    if tune and tune["model"] == _product(directory, "pretrain"):
+        lengths["tune.loop.sequence_length"] = tune["loop"]["sequence_length"]
+    if evaluate and _product(directory, "pretrain") in evaluate["models"].values():
+        lengths["evaluate.window"] = evaluate["window"] or 0
+    for setting, length in lengths.items():
+        if length > context:
+            raise UsageError(
+                f"{setting} is {length:,}, but the context of the pretrained model has {context:,} tokens",
+                "lower it, or raise pretrain.model.max_positions",
+            )
+
+
 def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
     """Do one stage, or return its earlier result if it is done with these settings and inputs.
 
@@ -194,7 +238,9 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
             if main_says(False) and STAGES[name].shared:
                 STAGES[name].load()[1](config, run)
             return {}
-        inputs = {setting: hash_input(path) for setting, path in input_paths(config).items()}
+        paths = input_paths(config)
+        _require(name, paths)
+        inputs = {setting: hash_input(path) for setting, path in paths.items()}
         fingerprint = fingerprint_stage(name, config, inputs)
         earlier = run.finished(fingerprint) if run.resume else None
         if earlier is not None:
@@ -225,7 +271,7 @@ def run_recipe(recipe: Recipe, directory: Path | str, *, fresh: bool = False) ->
     directory = Path(directory)
     if not recipe.stages:
         raise UsageError("the recipe names no stage", f"stages: {', '.join(STAGES)}")
-    configs = {name: resolve(recipe, name, directory) for name in recipe.stages}
+    configs = resolve_all(recipe, directory)
     results = {}
     with _together():
         for name, config in configs.items():
@@ -266,11 +312,7 @@ def _together() -> Iterator[Callable[[bool], bool]]:
 
 
 def input_paths(config: Section) -> dict[str, Path]:
-    """Every input of a stage, by setting: fields that hold a path or paths.
-
-    Raises:
-        DataError: An input does not exist.
-    """
+    """Every input of a stage, by setting: fields that hold a path or paths."""
     paths: dict[str, Path] = {}
     for setting, value in config:
         if isinstance(value, Path):
@@ -279,10 +321,19 @@ def input_paths(config: Section) -> dict[str, Path]:
             paths |= {f"{setting}.{key}": path for key, path in value.items() if isinstance(path, Path)}
         elif isinstance(value, tuple | list):
             paths |= {f"{setting}.{index}": path for index, path in enumerate(value) if isinstance(path, Path)}
+    return paths
+
+
+def _require(stage: str, paths: Mapping[str, Path]) -> None:
+    """See to it that inputs exist.
+
+    Raises:
+        DataError: One does not.
+    """
     for setting, path in paths.items():
         if not path.exists():
-            raise DataError(f"{setting} {path} does not exist", "check the path, or run the stage that makes it")
-    return paths
+            name = f"{stage}.{setting.partition('.')[0]}"
+            raise DataError(f"{name}: {path} does not exist", "check the path, or run the stage that makes it")
 
 
 def _product(directory: Path, stage: str) -> Path:

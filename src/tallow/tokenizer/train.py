@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from tallow.console import progress, say
@@ -53,6 +53,20 @@ class TokenizerConfig(Section):
     special_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
 
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Self:
+        smallest = len(self.all_special_tokens()) + len(pre_tokenizers.ByteLevel.alphabet())
+        if self.pretrained is None and self.vocab_size < smallest:
+            raise UsageError(
+                f"tokenizer.vocab_size is {self.vocab_size}, but the bytes and special tokens alone are {smallest}",
+                f"set it to {smallest} or more",
+            )
+        return self
+
+    def all_special_tokens(self) -> list[str]:
+        """Those that every trained tokenizer has, and the further ones."""
+        return list(dict.fromkeys((*SPECIAL_TOKENS, *self.special_tokens)))
+
 
 def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
     """Write `tokenizer/` below the run's directory.
@@ -62,7 +76,7 @@ def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
         that this was measured on; `training_bytes`.
 
     Raises:
-        UsageError: There is neither `documents` nor `pretrained`, or the vocabulary is too small for any text.
+        UsageError: There is neither `documents` nor `pretrained`.
         DataError: The documents are missing, broken or empty; or the pretrained tokenizer or the template is broken.
     """
     training_bytes = 0
@@ -102,14 +116,6 @@ def split_pattern(max_digits: int) -> str:
 
 
 def _train(config: TokenizerConfig, documents: Path) -> tuple[tokenizers.Tokenizer, int]:
-    special = list(dict.fromkeys((*SPECIAL_TOKENS, *config.special_tokens)))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(special) + len(alphabet)
-    if config.vocab_size < smallest:
-        raise UsageError(
-            f"tokenizer.vocab_size is {config.vocab_size}, but the bytes and special tokens alone are {smallest}",
-            f"set it to {smallest} or more",
-        )
     available = _text_bytes(documents, "train")
     if available == 0:
         raise DataError(f"the documents in {documents / 'train'} hold no text", "check what prepare has kept")
@@ -124,8 +130,8 @@ def _train(config: TokenizerConfig, documents: Path) -> tuple[tokenizers.Tokeniz
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
-        initial_alphabet=alphabet,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in config.all_special_tokens()],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     training_bytes = 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from tallow.console import say
 from tallow.data.batch import Packed
@@ -57,6 +57,14 @@ class PretrainConfig(Section):
     validation_tokens: PositiveInt = 65536
     save_dtype: Literal["fp32", "bf16"] = "fp32"
     loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> Self:
+        if self.init is None:
+            _check_length(self.model or DecoderConfig(), self.loop)
+        elif self.model is not None:
+            raise UsageError("init and model are both set, but what init names has its shape", "leave one of them out")
+        return self
 
 
 def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
@@ -129,8 +137,6 @@ def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
 def _load(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
     """The model to start from."""
     assert config.init is not None
-    if config.model is not None:
-        raise UsageError("init and model are both set, but what init names has its shape", "leave one of them out")
     model = load_model(config.init, dtype=torch.float32)
     if quantized_modules(model):
         raise UsageError(f"{config.init} is quantized and cannot be trained", "name the model that it was made of")
@@ -144,12 +150,16 @@ def _check(shape: DecoderConfig, tokenizer: Tokenizer, loop: LoopConfig) -> None
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's vocabulary {shape.vocab_size:,}",
             "name the tokenizer of the model, or leave model.vocab_size out",
         )
+    _check_length(shape, loop)
+    check_memory(shape, loop)
+
+
+def _check_length(shape: DecoderConfig, loop: LoopConfig) -> None:
     if loop.sequence_length > shape.max_positions:
         raise UsageError(
             f"sequences of {loop.sequence_length:,} tokens do not fit a context of {shape.max_positions:,}",
-            "lower loop.sequence_length or raise model.max_positions",
+            "lower pretrain.loop.sequence_length or raise pretrain.model.max_positions",
         )
-    check_memory(shape, loop)
 
 
 def _steps(config: PretrainConfig, dataset: TokenDataset) -> int:
