@@ -11,6 +11,7 @@ import math
 import sys
 
 import tallow
+from tallow.errors import TallowError
 
 
 def main(name: str, questions: list[str]) -> list[str]:
@@ -32,4 +33,7 @@ def main(name: str, questions: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:] or ["Who are you?"])
+    try:
+        main(sys.argv[1], sys.argv[2:] or ["Who are you?"])
+    except TallowError as error:
+        sys.exit(f"{error.message}: {error.hint}")

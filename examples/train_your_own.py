@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import tallow
+from tallow.errors import TallowError
 
 
 def main(text: Path, directory: Path, steps: int = 200) -> str:
@@ -38,4 +39,7 @@ def main(text: Path, directory: Path, steps: int = 200) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *(int(argument) for argument in sys.argv[3:]))
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), *(int(argument) for argument in sys.argv[3:]))
+    except TallowError as error:
+        sys.exit(f"{error.message}: {error.hint}")

@@ -2,6 +2,7 @@
 
     python examples/tune_with_lora.py MODEL RECORDS.jsonl DIRECTORY QUESTION
 
+MODEL is one that is not quantized: `runs/quickstart/tune`, not `runs/quickstart`, whose last model is.
 A record is {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}.
 """
 
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import tallow
+from tallow.errors import TallowError
 from tallow.models.store import resolve
 from tallow.tune.lora import LoraConfig
 from tallow.tune.sft import TuneConfig, TuneLoopConfig
@@ -37,4 +39,7 @@ def main(model: str, records: Path, directory: Path, question: str, steps: int =
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    except TallowError as error:
+        sys.exit(f"{error.message}: {error.hint}")

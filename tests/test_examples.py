@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -60,3 +62,10 @@ def test_tune_with_lora(trained: Path, tmp_path: Path) -> None:
     assert before != after
     assert after == "The fox"
     assert (tmp_path / "tuned" / "tune" / "adapter" / "adapter_config.json").exists()
+
+
+def test_a_mistake_ends_in_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "chat_with_a_model.py"), str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"there is no model '{tmp_path / 'nowhere'}' here: check the path\n"

@@ -16,10 +16,13 @@ from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.models.quantization import quantize_modules
 from tallow.run import StageRun
 from tallow.stages import run_stage
+from tallow.train.trainable import refuse_quantized
 from tallow.tune.adapter import load_adapter
 from tallow.tune.examples import Example
 from tallow.tune.lora import merge_adapters
 from tallow.tune.sft import TuneConfig, hold_out
+
+from .conftest import tiny_model
 
 QUESTIONS = {"sky": "blue", "grass": "green", "coal": "black", "snow": "white"}
 
@@ -93,6 +96,16 @@ def test_sets_and_models_that_cannot_be_tuned_are_refused(
     save_model(quantize_modules(model, 8, 32), load_tokenizer(model_directory), tmp_path / "q8")
     with pytest.raises(UsageError, match="quantized"):
         run_stage("tune", settings(tmp_path / "q8", chat_file), StageRun(tmp_path / "d"))
+
+
+def test_a_quantized_model_of_a_run_is_refused_with_the_one_that_it_was_made_of(tmp_path: Path) -> None:
+    model = tiny_model(300)
+    for product in ("pretrain/model", "tune/model"):
+        save_model(model, None, tmp_path / product)
+    refuse_quantized(model, tmp_path / "tune" / "model")
+    with pytest.raises(UsageError, match="quantized") as refused:
+        refuse_quantized(quantize_modules(model, 8, 32), tmp_path / "compress" / "model")
+    assert refused.value.hint == f"name {tmp_path / 'tune'}, and compress the result"
 
 
 def test_equal_examples_fall_on_one_side() -> None:

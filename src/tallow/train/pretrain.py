@@ -19,7 +19,6 @@ from tallow.files import hash_file
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.formats import load_model, save_model
-from tallow.models.quantization import quantized_modules
 from tallow.objectives.causal import causal
 from tallow.parallel import World, join_world
 from tallow.recipe import Section
@@ -28,6 +27,7 @@ from tallow.tokenizer.tokenizer import Tokenizer
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
 from tallow.train.memory import check_memory
+from tallow.train.trainable import refuse_quantized
 from tallow.train.validation import HeldOut, bytes_of_tokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -138,8 +138,7 @@ def _load(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
     """The model to start from."""
     assert config.init is not None
     model = load_model(config.init, dtype=torch.float32)
-    if quantized_modules(model):
-        raise UsageError(f"{config.init} is quantized and cannot be trained", "name the model that it was made of")
+    refuse_quantized(model, config.init)
     _check(model.config, tokenizer, config.loop)
     return model
 

@@ -21,7 +21,6 @@ from tallow.data.sources import SourceNames
 from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
-from tallow.models.quantization import quantized_modules
 from tallow.objectives.causal import causal
 from tallow.recipe import Section
 from tallow.run import StageRun
@@ -29,6 +28,7 @@ from tallow.tokenizer.chat import CHATML, ChatTemplate
 from tallow.tokenizer.tokenizer import Tokenizer
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
+from tallow.train.trainable import refuse_quantized
 from tallow.train.validation import HeldOut
 from tallow.tune.adapter import save_adapter
 from tallow.tune.examples import Example, check_learned, encode_record, keep_fitting, pack, show, to_packed
@@ -145,8 +145,7 @@ def pad_id(tokenizer: Tokenizer) -> int:
 
 
 def _check_model(model: Decoder, config: TuneConfig) -> None:
-    if quantized_modules(model):
-        raise UsageError("a quantized model cannot be tuned", "tune the model that it was made of, then compress")
+    refuse_quantized(model, config.model)
     if config.loop.sequence_length > model.config.max_positions:
         raise UsageError(
             f"tune.loop.sequence_length is {config.loop.sequence_length}, but the model's context has "
