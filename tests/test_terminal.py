@@ -5,12 +5,16 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from tallow import terminal
 from tallow.engine.language_model import Generation, LanguageModel, Stream
@@ -140,6 +144,9 @@ def test_commands(talk: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     ]
     assert "needs a file name" in out
     assert "no command /what" in out
+    out, _ = talk(Scripted(), f"/save {tmp_path / 'nowhere' / 'chat.json'}")
+    assert "there is no directory" in out
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_ctrl_c_stops_the_answer_and_twice_the_program(talk: Callable[..., tuple[str, str]]) -> None:
@@ -194,6 +201,51 @@ def test_pipes_get_one_line_an_answer_and_nothing_else(pipe: Callable[..., tuple
     assert out == "one two\nthree\n"
     assert err == "forgotten\n"
     assert model.asked == [[message("user", "première")], [message("user", "second")]]
+
+
+def test_a_piped_line_that_is_no_command_is_refused_unless_it_begins_with_a_space(
+    pipe: Callable[..., tuple[str, str]],
+) -> None:
+    model = Scripted(["one"])
+    with pytest.raises(UsageError, match="no command /bogus"):
+        pipe(model, b"/bogus x\n")
+    pipe(model, b" /bogus x\n")
+    assert model.asked == [[message("user", " /bogus x")]]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (["my ho", "me is", " my castle"], "my home is\nmy castle"),
+        (["ten letter", "s"], "ten \nletters"),
+        (["a  b\n\n", "  c\td e"], "a  b\n\n  c\nd e"),
+        (["abcdefghij", " klm"], "abcdefghij\nklm"),
+        (["abcdefghijklmn op"], "abcdefghijklmn op"),
+        (["我们说话", "的时候"], "我们说话的\n时候"),
+        (["x"], "x"),
+        ([], ""),
+    ],
+)
+def test_lines_break_between_words(pieces: list[str], shown: str) -> None:
+    words = terminal._Words(width=10)
+    assert "".join([*map(words.push, pieces), words.flush()]) == shown
+
+
+@given(st.text("ab \n\t我", max_size=60), st.integers(2, 12))
+def test_wrapped_lines_fit_and_lose_nothing_but_spaces(text: str, width: int) -> None:
+    words = terminal._Words(width)
+    shown = "".join([*map(words.push, text), words.flush()])
+    assert "".join(shown.split()) == "".join(text.split())
+    for line in shown.split("\n"):
+        longest = max(map(cell_len, re.findall(r"[ab]*我?", line)))
+        assert cell_len(line.expandtabs()) <= width or longest > width
+
+
+def test_what_is_streamed_is_not_held_back_for_long() -> None:
+    words = terminal._Words(width=10)
+    assert words.push("one tw") == "one "
+    assert words.push("我") == "tw我"
+    assert words.push("x" * 11) == "\n" + "x" * 11
 
 
 def test_a_piped_line_that_is_not_text(pipe: Callable[..., tuple[str, str]]) -> None:

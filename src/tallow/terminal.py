@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from tallow.console import say
@@ -21,6 +23,7 @@ HELP = """\
 /system TEXT   set the system message; without a text: remove it
 /save FILE     write the conversation to a JSON file
 /quit          end (also Ctrl-D, or Ctrl-C twice); Ctrl-C stops an answer"""
+WORD_ENDS = re.compile(r"(?<=\s)|(?<=[\u3000-\u9fff])")  # Chinese and Japanese lines may break behind any character
 CONTROL_CHARACTERS = dict.fromkeys([code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"])
 
 
@@ -59,7 +62,11 @@ class Conversation:
         return self.model.stream_chat(self.messages(question), self.params)
 
     def command(self, line: str) -> bool:
-        """Obey a line if it is a command, other than /quit."""
+        """Obey a line if it is a command, other than /quit.
+
+        Raises:
+            UsageError: It begins as a command, but there is none of that name, or it cannot be done.
+        """
         name, _, rest = line.strip().partition(" ")
         rest = rest.strip()
         match name:
@@ -73,6 +80,10 @@ class Conversation:
                 say("system message set" if rest else "system message removed")
             case "/save":
                 self._save(rest)
+            case _ if line.startswith("/"):
+                raise UsageError(
+                    f"there is no command {name}", "/help lists them; a space before it makes it a question"
+                )
             case _:
                 return False
         return True
@@ -80,7 +91,10 @@ class Conversation:
     def _save(self, file: str) -> None:
         if not file:
             raise UsageError("/save needs a file name", "/save chat.json")
-        write_json(Path(file).expanduser(), {"messages": self.messages()})
+        path = Path(file).expanduser()
+        if not path.parent.is_dir():
+            raise UsageError(f"there is no directory {path.parent}", "make it first, or choose another place")
+        write_json(path, {"messages": self.messages()})
         say(f"saved to {file}")
 
 
@@ -91,7 +105,7 @@ def chat(model: LanguageModel, params: SamplingParams, system: str | None = None
     its answer, and nothing else is written there.
 
     Raises:
-        UsageError: The model has no chat template.
+        UsageError: The model has no chat template, or a line of piped input is a command that cannot be obeyed.
         DataError: A line of piped input is not UTF-8.
     """
     if model.tokenizer.chat_template is None:
@@ -117,8 +131,6 @@ def _talk(conversation: Conversation, console: Console) -> None:
             if line.strip() == "/quit":
                 return
             if line.strip() and not conversation.command(line):
-                if line.startswith("/"):
-                    raise UsageError(f"there is no command {line.split()[0]}", "/help lists them")
                 _show_answer(conversation, line, console)
         except EOFError:
             console.print()
@@ -137,16 +149,56 @@ def _talk(conversation: Conversation, console: Console) -> None:
 def _show_answer(conversation: Conversation, question: str, console: Console) -> None:
     """Stream an answer; what has come of one that the user stops stays in the conversation."""
     stream = conversation.ask(question)
+    words = _Words(console.width)
     try:
         for piece in stream:
-            _print(console, piece.translate(CONTROL_CHARACTERS), end="")
+            _print(console, words.push(piece.translate(CONTROL_CHARACTERS)), end="")
     except KeyboardInterrupt:
         stream.close()
         raise
     finally:
+        _print(console, words.flush(), end="")
         answer = stream.result()
         conversation.turns.append((question, answer.text))
         _print(console, f"\n{_summary(answer)}", "dim")
+
+
+class _Words:
+    """Breaks lines of streamed text between words: the last word is held back until it is whole.
+
+    Args:
+        width: Columns of the terminal.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width, self._column, self._word = width, 0, ""
+
+    def push(self, piece: str) -> str:
+        """What can be shown now."""
+        *words, self._word = WORD_ENDS.split(self._word + piece)
+        shown = "".join(map(self._place, words))
+        return shown + self.flush() if cell_len(self._word) > self._width else shown
+
+    def flush(self) -> str:
+        """The rest."""
+        word, self._word = self._word, ""
+        return self._place(word)
+
+    def _place(self, word: str) -> str:
+        """A word and the space behind it, on the next line if this one has no room for it."""
+        text = word.rstrip()
+        space = word[len(text) :]
+        wraps = bool(text) and self._column + cell_len(text) > self._width and self._column > 0
+        self._column = (0 if wraps else self._column) + cell_len(text)
+        if self._column > self._width:  # a word longer than a line, which the terminal breaks
+            self._column %= self._width
+        if space == "\n":
+            self._column = 0
+        elif self._column + len(space.expandtabs()) > self._width:
+            space, self._column = "", self._width
+        else:
+            self._column += len(space.expandtabs())
+        return ("\n" if wraps else "") + text + space
 
 
 def _print(console: Console, text: str, style: str = "", end: str = "\n") -> None:
