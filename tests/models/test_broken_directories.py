@@ -111,6 +111,13 @@ def test_unknown_model_type(directory: Path, model_type: Any) -> None:
     assert "llama" in error.hint
 
 
+def test_an_end_token_outside_the_vocabulary_is_told(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_config(directory, eos_token_id=[30, 99999])
+    load_directory(directory)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "eos_token_id 99999 is not in the vocabulary of 31" in line
+
+
 @pytest.mark.parametrize("key", ["model_type", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"])
 def test_missing_field(directory: Path, key: str) -> None:
     values = json.loads((directory / "config.json").read_text())
@@ -143,6 +150,7 @@ NONSENSE_CHOICES: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": "</s>"}, "eos_ids"),
     ({"eos_token_id": [[1]]}, "eos_ids"),
     ({"rope_theta": 0, "rope_parameters": None}, "theta"),
+    ({"rope_theta": "a"}, "theta"),
     ({"rope_parameters": "linear"}, "attribute 'get'"),
     ({"rope_parameters": [1]}, "attribute 'get'"),
     ({"rope_parameters": {"rope_type": "linear"}}, "linear needs a factor"),

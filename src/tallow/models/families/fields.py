@@ -179,10 +179,12 @@ def read_rotary(hub: Mapping[str, Any], *, fraction: float | None = None) -> Rot
             rotates whole heads whatever it says.
 
     Raises:
-        ValueError: The scaling rule is unknown.
+        ValueError: The scaling rule is unknown, or a value is none that can be.
     """
     values = hub.get("rope_scaling") or hub.get("rope_parameters") or {}
     given = [value for value in (values.get("rope_theta"), hub.get("rope_theta")) if value is not None]
+    for value in given[1:]:  # one that does not count shows all the same that the file is damaged
+        Rotary(theta=value)
     said = values.get("partial_rotary_factor") or hub.get("partial_rotary_factor")
     return Rotary(
         theta=given[0] if given else 10000.0,

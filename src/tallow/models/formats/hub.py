@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from tallow.console import say
 from tallow.errors import DataError
 from tallow.files import atomic_directory, read_json, write_json
 from tallow.models.blocks.quantized import QuantizedEmbedding
@@ -50,7 +51,9 @@ def read_config(directory: Path) -> DecoderConfig:
     if "model_type" not in values:
         raise DataError(f"{path} names no model_type", "restore it from the model's source")
     try:
-        return find_family(str(values["model_type"])).read_config(values)
+        config = find_family(str(values["model_type"])).read_config(values)
+        _warn_of_unreachable_ends(config, path)
+        return config
     except KeyError as error:
         problem = f"it has no {error.args[0]}"
     except ValidationError as error:
@@ -134,6 +137,13 @@ def hub_config(model: Decoder) -> dict[str, Any]:
         "torch_dtype": dtype,
         **quantization_config(model),
     }
+
+
+def _warn_of_unreachable_ends(config: DecoderConfig, path: Path) -> None:
+    """Say so where a text cannot end as the file has it; models without training are saved like that."""
+    for token in config.eos_ids:
+        if not 0 <= token < config.vocab_size:
+            say(f"{path}: eos_token_id {token} is not in the vocabulary of {config.vocab_size:,}, so it ends no text")
 
 
 def _without_memory(config: DecoderConfig, stored: TensorFiles) -> Decoder:
