@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import tallow
 from tallow import terminal
 from tallow.cli import main
 from tallow.engine import language_model
@@ -29,6 +34,8 @@ BROKEN = [
     (["run", "bad.yaml"], 2, "not valid YAML"),
     (["run", "unknown.yaml"], 2, "unknown section pretrian"),
     (["run", "empty.yaml"], 2, "names no stage"),
+    (["run", "x.yaml", "--set", "name=../../evil"], 2, "name"),
+    (["prepare", "--set", "prepare.sources=[x.txt]", "--run", "/proc/x"], 2, "/proc/x"),
     (["prepare", "--set", "prepare.sourcez=x"], 2, "unknown setting prepare.sourcez"),
     (["prepare"], 2, "prepare.sources is required"),
     (["prepare", "--set", "prepare"], 2, "section.key=value"),
@@ -156,3 +163,45 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
     options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     run_tallow(monkeypatch, *command, *options, "--stop", "###", "--stop", "!")
     assert asked == [SamplingParams(**values, stop=("###", "!"))]
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tallow(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"tallow {tallow.__version__}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_interruption_outside_of_training(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    as_json: bool,
+    number: signal.Signals,
+) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr("tallow.models.formats.convert.convert", interrupted)
+    arguments = ["convert", "m", "--to", "gguf", "--out", "o"] + ["--json"] * as_json
+    assert run_tallow(monkeypatch, *arguments) == 5
+    captured = capsys.readouterr()
+    if as_json:
+        assert json.loads(captured.out)["error"]["type"] == "Interrupted"
+    else:
+        assert "error: interrupted" in captured.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_output_that_finds_no_room(workplace: Path, as_json: bool) -> None:
+    (workplace / "x.txt").write_text("some text to prepare")
+    with open("/dev/full", "w") as full:
+        settings = ["--set", "prepare.sources=[x.txt]", "--set", "prepare.validation_fraction=0"]
+        arguments = ["prepare", *settings, "--run", "r", *["--json"] * as_json]
+        command = [sys.executable, "-c", "from tallow.cli import main; main()", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 4
+    assert "error: no space left on the disk for the output" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

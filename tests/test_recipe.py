@@ -70,6 +70,13 @@ def test_broken_recipe_files_are_usage_errors(tmp_path: Path, content: bytes) ->
         load_recipe(path)
 
 
+def test_a_section_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    for text in ("prepare: {a: 1}\nencode: {}\nprepare: {b: 2}\n", "loop: {steps: 1, steps: 2}\n"):
+        (tmp_path / "twice.yaml").write_text(text)
+        with pytest.raises(UsageError, match="is there twice"):
+            load_recipe(tmp_path / "twice.yaml")
+
+
 def test_missing_recipe_and_directory_are_usage_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(UsageError):

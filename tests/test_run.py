@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tallow import run as run_module
 from tallow.errors import UsageError
 from tallow.recipe import Section
 from tallow.run import StageRun, fingerprint_stage, hash_input
@@ -145,3 +146,37 @@ def test_the_ledger_measures_time_memory_and_cost(tmp_path: Path) -> None:
     assert ledger["cpu_s"] > 0
     assert ledger["peak_rss_bytes"] > 1_000_000
     assert ledger["cost"] == pytest.approx(ledger["wall_s"])
+
+
+@pytest.mark.parametrize(
+    "left", [[], [".started.json.abc.partial"], ["started.json", "recipe.yaml", ".recipe.yaml.x.partial"]]
+)
+def test_a_kill_at_the_very_start_leaves_nothing_in_the_way(tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / "s").mkdir()
+    for name in left:
+        (tmp_path / "s" / name).touch()
+    run = StageRun(tmp_path / "s")
+    run.begin("s", Config(source=tmp_path), "f1")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["recipe.yaml", "started.json"]
+
+
+def test_the_mark_of_begun_work_is_the_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_path: Path, _text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        StageRun(tmp_path / "s").begin("s", Config(source=tmp_path), "f1")
+    monkeypatch.undo()
+    StageRun(tmp_path / "s").begin("s", Config(source=tmp_path), "f1")
+
+
+def test_a_new_price_is_the_price_of_finished_work(tmp_path: Path) -> None:
+    run = StageRun(tmp_path / "s")
+    run.begin("s", Config(source=tmp_path), "f1")
+    finish(run, "f1")
+    later = StageRun(tmp_path / "s", price_per_hour=7200.0)
+    later.reprice()
+    ledger = json.loads((tmp_path / "s" / "ledger.json").read_text())
+    assert ledger["cost"] == pytest.approx(2 * ledger["wall_s"])
+    assert later.finished("f1") is not None

@@ -6,11 +6,15 @@ sentence and what to do, with the exit code of its class; `--debug` adds the tra
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -18,11 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+import tallow
 from tallow.console import is_main_process
 from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 
 MAX_THREADS = 1024
+TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 
 Source = Annotated[
@@ -68,8 +74,19 @@ STAGE_HELP = {
 }
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tallow {tallow.__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+]
+
+
 @app.callback()
-def main_options(debug: Debug = False) -> None:
+def main_options(debug: Debug = False, version: Version = False) -> None:
     """Raw text to a served, aligned, compressed language model, on hardware that you already have.
 
     A first model in eight minutes: `tallow run recipes/quickstart.yaml`, then `tallow chat runs/quickstart`.
@@ -303,8 +320,12 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug, as_json = "--debug" in arguments, "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    signal.signal(signal.SIGTERM, _interrupt)  # so that what is half-written is removed
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="tallow")
+        if code == TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.stdout.flush()
     except BaseException as error:
         if debug:
             traceback.print_exc()
@@ -312,26 +333,48 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _report_failure(error: BaseException, as_json: bool) -> int:
     """Say what went wrong; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as in `tallow … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 0
     if isinstance(error, TyperException) and not str(error) and not isinstance(error, typer.BadParameter):
         return UsageError.exit_code  # no command was given: the help is printed already
     failure = _as_tallow_error(error)
     if isinstance(failure, Interrupted) and not is_main_process():
         return failure.exit_code  # the main process stops too, and says so
-    if as_json:
-        _print_json(failure.as_json())
-    else:
+    if failure is not error and isinstance(failure, CapacityError) and isinstance(error, OSError):
+        _give_up_output()
+    elif as_json and _prints(failure.as_json()):
+        return failure.exit_code
+    with suppress(OSError):
         console = Console(stderr=True, highlight=False)
         console.print(f"[red]error:[/red] {_escape(failure.message)}", soft_wrap=True)
         if failure.hint:
             console.print(f"[dim]→ {_escape(failure.hint)}[/dim]", soft_wrap=True)
     return failure.exit_code
+
+
+def _prints(value: dict[str, Any]) -> bool:
+    """Print an object; False if standard output takes nothing any more."""
+    try:
+        _print_json(value)
+        sys.stdout.flush()
+    except OSError:
+        _give_up_output()
+        return False
+    return True
+
+
+def _give_up_output() -> None:
+    """Let what is still to be printed go nowhere, so that Python does not complain at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_tallow_error(error: BaseException) -> TallowError:
@@ -342,6 +385,10 @@ def _as_tallow_error(error: BaseException) -> TallowError:
     if isinstance(error, TyperException):
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CapacityError("no space left on the disk for the output", "free some space or write it elsewhere")
+    if isinstance(error, OSError) and error.filename is not None:
+        return DataError(f"{error.filename}: {error.strerror}", "check that it exists and may be read")
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return CapacityError("not enough memory", "use a smaller model or batch, or a lower --precision")
     return TallowError(f"{type(error).__name__}: {error}", "this is a bug: run it again with --debug and report it")

@@ -7,6 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+NO_PLACE = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EBUSY,
+        errno.ENOENT,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+    }
+)
+"""What the operating system answers where a file cannot be written at all."""
+
 
 class TallowError(Exception):
     """Something the user can act on.
@@ -82,6 +97,6 @@ def writing(path: Path | str) -> Iterator[None]:
                 f"no space left on the disk while writing {path}",
                 "free some space or choose another place, then run the command again",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in NO_PLACE:
             raise UsageError(f"{path} cannot be written: {error.strerror}", "choose another place") from error
         raise

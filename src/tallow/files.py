@@ -15,6 +15,8 @@ from typing import Any
 from tallow.errors import DataError, reading, writing
 
 HASH_BLOCK = 1 << 20
+# how names end of what is not whole yet, and of what is being replaced; they begin with a dot
+PARTIAL, REPLACED = ".partial", ".old"
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -54,7 +56,7 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -62,7 +64,7 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
                     _sync(file)
             os.chmod(temporary, 0o777 & ~_umask())
             if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=REPLACED))
                 os.replace(path, old / "old")
                 os.replace(temporary, path)
                 shutil.rmtree(old, ignore_errors=True)

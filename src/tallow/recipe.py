@@ -46,7 +46,7 @@ def load_recipe(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise UsageError(f"recipe {path} does not exist", "recipes/ holds ready ones") from error
     except OSError as error:
@@ -64,6 +64,20 @@ def load_recipe(path: Path | str) -> dict[str, Any]:
             "see recipes/quickstart.yaml",
         )
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", key_node.start_mark)
+            if isinstance(key, str):
+                keys.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

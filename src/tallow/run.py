@@ -16,13 +16,24 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import tallow
 from tallow.console import is_main_process
 from tallow.errors import DataError, UsageError, writing
-from tallow.files import atomic_file, file_stamps, hash_path, hash_value, read_json, write_json, write_text
+from tallow.files import (
+    PARTIAL,
+    REPLACED,
+    atomic_file,
+    file_stamps,
+    hash_path,
+    hash_value,
+    read_json,
+    write_json,
+    write_text,
+)
 from tallow.recipe import Section, dump_recipe, replace_setting
 
 RAPL = Path("/sys/class/powercap")
@@ -116,17 +127,17 @@ class StageRun:
             UsageError: The directory holds files that no stage wrote.
         """
         started = self.directory / STARTED
-        if started.exists():
-            self._remove_leftovers()
+        self._remove_leftovers()
         same_work = _read_mark(started).get("fingerprint") == fingerprint
         if not (same_work and self.resume):
             self._clear()
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / LINEAGE).unlink(missing_ok=True)
+        # first of all files: it tells that the directory is ours, whenever we are killed
+        write_json(started, {"fingerprint": fingerprint})
         self._work = stage, config
         self._save_recipe()
-        write_json(started, {"fingerprint": fingerprint})
         forget_peak_rss()
         self.ledger = Ledger(price_per_hour=self.price_per_hour)
         if same_work and self.resume:
@@ -162,8 +173,10 @@ class StageRun:
 
     def _remove_leftovers(self) -> None:
         """Remove what a process wrote that was killed before it could give it its name (see `tallow.files`)."""
+        # a directory that is not known to be ours is looked at no deeper than where our first file would be
+        find = self.directory.rglob if (self.directory / STARTED).exists() else self.directory.glob
         with writing(self.directory):
-            for leftover in [*self.directory.rglob(".*.partial"), *self.directory.rglob(".*.old")]:
+            for leftover in [*find(f".*{PARTIAL}"), *find(f".*{REPLACED}")]:
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
                 else:
@@ -222,6 +235,13 @@ class StageRun:
             saved.pop("cost", None)
             self.ledger = Ledger(**{**saved, "price_per_hour": self.price_per_hour})
 
+    def reprice(self) -> None:
+        """Bring the cost of finished work up to the present price."""
+        saved = read_json(self.directory / "ledger.json", "ledger")
+        if saved["price_per_hour"] != self.price_per_hour:
+            self._load_ledger()
+            write_json(self.directory / "ledger.json", {**asdict(self.ledger), "cost": self.ledger.cost})
+
     def finish(self, fingerprint: str, inputs: Mapping[str, str], product: Path, result: Mapping[str, Any]) -> None:
         """Write the ledger and, last of all, the lineage that marks the stage as done."""
         assert self._work is not None
@@ -231,6 +251,7 @@ class StageRun:
             self.directory / LINEAGE,
             {
                 "tallow": tallow.__version__,
+                "finished": datetime.now(UTC).isoformat(),
                 "fingerprint": fingerprint,
                 "resolved_fingerprint": fingerprint_stage(stage, self._resolved(config), inputs),
                 "decisions": {setting: asdict(decision) for setting, decision in self.decisions.items()},

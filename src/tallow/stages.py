@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
 from tallow.console import is_main_process, say
 from tallow.errors import DataError, UsageError
@@ -111,7 +111,7 @@ class RunSettings(Section):
         price_per_hour: What an hour of this machine costs, in any currency; it is multiplied into the ledger.
     """
 
-    name: str = "run"
+    name: str = Field(default="run", pattern=r"^[\w-][\w.-]*$")
     price_per_hour: NonNegativeFloat = 0.0
 
 
@@ -245,6 +245,7 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
         earlier = run.finished(fingerprint) if run.resume else None
         if earlier is not None:
             main_says(False)
+            run.reprice()
             say(f"{name}: done before, unchanged")
             return earlier
         say(f"{name}: {run.directory}")

@@ -93,9 +93,9 @@ def summarize(directory: Path) -> RunSummary:
     finished = [path.parent for path in directory.glob("*/lineage.json")]
     if not finished:
         raise DataError(f"{directory} holds no finished stage", "tallow run makes one")
-    finished.sort(key=lambda path: (path / "lineage.json").stat().st_mtime_ns)
-    lineages = {path: read_json(path / "lineage.json", "lineage") for path in finished}
-    products = {path.name: path / lineages[path]["product"] for path in finished}
+    lineages = {path: read_json(path / "lineage.json", "lineage") for path in sorted(finished)}
+    lineages = dict(sorted(lineages.items(), key=lambda item: item[1].get("finished", "")))
+    products = {path.name: path / lineages[path]["product"] for path in lineages}
     models = [product for product in products.values() if product.name == "model"]
     return RunSummary(
         directory,

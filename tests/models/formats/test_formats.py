@@ -135,3 +135,31 @@ def test_model_without_tokenizer(tmp_path: Path, model: Decoder, capsys: pytest.
     with pytest.raises(DataError, match="no tokenizer"):
         load_tokenizer(tmp_path / "model.gguf")
     convert(tmp_path / "model.gguf", "safetensors", tmp_path / "back")
+
+
+def test_nothing_but_a_model_is_replaced(directory: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    convert(directory, "safetensors", precious)
+    convert(directory, "safetensors", precious)  # a model is there now, which may be replaced
+    (precious / "docs").mkdir()
+    (precious / "docs" / "a.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds docs"):
+        convert(directory, "safetensors", precious)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds files and no config"):
+        convert(directory, "safetensors", notes)
+    with pytest.raises(UsageError, match=r"no \.gguf file"):
+        convert(directory, "gguf", notes / "notes.txt")
+    assert (precious / "docs" / "a.txt").read_text() == (notes / "notes.txt").read_text() == "years of work"
+
+
+def test_the_present_directory_can_be_the_target(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    result = convert(directory, "safetensors", Path("."))
+    assert load_model(Path(result["path"])).config.vocab_size == 320

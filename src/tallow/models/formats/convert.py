@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from tallow.models.store import resolve
 from tallow.tokenizer.tokenizer import Tokenizer
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+MODEL_FILES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".md"})
+"""How the names of files in a model directory end."""
+
 _PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -42,10 +46,8 @@ def convert(
     source = resolve(model)
     if to == "safetensors" and precision in ("q8_0", "q4_0"):
         raise UsageError(f"safetensors cannot hold {precision}", "quantize with `tallow compress`, or use --to gguf")
-    if to == "gguf" and out.is_dir():
-        raise UsageError(f"{out} is a directory", "name a file for GGUF, such as model.gguf")
-    if to == "safetensors" and out.is_file():
-        raise UsageError(f"{out} is a file", "name a directory for safetensors")
+    out = Path(os.path.abspath(out))
+    _check_place(to, out)
     dtype = _DTYPES.get(precision) if to == "safetensors" else None
     decoder = load_model(source, dtype=dtype)
     if dtype is not None:
@@ -64,6 +66,21 @@ def convert(
         "parameters": num_weights(decoder),
         "bytes": directory_size(out),
     }
+
+
+def _check_place(to: Literal["safetensors", "gguf"], out: Path) -> None:
+    """Refuse to write over anything but a model."""
+    if to == "gguf" and out.is_dir():
+        raise UsageError(f"{out} is a directory", "name a file for GGUF, such as model.gguf")
+    if to == "safetensors" and out.is_file():
+        raise UsageError(f"{out} is a file", "name a directory for safetensors")
+    if to == "gguf" and out.exists() and out.suffix != ".gguf":
+        raise UsageError(f"{out} is there already and is no .gguf file", "name another file, or remove that one")
+    if to == "safetensors" and out.exists():
+        foreign = [path.name for path in out.iterdir() if path.is_dir() or path.suffix not in MODEL_FILES]
+        if foreign or (any(out.iterdir()) and not (out / "config.json").exists()):
+            what = f"holds {foreign[0]}" if foreign else "holds files and no config.json"
+            raise UsageError(f"{out} {what}, so it is no model to be replaced", "name a new directory")
 
 
 def _tokenizer(source: Path) -> Tokenizer | None:
