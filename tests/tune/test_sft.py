@@ -24,6 +24,7 @@ from tallow.tune.sft import TuneConfig, hold_out
 
 from .conftest import tiny_model
 
+MANUAL = Path(__file__).resolve().parents[2] / "docs" / "use.md"
 QUESTIONS = {"sky": "blue", "grass": "green", "coal": "black", "snow": "white"}
 
 
@@ -67,6 +68,33 @@ def test_the_adapter_on_the_base_is_the_merged_model(model_directory: Path, chat
     merged = load_model(tmp_path / "t" / "model")
     for (name, ours), (_, theirs) in zip(adapted.named_parameters(), merged.named_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0, msg=name)
+
+
+def test_the_manuals_way_to_merge_an_adapter(
+    model_directory: Path, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(model_directory, chat_file, method="lora")
+    config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": 2})})
+    run_stage("tune", config, StageRun(tmp_path / "runs" / "mine" / "tune"))
+    model_directory.rename(tmp_path / "runs" / "mine" / "pretrain")
+    _, section = MANUAL.read_text(encoding="utf-8").split("## LoRA adapters\n")
+    monkeypatch.chdir(tmp_path)
+    exec(section.split("```python\n")[1].split("```")[0], {})
+    expected = dict(load_model(Path("runs/mine/tune/model")).named_parameters())
+    for name, parameter in load_model(Path("merged")).named_parameters():
+        torch.testing.assert_close(parameter, expected[name], atol=0, rtol=0, msg=name)
+
+
+def test_an_adapter_named_as_a_model_is_refused_with_the_way(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is an adapter") as refused:
+        load(tmp_path / "adapter")
+    assert "docs/use.md" in refused.value.hint
+    save_model(tiny_model(300), None, tmp_path / "model")
+    with pytest.raises(UsageError) as refused:
+        load(tmp_path / "adapter")
+    assert f"name {tmp_path}," in refused.value.hint
 
 
 def test_the_end_of_a_turn_becomes_an_end_token_of_the_model(
