@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -359,5 +362,40 @@ def test_scoring_leaves_no_trace(model: Decoder) -> None:
         engine.log_probs(range(40))
     run(engine, waiting)
     assert engine.log_probs(range(64)).shape == (63,)
+    engine.check_blocks()
+    assert engine.state.free_blocks == engine.state.num_blocks
+
+
+@given(instant=st.integers(1, 1500))
+def test_a_step_broken_off_at_any_instant_is_done_again(exact_model: Decoder, instant: int) -> None:
+    """Ctrl-C may raise between any two lines of Python."""
+    runner = TorchRunner(exact_model)
+    engine = Engine(runner, None, max_tokens_per_step=24, cache_bytes=5 * runner.block_bytes)
+    params = replace(GREEDY, max_new_tokens=20, ignore_eos=True)
+    prompts = [[*range(18)], [*range(18), 30], [*range(40, 50)]]
+    requests = [engine.submit(prompt, params) for prompt in prompts]
+    left = instant
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal left
+        if "tallow/engine" not in frame.f_code.co_filename:
+            return None
+        left -= event == "line"
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        while any(request.state is not RequestState.FINISHED for request in requests):
+            engine.step()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    engine.check_blocks()
+    run(engine, *requests)
+    assert [request.ids for request in requests] == [answer(exact_model, prompt, params) for prompt in prompts]
     engine.check_blocks()
     assert engine.state.free_blocks == engine.state.num_blocks

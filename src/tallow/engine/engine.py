@@ -20,6 +20,7 @@ from tallow.engine.runner import Runner, Scores, Span, context_length
 from tallow.engine.sampler import Sampler
 from tallow.engine.scheduler import Scheduler
 from tallow.engine.text import OutputText
+from tallow.engine.uninterrupted import uninterrupted
 from tallow.errors import DataError, UsageError
 from tallow.kernels import machine_bytes
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
@@ -135,7 +136,8 @@ class Engine:
         Returns:
             The requests that got a token, or were given up (see `Request.error`).
         """
-        scheduled = self._scheduler.schedule()
+        with uninterrupted():
+            scheduled = self._scheduler.schedule()
         if not scheduled:
             return []
         spans, ready = [], []
@@ -145,27 +147,21 @@ class Engine:
             if catches_up:
                 ready.append(request)
         chosen = self._choose(ready, self.runner.run(spans))
-        # requests change only here, so that a step that is interrupted before can simply be done again
-        for request, count in scheduled:
-            request.num_computed_tokens += count
-            self._scheduler.publish(request)
-        for request, choice in zip(ready, chosen, strict=True):
-            if choice is None:
-                request.finish(
-                    "abort",
-                    DataError(f"the model's logits after token {request.num_tokens} are not finite", _NOT_FINITE),
-                )
-            else:
-                request.append(*choice)
-            if request.state is RequestState.FINISHED:
-                self._scheduler.remove(request)
+        # requests change only here: a step that fails or is interrupted before is simply done again
+        with uninterrupted():
+            for request, count in scheduled:
+                request.num_computed_tokens += count
+                self._scheduler.publish(request)
+            for request, choice in zip(ready, chosen, strict=True):
+                self._advance(request, choice)
         return ready
 
     def abort(self, request: Request) -> None:
         """End a request now and free its memory; nothing happens if it has ended already."""
         if request.state is not RequestState.FINISHED:
-            request.finish("abort")
-            self._scheduler.remove(request)
+            with uninterrupted():
+                request.finish("abort")
+                self._scheduler.remove(request)
 
     @property
     def state(self) -> EngineState:
@@ -203,8 +199,10 @@ class Engine:
         needed = -(-len(ids) // BLOCK_TOKENS)
         if needed > self._pool.num_free:
             raise UsageError("running requests hold the cache, so no text can be scored", "finish or abort them first")
-        blocks = array("i", self._pool.allocate(needed))
+        blocks = array("i")
         try:
+            with uninterrupted():
+                blocks.extend(self._pool.allocate(needed))
             return self._score(ids, blocks)
         finally:
             self._pool.release(blocks)
@@ -231,6 +229,15 @@ class Engine:
                 + (" with room for an answer" if room_for else ""),
                 "shorten the prompt" if limit != "cache" else "shorten the prompt or raise cache_bytes",
             )
+
+    def _advance(self, request: Request, choice: tuple[int, float] | None) -> None:
+        if choice is None:
+            where = f"the model's logits after token {request.num_tokens} are not finite"
+            request.finish("abort", DataError(where, _NOT_FINITE))
+        else:
+            request.append(*choice)
+        if request.state is RequestState.FINISHED:
+            self._scheduler.remove(request)
 
     def _score(self, ids: Sequence[int], blocks: array[int]) -> Tensor:
         parts = []

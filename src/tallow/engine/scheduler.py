@@ -55,10 +55,9 @@ class Scheduler:
 
     def remove(self, request: Request) -> None:
         """Take a request out; its blocks are free again."""
-        if request in self.running:
-            self.running.remove(request)
-        else:
-            self.waiting.remove(request)
+        for requests in (self.running, self.waiting):
+            if request in requests:
+                requests.remove(request)
         self._release(request)
 
     def schedule(self) -> list[tuple[Request, int]]:
@@ -82,9 +81,9 @@ class Scheduler:
                 self._release(request)
                 break
             self._take_blocks(request, count)
-            self.waiting.pop(0)
-            self.running.append(request)
             request.state = RequestState.RUNNING
+            self.running.append(request)
+            self.waiting.pop(0)
             budget -= count
             scheduled.append((request, count))
         return scheduled
@@ -113,10 +112,10 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.counts.preemptions += 1
-        self.running.remove(request)
-        self._release(request)
         request.state = RequestState.WAITING
         self.waiting.insert(0, request)
+        self.running.remove(request)
+        self._release(request)
 
     def _reuse_prefix(self, request: Request) -> None:
         """Share the blocks in which the cache has the request's first tokens; its last token is always computed."""
