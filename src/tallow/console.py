@@ -70,7 +70,10 @@ def progress(title: str, total: int | None, unit: str = "", done: int = 0) -> It
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console, transient=False) as live:
-            yield _LiveBar(live, live.add_task(title, total=total, completed=done, note=""))
+            task = live.add_task(title, total=total, completed=done, note="")
+            yield _LiveBar(live, task)
+            if total is None:
+                live.update(task, total=live.tasks[0].completed)
     else:
         lines = _PlainLines(console, title, total, unit, done)
         yield lines

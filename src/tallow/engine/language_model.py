@@ -210,18 +210,8 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
-    _refuse_adapter(Path(name_or_path).expanduser())
     path = resolve(name_or_path)
     return LanguageModel(make_runner(load_model(path), precision, str(path)), load_tokenizer(path), path)
-
-
-def _refuse_adapter(path: Path) -> None:
-    """An adapter is a change to a model, not one; tuning has written the changed model too."""
-    if not (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
-        return
-    merged = (path.parent / "model" / "config.json").is_file()
-    hint = f"name {path.parent}, whose model it is merged into" if merged else "merge it, as docs/use.md says"
-    raise UsageError(f"{path} is an adapter, not a model", hint)
 
 
 def _generation(request: Request) -> Generation:

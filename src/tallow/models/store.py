@@ -163,6 +163,10 @@ def _model_at(path: Path) -> Path:
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return files[0]
+    if (path / "adapter_config.json").is_file():  # a change to a model; tuning has written the changed model, too
+        merged = _is_model(path.parent / "model")
+        hint = f"name {path.parent}, whose model it is merged into" if merged else "merge it, as docs/use.md says"
+        raise UsageError(f"{path} is an adapter, not a model", hint)
     raise DataError(
         f"{path} holds no model",
         "name a directory with config.json and safetensors, a .gguf file, or a run with a trained model",
