@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -158,7 +158,7 @@ def kinds(annotation: Any, constraints: Sequence[Any] = ()) -> list[str]:
         filled = any(isinstance(part, annotated_types.MinLen) for part in constraints)
         number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} × "
         return [f"list of {number}{describe_type(arguments[0])}" + (", not empty" if filled else "")]
-    if origin is dict:
+    if origin in (dict, Mapping):
         return ["mapping of " + " to ".join(describe_type(argument) for argument in arguments)]
     return [WORDS[annotation] + (bounds(annotation, constraints) if annotation in (int, float) else "")]
 

@@ -16,10 +16,12 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
+from tallow.engine.penalties import repetition
 from tallow.engine.request import SamplingParams
-from tallow.engine.sampler import FIRST_CANDIDATES, Sampler, candidates, penalize, uniform
+from tallow.engine.sampler import FIRST_CANDIDATES, Sampler, candidates, uniform
 
 
 def random_logits(vocab_size: int, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -104,7 +106,7 @@ def test_repetition_penalty_equals_transformers(penalty: float, seen: list[int],
     logits_V = random_logits(20, seed)
     given_V = torch.FloatTensor(logits_V[None].clone())
     expected_V = RepetitionPenaltyLogitsProcessor(penalty)(torch.LongTensor([seen]), given_V)[0]
-    assert torch.equal(penalize(logits_V, list(dict.fromkeys(seen)), penalty), expected_V)
+    assert torch.equal(repetition(logits_V, list(dict.fromkeys(seen)), penalty), expected_V)
 
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
@@ -168,3 +170,13 @@ def test_random_numbers_depend_on_seed_and_index_alone() -> None:
 def test_without_a_seed_answers_differ() -> None:
     params = SamplingParams(temperature=1.0)
     assert Sampler(params, []).seed != Sampler(params, []).seed
+
+
+@given(typical_p=st.floats(0.05, 0.95), temperature=st.floats(0.3, 2.0), seed=st.integers(0, 50))
+def test_typical_equals_transformers(typical_p: float, temperature: float, seed: int) -> None:
+    logits_V = random_logits(60, seed)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature), TypicalLogitsWarper(typical_p)])
+    warped_V = warpers(torch.LongTensor([[0]]), torch.FloatTensor(logits_V[None].numpy()))[0]
+    expected_V = warped_V.softmax(-1).double()
+    ours_V = distribution(logits_V, SamplingParams(temperature=temperature, typical_p=typical_p))
+    torch.testing.assert_close(ours_V, expected_V, atol=1e-6, rtol=0)

@@ -117,13 +117,17 @@ class Engine:
         self.check(prompt_ids, room_for=1)
         if params.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", "use stop_ids, or give the engine a tokenizer")
+        stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
+        vocab_size = self.runner.config.vocab_size
+        if unknown := [token for token in params.logit_bias if not 0 <= token < vocab_size]:
+            raise UsageError(f"logit_bias names token {unknown[0]} of a vocabulary of {vocab_size}", "leave it out")
         output = OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None
         request = Request(
             prompt_ids=prompt_ids,
             params=params,
             limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
-            stop_ids=frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
-            sampler=Sampler(params, prompt_ids),
+            stop_ids=stop_ids,
+            sampler=Sampler(params, prompt_ids, stop_ids),
             output=output,
             cache_salt=cache_salt,
         )

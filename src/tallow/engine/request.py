@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -18,13 +18,15 @@ from tallow.errors import TallowError, UsageError
 
 FinishReason = Literal["stop", "length", "abort"]
 MAX_SEED = 2**64 - 1
+MAX_DRY_BASE = 4.0
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next tokens are chosen, and when to stop.
 
-    The filters work in the order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p.
+    Logits are changed in this order: repetition penalty, frequency and presence penalties, DRY, biases, least length,
+    temperature. Then the filters work, in the order of `transformers`: top-k, top-p, min-p, typical.
 
     Args:
         max_new_tokens: Longest answer in tokens; cut to what fits into the model's context.
@@ -38,6 +40,17 @@ class SamplingParams:
         stop: Strings that end the answer; the text is cut before them.
         stop_ids: Tokens that end the answer, besides the model's end tokens.
         ignore_eos: The model's end tokens do not end the answer.
+        min_new_tokens: Nothing ends the answer before it has so many tokens.
+        typical_p: Keep the tokens whose surprise is nearest to the expected one, up to this probability (locally
+            typical sampling: arXiv 2202.00666).
+        frequency_penalty: Subtracted from a token's logit for each time that it is in the answer.
+        presence_penalty: Subtracted from the logits of tokens that are in the answer.
+        dry_multiplier: What a token loses that would go on with a repeat of `dry_allowed_length` tokens of prompt and
+            answer; 0: nothing.
+        dry_base: By what that grows with each token more of the repeat.
+        dry_allowed_length: Repeats of fewer tokens are let be.
+        dry_breaker_ids: Tokens that end a repeat, such as those of a line end.
+        logit_bias: Added to the logits of these tokens.
 
     Raises:
         UsageError: A value makes no sense.
@@ -55,6 +68,15 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_new_tokens: int = 0
+    typical_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_breaker_ids: tuple[int, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
@@ -68,7 +90,22 @@ class SamplingParams:
         _require(self.seed is None or 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"between 0 and {MAX_SEED}")
         _require(not isinstance(self.stop, str), "stop", self.stop, "a sequence of strings, such as ('###',)")
         _require(all(self.stop), "stop", self.stop, "without empty strings")
+        _require(
+            0 <= self.min_new_tokens <= self.max_new_tokens,
+            "min_new_tokens",
+            self.min_new_tokens,
+            "from 0 to max_new_tokens",
+        )
+        _require(0 < self.typical_p <= 1, "typical_p", self.typical_p, "above 0 and at most 1 (off)")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number; 0 is off")
+        _require(0 <= self.dry_multiplier < math.inf, "dry_multiplier", self.dry_multiplier, "0 (off) or more")
+        _require(1 <= self.dry_base <= MAX_DRY_BASE, "dry_base", self.dry_base, f"from 1 to {MAX_DRY_BASE}")
+        _require(self.dry_allowed_length >= 1, "dry_allowed_length", self.dry_allowed_length, "at least 1")
+        _require(all(map(math.isfinite, self.logit_bias.values())), "logit_bias", self.logit_bias, "of finite numbers")
         # lists, as they come from JSON or YAML, are welcome
+        object.__setattr__(self, "dry_breaker_ids", tuple(self.dry_breaker_ids))
+        object.__setattr__(self, "logit_bias", {int(token): float(value) for token, value in self.logit_bias.items()})
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tallow.engine.penalties import make_penalties
 
 if TYPE_CHECKING:
     from tallow.engine.request import SamplingParams
@@ -25,19 +27,20 @@ class Sampler:
     batch, and also when a request is taken up again from the middle.
 
     Args:
-        params: Temperature, filters, penalty and seed.
-        prompt_ids: The tokens that the repetition penalty counts as seen from the start.
+        params: Temperature, filters, penalties and seed.
+        prompt_ids: The tokens that penalties count as seen from the start.
+        stop_ids: Tokens that end the answer.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], stop_ids: Collection[int] = ()) -> None:
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
-        self._prompt_ids = frozenset(prompt_ids)
+        self._penalties = make_penalties(params, prompt_ids, stop_ids)
 
     @property
     def is_greedy(self) -> bool:
         """Whether it always takes the token with the greatest logit as it comes."""
-        return self.params.temperature == 0.0 and self.params.repetition_penalty == 1.0
+        return self.params.temperature == 0.0 and not self._penalties
 
     def choose(self, logits_V: Tensor, ids: Sequence[int]) -> int:
         """The token that follows `ids`, the answer so far.
@@ -45,19 +48,11 @@ class Sampler:
         Args:
             logits_V: Finite fp32 logits.
         """
-        params = self.params
-        if params.repetition_penalty != 1.0:
-            logits_V = penalize(logits_V, list(self._prompt_ids.union(ids)), params.repetition_penalty)
-        if params.temperature == 0.0:
+        for penalty in self._penalties:
+            logits_V = penalty(logits_V, ids)
+        if self.params.temperature == 0.0:
             return int(logits_V.argmax())
-        return _draw(*candidates(logits_V, params), uniform(self.seed, len(ids)))
-
-
-def penalize(logits_V: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """Make the tokens in `seen` less likely (arXiv 1909.05858, section 4.1; for both signs as `transformers` does)."""
-    seen_N = torch.tensor(seen, dtype=torch.int64, device=logits_V.device)
-    given_N = logits_V[seen_N]
-    return logits_V.index_copy(0, seen_N, torch.where(given_N > 0, given_N / penalty, given_N * penalty))
+        return _draw(*candidates(logits_V, self.params), uniform(self.seed, len(ids)))
 
 
 def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
@@ -78,6 +73,10 @@ def candidates(logits_V: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
     if params.min_p > 0.0:
         places = (probs >= params.min_p * probs.max()).nonzero().squeeze(1)
         probs, ids = probs[places], places if ids is None else ids[places]
+    if params.typical_p < 1.0:
+        probs = probs / probs.sum()
+        places = _typical(probs, params.typical_p)
+        probs, ids = probs[places], places if ids is None else ids[places]
     return probs / probs.sum(), ids
 
 
@@ -96,6 +95,15 @@ def _nucleus(probs_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
             kept = max(1, int((before_C < top_p).sum()))
             return probs_C[:kept], places_C[:kept]
         count = min(16 * count, len(probs_V))
+
+
+def _typical(probs_C: Tensor, typical_p: float) -> Tensor:
+    """Places of the entries whose surprise is nearest to the entropy, the fewest whose sum reaches `typical_p`."""
+    surprise_C = -probs_C.log()
+    entropy = torch.where(probs_C > 0, probs_C * surprise_C, 0.0).sum()
+    order_C = (surprise_C - entropy).abs().argsort(stable=True)
+    before_C = probs_C[order_C].cumsum(0) - probs_C[order_C]
+    return order_C[: max(1, int((before_C < typical_p).sum()))]
 
 
 def _draw(probs_C: Tensor, ids_C: Tensor | None, number: float) -> int:

@@ -1,0 +1,107 @@
+"""Penalties by their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tallow.engine.penalties import LONGEST_REPEAT, counts, dry, make_penalties
+from tallow.engine.request import SamplingParams
+from tallow.engine.sampler import Sampler
+from tallow.errors import UsageError
+
+VOCABULARY = 12
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=30)
+ZEROS = torch.zeros(VOCABULARY)
+
+
+def penalized(params: SamplingParams, prompt: list[int], ids: list[int], stop_ids: tuple[int, ...] = ()) -> Tensor:
+    logits_V = ZEROS
+    for penalty in make_penalties(params, prompt, stop_ids):
+        logits_V = penalty(logits_V, ids)
+    return logits_V
+
+
+@given(ids=TOKENS, frequency=st.floats(-2, 2), presence=st.floats(-2, 2))
+def test_counts(ids: list[int], frequency: float, presence: float) -> None:
+    expected = [-(frequency * ids.count(token) + presence * (token in ids)) for token in range(VOCABULARY)]
+    torch.testing.assert_close(counts(ZEROS, ids, frequency, presence), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_counts_leave_the_prompt_out() -> None:
+    params = SamplingParams(frequency_penalty=1.0, presence_penalty=0.5)
+    assert penalized(params, [1, 1, 2], [3, 3]).tolist() == [0, 0, 0, -2.5, *[0] * 8]
+
+
+def brute_dry(ids: list[int], params: SamplingParams) -> list[float]:
+    """For each token the longest repeat that it would make, by comparing all ends."""
+    penalties = []
+    for token in range(VOCABULARY):
+        whole, best = [*ids, token], 0
+        for end in range(1, len(ids)):
+            length = 0
+            while length <= end and whole[end - length] == whole[len(ids) - length]:
+                if length and whole[end - length] in params.dry_breaker_ids:
+                    break
+                length += 1
+            best = max(best, length - 1)
+        penalties.append(
+            -params.dry_multiplier * params.dry_base ** (best - params.dry_allowed_length)
+            if best >= params.dry_allowed_length
+            else 0.0
+        )
+    return penalties
+
+
+@given(
+    ids=st.lists(st.integers(0, 3), max_size=24),
+    allowed=st.integers(1, 4),
+    breakers=st.lists(st.integers(0, 3), max_size=2).map(tuple),
+)
+def test_dry_equals_brute_force(ids: list[int], allowed: int, breakers: tuple[int, ...]) -> None:
+    params = SamplingParams(dry_multiplier=0.8, dry_allowed_length=allowed, dry_breaker_ids=breakers)
+    torch.testing.assert_close(dry(ZEROS, ids, params), torch.tensor(brute_dry(ids, params)), atol=1e-4, rtol=1e-5)
+
+
+def test_dry_counts_the_prompt() -> None:
+    params = SamplingParams(dry_multiplier=1.0, dry_allowed_length=2, dry_base=2.0)
+    # 5 6 7 was there: after 5 6 the 7 would repeat it
+    assert penalized(params, [5, 6, 7, 0], [5, 6])[7] == -1.0
+    assert penalized(params, [4, 5, 6, 7, 0, 4], [5, 6])[7] == -2.0
+    assert dry(ZEROS, [1] * 500, params)[1] == -(2.0 ** (LONGEST_REPEAT - 2))
+
+
+def test_biases_and_the_least_length() -> None:
+    params = SamplingParams(logit_bias={3: 5.0, 4: -100.0}, min_new_tokens=2, max_new_tokens=4)
+    assert penalized(params, [], [], (3, 7)).tolist() == [0, 0, 0, -torch.inf, -100, 0, 0, -torch.inf, 0, 0, 0, 0]
+    assert penalized(params, [], [1, 1], (3, 7))[3] == 5.0
+
+
+def test_a_greedy_sampler_with_penalties_looks_at_them() -> None:
+    logits_V = torch.arange(VOCABULARY).float()
+    assert Sampler(SamplingParams(), []).is_greedy
+    sampler = Sampler(SamplingParams(logit_bias={0: 100.0}), [])
+    assert not sampler.is_greedy
+    assert sampler.choose(logits_V, []) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"min_new_tokens": 200},
+        {"typical_p": 0.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"dry_multiplier": -1.0},
+        {"dry_base": 0.5},
+        {"dry_allowed_length": 0},
+        {"logit_bias": {1: float("inf")}},
+    ],
+    ids=str,
+)
+def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        SamplingParams(**wrong)  # type: ignore[arg-type]
