@@ -37,15 +37,11 @@ void Decoder::set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<
 
 void Decoder::allocate_cache(int64_t blocks) {
     cache_ = Memory(block_bytes() * blocks);
-    blocks_ = blocks;
 }
 
 void Decoder::copy_block(int64_t from, int64_t to) {
-    const int64_t bytes = cache_shape_.unit_bytes();
-    for (int64_t part = 0; part < int64_t(layers_.size()) * shape_.num_kv_heads; ++part) {
-        uint8_t *units = cache_.as<uint8_t>() + part * blocks_ * bytes;
-        std::memcpy(units + to * bytes, units + from * bytes, bytes);
-    }
+    uint8_t *cache = cache_.as<uint8_t>();
+    std::memcpy(cache + to * block_bytes(), cache + from * block_bytes(), block_bytes());
 }
 
 void Decoder::step(const std::vector<Span> &spans, float *logits, int64_t logits_stride, Summary *summaries) {
@@ -282,10 +278,8 @@ float *Decoder::normalized(int thread, const Norm &norm, const float *row, int64
 
 // What an earlier owner left in a block will be multiplied with zeros: it must at least be finite.
 void Decoder::clear_fresh_blocks(int thread, uint8_t *cache) {
-    const int64_t bytes = cache_shape_.unit_bytes();
     for (size_t i = thread; i < fresh_blocks_.size(); i += pool_.size())
-        for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
-            std::memset(cache + (head * blocks_ + fresh_blocks_[i]) * bytes, 0, bytes);
+        std::memset(cache + fresh_blocks_[i] * block_bytes(), 0, layer_bytes());
 }
 
 // Norms that see the queries (and the keys) of all heads as one row.
@@ -310,7 +304,7 @@ void Decoder::store_heads(int thread, const DecoderLayer &layer, uint8_t *cache,
     for (int64_t i = 0; i < sharing; ++i) ready(queries + (kv_head * sharing + i) * size, layer.query_norm);
     ready(key, layer.key_norm);
     const int64_t block = rows_[row].blocks[position / kLanes];
-    uint8_t *unit = cache + (kv_head * blocks_ + block) * cache_shape_.unit_bytes();
+    uint8_t *unit = cache + block * block_bytes() + kv_head * cache_shape_.unit_bytes();
     ops_.store_token(cache_shape_, unit, position % kLanes, key, value);
 }
 
@@ -340,8 +334,8 @@ void Decoder::attend(const DecoderLayer &layer, const uint8_t *cache, const Task
         places[i] = row * qkv_stride_ + head * shape_.head_size;
         positions[i] = rows_[row].position;
     }
-    cache += task.kv_head * blocks_ * cache_shape_.unit_bytes();
-    Queries queries{cache, rows_[task.row].blocks, qkv_.as<float>(), places, positions, task.count, layer.scale,
+    cache += task.kv_head * cache_shape_.unit_bytes();
+    Queries queries{cache, block_bytes(), rows_[task.row].blocks, qkv_.as<float>(), places, positions, task.count, layer.scale,
                     layer.softcap, layer.window, -1, nullptr, 0};
     if (piece) {
         queries.segment = piece->segment;

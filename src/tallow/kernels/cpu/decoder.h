@@ -48,7 +48,7 @@ class Decoder {
                   const float *positions);
     void add_layer(const DecoderLayer &layer) { layers_.push_back(layer); }
     void allocate_cache(int64_t blocks);
-    int64_t block_bytes() const { return cache_shape_.unit_bytes() * shape_.num_kv_heads * int64_t(layers_.size()); }
+    int64_t block_bytes() const { return layer_bytes() * int64_t(layers_.size()); }
     void copy_block(int64_t from, int64_t to);
 
     // Logits (rows of `logits_stride` floats) and their summaries for the wanted tokens of all spans, in order.
@@ -103,7 +103,7 @@ class Decoder {
     void attend(const DecoderLayer &, const uint8_t *cache, const Task &, const Piece *piece = nullptr);
     void attend_in_pieces(int thread, const DecoderLayer &, uint8_t *cache);
     void cut_in_pieces();
-    int64_t layer_bytes() const { return cache_shape_.unit_bytes() * shape_.num_kv_heads * blocks_; }
+    int64_t layer_bytes() const { return cache_shape_.unit_bytes() * shape_.num_kv_heads; }  // within a block
 
     const Architecture shape_;
     const Ops &ops_;
@@ -115,7 +115,6 @@ class Decoder {
     Norm norm_;
     const float *positions_ = nullptr;
     Memory cache_;
-    int64_t blocks_ = 0;
 
     // of the present step
     std::vector<Row> rows_;

@@ -65,7 +65,8 @@ struct Norm {
     float eps = 0;
 };
 
-// Keys and values of one layer: [kv head][block] units, a unit being the keys and then the values of 16 tokens.
+// The cache: [block][layer][kv head] units, a unit being the keys and then the values of 16 tokens, so that memory is
+// taken as blocks are.
 //   float32   keys [d][16], values [16][d16]              (d16: head size in whole vectors of 16)
 //   bfloat16  keys [d / 2][16][2], values [8][d16][2]
 //   int8      keys [d / 4][16][4] as bytes code + 128, values [16][d16]; then 16 scales of the keys, 16 of the values
@@ -92,7 +93,8 @@ struct CacheShape {
 
 // Attention of some queries of one sequence that share a kv head.
 struct Queries {
-    const uint8_t *cache;   // of the layer and kv head
+    const uint8_t *cache;   // the unit of the layer and kv head in block 0
+    int64_t block_bytes;    // from there to block 1
     const int32_t *blocks;  // of the sequence
     float *rows;            // head_size floats each: queries in, outputs out
     const int64_t *places;  // where each row begins in `rows`

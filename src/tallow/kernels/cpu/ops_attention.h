@@ -286,7 +286,7 @@ void attend_in(const CacheShape &shape, const Queries &queries) {
     }
     // blocks that no query of a window sees any more may have been freed: any other will do in their place
     const auto unit_of = [&](int64_t block) {
-        return queries.cache + queries.blocks[limited(block, earliest / kLanes, latest / kLanes)] * shape.unit_bytes();
+        return queries.cache + queries.blocks[limited(block, earliest / kLanes, latest / kLanes)] * queries.block_bytes;
     };
     const bool all = queries.segment < 0;
     const int64_t begin = all ? earliest / kSegment : queries.segment, end = all ? latest / kSegment : queries.segment;

@@ -29,6 +29,7 @@ CHUNK_ELEMENTS = 1 << 20
 MAX_DIMENSIONS = 4
 MAX_METADATA_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16
+LENGTH = struct.Struct("<Q")
 MAX_ARRAY_STRINGS = 1 << 24
 
 _SCALARS: dict[GGUFValueType, str] = {
@@ -231,7 +232,7 @@ class _Header:
             return self._scalars(item, count)
         if count > MAX_ARRAY_STRINGS:
             raise self._broken(f"it claims an array of {count} strings")
-        return [self._string() for _ in range(count)]
+        return self._strings(count)
 
     def _scalars(self, kind: GGUFValueType, count: int) -> list[Any]:
         dtype = np.dtype(_SCALARS[kind])
@@ -244,6 +245,22 @@ class _Header:
             return str(raw, "utf-8")
         except UnicodeDecodeError as error:
             raise self._broken("it has a string that is not UTF-8") from error
+
+    def _strings(self, count: int) -> list[str]:
+        """As `_string` so many times, but quickly: vocabularies have a hundred thousand."""
+        data, position, end = self.data, self.position, len(self.data)
+        strings = []
+        for _ in range(count):
+            start = position + LENGTH.size
+            position = start + LENGTH.unpack_from(data, position)[0] if start <= end else end + 1
+            if position > end:
+                raise self._broken("it ends within its header")
+            try:
+                strings.append(str(data[start:position], "utf-8"))
+            except UnicodeDecodeError as error:
+                raise self._broken("it has a string that is not UTF-8") from error
+        self.position = position
+        return strings
 
     def _integer(self, layout: str) -> int:
         return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
