@@ -20,6 +20,7 @@ from tests.engine.conftest import make_model, tiny
 from tallow.engine.engine import Engine
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import context_length
+from tallow.engine.sampler import Sampler
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
@@ -399,3 +400,20 @@ def test_a_step_broken_off_at_any_instant_is_done_again(exact_model: Decoder, in
     assert [request.ids for request in requests] == [answer(exact_model, prompt, params) for prompt in prompts]
     engine.check_blocks()
     assert engine.state.free_blocks == engine.state.num_blocks
+
+
+def test_sampling_leaves_the_number_of_threads_alone(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    during, choose, before = [], Sampler.choose, torch.get_num_threads()
+
+    def watched(self: Sampler, logits_V: torch.Tensor, ids: Sequence[int]) -> int:
+        during.append(torch.get_num_threads())
+        return choose(self, logits_V, ids)
+
+    monkeypatch.setattr(Sampler, "choose", watched)
+    torch.set_num_threads(2)
+    try:
+        answer(model, [1, 2], SAMPLED)
+        assert set(during) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import operator
 from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -266,10 +267,25 @@ class Engine:
                 choices.append((scores.likeliest[row], scores.greatest[row] - log_sum_exp))
             else:
                 logits_V = scores.logits_RV[row]
-                with torch.inference_mode():
+                with torch.inference_mode(), _single_thread():
                     token = request.sampler.choose(logits_V, request.ids)
                 choices.append((token, float(logits_V[token]) - log_sum_exp))
         return choices
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Let torch compute with one thread in this block.
+
+    The operations of a sampler are short, and the threads that torch takes for them go on spinning for milliseconds
+    after each: on the cores that the runner's own threads need for the next step.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 _NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 or fp32"
