@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from tallow.engine.blocks import BLOCK_TOKENS
-from tallow.engine.native_runner import NativeRunner
+from tallow.engine.native_runner import CacheNumber, NativeRunner, Number
 from tallow.engine.runner import Runner, Span
 from tallow.engine.torch_runner import TorchRunner
+from tallow.errors import UsageError
 from tallow.kernels import cpu, quantized_linear
 from tallow.models.blocks import quantized
 from tallow.models.blocks.context import SequenceContext
@@ -195,13 +196,13 @@ def test_any_cuts_equal_the_whole(model: Decoder, data: st.DataObject) -> None:
 @pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-def test_batch_invariance(weights: str, cache: str, instruction_set: str) -> None:
+def test_batch_invariance(weights: Number, cache: CacheNumber, instruction_set: str) -> None:
     """The same bits alone, in company, in chunks, one by one, and on any number of threads."""
     model = make_model(tiny(hidden_size=64, num_heads=6, num_kv_heads=2, head_dim=16, intermediate_size=96))
     ids, other, third = random_ids(model, 80), random_ids(model, 50, seed=1), random_ids(model, 33, seed=2)
 
     def runner(threads: int) -> Runner:
-        return NativeRunner(model, weights, cache, threads=threads, instruction_set=instruction_set)  # type: ignore[arg-type]
+        return NativeRunner(model, weights, cache, threads=threads, instruction_set=instruction_set)
 
     (alone,) = chunked(runner(1), [ids], [[80]])
     for threads, company, cuts in [
@@ -223,12 +224,12 @@ def rounded(x: Tensor) -> Tensor:
 @needs_native
 @pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-def test_threads_may_share_the_keys_of_one_sequence(cache: str, instruction_set: str) -> None:
+def test_threads_may_share_the_keys_of_one_sequence(cache: CacheNumber, instruction_set: str) -> None:
     model = make_model(tiny(max_positions=700, window=300, sliding_layers=(True, False, True)))
     ids, other = random_ids(model, 530), random_ids(model, 40, seed=1)
 
     def runner(threads: int) -> Runner:
-        return NativeRunner(model, "float32", cache, threads=threads, instruction_set=instruction_set)  # type: ignore[arg-type]
+        return NativeRunner(model, "float32", cache, threads=threads, instruction_set=instruction_set)
 
     (alone,) = chunked(runner(1), [ids], [[530]])
     (shared,) = chunked(runner(2), [ids], [[250, *[1] * 8, 253, *[1] * 19]])
@@ -253,7 +254,29 @@ def test_quantized_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rounding_while_loading_equals_rounding_before() -> None:
     model = make_model(tiny(hidden_size=64, intermediate_size=96))
     ids = random_ids(model, 20)
-    for weights, bits in (("int8", 8), ("int4", 4)):
-        (rounded,) = chunked(NativeRunner(model, weights), [ids], [[20]])  # type: ignore[arg-type]
+    pairs: list[tuple[Number, int]] = [("int8", 8), ("int4", 4)]
+    for weights, bits in pairs:
+        (rounded,) = chunked(NativeRunner(model, weights), [ids], [[20]])
         (stored,) = chunked(NativeRunner(quantize_modules(make_model(model.config), bits, 32)), [ids], [[20]])
         assert torch.equal(rounded, stored)
+
+
+@needs_native
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_the_environment_chooses_the_instruction_set(
+    name: str, model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALLOW_CPU", name)
+    for choice in (cpu.operation_set, cpu.instruction_set):
+        choice.cache_clear()
+    try:
+        assert NativeRunner(model).instruction_set == name
+        assert EXTENSION is not None
+        assert EXTENSION.instruction_sets()[cpu.instruction_set()] == name.removesuffix("_bf16")
+        monkeypatch.setenv("TALLOW_CPU", "mmx")
+        cpu.operation_set.cache_clear()
+        with pytest.raises(UsageError, match="mmx cannot run here"):
+            NativeRunner(model)
+    finally:
+        for choice in (cpu.operation_set, cpu.instruction_set):
+            choice.cache_clear()

@@ -52,7 +52,7 @@ class NativeRunner:
             matrix in 8 bits; a weight whose inputs have no groups of 32 is held in bfloat16 instead.
         cache: What keys and values are held in.
         threads: Threads that compute; None: as many as torch uses.
-        instruction_set: One of `cpu.native().operation_sets()`; None: the best.
+        instruction_set: One of `cpu.native().operation_sets()`; None: the best, or what TALLOW_CPU names.
     """
 
     def __init__(
@@ -66,12 +66,13 @@ class NativeRunner:
     ) -> None:
         self.config = model.config
         self.weight_bytes = 0
+        self.instruction_set = instruction_set or cpu.operation_set()
         self._native: Any = cpu.native()
         self._weights: Number = weights
         self._kept: list[Tensor] = []
         self._decoder = self._native.Decoder(
             _architecture(self._native, model.config, cache),
-            instruction_set or self._native.operation_sets()[0],
+            self.instruction_set,
             threads or torch.get_num_threads(),
         )
         rotations = self._rotations() if model.config.positions == "rotary" else []

@@ -80,6 +80,8 @@ class Scheduler:
             if self._missing_blocks(request, count) > self.pool.num_free:
                 self._release(request)
                 break
+            self.counts.queried_tokens += request.num_tokens
+            self.counts.hit_tokens += request.num_computed_tokens
             self._take_blocks(request, count)
             request.state = RequestState.RUNNING
             self.running.append(request)
@@ -130,8 +132,6 @@ class Scheduler:
         self.pool.share(request.blocks)
         request.num_published_blocks = len(request.blocks)
         request.num_computed_tokens = len(request.blocks) * BLOCK_TOKENS
-        self.counts.queried_tokens += request.num_tokens
-        self.counts.hit_tokens += request.num_computed_tokens
 
     def _missing_blocks(self, request: Request, count: int) -> int:
         return -(-(request.num_computed_tokens + count) // BLOCK_TOKENS) - len(request.blocks)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import math
 import os
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -15,6 +16,7 @@ from tallow.console import say
 from tallow.errors import UsageError
 
 MAX_ROWS = 8
+BEST_FIRST = ("avx512_bf16", "avx512", "avx2", "portable")
 
 
 @functools.cache
@@ -29,7 +31,7 @@ def native() -> ModuleType | None:
 
 @functools.cache
 def instruction_set() -> int:
-    """The best of the extension's instruction sets on this processor, or the one that TALLOW_CPU names.
+    """The best instruction set for `quantized_linear` on this processor, or of those up to what TALLOW_CPU names.
 
     Raises:
         UsageError: TALLOW_CPU names one that this processor or this build does not have.
@@ -37,10 +39,27 @@ def instruction_set() -> int:
     extension = native()
     assert extension is not None
     names = extension.instruction_sets()
-    wanted = os.environ.get("TALLOW_CPU", names[0])
-    if wanted not in names:
-        raise UsageError(f"TALLOW_CPU={wanted} cannot run here", f"choose one of {', '.join(names)}")
-    return names.index(wanted)
+    return names.index(_choose(names, extension))
+
+
+@functools.cache
+def operation_set() -> str:
+    """As `instruction_set`, for the operations of the decoder.
+
+    Raises:
+        UsageError: TALLOW_CPU names one that this processor or this build does not have.
+    """
+    extension = native()
+    assert extension is not None
+    return _choose(extension.operation_sets(), extension)
+
+
+def _choose(names: Sequence[str], extension: ModuleType) -> str:
+    known = [name for name in BEST_FIRST if name in (*extension.instruction_sets(), *extension.operation_sets())]
+    wanted = os.environ.get("TALLOW_CPU", known[0])
+    if wanted not in known:
+        raise UsageError(f"TALLOW_CPU={wanted} cannot run here", f"choose one of {', '.join(known)}")
+    return next(name for name in known[known.index(wanted) :] if name in names)
 
 
 def quantized_linear(
