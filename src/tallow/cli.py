@@ -6,29 +6,22 @@ sentence and what to do, with the exit code of its class; `--debug` adds the tra
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import signal
 import sys
-import traceback
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from typer.exceptions import TyperException
 
 import tallow
 from tallow.console import is_main_process
-from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError
+from tallow.errors import DataError, UsageError
+from tallow.exits import escape, print_json, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 
 MAX_THREADS = 1024
-TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 
 Source = Annotated[
@@ -114,12 +107,12 @@ def run(
     summary = summarize(directory)
     page = write_report(summary)
     if as_json:
-        _print_json({"run": str(directory), "report": str(page), "stages": summary.as_json()})
+        print_json({"run": str(directory), "report": str(page), "stages": summary.as_json()})
         return
     console = Console(highlight=False)
     console.print(summary.table())
     for sample in summary.samples:
-        console.print(f"\n[bold]› {_escape(sample['prompt'])}[/bold]\n{_escape(sample['answer'])}")
+        console.print(f"\n[bold]› {escape(sample['prompt'])}[/bold]\n{escape(sample['answer'])}")
     console.print(f"\nreport: {page}", soft_wrap=True)
     if summary.model is not None:
         console.print(f"chat:   {sys.argv[0]} chat {directory}", soft_wrap=True)
@@ -237,7 +230,7 @@ def generate(
     if as_json:
         answer = loaded.chat(messages, params) if chat else loaded.generate(text, params)
         keys = ("prompt_ids", "ids", "text", "finish_reason")
-        _print_json({key: getattr(answer, key) for key in keys})
+        print_json({key: getattr(answer, key) for key in keys})
         return
     for piece in loaded.stream_chat(messages, params) if chat else loaded.stream(text, params):
         print(piece, end="", flush=True)
@@ -317,81 +310,7 @@ def bench_train(
 
 def main() -> None:
     """Entry point: run a command; turn every failure into one sentence and its exit code."""
-    arguments = sys.argv[1:]
-    debug, as_json = "--debug" in arguments, "--json" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what is half-written is removed
-    try:
-        code = app(args=arguments, standalone_mode=False, prog_name="tallow")
-        if code == TYPER_INTERRUPTED:
-            raise KeyboardInterrupt
-        sys.stdout.flush()
-    except BaseException as error:
-        if debug:
-            traceback.print_exc()
-        code = _report_failure(error, as_json)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _report_failure(error: BaseException, as_json: bool) -> int:
-    """Say what went wrong; returns the exit code."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as in `tallow … | head`
-        _give_up_output()
-        return 0
-    if isinstance(error, TyperException) and not str(error) and not isinstance(error, typer.BadParameter):
-        return UsageError.exit_code  # no command was given: the help is printed already
-    failure = _as_tallow_error(error)
-    if isinstance(failure, Interrupted) and not is_main_process():
-        return failure.exit_code  # the main process stops too, and says so
-    if failure is not error and isinstance(failure, CapacityError) and isinstance(error, OSError):
-        _give_up_output()
-    elif as_json and _prints(failure.as_json()):
-        return failure.exit_code
-    with suppress(OSError):
-        console = Console(stderr=True, highlight=False)
-        console.print(f"[red]error:[/red] {_escape(failure.message)}", soft_wrap=True)
-        if failure.hint:
-            console.print(f"[dim]→ {_escape(failure.hint)}[/dim]", soft_wrap=True)
-    return failure.exit_code
-
-
-def _prints(value: dict[str, Any]) -> bool:
-    """Print an object; False if standard output takes nothing any more."""
-    try:
-        _print_json(value)
-        sys.stdout.flush()
-    except OSError:
-        _give_up_output()
-        return False
-    return True
-
-
-def _give_up_output() -> None:
-    """Let what is still to be printed go nowhere, so that Python does not complain at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _as_tallow_error(error: BaseException) -> TallowError:
-    if isinstance(error, TallowError):
-        return error
-    if isinstance(error, typer.Abort | KeyboardInterrupt):
-        return Interrupted("interrupted", "run the same command again to go on")
-    if isinstance(error, TyperException):
-        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-        return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapacityError("no space left on the disk for the output", "free some space or write it elsewhere")
-    if isinstance(error, OSError) and error.filename is not None:
-        return DataError(f"{error.filename}: {error.strerror}", "check that it exists and may be read")
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return CapacityError("not enough memory", "use a smaller model or batch, or a lower --precision")
-    return TallowError(f"{type(error).__name__}: {error}", "this is a bug: run it again with --debug and report it")
+    sys.exit(run_command(lambda arguments: app(args=arguments, standalone_mode=False, prog_name="tallow")))
 
 
 def _stage_recipe(name: str, source: str | None, overrides: list[str]) -> Recipe:
@@ -447,11 +366,11 @@ def _set_threads(threads: int | None) -> None:
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in result.items():
-        table.add_row(f"[bold]{_escape(key)}[/bold]", _escape(_format(value)))
+        table.add_row(f"[bold]{escape(key)}[/bold]", escape(_format(value)))
     Console(highlight=False).print(table, soft_wrap=True)
 
 
@@ -461,14 +380,6 @@ def _format(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""How a command ends: its exit code, and every failure as one sentence, or as one object with `--json`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from tallow.console import is_main_process
+from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError
+
+TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
+def run_command(command: Callable[[Sequence[str]], Any]) -> int:
+    """Run a command with this process's arguments; returns the exit code."""
+    arguments = sys.argv[1:]
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    signal.signal(signal.SIGTERM, _interrupt)  # so that what is half-written is removed
+    try:
+        code = command(arguments)
+        if code == TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.stdout.flush()
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        code = _report_failure(error, as_json)
+    return code if isinstance(code, int) else 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _report_failure(error: BaseException, as_json: bool) -> int:
+    """Say what went wrong; returns the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as in `tallow … | head`
+        _give_up_output()
+        return 0
+    if isinstance(error, TyperException) and not str(error) and not isinstance(error, typer.BadParameter):
+        return UsageError.exit_code  # no command was given: the help is printed already
+    failure = _as_tallow_error(error)
+    if isinstance(failure, Interrupted) and not is_main_process():
+        return failure.exit_code  # the main process stops too, and says so
+    if failure is not error and isinstance(failure, CapacityError) and isinstance(error, OSError):
+        _give_up_output()
+    elif as_json and _prints(failure.as_json()):
+        return failure.exit_code
+    with suppress(OSError):
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[red]error:[/red] {escape(failure.message)}", soft_wrap=True)
+        if failure.hint:
+            console.print(f"[dim]→ {escape(failure.hint)}[/dim]", soft_wrap=True)
+    return failure.exit_code
+
+
+def _prints(value: dict[str, Any]) -> bool:
+    """Print an object; False if standard output takes nothing any more."""
+    try:
+        print_json(value)
+        sys.stdout.flush()
+    except OSError:
+        _give_up_output()
+        return False
+    return True
+
+
+def _give_up_output() -> None:
+    """Let what is still to be printed go nowhere, so that Python does not complain at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _as_tallow_error(error: BaseException) -> TallowError:
+    if isinstance(error, TallowError):
+        return error
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
+        return Interrupted("interrupted", "run the same command again to go on")
+    if isinstance(error, TyperException):
+        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+        return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CapacityError("no space left on the disk for the output", "free some space or write it elsewhere")
+    if isinstance(error, OSError) and error.filename is not None:
+        return DataError(f"{error.filename}: {error.strerror}", "check that it exists and may be read")
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return CapacityError("not enough memory", "use a smaller model or batch, or a lower --precision")
+    return TallowError(f"{type(error).__name__}: {error}", "this is a bug: run it again with --debug and report it")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def escape(text: str) -> str:
+    return text.replace("[", "\\[")
