@@ -3,63 +3,67 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tallow.engine.blocks import BLOCK_TOKENS, BlockPool
-
-FIRST, SECOND = tuple(range(BLOCK_TOKENS)), tuple(range(100, 100 + BLOCK_TOKENS))
+from tallow.engine.blocks import NO_BLOCK, BlockPool
 
 
-def test_published_blocks_are_found_by_their_whole_past() -> None:
+def test_published_blocks_are_found() -> None:
     pool = BlockPool(4)
     one, two = pool.allocate(2)
-    pool.publish(one, "root", None, FIRST)
-    pool.publish(two, "root", one, SECOND)
-    assert pool.find("root", None, FIRST) == one
-    assert pool.find("root", one, SECOND) == two
-    assert pool.find("root", None, SECOND) is None
-    assert pool.find("other tenant", None, FIRST) is None
-    assert pool.find("root", two, SECOND) is None
+    first, second = pool.publish(one, "first"), pool.publish(two, "second")
+    assert pool.find("first") == one
+    assert pool.find("second") == two
+    assert pool.find("third") is None
+    assert (pool.name(one), pool.name(two)) == (first, second)
+    assert first != second
 
 
 def test_blocks_keep_their_content_until_they_are_needed() -> None:
     pool = BlockPool(3)
     one, two = pool.allocate(2)
-    pool.publish(one, None, None, FIRST)
+    pool.publish(one, "first")
     pool.release([one, two])
     assert pool.num_free == 3
     assert pool.allocate(1) == [two]  # it is the cache of nothing
-    assert pool.find(None, None, FIRST) == one
+    assert pool.find("first") == one
     pool.share([one])
     pool.release([one])
     assert set(pool.allocate(2)) == {one, 3 - one - two}
-    assert pool.find(None, None, FIRST) is None
+    assert pool.find("first") is None
 
 
-def test_what_follows_a_forgotten_block_is_not_found_under_its_successor() -> None:
-    """The block is given to other tokens, so what was published after it has another past now."""
-    pool = BlockPool(2)
-    one, two = pool.allocate(2)
-    pool.publish(one, None, None, FIRST)
-    pool.publish(two, None, one, SECOND)
-    pool.release([one])
-    assert pool.allocate(1) == [one]
-    pool.publish(one, None, None, SECOND)
-    assert pool.find(None, one, SECOND) is None
+def test_names_are_not_used_twice() -> None:
+    """What was published after a block that is used anew must not be found after the new content."""
+    pool = BlockPool(1)
+    [block] = pool.allocate(1)
+    before = pool.publish(block, "first")
+    pool.release([block])
+    assert pool.allocate(1) == [block]
+    assert pool.publish(block, "first") != before
 
 
 def test_the_first_of_two_equal_blocks_is_found() -> None:
     pool = BlockPool(2)
     one, two = pool.allocate(2)
-    pool.publish(one, None, None, FIRST)
-    pool.publish(two, None, None, FIRST)
-    assert pool.find(None, None, FIRST) == one
-    assert not pool.is_published(two)
+    assert pool.publish(one, "first") == pool.publish(two, "first")
+    assert pool.find("first") == one
     pool.check([array("i", [one, two])])
+
+
+def test_blocks_that_were_let_go_are_nobodys() -> None:
+    pool = BlockPool(2)
+    blocks = pool.allocate(1)
+    pool.share([NO_BLOCK, *blocks])
+    pool.check([array("i", [NO_BLOCK, *blocks]), array("i", blocks)])
+    pool.release([NO_BLOCK, *blocks])
+    pool.release(blocks)
+    assert pool.num_free == 2
 
 
 def test_check_sees_what_is_wrong() -> None:
@@ -95,23 +99,20 @@ class Traffic(RuleBasedStateMachine):
         self.held.append(copy)
         return copy
 
-    @rule(table=tables, root=st.sampled_from("ab"), first=st.integers(0, 2))
-    def publish(self, table: array[int], root: str, first: int) -> None:
-        before = None
+    @rule(table=tables, root=st.sampled_from("ab"))
+    def publish(self, table: array[int], root: str) -> None:
+        key: Hashable = root
         for block in table:
-            self.pool.publish(block, root, before, tuple(range(first, first + BLOCK_TOKENS)))
-            if not self.pool.is_published(block):
-                break
-            before = block
+            key = self.pool.publish(block, (key, "tokens"))
 
     @rule(table=consumes(tables))
     def end(self, table: array[int]) -> None:
         self.pool.release(table)
         self.held = [other for other in self.held if other is not table]
 
-    @rule(target=tables, root=st.sampled_from("ab"), first=st.integers(0, 2))
-    def find(self, root: str, first: int) -> array[int]:
-        block = self.pool.find(root, None, tuple(range(first, first + BLOCK_TOKENS)))
+    @rule(target=tables, root=st.sampled_from("ab"))
+    def find(self, root: str) -> array[int]:
+        block = self.pool.find((root, "tokens"))
         table = array("i", [] if block is None else [block])
         self.pool.share(table)
         self.held.append(table)
@@ -130,8 +131,8 @@ def test_forgetting_frees_nothing(blocks: list[int]) -> None:
     pool = BlockPool(10)
     held = pool.allocate(10)
     for block in blocks:
-        pool.publish(block, block, None, FIRST)
+        pool.publish(block, block)
     pool.release(held)
     pool.clear_cache()
     assert pool.num_free == 10
-    assert all(pool.find(block, None, FIRST) is None for block in blocks)
+    assert all(pool.find(block) is None for block in blocks)

@@ -62,17 +62,19 @@ def chunked(runner: Runner, sequences: Sequence[Sequence[int]], cuts: Sequence[S
     """
     runner.allocate(NUM_BLOCKS)
     everything = array("i", range(NUM_BLOCKS))
-    runner.run([Span([1] * 20, 0, 0, everything)])
+    runner.run([Span([1] * 20, 0, 0, [everything] * len(runner.layout.windows))])
     order = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(len(sequences))).tolist()
-    tables, starts = [array("i") for _ in sequences], [0] * len(sequences)
+    tables = [[array("i") for _ in runner.layout.windows] for _ in sequences]
+    starts = [0] * len(sequences)
     parts: list[list[Tensor]] = [[] for _ in sequences]
     for lengths in zip(*cuts, strict=True):
         taking_part = [index for index, length in enumerate(lengths) if length]
         spans = []
         for index in taking_part:
             start, end = starts[index], starts[index] + lengths[index]
-            while len(tables[index]) * BLOCK_TOKENS < end:
-                tables[index].append(order.pop())
+            for table in tables[index]:
+                while len(table) * BLOCK_TOKENS < end:
+                    table.append(order.pop())
             spans.append(Span(sequences[index][start:end], start, lengths[index], tables[index]))
             starts[index] = end
         logits_RV = runner.run(spans).logits_RV.clone()
@@ -132,8 +134,8 @@ def test_a_chunk_may_be_fed_again(model: Decoder, make_runner: MakeRunner) -> No
     """As after a step that was interrupted."""
     ids, blocks, runner = random_ids(model, 9), array("i", [3]), make_runner(model)
     runner.allocate(4)
-    runner.run([Span(ids[:6], 0, 0, blocks)])
-    first, second = (runner.run([Span(ids[6:], 6, 3, blocks)]).logits_RV.clone() for _ in range(2))
+    runner.run([Span(ids[:6], 0, 0, [blocks])])
+    first, second = (runner.run([Span(ids[6:], 6, 3, [blocks])]).logits_RV.clone() for _ in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, whole(model, ids)[6:], atol=2e-5, rtol=1e-5)
 
@@ -141,16 +143,17 @@ def test_a_chunk_may_be_fed_again(model: Decoder, make_runner: MakeRunner) -> No
 def test_a_copied_block_is_as_good(model: Decoder, make_runner: MakeRunner) -> None:
     ids, runner = random_ids(model, 20), make_runner(model)
     runner.allocate(8)
-    runner.run([Span(ids[:18], 0, 0, array("i", [5, 2]))])
-    expected = runner.run([Span(ids[18:], 18, 2, array("i", [5, 2]))]).logits_RV.clone()
+    runner.run([Span(ids[:18], 0, 0, [array("i", [5, 2])])])
+    expected = runner.run([Span(ids[18:], 18, 2, [array("i", [5, 2])])]).logits_RV.clone()
     runner.copy_block(2, 7)
-    assert torch.equal(runner.run([Span(ids[18:], 18, 2, array("i", [5, 7]))]).logits_RV, expected)
+    assert torch.equal(runner.run([Span(ids[18:], 18, 2, [array("i", [5, 7])])]).logits_RV, expected)
 
 
 def test_scores_are_of_the_logits(any_model: Decoder, make_runner: MakeRunner) -> None:
     runner = make_runner(any_model)
-    runner.allocate(4)
-    scores = runner.run([Span(random_ids(any_model, 12), 0, 5, array("i", [0])), Span([3], 0, 1, array("i", [1]))])
+    runner.allocate(8)
+    tables = [[array("i", [first + 2 * table]) for table in range(len(runner.layout.windows))] for first in (0, 1)]
+    scores = runner.run([Span(random_ids(any_model, 12), 0, 5, tables[0]), Span([3], 0, 1, tables[1])])
     assert scores.logits_RV.shape == (6, any_model.config.vocab_size)
     assert scores.likeliest == scores.logits_RV.argmax(-1).tolist()
     torch.testing.assert_close(torch.tensor(scores.greatest), scores.logits_RV.amax(-1), atol=0, rtol=0)
@@ -163,7 +166,7 @@ def test_what_is_not_finite_is_seen(make_runner: MakeRunner) -> None:
         model.embed.weight[7] = float("nan")
     runner = make_runner(model)
     runner.allocate(4)
-    scores = runner.run([Span([5, 7, 9], 0, 1, array("i", [0])), Span([5, 9], 0, 1, array("i", [1]))])
+    scores = runner.run([Span([5, 7, 9], 0, 1, [array("i", [0])]), Span([5, 9], 0, 1, [array("i", [1])])])
     assert scores.log_sum_exp[0] != scores.log_sum_exp[0]
     # the table is tied: token 7 has no logit for anyone, but the others' own are what they are
     assert scores.logits_RV[1].isnan().sum() == 1
@@ -171,7 +174,7 @@ def test_what_is_not_finite_is_seen(make_runner: MakeRunner) -> None:
         model.embed.weight[7] = 0.0
     clean = make_runner(model)
     clean.allocate(4)
-    expected = clean.run([Span([5, 9], 0, 1, array("i", [1]))]).logits_RV[0]
+    expected = clean.run([Span([5, 9], 0, 1, [array("i", [1])])]).logits_RV[0]
     finite = torch.arange(len(expected)) != 7
     torch.testing.assert_close(scores.logits_RV[1][finite], expected[finite], atol=1e-5, rtol=0)
 

@@ -10,25 +10,15 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 
 BLOCK_TOKENS = 16
 
-Key = tuple[Hashable, tuple[int, ...]]
-"""What a block is the cache of: what came before it, and its own tokens. Keys are compared token by token."""
+Name = int
+"""Stands for all tokens of a sequence up to the end of a published block. Names are not used twice."""
 
-
-@dataclass(frozen=True)
-class CacheStatistics:
-    """What the pool has seen.
-
-    Args:
-        queried_tokens: Tokens of prompts that were looked up.
-        hit_tokens: Those of them that were found.
-    """
-
-    queried_tokens: int = 0
-    hit_tokens: int = 0
+NO_NAME: Name = 0
+NO_BLOCK = -1
+"""In a table: a block that its sequence has let go, since none of its tokens will be seen again."""
 
 
 class BlockPool:
@@ -41,9 +31,9 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._holders = [0] * num_blocks
-        self._keys: list[Key | None] = [None] * num_blocks
-        self._names = [0] * num_blocks
-        self._cached: dict[Key, int] = {}
+        self._keys: list[Hashable] = [None] * num_blocks
+        self._names = [NO_NAME] * num_blocks
+        self._cached: dict[Hashable, int] = {}
         self._free = OrderedDict.fromkeys(range(num_blocks))
         self._last_name = 0
 
@@ -64,6 +54,8 @@ class BlockPool:
     def share(self, blocks: Iterable[int]) -> None:
         """One more holder for each of these."""
         for block in blocks:
+            if block == NO_BLOCK:
+                continue
             if self._holders[block] == 0:
                 del self._free[block]
             self._holders[block] += 1
@@ -71,6 +63,8 @@ class BlockPool:
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less for each of these; the last ones will be used anew first, as fewer share them."""
         for block in reversed(blocks):
+            if block == NO_BLOCK:
+                continue
             self._holders[block] -= 1
             assert self._holders[block] >= 0
             if self._holders[block] == 0:
@@ -82,29 +76,32 @@ class BlockPool:
         """Whether writing into it would change what another holder sees."""
         return self._holders[block] > 1
 
-    def publish(self, block: int, root: Hashable, before: int | None, tokens: tuple[int, ...]) -> None:
-        """Let a full block be found by those who look for the same tokens.
+    def publish(self, block: int, key: Hashable) -> Name:
+        """Let a full block be found by those who look for the same.
 
         Args:
             block: The block.
-            root: What must be the same besides tokens, such as the tenant's salt and the adapter.
-            before: The published block before it in the sequence; None for a sequence's first.
-            tokens: The tokens that it is the cache of.
+            key: What it is the cache of: all that its content depends on, and compared by value.
+
+        Returns:
+            The name of what can be found under this key: this block's, or that of another that was there before.
         """
-        if self._keys[block] is not None:
-            return
-        key = self._key(root, before, tokens)
-        if key in self._cached:  # another sequence was quicker; its copy will do for later ones
-            return
-        self._last_name += 1
-        self._keys[block], self._names[block], self._cached[key] = key, self._last_name, block
+        if (
+            found := self._cached.get(key)
+        ) is not None:  # another sequence was quicker; its copy will do for later ones
+            return self._names[found]
+        if self._keys[block] is None:
+            self._last_name += 1
+            self._keys[block], self._names[block], self._cached[key] = key, self._last_name, block
+        return self._names[block]
 
-    def is_published(self, block: int) -> bool:
-        return self._keys[block] is not None
+    def find(self, key: Hashable) -> int | None:
+        """The block that was published under this key."""
+        return self._cached.get(key)
 
-    def find(self, root: Hashable, before: int | None, tokens: tuple[int, ...]) -> int | None:
-        """The published block of these tokens after that block."""
-        return self._cached.get(self._key(root, before, tokens))
+    def name(self, block: int) -> Name:
+        """The name of a published block."""
+        return self._names[block]
 
     def clear_cache(self) -> None:
         """Forget what free blocks are the cache of."""
@@ -120,16 +117,13 @@ class BlockPool:
         holders = [0] * self.num_blocks
         for table in held:
             for block in table:
-                holders[block] += 1
+                if block != NO_BLOCK:
+                    holders[block] += 1
         assert holders == self._holders, "holders of cache blocks are miscounted"
         free = {block for block, count in enumerate(holders) if count == 0}
         assert free == set(self._free), "free cache blocks are lost or held"
         for key, block in self._cached.items():
             assert self._keys[block] == key, "a cache block is found under a key that is not its own"
-
-    def _key(self, root: Hashable, before: int | None, tokens: tuple[int, ...]) -> Key:
-        # a block's name stands for all tokens up to its end: names are not used twice
-        return (root if before is None else self._names[before], tokens)
 
     def _forget(self, block: int) -> None:
         key = self._keys[block]

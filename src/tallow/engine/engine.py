@@ -5,32 +5,35 @@ A step takes what the scheduler gives it, lets the runner compute it, and lets t
 
 from __future__ import annotations
 
-import math
 import operator
-from array import array
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from bisect import bisect_right
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tallow.engine.blocks import BLOCK_TOKENS, BlockPool
+from tallow.engine.beam_search import BeamParams, BeamSearch
+from tallow.engine.block_tables import BlockTables
+from tallow.engine.blocks import BlockPool
+from tallow.engine.policies import POLICIES, PolicyName
 from tallow.engine.request import Request, RequestState, SamplingParams
-from tallow.engine.runner import Runner, Scores, Span, context_length
+from tallow.engine.runner import Runner, context_length
 from tallow.engine.sampler import Sampler
-from tallow.engine.scheduler import Scheduler
+from tallow.engine.scheduler import Scheduler, Share
+from tallow.engine.speculation import Proposer, Speculation
+from tallow.engine.step import Step
 from tallow.engine.text import OutputText
 from tallow.engine.uninterrupted import uninterrupted
-from tallow.errors import DataError, UsageError
+from tallow.errors import UsageError
 from tallow.kernels import machine_bytes
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
-SCORED_AT_ONCE = 256
-"""Tokens whose logits over the whole vocabulary are held together while scoring."""
-
 CACHE_SHARE = 8
 """The cache may take this part of the machine's memory if nothing else is said; it takes it only as it fills."""
+
+SCORING = SamplingParams(max_new_tokens=0, prompt_log_probs=True)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class EngineState:
         preemptions: How often a request had to give its blocks to another and be computed again.
         queried_tokens: Tokens of prompts that were looked up in the cache.
         hit_tokens: Those of them that were found.
+        guessed_tokens: Tokens of answers that were guessed before they were computed.
+        accepted_tokens: Those of them that turned out right.
     """
 
     waiting: int
@@ -56,6 +61,8 @@ class EngineState:
     preemptions: int
     queried_tokens: int
     hit_tokens: int
+    guessed_tokens: int
+    accepted_tokens: int
 
 
 class Engine:
@@ -68,9 +75,11 @@ class Engine:
         max_running: Most requests at a time that hold blocks of the cache. The others wait.
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, but not more than
             `max_running` requests of full length could use.
+        policy: Who goes first: `first-come`, `priority` (that of the requests) or `shortest` (remaining job).
+        proposer: Guesses next tokens (speculative decoding), as long as that makes answers come sooner.
 
     Raises:
-        UsageError: A limit is not positive, or the cache too small for anything.
+        UsageError: A limit is not positive, the cache too small for anything, or the policy unknown.
     """
 
     def __init__(
@@ -81,28 +90,37 @@ class Engine:
         max_tokens_per_step: int = 512,
         max_running: int = 64,
         cache_bytes: int | None = None,
+        policy: PolicyName = "first-come",
+        proposer: Proposer | None = None,
     ) -> None:
         if max_tokens_per_step < 1 or max_running < 1:
             raise UsageError("max_tokens_per_step and max_running must be positive", "leave them at their defaults")
+        if policy not in POLICIES:
+            raise UsageError(f"policy {policy!r} is unknown", f"choose one of {', '.join(POLICIES)}")
         self.runner = runner
         self.tokenizer = tokenizer
+        self.policy: PolicyName = policy
         self.eos_ids = frozenset(runner.config.eos_ids)
         if tokenizer is not None and tokenizer.eos_id is not None:
             self.eos_ids |= {tokenizer.eos_id}
         longest = context_length(runner.config)
-        useful = max_running * -(-longest // BLOCK_TOKENS)
+        self._step_tokens = max_tokens_per_step
         given = cache_bytes if cache_bytes is not None else machine_bytes() // CACHE_SHARE
-        num_blocks = min(useful, given // runner.block_bytes)
-        if num_blocks < 1:
+        num_blocks = min(max_running * self._most_blocks(longest), given // runner.block_bytes)
+        self.context_length = bisect_right(range(longest + 1), num_blocks, key=self._most_blocks) - 1
+        if self.context_length < 1:
             raise UsageError(
-                f"a cache of {given:,} bytes cannot hold one block of {runner.block_bytes:,}", "raise cache_bytes"
+                f"a cache of {given:,} bytes cannot hold one block of {runner.block_bytes:,} for each group of layers",
+                "raise cache_bytes",
             )
-        self.context_length = min(longest, num_blocks * BLOCK_TOKENS)
         runner.allocate(num_blocks)
         self._pool = BlockPool(num_blocks)
-        self._scheduler = Scheduler(self._pool, max_tokens_per_step, max_running)
+        self._scheduler = Scheduler(self._pool, POLICIES[policy], max_tokens_per_step, max_running)
+        self._speculation = Speculation(proposer)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, cache_salt: Hashable = None) -> Request:
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, cache_salt: Hashable = None, priority: int = 0
+    ) -> Request:
         """Put a request in the queue; it takes part from one of the next steps on.
 
         Args:
@@ -110,69 +128,125 @@ class Engine:
             params: How, and how far.
             cache_salt: Requests with another salt do not share what is cached of their beginnings, so that nobody
                 learns from the time that an answer takes what others have asked.
+            priority: Those with a smaller one go first, if that is the engine's policy.
 
         Raises:
             UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer.
         """
+        return self.submit_many(prompt_ids, params, 1, cache_salt=cache_salt, priority=priority)[0]
+
+    def submit_many(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        count: int,
+        *,
+        cache_salt: Hashable = None,
+        priority: int = 0,
+    ) -> list[Request]:
+        """Several answers to one prompt, which is computed once; they part where they begin to differ.
+
+        Args:
+            prompt_ids: The tokens to continue.
+            params: How, and how far; the seeds of the answers are this one and those after it.
+            count: How many.
+            cache_salt: As for `submit`.
+            priority: As for `submit`.
+
+        Raises:
+            UsageError: As for `submit`, or no answer is wanted.
+        """
+        if count < 1:
+            raise UsageError(f"{count} answers cannot be given", "ask for at least one")
         prompt_ids = tuple(map(operator.index, prompt_ids))
-        self.check(prompt_ids, room_for=1)
+        self.check(prompt_ids, room_for=min(1, params.max_new_tokens))
         if params.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", "use stop_ids, or give the engine a tokenizer")
-        stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
         vocab_size = self.runner.config.vocab_size
         if unknown := [token for token in params.logit_bias if not 0 <= token < vocab_size]:
             raise UsageError(f"logit_bias names token {unknown[0]} of a vocabulary of {vocab_size}", "leave it out")
-        output = OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None
-        request = Request(
-            prompt_ids=prompt_ids,
-            params=params,
-            limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
-            stop_ids=stop_ids,
-            sampler=Sampler(params, prompt_ids, stop_ids),
-            output=output,
-            cache_salt=cache_salt,
+        if priority and self.policy != "priority":
+            raise UsageError("this engine does not go by priorities", 'make it with policy="priority"')
+        requests = [
+            self._make_request(prompt_ids, params.with_seed_after(index), cache_salt, priority)
+            for index in range(count)
+        ]
+        requests[0].followers = requests[1:]
+        self._scheduler.add(requests[0])
+        return requests
+
+    def search(
+        self, prompt_ids: Sequence[int], params: BeamParams, *, cache_salt: Hashable = None, priority: int = 0
+    ) -> BeamSearch:
+        """Put a beam search in the queue.
+
+        Raises:
+            UsageError: As for `submit`, or so many beams do not fit into the cache.
+        """
+        prompt_ids = tuple(map(operator.index, prompt_ids))
+        self.check(prompt_ids, room_for=1)
+        sampling = SamplingParams(
+            max_new_tokens=params.max_new_tokens, stop_ids=params.stop_ids, ignore_eos=params.ignore_eos
         )
-        self._scheduler.add(request)
-        return request
+        first = self._make_request(prompt_ids, sampling, cache_salt, priority)
+        if params.num_beams * self._most_blocks(len(prompt_ids) + first.limit) > self._pool.num_blocks:
+            raise UsageError(
+                f"{params.num_beams} beams of {len(prompt_ids) + first.limit} tokens do not fit into the cache",
+                "take fewer or shorter ones, or raise cache_bytes",
+            )
+        search = BeamSearch(params, first, lambda: self._make_request(prompt_ids, sampling, cache_salt, priority))
+        self._scheduler.add(first)
+        return search
 
     def step(self) -> list[Request]:
         """One pass of the model over the next tokens of as many requests as the budget allows.
 
         Returns:
-            The requests that got a token, or were given up (see `Request.error`).
+            The requests that got tokens, or have come to an end (see `Request.error`).
         """
         with uninterrupted():
-            scheduled = self._scheduler.schedule()
-        if not scheduled:
+            shares = self._scheduler.schedule()
+            for share in shares:
+                for source, target in share.copies:
+                    self.runner.copy_block(source, target)
+        if not shares:
             return []
-        spans, ready = [], []
-        for request, count in scheduled:
-            catches_up = count == request.num_new_tokens
-            spans.append(Span(request.next_ids(count), request.num_computed_tokens, int(catches_up), request.blocks))
-            if catches_up:
-                ready.append(request)
-        chosen = self._choose(ready, self.runner.run(spans))
+        step = Step(shares, self._guess(shares))
+        begin = time.perf_counter()
+        scores = self.runner.run(step.spans)
+        seconds = time.perf_counter() - begin
         # requests change only here: a step that fails or is interrupted before is simply done again
         with uninterrupted():
-            for request, count in scheduled:
-                request.num_computed_tokens += count
-                self._scheduler.publish(request)
-            for request, choice in zip(ready, chosen, strict=True):
-                self._advance(request, choice)
-        return ready
+            changed = step.take(scores, self._scheduler)
+            self._speculation.learn(step, seconds)
+        return changed
 
     def abort(self, request: Request) -> None:
         """End a request now and free its memory; nothing happens if it has ended already."""
-        if request.state is not RequestState.FINISHED:
+        if request.state is RequestState.FINISHED:
+            return
+        with uninterrupted():
+            request.finish("abort")
+            self._scheduler.remove(request)
+            followers = [each for each in request.followers if each.state is not RequestState.FINISHED]
+            if followers:  # the first of them computes the prompt for the others
+                followers[0].followers = followers[1:]
+                self._scheduler.add(followers[0])
+
+    def abort_search(self, search: BeamSearch) -> None:
+        """End a beam search now, with what it has found; nothing happens if it has ended already."""
+        if not search.is_finished:
             with uninterrupted():
-                request.finish("abort")
-                self._scheduler.remove(request)
+                search.finish(self._scheduler)
 
     @property
     def state(self) -> EngineState:
         scheduler, counts = self._scheduler, self._scheduler.counts
+        followers = sum(
+            follower.state is not RequestState.FINISHED for request in scheduler for follower in request.followers
+        )
         return EngineState(
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + followers,
             running=len(scheduler.running),
             cached_tokens=sum(request.num_computed_tokens for request in scheduler.running),
             free_blocks=self._pool.num_free,
@@ -180,6 +254,8 @@ class Engine:
             preemptions=counts.preemptions,
             queried_tokens=counts.queried_tokens,
             hit_tokens=counts.hit_tokens,
+            guessed_tokens=self._speculation.guessed_tokens,
+            accepted_tokens=self._speculation.accepted_tokens,
         )
 
     def check_blocks(self) -> None:
@@ -193,24 +269,18 @@ class Engine:
     def log_probs(self, ids: Sequence[int]) -> Tensor:
         """Log-probability of each token but the first, given all before it: T - 1 values, fp32.
 
-        Computed as generation computes them: in chunks, with the cache.
+        A request as others are, which steps until it is done; so others go on, too.
 
         Raises:
-            UsageError: There are no ids, they are not of this vocabulary or longer than the context, or the cache is
-                full of running requests.
+            UsageError: There are no ids, or they are not of this vocabulary or longer than the context.
         """
-        ids = tuple(map(operator.index, ids))
-        self.check(ids, room_for=0)
-        needed = -(-len(ids) // BLOCK_TOKENS)
-        if needed > self._pool.num_free:
-            raise UsageError("running requests hold the cache, so no text can be scored", "finish or abort them first")
-        blocks = array("i")
+        request = self.submit(ids, SCORING)
         try:
-            with uninterrupted():
-                blocks.extend(self._pool.allocate(needed))
-            return self._score(ids, blocks)
+            while request.state is not RequestState.FINISHED:
+                self.step()
         finally:
-            self._pool.release(blocks)
+            self.abort(request)
+        return torch.tensor(request.prompt_log_probs)
 
     def check(self, ids: Sequence[int], *, room_for: int) -> None:
         """Whether the engine can take these tokens and `room_for` more.
@@ -235,57 +305,35 @@ class Engine:
                 "shorten the prompt" if limit != "cache" else "shorten the prompt or raise cache_bytes",
             )
 
-    def _advance(self, request: Request, choice: tuple[int, float] | None) -> None:
-        if choice is None:
-            where = f"the model's logits after token {request.num_tokens} are not finite"
-            request.finish("abort", DataError(where, _NOT_FINITE))
-        else:
-            request.append(*choice)
-        if request.state is RequestState.FINISHED:
-            self._scheduler.remove(request)
+    def _most_blocks(self, num_tokens: int) -> int:
+        return self.runner.layout.blocks_needed(num_tokens, self._step_tokens)
 
-    def _score(self, ids: Sequence[int], blocks: array[int]) -> Tensor:
-        parts = []
-        for start in range(0, len(ids) - 1, SCORED_AT_ONCE):
-            chunk, targets = ids[start : start + SCORED_AT_ONCE], ids[start + 1 : start + 1 + SCORED_AT_ONCE]
-            chunk = chunk[: len(targets)]
-            scores = self.runner.run([Span(chunk, start, len(chunk), blocks)])
-            targets_T = torch.tensor(targets, device=scores.logits_RV.device)
-            with torch.inference_mode():
-                target_logits_T = scores.logits_RV.gather(1, targets_T[:, None])[:, 0].cpu()
-            parts.append(target_logits_T - torch.tensor(scores.log_sum_exp))
-        return torch.cat([torch.empty(0), *parts])
+    def _make_request(
+        self, prompt_ids: tuple[int, ...], params: SamplingParams, cache_salt: Hashable, priority: int
+    ) -> Request:
+        stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
+        return Request(
+            prompt_ids=prompt_ids,
+            params=params,
+            limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
+            stop_ids=stop_ids,
+            sampler=Sampler(params, prompt_ids, stop_ids),
+            blocks=BlockTables(self._pool, self.runner.layout, cache_salt),
+            output=OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None,
+            arrival=self._scheduler.arrive(),
+            priority=priority,
+        )
 
-    def _choose(self, requests: Sequence[Request], scores: Scores) -> list[tuple[int, float] | None]:
-        """The next token of each request and its log-probability; None where the logits are no distribution."""
-        choices: list[tuple[int, float] | None] = []
-        for row, request in enumerate(requests):
-            log_sum_exp = scores.log_sum_exp[row]
-            if math.isnan(log_sum_exp):
-                choices.append(None)
-            elif request.sampler.is_greedy:
-                choices.append((scores.likeliest[row], scores.greatest[row] - log_sum_exp))
-            else:
-                logits_V = scores.logits_RV[row]
-                with torch.inference_mode(), _single_thread():
-                    token = request.sampler.choose(logits_V, request.ids)
-                choices.append((token, float(logits_V[token]) - log_sum_exp))
-        return choices
-
-
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """Let torch compute with one thread in this block.
-
-    The operations of a sampler are short, and the threads that torch takes for them go on spinning for milliseconds
-    after each: on the cores that the runner's own threads need for the next step.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-_NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 or fp32"
+    def _guess(self, shares: Sequence[Share]) -> dict[Request, list[int]]:
+        adding = [
+            share.request
+            for share in shares
+            if share.count == share.request.num_new_tokens == 1 and share.request.ids and share.request.beams is None
+        ]
+        spare = self._step_tokens - sum(share.count for share in shares)
+        guesses = self._speculation.guess(adding, spare)
+        for request, guessed in guesses.items():
+            with uninterrupted():
+                end = self._scheduler.extend(request, request.num_tokens + len(guessed))
+            del guessed[end - request.num_tokens :]
+        return guesses

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tallow.engine.block_tables import CacheLayout
 from tallow.engine.runner import Scores, Span, context_length
 from tallow.kernels import QuantizedWeight, cpu, dequantize
 from tallow.models.blocks.attention import Attention
@@ -65,6 +66,7 @@ class NativeRunner:
         instruction_set: str | None = None,
     ) -> None:
         self.config = model.config
+        self.layout = CacheLayout((None,), ((0, 0),) * model.config.num_layers, model.config.num_layers)
         self.weight_bytes = 0
         self.instruction_set = instruction_set or cpu.operation_set()
         self._native: Any = cpu.native()
@@ -108,8 +110,8 @@ class NativeRunner:
             _integers(span.start for span in spans),
             _integers(len(span.tokens) for span in spans),
             _integers(span.wanted for span in spans),
-            np.concatenate([np.frombuffer(span.blocks, dtype=np.int32) for span in spans]),
-            _integers(len(span.blocks) for span in spans),
+            np.concatenate([np.frombuffer(table, dtype=np.int32) for span in spans for table in span.tables]),
+            _integers(len(span.tables[0]) for span in spans),
             self._logits_RV.data_ptr(),
             self._logits_RV.shape[1],
             self._summaries_R3.data_ptr(),

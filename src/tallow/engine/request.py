@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from array import array
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict
 
+from tallow.engine.block_tables import BlockTables
 from tallow.engine.sampler import Sampler
 from tallow.engine.text import OutputText
 from tallow.errors import TallowError, UsageError
 
+if TYPE_CHECKING:
+    from tallow.engine.beam_search import BeamSearch
+
 FinishReason = Literal["stop", "length", "abort"]
 MAX_SEED = 2**64 - 1
 MAX_DRY_BASE = 4.0
+MAX_TOP_LOG_PROBS = 100
+
+SCORED_AT_ONCE = 256
+"""Tokens whose logits over the whole vocabulary are held together while a prompt is scored."""
+
+TopLogProbs = list[tuple[int, float]]
+"""The likeliest tokens at a place and their log-probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class SamplingParams:
     temperature. Then the filters work, in the order of `transformers`: top-k, top-p, min-p, typical.
 
     Args:
-        max_new_tokens: Longest answer in tokens; cut to what fits into the model's context.
+        max_new_tokens: Longest answer in tokens; cut to what fits into the model's context. 0 only scores the prompt.
         temperature: Logits are divided by it; 0 always takes the likeliest token.
         top_k: Keep the k likeliest tokens; 0 keeps all.
         top_p: Keep the smallest set of likeliest tokens whose probability reaches it (arXiv 1904.09751).
@@ -51,6 +61,8 @@ class SamplingParams:
         dry_allowed_length: Repeats of fewer tokens are let be.
         dry_breaker_ids: Tokens that end a repeat, such as those of a line end.
         logit_bias: Added to the logits of these tokens.
+        top_log_probs: Name so many of the likeliest tokens at each place of the answer, with their log-probabilities.
+        prompt_log_probs: Score the tokens of the prompt, too, and name the likeliest at each of their places.
 
     Raises:
         UsageError: A value makes no sense.
@@ -77,9 +89,18 @@ class SamplingParams:
     dry_allowed_length: int = 2
     dry_breaker_ids: tuple[int, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_log_probs: int = 0
+    prompt_log_probs: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        least = 0 if self.prompt_log_probs else 1
+        _require(self.max_new_tokens >= least, "max_new_tokens", self.max_new_tokens, f"at least {least}")
+        _require(
+            0 <= self.top_log_probs <= MAX_TOP_LOG_PROBS,
+            "top_log_probs",
+            self.top_log_probs,
+            f"from 0 to {MAX_TOP_LOG_PROBS}",
+        )
         _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
@@ -109,6 +130,12 @@ class SamplingParams:
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
 
+    def with_seed_after(self, index: int) -> SamplingParams:
+        """The same with the seed of the answer that is so many after the first of several."""
+        if self.seed is None or index == 0:
+            return self
+        return replace(self, seed=(self.seed + index) % (MAX_SEED + 1))
+
 
 class RequestState(Enum):
     WAITING = "waiting"
@@ -128,12 +155,18 @@ class Request:
         limit: Most new tokens, `params.max_new_tokens` cut to what fits into the context.
         stop_ids: All tokens that end the answer.
         sampler: Chooses the tokens.
+        blocks: Its part of the cache.
         output: The text of the answer, None without a tokenizer.
-        cache_salt: Only requests with the same one share what is cached of their beginnings.
-        blocks: Cache block of each 16 positions.
-        num_published_blocks: How many of them others can find.
+        arrival: Number of its arrival.
+        priority: Those with a smaller one go first where priorities count.
+        num_cached_tokens: How many of its tokens the cache had when it was last looked up, while it waits.
         ids: Tokens of the answer so far, the one that ended it included.
         log_probs: Log-probability of each of them under the model (before temperature, penalty and filters).
+        top_log_probs: The likeliest tokens at each of these places, if they were asked for.
+        prompt_log_probs: Log-probability of each token of the prompt but the first, if they were asked for.
+        prompt_top_log_probs: The likeliest tokens at each of these places.
+        followers: Requests with the same prompt that begin with their answers when it has been computed.
+        beams: The search of which it is a part.
         finish_reason: `stop` (an end token or stop string), `length`, or `abort`; None while it goes on.
         error: Why the engine gave it up; None if it did not.
         submitted_s, first_token_s, finished_s: Moments on the clock of `time.perf_counter`, in seconds.
@@ -144,13 +177,19 @@ class Request:
     limit: int
     stop_ids: frozenset[int]
     sampler: Sampler
+    blocks: BlockTables
     output: OutputText | None = None
-    cache_salt: Hashable = None
+    arrival: int = 0
+    priority: int = 0
 
-    blocks: array[int] = field(default_factory=lambda: array("i"))
-    num_published_blocks: int = 0
+    num_cached_tokens: int = 0
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[TopLogProbs] = field(default_factory=list)
+    prompt_log_probs: list[float] = field(default_factory=list)
+    prompt_top_log_probs: list[TopLogProbs] = field(default_factory=list)
+    followers: list[Request] = field(default_factory=list)
+    beams: BeamSearch | None = None
     num_computed_tokens: int = 0
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
@@ -173,6 +212,17 @@ class Request:
         return self.num_tokens - self.num_computed_tokens
 
     @property
+    def prompt_scores_missing(self) -> int:
+        """Tokens of the prompt whose log-probabilities are wanted and not there yet."""
+        wanted = len(self.prompt_ids) - 1 if self.params.prompt_log_probs else 0
+        return wanted - len(self.prompt_log_probs)
+
+    @property
+    def most_at_once(self) -> int:
+        """How many of its tokens one step may compute."""
+        return SCORED_AT_ONCE if self.prompt_scores_missing else self.num_tokens
+
+    @property
     def text(self) -> str:
         """The text of the answer as far as it may be shown: it only grows, and never holds a stop string or a part."""
         return self.output.text if self.output is not None else ""
@@ -181,17 +231,25 @@ class Request:
         """The next `count` tokens that the model has to see."""
         return self.token_ids[self.num_computed_tokens : self.num_computed_tokens + count]
 
-    def append(self, token: int, log_prob: float) -> None:
+    def append(self, token: int, log_prob: float, top: TopLogProbs | None = None) -> None:
         """Take the token that the sampler chose, and finish if it is the last."""
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter()
         self.ids.append(token)
         self.token_ids.append(token)
         self.log_probs.append(log_prob)
+        if top is not None:
+            self.top_log_probs.append(top)
         if token in self.stop_ids or (self.output is not None and self.output.push(token)):
             self.finish("stop")
         elif len(self.ids) == self.limit:
             self.finish("length")
+
+    def preempt(self) -> None:
+        """Its blocks have been taken: it has to be computed again."""
+        self.state, self.num_computed_tokens = RequestState.WAITING, 0
+        if self.beams is not None:
+            self.beams.take_back(self)
 
     def finish(self, reason: FinishReason, error: TallowError | None = None) -> None:
         """End the request; its blocks are the scheduler's to take back."""

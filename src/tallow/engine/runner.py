@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from tallow.engine.block_tables import CacheLayout
 from tallow.models.config import DecoderConfig
 
 
@@ -20,13 +21,14 @@ class Span:
         tokens: They follow each other in the sequence.
         start: Position of the first; what is before it is in the cache.
         wanted: The last so many of them get logits.
-        blocks: Cache block of each 16 positions of the sequence, up to the last of these tokens.
+        tables: For each table of the cache's layout the blocks of each 16 positions of the sequence, up to the last of
+            these tokens.
     """
 
     tokens: Sequence[int]
     start: int
     wanted: int
-    blocks: array[int]
+    tables: Sequence[array[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,12 @@ class Runner(Protocol):
 
     Args:
         config: Its architecture.
+        layout: How its layers share the blocks of the cache.
         weight_bytes: Memory of its weights.
     """
 
     config: DecoderConfig
+    layout: CacheLayout
     weight_bytes: int
 
     @property

@@ -1,17 +1,24 @@
 """Which sequences take part in a step, and with how many tokens.
 
 There are no prefill and decode phases. A sequence has `num_computed_tokens`, which catches up with its `num_tokens`
-under a budget of tokens a step. Continuous batching, chunked prefill, the reuse of prefixes and preemption (by
-computing again) follow from this one rule.
+under a budget of tokens a step. Continuous batching, chunked prefill, the reuse of prefixes, speculation and preemption
+(by computing again) follow from this one rule.
 """
 
 from __future__ import annotations
 
+import itertools
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tallow.engine.block_tables import Copy
 from tallow.engine.blocks import BLOCK_TOKENS, BlockPool
+from tallow.engine.policies import Policy, priority, shortest
 from tallow.engine.request import Request, RequestState
+
+FIRST_WAITING = 64
+"""Of those that wait only so many are considered in a step."""
 
 
 @dataclass
@@ -29,117 +36,179 @@ class SchedulerCounts:
     hit_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a request is given of a step.
+
+    Args:
+        request: The request; it has blocks for these tokens.
+        count: How many of its next tokens are computed.
+        copies: Blocks whose content has to be copied before.
+    """
+
+    request: Request
+    count: int
+    copies: list[Copy]
+
+
 class Scheduler:
     """Holds the unfinished requests, and gives them blocks of the cache.
 
     Args:
         pool: The cache's blocks.
+        policy: Who goes first.
         max_tokens: Token budget of a step.
         max_running: Most requests that hold blocks at a time; the others wait.
     """
 
-    def __init__(self, pool: BlockPool, max_tokens: int, max_running: int) -> None:
+    def __init__(self, pool: BlockPool, policy: Policy, max_tokens: int, max_running: int) -> None:
         self.pool = pool
+        self.policy = policy
         self.max_tokens = max_tokens
         self.max_running = max_running
         self.counts = SchedulerCounts()
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self._arrivals = itertools.count()
 
     def __iter__(self) -> Iterator[Request]:
         yield from self.running
         yield from self.waiting
 
+    def arrive(self) -> int:
+        """The next arrival number."""
+        return next(self._arrivals)
+
     def add(self, request: Request) -> None:
-        self.waiting.append(request)
+        self._look_up(request)
+        insort(self.waiting, request, key=self.policy)
 
     def remove(self, request: Request) -> None:
         """Take a request out; its blocks are free again."""
         for requests in (self.running, self.waiting):
             if request in requests:
                 requests.remove(request)
-        self._release(request)
+        request.blocks.release()
 
-    def schedule(self) -> list[tuple[Request, int]]:
-        """The requests of the next step and how many tokens of each, with blocks for them."""
-        budget, scheduled = self.max_tokens, []
-        for request in list(self.running):
-            if budget == 0:
-                break
-            if request.state is not RequestState.RUNNING:  # preempted for one before it
-                continue
-            count = min(budget, request.num_new_tokens)
-            if not self._make_room(request, count):
-                break
-            budget -= count
-            scheduled.append((request, count))
-        while self.waiting and budget > 0 and len(self.running) < self.max_running:
-            request = self.waiting[0]
-            self._reuse_prefix(request)
-            count = min(budget, request.num_new_tokens)
-            if self._missing_blocks(request, count) > self.pool.num_free:
-                self._release(request)
-                break
-            self.counts.queried_tokens += request.num_tokens
-            self.counts.hit_tokens += request.num_computed_tokens
-            self._take_blocks(request, count)
-            request.state = RequestState.RUNNING
-            self.running.append(request)
-            self.waiting.pop(0)
-            budget -= count
-            scheduled.append((request, count))
-        return scheduled
+    def fork(self, request: Request, other: Request) -> bool:
+        """Let `other`, which is not held yet, go on where `request` is, with the same blocks.
 
-    def publish(self, request: Request) -> None:
-        """Let the blocks that have become full be found by requests with the same beginning."""
-        blocks = request.blocks
-        for index in range(request.num_published_blocks, request.num_computed_tokens // BLOCK_TOKENS):
-            tokens = tuple(request.token_ids[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            self.pool.publish(blocks[index], request.cache_salt, blocks[index - 1] if index else None, tokens)
-            request.num_published_blocks = index + 1
+        Returns:
+            Whether there was room; if not it waits, and finds in the cache what it can.
+        """
+        if len(self.running) >= self.max_running:
+            self.add(other)
+            return False
+        other.blocks.share(request.blocks, request.num_computed_tokens)
+        other.num_computed_tokens = request.num_computed_tokens
+        other.state = RequestState.RUNNING
+        self.running.append(other)
+        return True
+
+    def schedule(self) -> list[Share]:
+        """What each request of the next step is given; nothing if there are none."""
+        while True:
+            shares = self._schedule()
+            if shares or not self.running or not (self.waiting or any(map(_has_tokens, self.running))):
+                return shares
+            # all that run wait for one that does not, and they hold the blocks that it needs
+            self._preempt(max(self.running, key=self.policy))
+
+    def extend(self, request: Request, end: int) -> int:
+        """Take blocks for guessed tokens up to `end`, as far as there are free ones; returns how far."""
+        start = request.num_computed_tokens
+        while end > request.num_tokens and request.blocks.missing(start, end) > self.pool.num_free:
+            end -= 1
+        request.blocks.prepare(start, end)
+        return end
 
     def check(self) -> None:
         """Whether every block is accounted for (AssertionError if not)."""
-        self.pool.check(request.blocks for request in self)
+        self.pool.check(table for request in self for table in request.blocks.tables)
 
-    def _make_room(self, request: Request, count: int) -> bool:
-        """Blocks for the next tokens of a running request, if need be those of requests that came after it."""
-        while self._missing_blocks(request, count) > self.pool.num_free:
-            victim = self.running[-1]
+    def _schedule(self) -> list[Share]:
+        budget, is_full = self.max_tokens, False
+        shares: list[Share] = []
+        for request, is_new in [(each, each.state is RequestState.WAITING) for each in self._queue()]:
+            if budget == 0:
+                break
+            if request.num_new_tokens == 0 or (is_new and is_full):
+                continue  # it waits for others
+            if not is_new and request.state is RequestState.WAITING:
+                continue  # preempted for one before it
+            if is_new and not self._admit(request, budget, shares):
+                is_full = True
+                continue
+            count = min(budget, request.num_new_tokens, request.most_at_once)
+            if not is_new and not self._make_room(request, count, shares):
+                continue
+            start = request.num_computed_tokens
+            shares.append(Share(request, count, request.blocks.prepare(start, start + count)))
+            budget -= count
+        return shares
+
+    def _queue(self) -> list[Request]:
+        """Those that add a token, which costs the others least; then all others as the policy says."""
+        adding = [request for request in self.running if request.num_new_tokens <= 1]
+        others = [request for request in self.running if request.num_new_tokens > 1]
+        if self.waiting and (len(self.running) < self.max_running or self.policy is priority):
+            first = self.waiting[:FIRST_WAITING]
+            for request in first:
+                self._look_up(request)
+            self.waiting[:FIRST_WAITING] = sorted(first, key=self.policy)
+            others += first
+        return sorted(adding, key=self.policy) + sorted(others, key=self.policy)
+
+    def _admit(self, request: Request, budget: int, shares: list[Share]) -> bool:
+        """Let a waiting request run if there is room, or if those that hold it are of a lesser priority."""
+        if not request.prompt_scores_missing:  # the cache has no logits
+            request.num_computed_tokens = request.blocks.reuse(request.token_ids)
+        count = min(budget, request.num_new_tokens, request.most_at_once)
+        while len(self.running) >= self.max_running or not self._fits(request, count):
+            victim = self._last(shares)
+            if victim is None or victim.priority <= request.priority:
+                request.blocks.release()
+                request.num_computed_tokens = 0
+                return False
+            self._preempt(victim)
+        self.counts.queried_tokens += request.num_tokens
+        self.counts.hit_tokens += request.num_computed_tokens
+        request.state = RequestState.RUNNING
+        self.waiting.remove(request)
+        self.running.append(request)
+        return True
+
+    def _make_room(self, request: Request, count: int, shares: list[Share]) -> bool:
+        """Blocks for the next tokens of a running request, if need be those of requests that come after it."""
+        while not self._fits(request, count):
+            victim = self._last(shares)
+            if victim is None:
+                return False
             self._preempt(victim)
             if victim is request:
                 return False
-        self._take_blocks(request, count)
         return True
+
+    def _last(self, shares: list[Share]) -> Request | None:
+        """Who comes last of those that run and have no share of the step yet."""
+        served = {id(share.request) for share in shares}
+        return max((each for each in self.running if id(each) not in served), key=self.policy, default=None)
+
+    def _fits(self, request: Request, count: int) -> bool:
+        start = request.num_computed_tokens
+        return request.blocks.missing(start, start + count) <= self.pool.num_free
 
     def _preempt(self, request: Request) -> None:
         self.counts.preemptions += 1
-        request.state = RequestState.WAITING
-        self.waiting.insert(0, request)
         self.running.remove(request)
-        self._release(request)
+        request.blocks.release()
+        request.preempt()
+        self.add(request)
 
-    def _reuse_prefix(self, request: Request) -> None:
-        """Share the blocks in which the cache has the request's first tokens; its last token is always computed."""
-        before: int | None = None
-        for index in range((request.num_tokens - 1) // BLOCK_TOKENS):
-            tokens = tuple(request.token_ids[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            block = self.pool.find(request.cache_salt, before, tokens)
-            if block is None:
-                break
-            request.blocks.append(block)
-            before = block
-        self.pool.share(request.blocks)
-        request.num_published_blocks = len(request.blocks)
-        request.num_computed_tokens = len(request.blocks) * BLOCK_TOKENS
+    def _look_up(self, request: Request) -> None:
+        if self.policy is shortest:
+            request.num_cached_tokens = len(request.blocks.find(request.token_ids)[0]) * BLOCK_TOKENS
 
-    def _missing_blocks(self, request: Request, count: int) -> int:
-        return -(-(request.num_computed_tokens + count) // BLOCK_TOKENS) - len(request.blocks)
 
-    def _take_blocks(self, request: Request, count: int) -> None:
-        request.blocks.extend(self.pool.allocate(max(0, self._missing_blocks(request, count))))
-
-    def _release(self, request: Request) -> None:
-        self.pool.release(request.blocks)
-        del request.blocks[:]
-        request.num_computed_tokens = request.num_published_blocks = 0
+def _has_tokens(request: Request) -> bool:
+    return request.num_new_tokens > 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from tallow.engine.block_tables import CacheLayout
 from tallow.engine.blocks import BLOCK_TOKENS
-from tallow.engine.runner import Scores, Span
+from tallow.engine.runner import Scores, Span, context_length
 from tallow.models.blocks.context import AttentionSpec, attention
 from tallow.models.decoder import Decoder
 from tallow.models.quantization import model_bytes
@@ -24,6 +26,7 @@ class TorchRunner:
     def __init__(self, model: Decoder) -> None:
         self.model = model
         self.config = model.config
+        self.layout = CacheLayout.of(model.config, context_length(model.config))
         self.weight_bytes = model_bytes(model)
         self._device = model.norm.weight.device
         self._dtype = model.norm.weight.dtype
@@ -32,7 +35,7 @@ class TorchRunner:
     @property
     def block_bytes(self) -> int:
         config = self.config
-        values = 2 * config.num_layers * BLOCK_TOKENS * config.num_kv_heads * config.head_size
+        values = 2 * self.layout.depth * BLOCK_TOKENS * config.num_kv_heads * config.head_size
         return values * torch.empty(0, dtype=self._dtype).element_size()
 
     def allocate(self, num_blocks: int) -> None:
@@ -44,7 +47,7 @@ class TorchRunner:
                     torch.zeros(shape, dtype=self._dtype, device=self._device),
                     torch.zeros(shape, dtype=self._dtype, device=self._device),
                 )
-                for _ in range(self.config.num_layers)
+                for _ in range(self.layout.depth)
             ]
 
     def copy_block(self, source: int, target: int) -> None:
@@ -57,7 +60,7 @@ class TorchRunner:
     def run(self, spans: Sequence[Span]) -> Scores:
         tokens = [token for span in spans for token in span.tokens]
         with torch.inference_mode():
-            context = PagedContext(spans, self._caches, self._device)
+            context = PagedContext(spans, self.layout, self._caches, self._device)
             hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
             logits_RV = self.model.logits(hidden_TD[_wanted_rows(spans)][None])[0].float()
             greatest_R, likeliest_R = logits_RV.max(dim=-1)
@@ -73,12 +76,18 @@ class PagedContext:
     on the lengths of the others and nothing is padded.
     """
 
-    def __init__(self, spans: Sequence[Span], caches: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
-        self._spans, self._caches, self._device = spans, caches, device
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        layout: CacheLayout,
+        caches: Sequence[tuple[Tensor, Tensor]],
+        device: torch.device,
+    ) -> None:
+        self._spans, self._layout, self._caches, self._device = spans, layout, caches, device
         self._lengths = [len(span.tokens) for span in spans]
         positions = [span.start + index for span in spans for index in range(len(span.tokens))]
         self.positions_BT = torch.tensor([positions], device=device)
-        self._places = [_places(span, device) for span in spans]
+        self._places = [[_places(span, table, device) for table in span.tables] for span in spans]
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
 
     def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
@@ -86,11 +95,12 @@ class PagedContext:
         return torch.cat([self._attend_span(index, spec, *part) for index, part in enumerate(parts)], dim=2)
 
     def _attend_span(self, index: int, spec: AttentionSpec, q_1HTd: Tensor, k_1KTd: Tensor, v_1KTd: Tensor) -> Tensor:
-        places_S, start = self._places[index], self._spans[index].start
+        table, place = self._layout.places[spec.layer]
+        places_S, start = self._places[index][table], self._spans[index].start
         first = _first_visible(start, spec.window)
         k_1KSd, v_1KSd = (
             _stored(cache, new, places_S[start:], places_S[first:])
-            for cache, new in zip(self._caches[spec.layer], (k_1KTd, v_1KTd), strict=True)
+            for cache, new in zip(self._caches[place], (k_1KTd, v_1KTd), strict=True)
         )
         return attention(q_1HTd, k_1KSd, v_1KSd, self._mask(index, spec.window), spec)
 
@@ -112,9 +122,9 @@ def _stored(cache: Tensor, new_1KTd: Tensor, written_T: Tensor, read_S: Tensor) 
     return cache.index_select(0, read_S).transpose(0, 1)[None]
 
 
-def _places(span: Span, device: torch.device) -> Tensor:
+def _places(span: Span, table: array[int], device: torch.device) -> Tensor:
     """Where in the cache the sequence's tokens are, up to the last of the span."""
-    blocks_N, within_16 = torch.tensor(span.blocks.tolist(), device=device), torch.arange(BLOCK_TOKENS, device=device)
+    blocks_N, within_16 = torch.tensor(table.tolist(), device=device), torch.arange(BLOCK_TOKENS, device=device)
     return (blocks_N[:, None] * BLOCK_TOKENS + within_16).flatten()[: span.start + len(span.tokens)]
 
 

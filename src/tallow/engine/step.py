@@ -1,0 +1,180 @@
+"""One step of the engine: from shares of requests to spans for the runner, and from its logits to their next tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tallow.engine.request import Request, RequestState, TopLogProbs
+from tallow.engine.runner import Scores, Span
+from tallow.engine.scheduler import Scheduler, Share
+from tallow.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a step computes of one request.
+
+    Args:
+        share: Its tokens.
+        guesses: What may come after them.
+        wanted: How many of the last rows of its span get logits.
+        first_row: The first of them, counted through all spans.
+        catches_up: Whether the request's next token can be chosen.
+    """
+
+    share: Share
+    guesses: list[int]
+    wanted: int
+    first_row: int
+    catches_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A request whose next token is chosen from this row of logits; behind it come rows that suppose the guesses."""
+
+    request: Request
+    row: int
+    guesses: list[int]
+
+
+class Step:
+    """What requests compute together.
+
+    Args:
+        shares: What each is given.
+        guesses: Tokens that may come after those of a share.
+    """
+
+    def __init__(self, shares: Sequence[Share], guesses: Mapping[Request, list[int]]) -> None:
+        self.spans: list[Span] = []
+        self._parts: list[_Part] = []
+        row = 0
+        for share in shares:
+            request, guessed = share.request, guesses.get(share.request, [])
+            catches_up = share.count == request.num_new_tokens
+            wanted = len(guessed) + (share.count if request.prompt_scores_missing else int(catches_up))
+            tokens = [*request.next_ids(share.count), *guessed]
+            self.spans.append(Span(tokens, request.num_computed_tokens, wanted, request.blocks.tables))
+            self._parts.append(_Part(share, guessed, wanted, row, catches_up))
+            row += wanted
+        self.num_rows = row if row == sum(len(span.tokens) for span in self.spans) else None
+        """How many tokens it computes, if all of them get logits."""
+
+    def take(self, scores: Scores, scheduler: Scheduler) -> list[Request]:
+        """Give every request what the logits say.
+
+        Returns:
+            Those that got tokens or came to an end.
+        """
+        turns = [turn for part in self._parts for turn in self._begin(part, scores, scheduler)]
+        changed = [turn.request for turn in turns]
+        while turns:
+            turns = _choose(turns, scores)
+        requests = dict.fromkeys([*(part.share.request for part in self._parts), *changed])
+        for request in requests:
+            request.blocks.publish(request.token_ids, request.num_computed_tokens)
+            request.blocks.let_go_unseen(request.num_computed_tokens)
+            if request.state is RequestState.FINISHED:
+                scheduler.remove(request)
+        for search in dict.fromkeys(request.beams for request in requests if request.beams is not None):
+            search.advance(scheduler)
+        return changed
+
+    def accepted(self) -> Iterator[tuple[Request, int, int]]:
+        """After `take`: whose tokens were guessed, how many, and how many of them were right."""
+        for span, part in zip(self.spans, self._parts, strict=True):
+            if part.guesses:
+                request = part.share.request
+                yield request, len(part.guesses), request.num_computed_tokens - span.start - part.share.count
+
+    def _begin(self, part: _Part, scores: Scores, scheduler: Scheduler) -> list[_Turn]:
+        """Take note of what has been computed; returns the turns to choose a token."""
+        request = part.share.request
+        request.num_computed_tokens += part.share.count
+        if request.prompt_scores_missing:
+            _score_prompt(request, part, scores)
+        if not part.catches_up:
+            return []
+        row = part.first_row + part.wanted - 1 - len(part.guesses)
+        if request.limit == 0:
+            request.finish("length")
+            return []
+        if request.beams is not None:
+            request.beams.put(request, _candidates(scores, row, request.beams.num_candidates))
+            return []
+        waiting = [follower for follower in request.followers if follower.state is not RequestState.FINISHED]
+        request.followers = []
+        begin = [request, *(follower for follower in waiting if scheduler.fork(request, follower))]
+        return [_Turn(each, row, part.guesses) for each in begin]
+
+
+def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
+    """Give each request its next token; returns the turns of those for whom it was as they had guessed."""
+    right = []
+    for turn in turns:
+        request, log_sum_exp = turn.request, scores.log_sum_exp[turn.row]
+        if math.isnan(log_sum_exp):
+            where = f"the model's logits after token {request.num_tokens} are not finite"
+            request.finish("abort", DataError(where, _NOT_FINITE))
+            continue
+        logits_V = scores.logits_RV[turn.row]
+        if request.sampler.is_greedy:
+            token, logit = scores.likeliest[turn.row], scores.greatest[turn.row]
+        else:
+            with torch.inference_mode(), _single_thread():
+                token = request.sampler.choose(logits_V, request.ids)
+            logit = float(logits_V[token])
+        count = request.params.top_log_probs
+        request.append(token, logit - log_sum_exp, _likeliest(logits_V, log_sum_exp, count) if count else None)
+        if turn.guesses and token == turn.guesses[0] and request.state is not RequestState.FINISHED:
+            request.num_computed_tokens += 1
+            right.append(_Turn(request, turn.row + 1, turn.guesses[1:]))
+    return right
+
+
+def _score_prompt(request: Request, part: _Part, scores: Scores) -> None:
+    """Log-probabilities of the tokens of the prompt that follow those just computed."""
+    first = request.num_computed_tokens - part.share.count + 1  # the place that the first row is about
+    for place in range(
+        len(request.prompt_log_probs) + 1, min(request.num_computed_tokens + 1, len(request.prompt_ids))
+    ):
+        row = part.first_row + place - first
+        logits_V, log_sum_exp = scores.logits_RV[row], scores.log_sum_exp[row]
+        request.prompt_log_probs.append(float(logits_V[request.prompt_ids[place]]) - log_sum_exp)
+        if count := request.params.top_log_probs:
+            request.prompt_top_log_probs.append(_likeliest(logits_V, log_sum_exp, count))
+
+
+def _candidates(scores: Scores, row: int, count: int) -> TopLogProbs:
+    return _likeliest(scores.logits_RV[row], scores.log_sum_exp[row], count)
+
+
+def _likeliest(logits_V: Tensor, log_sum_exp: float, count: int) -> TopLogProbs:
+    with torch.inference_mode(), _single_thread():
+        values_C, ids_C = logits_V.topk(min(count, len(logits_V)))
+    return [(token, value - log_sum_exp) for token, value in zip(ids_C.tolist(), values_C.tolist(), strict=True)]
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Let torch compute with one thread in this block.
+
+    The operations of a sampler are short, and the threads that torch takes for them go on spinning for milliseconds
+    after each: on the cores that the runner's own threads need for the next step.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+_NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 or fp32"
