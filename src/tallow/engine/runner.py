@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tallow.models.config import DecoderConfig
+from tallow.models.formats.adapters import Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +22,14 @@ class Span:
         start: Position of the first; what is before it is in the cache.
         wanted: The last so many of them get logits.
         blocks: Cache block of each 16 positions of the sequence, up to the last of these tokens.
+        adapter: Handle of the adapter that changes the model for this sequence; 0: none.
     """
 
     tokens: Sequence[int]
     start: int
     wanted: int
     blocks: array[int]
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Runner(Protocol):
 
     Args:
         config: Its architecture.
-        weight_bytes: Memory of its weights.
+        weight_bytes: Memory of its weights, and of the adapters that are loaded.
     """
 
     config: DecoderConfig
@@ -72,6 +75,18 @@ class Runner(Protocol):
 
     def run(self, spans: Sequence[Span]) -> Scores:
         """Compute the tokens of all spans."""
+        ...
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """Copy an adapter, of linear layers within the decoder's layers, so that spans can name it.
+
+        Returns:
+            Its handle, which no other adapter of this runner ever gets.
+        """
+        ...
+
+    def unload_adapter(self, handle: int) -> None:
+        """Free an adapter's memory; no span may name it any more."""
         ...
 
 
