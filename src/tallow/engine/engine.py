@@ -11,10 +11,12 @@ from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tallow.engine.adapters import AdapterRegistry, LoadedAdapter
 from tallow.engine.blocks import BLOCK_TOKENS, BlockPool
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, Scores, Span, context_length
@@ -101,8 +103,16 @@ class Engine:
         runner.allocate(num_blocks)
         self._pool = BlockPool(num_blocks)
         self._scheduler = Scheduler(self._pool, max_tokens_per_step, max_running)
+        self._adapters = AdapterRegistry(runner)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, cache_salt: Hashable = None) -> Request:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        cache_salt: Hashable = None,
+        adapter: str | None = None,
+    ) -> Request:
         """Put a request in the queue; it takes part from one of the next steps on.
 
         Args:
@@ -110,9 +120,11 @@ class Engine:
             params: How, and how far.
             cache_salt: Requests with another salt do not share what is cached of their beginnings, so that nobody
                 learns from the time that an answer takes what others have asked.
+            adapter: The name of a loaded adapter to compute it with.
 
         Raises:
-            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer.
+            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer; or there is no
+                such adapter.
         """
         prompt_ids = tuple(map(operator.index, prompt_ids))
         self.check(prompt_ids, room_for=1)
@@ -131,6 +143,7 @@ class Engine:
             sampler=Sampler(params, prompt_ids, stop_ids),
             output=output,
             cache_salt=cache_salt,
+            adapter=self._adapters.handle(adapter),
         )
         self._scheduler.add(request)
         return request
@@ -148,7 +161,8 @@ class Engine:
         spans, ready = [], []
         for request, count in scheduled:
             catches_up = count == request.num_new_tokens
-            spans.append(Span(request.next_ids(count), request.num_computed_tokens, int(catches_up), request.blocks))
+            start, wanted = request.num_computed_tokens, int(catches_up)
+            spans.append(Span(request.next_ids(count), start, wanted, request.blocks, request.adapter))
             if catches_up:
                 ready.append(request)
         chosen = self._choose(ready, self.runner.run(spans))
@@ -159,6 +173,7 @@ class Engine:
                 self._scheduler.publish(request)
             for request, choice in zip(ready, chosen, strict=True):
                 self._advance(request, choice)
+            self._adapters.free_unused(self._scheduler)
         return ready
 
     def abort(self, request: Request) -> None:
@@ -167,6 +182,30 @@ class Engine:
             with uninterrupted():
                 request.finish("abort")
                 self._scheduler.remove(request)
+                self._adapters.free_unused(self._scheduler)
+
+    @property
+    def adapters(self) -> dict[str, LoadedAdapter]:
+        """The adapters that requests can name."""
+        return dict(self._adapters.loaded)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter (a folder as the `peft` library writes them), so that requests can name it.
+
+        Raises:
+            DataError: The folder is broken, for another model, or not plain LoRA.
+            UsageError: The name is empty or taken, or there are too many adapters.
+            CapacityError: There is not enough memory for it.
+        """
+        self._adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Let no more requests name an adapter; those that have begun are finished with it, then its memory is free.
+
+        Raises:
+            UsageError: There is no adapter of this name.
+        """
+        self._adapters.unload(name, self._scheduler)
 
     @property
     def state(self) -> EngineState:

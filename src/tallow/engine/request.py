@@ -130,6 +130,7 @@ class Request:
         sampler: Chooses the tokens.
         output: The text of the answer, None without a tokenizer.
         cache_salt: Only requests with the same one share what is cached of their beginnings.
+        adapter: The runner's handle of the adapter that it is computed with; 0: none.
         blocks: Cache block of each 16 positions.
         num_published_blocks: How many of them others can find.
         ids: Tokens of the answer so far, the one that ended it included.
@@ -146,6 +147,7 @@ class Request:
     sampler: Sampler
     output: OutputText | None = None
     cache_salt: Hashable = None
+    adapter: int = 0
 
     blocks: array[int] = field(default_factory=lambda: array("i"))
     num_published_blocks: int = 0
@@ -161,6 +163,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = [*self.prompt_ids, *self.ids]
+
+    @property
+    def cache_root(self) -> Hashable:
+        """What must be the same, besides tokens, for two requests to share cached blocks."""
+        return self.cache_salt, self.adapter
 
     @property
     def num_tokens(self) -> int:

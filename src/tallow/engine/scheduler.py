@@ -95,7 +95,7 @@ class Scheduler:
         blocks = request.blocks
         for index in range(request.num_published_blocks, request.num_computed_tokens // BLOCK_TOKENS):
             tokens = tuple(request.token_ids[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            self.pool.publish(blocks[index], request.cache_salt, blocks[index - 1] if index else None, tokens)
+            self.pool.publish(blocks[index], request.cache_root, blocks[index - 1] if index else None, tokens)
             request.num_published_blocks = index + 1
 
     def check(self) -> None:
@@ -124,7 +124,7 @@ class Scheduler:
         before: int | None = None
         for index in range((request.num_tokens - 1) // BLOCK_TOKENS):
             tokens = tuple(request.token_ids[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-            block = self.pool.find(request.cache_salt, before, tokens)
+            block = self.pool.find(request.cache_root, before, tokens)
             if block is None:
                 break
             request.blocks.append(block)

@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) as the `peft` library stores them: `adapter_config.json` and
 `adapter_model.safetensors`.
 
-Where a family stores several of our layers as one fused matrix, the folder holds one adapter for the fused matrix. One
-that is written stacks their A, and its B is block-diagonal, so that the update is the same. Of one that is read, each of
-our layers gets the whole A and its own rows of B.
+Where a family stores several of our layers as one fused matrix, the folder holds one adapter for the fused matrix.
+One that is written stacks their A, and its B is block-diagonal, so that the update is the same. Of one that is read,
+each of our layers gets the whole A and its own rows of B.
 """
 
 from __future__ import annotations
