@@ -303,7 +303,7 @@ def test_limits(model: Decoder, folders: dict[str, Path]) -> None:
     assert runner.weight_bytes == before
 
 
-def test_broken_adapters_leave_the_engine_as_it_is(model: Decoder, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_broken_adapters_leave_the_engine_as_it_is(model: Decoder, tmp_path: Path) -> None:
     engine = Engine(TorchRunner(model), None)
     with pytest.raises(DataError, match="does not exist"):
         engine.load_adapter("x", tmp_path / "none")

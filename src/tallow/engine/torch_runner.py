@@ -63,9 +63,13 @@ class TorchRunner:
     def run(self, spans: Sequence[Span]) -> Scores:
         tokens = [token for span in spans for token in span.tokens]
         self._rows = _rows_by_adapter(spans)
+        try:
+            with torch.inference_mode():
+                context = PagedContext(spans, self._caches, self._device)
+                hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
+        finally:
+            self._rows = {}  # the model is as it was for whoever else computes with it
         with torch.inference_mode():
-            context = PagedContext(spans, self._caches, self._device)
-            hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
             logits_RV = self.model.logits(hidden_TD[_wanted_rows(spans)][None])[0].float()
             greatest_R, likeliest_R = logits_RV.max(dim=-1)
             log_sum_exp_R = logits_RV.logsumexp(-1)
