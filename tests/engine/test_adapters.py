@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.engine.test_runners import (
     make_runner,
     needs_native,
     random_ids,
+    rounded,
     whole,
 )
 from torch import Tensor
@@ -35,6 +37,8 @@ from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import CapacityError, DataError, UsageError
+from tallow.kernels import quantized_linear
+from tallow.models.blocks import quantized
 from tallow.models.decoder import Decoder
 from tallow.models.families import FAMILIES, find_family
 from tallow.models.formats import load_model
@@ -110,8 +114,10 @@ def test_layers_with_different_ranks(model: Decoder, make_runner: MakeRunner) ->
 
 
 @needs_native
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize(
+    ("weights", "instruction_set"),
+    [*product(("float32", "bfloat16", "int4"), INSTRUCTION_SETS[:1]), *product(["int8"], INSTRUCTION_SETS[1:])],
+)
 def test_batch_invariance(weights: Number, instruction_set: str) -> None:
     """The same bits alone, with other adapters and none, in chunks, one by one, and on any number of threads."""
     config = tiny(hidden_size=64, num_heads=6, num_kv_heads=2, head_dim=16, intermediate_size=96)
@@ -121,25 +127,24 @@ def test_batch_invariance(weights: Number, instruction_set: str) -> None:
         random_adapter(config, seed=2),
         random_adapter(config, seed=3, targets=["q_proj", "down_proj"]),
     ]
-    sequences = [random_ids(model, 80, seed) for seed in range(4)]
+    sequences = [random_ids(model, 70, seed) for seed in range(4)]
 
     def results(threads: int, members: Sequence[int], cuts: Sequence[Sequence[int]]) -> list[Tensor]:
         runner = NativeRunner(model, weights, "bfloat16", threads=threads, instruction_set=instruction_set)
         handles = [0, *map(runner.load_adapter, adapters)]
         return chunked(runner, [sequences[i] for i in members], cuts, [handles[i] for i in members])
 
-    alone = [results(1, [index], [[80]])[0] for index in range(4)]
+    alone = [results(1, [index], [[70]])[0] for index in range(4)]
     for threads, members, cuts in [
-        (2, [1], [[1] * 80]),
-        (2, [3, 0, 2, 1], [[70, 1, 9], [7, 70, 3], [1, 1, 78], [2, 2, 76]]),
-        (3, [2, 0, 1, 3, 2], [[20, 1, 1, 58], [20, 1, 1, 58], [1, 20, 1, 58], [0, 1, 77, 2], [5, 5, 0, 70]]),
-        (5, [0, 1, 2, 3], [[40, 1, 39], [40, 1, 39], [40, 1, 39], [40, 1, 39]]),
+        (1, [1], [[1] * 70]),
+        (2, [3, 0, 2, 1], [[60, 1, 9], [7, 60, 3], [1, 1, 68], [2, 2, 66]]),
+        (3, [2, 0, 1, 3, 2], [[20, 1, 49], [20, 1, 49], [1, 1, 68], [0, 1, 69], [5, 0, 65]]),
     ]:
         for index, logits_TV in zip(members, results(threads, members, cuts), strict=True):
             assert torch.equal(logits_TV, alone[index])
 
 
-@settings(max_examples=15)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_any_mixture_equals_its_merged_models(model: Decoder, data: st.DataObject) -> None:
     adapters = [
@@ -161,30 +166,31 @@ def test_any_mixture_equals_its_merged_models(model: Decoder, data: st.DataObjec
 
 @needs_native
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_models_have_exact_adapters(bits: int) -> None:
-    """An adapter's own products are fp32 whatever the weights are, so its effect is that on the unpacked model."""
+def test_quantized_models(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations are rounded for the model's own products, not for the adapter's."""
+    monkeypatch.setattr(quantized, "quantized_linear", lambda x, *rest: quantized_linear(rounded(x), *rest))
     config = tiny(hidden_size=64, intermediate_size=96)
-    adapter = random_adapter(config, seed=1)
-    quantized = quantize_modules(make_model(config), bits, 32)
-    ids = random_ids(quantized, 30)
-    both = []
-    for runner in (TorchRunner(quantized), NativeRunner(quantized, "float32", "float32")):
-        handle = runner.load_adapter(adapter)
-        both.append(chunked(runner, [ids], [[30]], [handle])[0] - chunked(runner, [ids], [[30]])[0])
-    assert (both[0] - both[1]).norm() < 0.03 * both[0].norm()  # activations of the base are rounded to 8 bits
+    model, adapter = quantize_modules(make_model(config), bits, 32), random_adapter(config, seed=1)
+    ids = random_ids(model, 40)
+    expected, found = (
+        chunked(runner, [ids], [[40]], [runner.load_adapter(adapter)])[0]
+        for runner in (TorchRunner(model), NativeRunner(model, "float32", "float32"))
+    )
+    assert (found - expected).norm() < 3e-3 * expected.norm()
 
 
 def test_memory_returns(make_runner: MakeRunner) -> None:
     model = make_model(tiny(num_layers=1))
     runner = make_runner(model)
-    runner.allocate(4)
     before, large = runner.weight_bytes, random_adapter(model.config, seed=1, rank=30_000, targets=["o_proj"])
-    first, resident = runner.load_adapter(large), resident_bytes()
-    assert runner.weight_bytes - before >= 4 * 30_000 * 64
-    runner.unload_adapter(first)
+    handle, resident = runner.load_adapter(large), resident_bytes()
+    taken = runner.weight_bytes - before
+    assert taken >= 4 * 30_000 * 64
+    runner.unload_adapter(handle)
     assert runner.weight_bytes == before
-    assert resident - resident_bytes() > 0.9 * 4 * 30_000 * 64
-    assert runner.load_adapter(large) != first
+    if isinstance(runner, NativeRunner):  # torch's may stay with the allocator
+        assert resident - resident_bytes() > 0.9 * taken
+    assert runner.load_adapter(large) != handle
 
 
 def resident_bytes() -> int:
