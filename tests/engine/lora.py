@@ -20,9 +20,7 @@ def random_adapter(
     """Updates half as large as the random weights that they change."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
-        shapes = {
-            name: module.weight.shape for name, module in Decoder(config).named_modules() if hasattr(module, "bias")
-        }
+        shapes = {name.removesuffix(".weight"): tensor.shape for name, tensor in Decoder(config).named_parameters()}
     return {
         name: LowRank(
             torch.randn(rank, shape[1], generator=generator) * shape[1] ** -0.5,
