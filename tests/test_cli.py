@@ -141,16 +141,20 @@ def test_a_directory_that_cannot_be_made_is_a_usage_error(
 
 
 @pytest.mark.parametrize("command", [["generate", "m", "--prompt", "x", "--json"], ["chat", "m"]])
-def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    asked: list[SamplingParams] = []
+def test_every_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    asked: list[tuple[SamplingParams, str]] = []
+    adapters: dict[str, Path] = {}
 
     class Model:
-        def generate(self, _text: str, params: SamplingParams) -> Generation:
-            asked.append(params)
+        def load_adapter(self, name: str, path: Path) -> None:
+            adapters[name] = path
+
+        def generate(self, _text: str, params: SamplingParams, *, adapter: str) -> Generation:
+            asked.append((params, adapter))
             return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
 
     monkeypatch.setattr(language_model, "load", lambda _name, _precision: Model())
-    monkeypatch.setattr(terminal, "chat", lambda _model, params, _system: asked.append(params))
+    monkeypatch.setattr(terminal, "chat", lambda _model, params, _system, adapter: asked.append((params, adapter)))
     values = {
         "max_new_tokens": 7,
         "temperature": 0.3,
@@ -161,8 +165,9 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
         "seed": 42,
     }
     options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    run_tallow(monkeypatch, *command, *options, "--stop", "###", "--stop", "!")
-    assert asked == [SamplingParams(**values, stop=("###", "!"))]
+    run_tallow(monkeypatch, *command, *options, "--stop", "###", "--stop", "!", "--adapter", "folder")
+    assert asked == [(SamplingParams(**values, stop=("###", "!")), "folder")]
+    assert adapters == {"folder": Path("folder")}
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,8 +66,11 @@ class Scripted(LanguageModel):
     def encode_chat(self, messages: Sequence[Any]) -> list[int]:
         return [ord(character) for message in messages for character in message["content"]]
 
-    def stream_chat(self, messages: Sequence[Any], params: SamplingParams = PARAMS) -> Stream:
+    def stream_chat(
+        self, messages: Sequence[Any], params: SamplingParams = PARAMS, *, adapter: str | None = None
+    ) -> Stream:
         assert params is PARAMS
+        assert adapter is None
         self.asked.append(list(messages))
         return Answer(self.answers.pop(0))
 
@@ -179,10 +182,10 @@ def test_an_error_ends_the_turn_not_the_conversation(
     model = Scripted(["fine"])
     good = model.stream_chat
 
-    def refuse_long(messages: Sequence[Any], params: SamplingParams = PARAMS) -> Stream:
+    def refuse_long(messages: Sequence[Any], params: SamplingParams = PARAMS, *, adapter: str | None = None) -> Stream:
         if len(messages[-1]["content"]) > 20:
             raise UsageError("too long [a]", "shorten")
-        return good(messages, params)
+        return good(messages, params, adapter=adapter)
 
     monkeypatch.setattr(model, "stream_chat", refuse_long)
     out, _ = talk(model, "x" * 30, "y")

@@ -50,6 +50,9 @@ MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the l
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
+AdapterOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A LoRA adapter (a PEFT folder) to put on the model.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -214,25 +217,26 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     precision: PrecisionOption = "auto",
+    adapter: AdapterOption = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Continue a text."""
-    from tallow.engine.language_model import load
     from tallow.engine.request import SamplingParams
 
     endings = tuple(stop or ())
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
-    loaded = load(model, precision)
+    loaded, name = _load(model, precision, adapter)
     messages = [{"role": "user", "content": text}]
     if as_json:
-        answer = loaded.chat(messages, params) if chat else loaded.generate(text, params)
+        answer = loaded.chat(messages, params, adapter=name) if chat else loaded.generate(text, params, adapter=name)
         keys = ("prompt_ids", "ids", "text", "finish_reason")
         print_json({key: getattr(answer, key) for key in keys})
         return
-    for piece in loaded.stream_chat(messages, params) if chat else loaded.stream(text, params):
+    stream = loaded.stream_chat(messages, params, adapter=name) if chat else loaded.stream(text, params, adapter=name)
+    for piece in stream:
         print(piece, end="", flush=True)
     print()
 
@@ -250,17 +254,18 @@ def chat(
     seed: Seed = None,
     stop: Stop = None,
     precision: PrecisionOption = "auto",
+    adapter: AdapterOption = None,
     threads: Threads = None,
 ) -> None:
     """Talk with a model in the terminal."""
     from tallow import terminal
-    from tallow.engine.language_model import load
     from tallow.engine.request import SamplingParams
 
     endings = tuple(stop or ())
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
-    terminal.chat(load(model, precision), params, system)
+    loaded, name = _load(model, precision, adapter)
+    terminal.chat(loaded, params, system, name)
 
 
 @app.command()
@@ -346,6 +351,17 @@ def _fresh(fresh: bool, resume: bool) -> bool:
     if fresh and resume:
         raise UsageError("--fresh and --resume exclude each other", "give one of them")
     return fresh
+
+
+def _load(model: str, precision: Precision, adapter: Path | None) -> tuple[tallow.LanguageModel, str | None]:
+    """A model and the name of its adapter, if it is to have one."""
+    from tallow.engine.language_model import load
+
+    loaded = load(model, precision)
+    if adapter is None:
+        return loaded, None
+    loaded.load_adapter(str(adapter), adapter)
+    return loaded, str(adapter)
 
 
 def _read_standard_input() -> str:

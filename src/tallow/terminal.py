@@ -34,12 +34,16 @@ class Conversation:
         model: Who answers.
         params: How its tokens are chosen.
         system: The system message, if any.
+        adapter: The loaded adapter with which it answers, if any.
     """
 
-    def __init__(self, model: LanguageModel, params: SamplingParams, system: str | None = None) -> None:
+    def __init__(
+        self, model: LanguageModel, params: SamplingParams, system: str | None = None, adapter: str | None = None
+    ) -> None:
         self.model = model
         self.params = params
         self.system = system
+        self.adapter = adapter
         self.turns: list[tuple[str, str]] = []
 
     def messages(self, question: str | None = None) -> list[dict[str, str]]:
@@ -59,7 +63,7 @@ class Conversation:
         if dropped:
             what = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
             say(f"{what} dropped: the conversation no longer fits into {self.model.context_length} tokens")
-        return self.model.stream_chat(self.messages(question), self.params)
+        return self.model.stream_chat(self.messages(question), self.params, adapter=self.adapter)
 
     def command(self, line: str) -> bool:
         """Obey a line if it is a command, other than /quit.
@@ -98,7 +102,7 @@ class Conversation:
         say(f"saved to {file}")
 
 
-def chat(model: LanguageModel, params: SamplingParams, system: str | None = None) -> None:
+def chat(model: LanguageModel, params: SamplingParams, system: str | None = None, adapter: str | None = None) -> None:
     """Converse until the user has had enough: on a terminal with streaming and commands, else line by line.
 
     Where standard input or output is not a terminal, each line of input is a question and each line of output
@@ -112,7 +116,7 @@ def chat(model: LanguageModel, params: SamplingParams, system: str | None = None
         raise UsageError(
             f"{model.path} has no chat template, so it cannot chat", "tune it on conversations, or use tallow generate"
         )
-    conversation = Conversation(model, params, system)
+    conversation = Conversation(model, params, system, adapter)
     if sys.stdin.isatty() and sys.stdout.isatty():
         _talk(conversation, Console(highlight=False))
     else:

@@ -55,11 +55,17 @@ def random_ids(model: Decoder, length: int, seed: int = 0) -> list[int]:
     return torch.randint(0, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def chunked(runner: Runner, sequences: Sequence[Sequence[int]], cuts: Sequence[Sequence[int]]) -> list[Tensor]:
+def chunked(
+    runner: Runner,
+    sequences: Sequence[Sequence[int]],
+    cuts: Sequence[Sequence[int]],
+    adapters: Sequence[int] | None = None,
+) -> list[Tensor]:
     """Logits of each sequence, fed side by side: `cuts` has the lengths of its chunks, one for each pass.
 
     The blocks of the sequences lie scattered in the cache, which is full of what others have left.
     """
+    adapters = adapters or [0] * len(sequences)
     runner.allocate(NUM_BLOCKS)
     everything = array("i", range(NUM_BLOCKS))
     runner.run([Span([1] * 20, 0, 0, [everything] * len(runner.layout.windows))])
@@ -75,7 +81,7 @@ def chunked(runner: Runner, sequences: Sequence[Sequence[int]], cuts: Sequence[S
             for table in tables[index]:
                 while len(table) * BLOCK_TOKENS < end:
                     table.append(order.pop())
-            spans.append(Span(sequences[index][start:end], start, lengths[index], tables[index]))
+            spans.append(Span(sequences[index][start:end], start, lengths[index], tables[index], adapters[index]))
             starts[index] = end
         logits_RV = runner.run(spans).logits_RV.clone()
         for index, part in zip(taking_part, logits_RV.split([len(span.tokens) for span in spans]), strict=True):

@@ -8,12 +8,14 @@ from __future__ import annotations
 import operator
 import time
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tallow.engine.adapters import AdapterRegistry, LoadedAdapter
 from tallow.engine.beam_search import BeamParams, BeamSearch
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.blocks import BlockPool
@@ -117,9 +119,16 @@ class Engine:
         self._pool = BlockPool(num_blocks)
         self._scheduler = Scheduler(self._pool, POLICIES[policy], max_tokens_per_step, max_running)
         self._speculation = Speculation(proposer)
+        self._adapters = AdapterRegistry(runner)
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, cache_salt: Hashable = None, priority: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        cache_salt: Hashable = None,
+        adapter: str | None = None,
+        priority: int = 0,
     ) -> Request:
         """Put a request in the queue; it takes part from one of the next steps on.
 
@@ -128,12 +137,15 @@ class Engine:
             params: How, and how far.
             cache_salt: Requests with another salt do not share what is cached of their beginnings, so that nobody
                 learns from the time that an answer takes what others have asked.
+            adapter: The name of a loaded adapter to compute it with.
             priority: Those with a smaller one go first, if that is the engine's policy.
 
         Raises:
-            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer.
+            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer; or there is no
+                such adapter.
         """
-        return self.submit_many(prompt_ids, params, 1, cache_salt=cache_salt, priority=priority)[0]
+        [request] = self.submit_many(prompt_ids, params, 1, cache_salt=cache_salt, adapter=adapter, priority=priority)
+        return request
 
     def submit_many(
         self,
@@ -142,6 +154,7 @@ class Engine:
         count: int,
         *,
         cache_salt: Hashable = None,
+        adapter: str | None = None,
         priority: int = 0,
     ) -> list[Request]:
         """Several answers to one prompt, which is computed once; they part where they begin to differ.
@@ -150,8 +163,7 @@ class Engine:
             prompt_ids: The tokens to continue.
             params: How, and how far; the seeds of the answers are this one and those after it.
             count: How many.
-            cache_salt: As for `submit`.
-            priority: As for `submit`.
+            cache_salt, adapter, priority: As for `submit`.
 
         Raises:
             UsageError: As for `submit`, or no answer is wanted.
@@ -165,20 +177,27 @@ class Engine:
         vocab_size = self.runner.config.vocab_size
         if unknown := [token for token in params.logit_bias if not 0 <= token < vocab_size]:
             raise UsageError(f"logit_bias names token {unknown[0]} of a vocabulary of {vocab_size}", "leave it out")
-        if priority and self.policy != "priority":
-            raise UsageError("this engine does not go by priorities", 'make it with policy="priority"')
-        requests = [
-            self._make_request(prompt_ids, params.with_seed_after(index), cache_salt, priority)
-            for index in range(count)
-        ]
+        make = self._request_maker(prompt_ids, cache_salt, adapter, priority)
+        requests = [make(params.with_seed_after(index)) for index in range(count)]
         requests[0].followers = requests[1:]
         self._scheduler.add(requests[0])
         return requests
 
     def search(
-        self, prompt_ids: Sequence[int], params: BeamParams, *, cache_salt: Hashable = None, priority: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: BeamParams,
+        *,
+        cache_salt: Hashable = None,
+        adapter: str | None = None,
+        priority: int = 0,
     ) -> BeamSearch:
         """Put a beam search in the queue.
+
+        Args:
+            prompt_ids: The tokens to continue.
+            params: How, and how far.
+            cache_salt, adapter, priority: As for `submit`.
 
         Raises:
             UsageError: As for `submit`, or so many beams do not fit into the cache.
@@ -188,13 +207,14 @@ class Engine:
         sampling = SamplingParams(
             max_new_tokens=params.max_new_tokens, stop_ids=params.stop_ids, ignore_eos=params.ignore_eos
         )
-        first = self._make_request(prompt_ids, sampling, cache_salt, priority)
+        make = self._request_maker(prompt_ids, cache_salt, adapter, priority)
+        first = make(sampling)
         if params.num_beams * self._most_blocks(len(prompt_ids) + first.limit) > self._pool.num_blocks:
             raise UsageError(
                 f"{params.num_beams} beams of {len(prompt_ids) + first.limit} tokens do not fit into the cache",
                 "take fewer or shorter ones, or raise cache_bytes",
             )
-        search = BeamSearch(params, first, lambda: self._make_request(prompt_ids, sampling, cache_salt, priority))
+        search = BeamSearch(params, first, lambda: make(sampling))
         self._scheduler.add(first)
         return search
 
@@ -219,6 +239,7 @@ class Engine:
         with uninterrupted():
             changed = step.take(scores, self._scheduler)
             self._speculation.learn(step, seconds)
+            self._adapters.free_unused(self._scheduler)
         return changed
 
     def abort(self, request: Request) -> None:
@@ -232,12 +253,37 @@ class Engine:
             if followers:  # the first of them computes the prompt for the others
                 followers[0].followers = followers[1:]
                 self._scheduler.add(followers[0])
+            self._adapters.free_unused(self._scheduler)
 
     def abort_search(self, search: BeamSearch) -> None:
         """End a beam search now, with what it has found; nothing happens if it has ended already."""
         if not search.is_finished:
             with uninterrupted():
                 search.finish(self._scheduler)
+                self._adapters.free_unused(self._scheduler)
+
+    @property
+    def adapters(self) -> dict[str, LoadedAdapter]:
+        """The adapters that requests can name."""
+        return dict(self._adapters.loaded)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter (a folder as the `peft` library writes them), so that requests can name it.
+
+        Raises:
+            DataError: The folder is broken, for another model, or not plain LoRA.
+            UsageError: The name is empty or taken, or there are too many adapters.
+            CapacityError: There is not enough memory for it.
+        """
+        self._adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Let no more requests name an adapter; those that have begun are finished with it, then its memory is free.
+
+        Raises:
+            UsageError: There is no adapter of this name.
+        """
+        self._adapters.unload(name, self._scheduler)
 
     @property
     def state(self) -> EngineState:
@@ -308,21 +354,30 @@ class Engine:
     def _most_blocks(self, num_tokens: int) -> int:
         return self.runner.layout.blocks_needed(num_tokens, self._step_tokens)
 
-    def _make_request(
-        self, prompt_ids: tuple[int, ...], params: SamplingParams, cache_salt: Hashable, priority: int
-    ) -> Request:
-        stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
-        return Request(
-            prompt_ids=prompt_ids,
-            params=params,
-            limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
-            stop_ids=stop_ids,
-            sampler=Sampler(params, prompt_ids, stop_ids),
-            blocks=BlockTables(self._pool, self.runner.layout, cache_salt),
-            output=OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None,
-            arrival=self._scheduler.arrive(),
-            priority=priority,
-        )
+    def _request_maker(
+        self, prompt_ids: tuple[int, ...], cache_salt: Hashable, adapter: str | None, priority: int
+    ) -> Callable[[SamplingParams], Request]:
+        """What makes requests for one prompt."""
+        if priority and self.policy != "priority":
+            raise UsageError("this engine does not go by priorities", 'make it with policy="priority"')
+        handle = self._adapters.handle(adapter)
+
+        def make(params: SamplingParams) -> Request:
+            stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
+            return Request(
+                prompt_ids=prompt_ids,
+                params=params,
+                limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
+                stop_ids=stop_ids,
+                sampler=Sampler(params, prompt_ids, stop_ids),
+                blocks=BlockTables(self._pool, self.runner.layout, root=(cache_salt, handle)),
+                output=OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None,
+                adapter=handle,
+                arrival=self._scheduler.arrive(),
+                priority=priority,
+            )
+
+        return make
 
     def _guess(self, shares: Sequence[Share]) -> dict[Request, list[int]]:
         adding = [

@@ -112,7 +112,7 @@ class LanguageModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the model's weights."""
+        """Memory of the model's weights, and of its adapters'."""
         return self.engine.runner.weight_bytes
 
     @property
@@ -120,16 +120,46 @@ class LanguageModel:
         """Longest prompt and answer together, in tokens."""
         return self.engine.context_length
 
-    def generate(self, prompt: str | Sequence[int], params: SamplingParams = GREEDY) -> Generation:
-        """Continue a text (with what the tokenizer puts before every text, such as a BOS token) or token ids.
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load a LoRA adapter, a folder as the `peft` library writes them, for calls that name it.
 
         Raises:
-            UsageError: The prompt is empty, not of this vocabulary, or leaves no room for an answer.
+            DataError: The folder is broken, for another model, or not plain LoRA.
+            UsageError: The name is empty or taken, or there are too many adapters.
+            CapacityError: There is not enough memory for it.
         """
-        return self.generate_batch([prompt], params)[0]
+        self.engine.load_adapter(name, Path(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Let no more calls name an adapter; answers that have begun are finished with it.
+
+        Raises:
+            UsageError: There is no adapter of this name.
+        """
+        self.engine.unload_adapter(name)
+
+    def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams = GREEDY, *, adapter: str | None = None
+    ) -> Generation:
+        """Continue a text (with what the tokenizer puts before every text, such as a BOS token) or token ids.
+
+        Args:
+            prompt: The text or the tokens.
+            params: How, and how far.
+            adapter: The name of a loaded adapter to do it with.
+
+        Raises:
+            UsageError: The prompt is empty, not of this vocabulary, or leaves no room for an answer; or there is no
+                such adapter.
+        """
+        return self.generate_batch([prompt], params, adapter=adapter)[0]
 
     def generate_batch(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams = GREEDY
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams = GREEDY,
+        *,
+        adapter: str | None = None,
     ) -> list[Generation]:
         """Continue many prompts at once; the same results as one by one, sooner.
 
@@ -139,7 +169,7 @@ class LanguageModel:
         requests: list[Request] = []
         try:
             for prompt in prompts:
-                requests.append(self.engine.submit(self.encode_prompt(prompt), params))
+                requests.append(self.engine.submit(self.encode_prompt(prompt), params, adapter=adapter))
             while any(request.state is not RequestState.FINISHED for request in requests):
                 self.engine.step()
         finally:
@@ -147,24 +177,30 @@ class LanguageModel:
                 self.engine.abort(request)
         return [_generation(request) for request in requests]
 
-    def stream(self, prompt: str | Sequence[int], params: SamplingParams = GREEDY) -> Stream:
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams = GREEDY, *, adapter: str | None = None
+    ) -> Stream:
         """As `generate`, piece by piece."""
-        return Stream(self.engine, self.engine.submit(self.encode_prompt(prompt), params))
+        return Stream(self.engine, self.engine.submit(self.encode_prompt(prompt), params, adapter=adapter))
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams = GREEDY) -> Generation:
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams = GREEDY, *, adapter: str | None = None
+    ) -> Generation:
         """Answer a conversation: messages with a `role` (system, user, assistant) and `content`.
 
         Raises:
             DataError: The model has no chat template, or it refuses the conversation.
-            UsageError: The conversation leaves no room for an answer.
+            UsageError: The conversation leaves no room for an answer, or there is no such adapter.
         """
-        return self.stream_chat(messages, params).result()
+        return self.stream_chat(messages, params, adapter=adapter).result()
 
-    def stream_chat(self, messages: Sequence[Message], params: SamplingParams = GREEDY) -> Stream:
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams = GREEDY, *, adapter: str | None = None
+    ) -> Stream:
         """As `chat`, piece by piece."""
         if not params.ignore_eos:
             params = replace(params, stop_ids=(*params.stop_ids, *self._turn_ends()))
-        return Stream(self.engine, self.engine.submit(self.encode_chat(messages), params))
+        return Stream(self.engine, self.engine.submit(self.encode_chat(messages), params, adapter=adapter))
 
     def log_probs(self, ids: Sequence[int]) -> Tensor:
         """Log-probability of each token but the first, given all before it: T - 1 values, fp32.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,7 @@ from tallow.models.blocks.norms import LayerNorm, RMSNorm
 from tallow.models.blocks.positions import make_rotation
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, Layer
+from tallow.models.formats.adapters import Adapter
 
 Number = Literal["float32", "bfloat16", "int8", "int4"]
 CacheNumber = Literal["float32", "bfloat16", "int8"]
@@ -38,6 +41,39 @@ def is_available(model: Decoder) -> bool:
     """Whether the C++ decoder is installed, and the model one that it can run."""
     on_cpu = model.norm.weight.device.type == "cpu"
     return cpu.native() is not None and on_cpu and model.config.head_size <= LONGEST_HEAD
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A packed weight, and how it was made of the weights of several modules.
+
+    Args:
+        weight: The packed weight.
+        names: Names of the modules.
+        rows: Outputs of each.
+        order: Which of all of them each output of the packed weight is.
+    """
+
+    weight: object
+    names: Sequence[str]
+    rows: Sequence[int]
+    order: Integers
+
+    def stack(self, adapter: Adapter) -> tuple[Tensor, Tensor]:
+        """The updates of the modules as one: their A one below the other, their B (scaled) block-diagonal; fp32.
+
+        Modules whose updates share an A share its rows.
+        """
+        updates = [adapter.get(name) for name in self.names]
+        distinct = {id(update.a_RI): update.a_RI for update in updates if update is not None}
+        starts = dict(zip(distinct, itertools.accumulate(map(len, distinct.values()), initial=0), strict=False))
+        a_RI = torch.cat([a.float() for a in distinct.values()])
+        b_OR = torch.zeros(sum(self.rows), len(a_RI))
+        for update, rows_OR in zip(updates, b_OR.split(list(self.rows)), strict=True):
+            if update is not None:
+                start = starts[id(update.a_RI)]
+                rows_OR[:, start : start + len(update.a_RI)] = update.scale * update.b_OR.float()
+        return a_RI, b_OR
 
 
 class NativeRunner:
@@ -72,6 +108,9 @@ class NativeRunner:
         self._native: Any = cpu.native()
         self._weights: Number = weights
         self._kept: list[Tensor] = []
+        self._handles = itertools.count(1)
+        self._adapter_bytes: dict[int, int] = {}
+        self._products: list[_Product] = []
         self._decoder = self._native.Decoder(
             _architecture(self._native, model.config, cache),
             self.instruction_set,
@@ -80,9 +119,9 @@ class NativeRunner:
         rotations = self._rotations() if model.config.positions == "rotary" else []
         for index, layer in enumerate(model.layers):
             assert isinstance(layer, Layer)
-            self._decoder.add_layer(self._layer(layer, rotations[index] if rotations else None))
-        embedding = self._pack([model.embed], is_table=True)
-        head = embedding if model.lm_head is None else self._pack([model.lm_head], is_table=True)
+            self._decoder.add_layer(self._layer(model, index, layer, rotations[index] if rotations else None))
+        embedding = self._pack(model, ["embed"], is_table=True)
+        head = embedding if model.lm_head is None else self._pack(model, ["lm_head"], is_table=True)
         positions = model.embed_positions
         self._decoder.set_ends(
             embedding, head, self._norm(model.norm), self._floats(positions.weight) if positions is not None else 0
@@ -112,6 +151,7 @@ class NativeRunner:
             _integers(span.wanted for span in spans),
             np.concatenate([np.frombuffer(table, dtype=np.int32) for span in spans for table in span.tables]),
             _integers(len(span.tables[0]) for span in spans),
+            _integers(span.adapter for span in spans),
             self._logits_RV.data_ptr(),
             self._logits_RV.shape[1],
             self._summaries_R3.data_ptr(),
@@ -125,7 +165,25 @@ class NativeRunner:
             floats_R3[:, 2].tolist(),
         )
 
-    def _layer(self, layer: Layer, rotation: tuple[int, int] | None) -> object:
+    def load_adapter(self, adapter: Adapter) -> int:
+        handle, loaded, size = next(self._handles), self._native.Adapter(), 0
+        for product in self._products:
+            if any(name in adapter for name in product.names):
+                a_RI, b_OR = product.stack(adapter)
+                a = self._pack_floats(a_RI, np.arange(len(a_RI), dtype=np.int32), loaded)
+                b = self._pack_floats(b_OR, product.order, loaded)
+                loaded.change(product.weight, a, b)
+                size += a.bytes + b.bytes
+        self._decoder.add_adapter(handle, loaded)
+        self._adapter_bytes[handle] = size
+        self.weight_bytes += size
+        return handle
+
+    def unload_adapter(self, handle: int) -> None:
+        self._decoder.remove_adapter(handle)
+        self.weight_bytes -= self._adapter_bytes.pop(handle)
+
+    def _layer(self, model: Decoder, index: int, layer: Layer, rotation: tuple[int, int] | None) -> object:
         attention, feed_forward = layer.attention, layer.feed_forward
         assert isinstance(attention, Attention)
         assert isinstance(feed_forward, FeedForward)
@@ -136,13 +194,14 @@ class NativeRunner:
         plan.feed_forward_post_norm = self._norm(layer.feed_forward_post_norm)
         if attention.qk_norm != "none":
             plan.query_norm, plan.key_norm = self._norm(attention.q_norm), self._norm(attention.k_norm)
-        plan.qkv = self._pack([attention.q_proj, attention.k_proj, attention.v_proj])
-        plan.out = self._pack([attention.o_proj])
+        inside, beyond = f"layers.{index}.attention", f"layers.{index}.feed_forward"
+        plan.qkv = self._pack(model, [f"{inside}.q_proj", f"{inside}.k_proj", f"{inside}.v_proj"])
+        plan.out = self._pack(model, [f"{inside}.o_proj"])
         if feed_forward.gate_proj is not None:
-            plan.up = self._pack([feed_forward.gate_proj, feed_forward.up_proj], by_turns=True)
+            plan.up = self._pack(model, [f"{beyond}.gate_proj", f"{beyond}.up_proj"], by_turns=True)
         else:
-            plan.up = self._pack([feed_forward.up_proj])
-        plan.down = self._pack([feed_forward.down_proj])
+            plan.up = self._pack(model, [f"{beyond}.up_proj"])
+        plan.down = self._pack(model, [f"{beyond}.down_proj"])
         if rotation is not None:
             plan.cosines, plan.sines = rotation
         plan.scale = attention.spec.scale
@@ -160,8 +219,9 @@ class NativeRunner:
             made[id(rotary)] = self._floats(rotation.cos_B1Tr), self._floats(rotation.sin_B1Tr)
         return [made[id(config.layer_rotary(index))] for index in range(config.num_layers)]
 
-    def _pack(self, modules: Sequence[nn.Module], *, by_turns: bool = False, is_table: bool = False) -> object:
-        """The weights of these modules as one, row after row, or (two of them) by turns of 16 rows."""
+    def _pack(self, model: Decoder, names: Sequence[str], *, by_turns: bool = False, is_table: bool = False) -> object:
+        """The weights of the modules of these names as one, row after row, or (two of them) by turns of 16 rows."""
+        modules = [model.get_submodule(name) for name in names]
         weights = [_weight(module) for module in modules]
         number, group = self._held_in(weights, is_table)
         rows, inputs = [_shape(weight)[0] for weight in weights], _shape(weights[0])[1]
@@ -184,7 +244,16 @@ class NativeRunner:
         order = _by_turns(rows[0]) if by_turns else np.arange(sum(rows), dtype=np.int32)
         packed = self._decoder.pack(NUMBERS[number], sources, order, inputs, group, bias)
         self.weight_bytes += packed.bytes
+        if not is_table:
+            self._products.append(_Product(packed, names, rows, order))
         return packed
+
+    def _pack_floats(self, values_OI: Tensor, order: Integers, adapter: object) -> Any:
+        """A matrix of an adapter, in that adapter's memory."""
+        values_OI = values_OI.contiguous()
+        source = (SOURCES[torch.float32], values_OI.data_ptr(), 0, len(values_OI))
+        inputs = values_OI.shape[1]
+        return self._decoder.pack(NUMBERS["float32"], [source], order, inputs, GROUP_SIZE, 0, adapter)
 
     def _held_in(self, weights: Sequence[Tensor | QuantizedWeight], is_table: bool) -> tuple[Number, int]:
         """What a weight is held in that is made of these, and its group size."""

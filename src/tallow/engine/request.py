@@ -157,6 +157,7 @@ class Request:
         sampler: Chooses the tokens.
         blocks: Its part of the cache.
         output: The text of the answer, None without a tokenizer.
+        adapter: The runner's handle of the adapter that it is computed with; 0: none.
         arrival: Number of its arrival.
         priority: Those with a smaller one go first where priorities count.
         num_cached_tokens: How many of its tokens the cache had when it was last looked up, while it waits.
@@ -179,6 +180,7 @@ class Request:
     sampler: Sampler
     blocks: BlockTables
     output: OutputText | None = None
+    adapter: int = 0
     arrival: int = 0
     priority: int = 0
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tallow.engine.block_tables import CacheLayout
 from tallow.models.config import DecoderConfig
+from tallow.models.formats.adapters import Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,14 @@ class Span:
         wanted: The last so many of them get logits.
         tables: For each table of the cache's layout the blocks of each 16 positions of the sequence, up to the last of
             these tokens.
+        adapter: Handle of the adapter that changes the model for this sequence; 0: none.
     """
 
     tokens: Sequence[int]
     start: int
     wanted: int
     tables: Sequence[array[int]]
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Runner(Protocol):
     Args:
         config: Its architecture.
         layout: How its layers share the blocks of the cache.
-        weight_bytes: Memory of its weights.
+        weight_bytes: Memory of its weights, and of the adapters that are loaded.
     """
 
     config: DecoderConfig
@@ -76,6 +79,18 @@ class Runner(Protocol):
 
     def run(self, spans: Sequence[Span]) -> Scores:
         """Compute the tokens of all spans."""
+        ...
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """Copy an adapter, of linear layers within the decoder's layers, so that spans can name it.
+
+        Returns:
+            Its handle, which no other adapter of this runner ever gets.
+        """
+        ...
+
+    def unload_adapter(self, handle: int) -> None:
+        """Free an adapter's memory; no span may name it any more."""
         ...
 
 

@@ -61,7 +61,7 @@ class Step:
             catches_up = share.count == request.num_new_tokens
             wanted = len(guessed) + (share.count if request.prompt_scores_missing else int(catches_up))
             tokens = [*request.next_ids(share.count), *guessed]
-            self.spans.append(Span(tokens, request.num_computed_tokens, wanted, request.blocks.tables))
+            self.spans.append(Span(tokens, request.num_computed_tokens, wanted, request.blocks.tables, request.adapter))
             self._parts.append(_Part(share, guessed, wanted, row, catches_up))
             row += wanted
         self.num_rows = row if row == sum(len(span.tokens) for span in self.spans) else None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tallow.engine.block_tables import CacheLayout
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.runner import Scores, Span, context_length
 from tallow.models.blocks.context import AttentionSpec, attention
 from tallow.models.decoder import Decoder
+from tallow.models.formats.adapters import Adapter, LowRank
 from tallow.models.quantization import model_bytes
 
 
@@ -31,6 +34,9 @@ class TorchRunner:
         self._device = model.norm.weight.device
         self._dtype = model.norm.weight.dtype
         self._caches: list[tuple[Tensor, Tensor]] = []
+        self._handles = itertools.count(1)
+        self._hooks: dict[int, list[tuple[RemovableHandle, int]]] = {}
+        self._rows: dict[int, list[slice]] = {}
 
     @property
     def block_bytes(self) -> int:
@@ -59,14 +65,43 @@ class TorchRunner:
 
     def run(self, spans: Sequence[Span]) -> Scores:
         tokens = [token for span in spans for token in span.tokens]
+        self._rows = _rows_by_adapter(spans)
+        try:
+            with torch.inference_mode():
+                context = PagedContext(spans, self.layout, self._caches, self._device)
+                hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
+        finally:
+            self._rows = {}  # the model is as it was for whoever else computes with it
         with torch.inference_mode():
-            context = PagedContext(spans, self.layout, self._caches, self._device)
-            hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
             logits_RV = self.model.logits(hidden_TD[_wanted_rows(spans)][None])[0].float()
             greatest_R, likeliest_R = logits_RV.max(dim=-1)
             log_sum_exp_R = logits_RV.logsumexp(-1)
             log_sum_exp_R = torch.where(log_sum_exp_R.isfinite(), log_sum_exp_R, torch.nan)
         return Scores(logits_RV, likeliest_R.tolist(), greatest_R.tolist(), log_sum_exp_R.tolist())
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        handle = next(self._handles)
+        self._hooks[handle] = [self._hook(handle, name, update) for name, update in adapter.items()]
+        self.weight_bytes += sum(size for _, size in self._hooks[handle])
+        return handle
+
+    def unload_adapter(self, handle: int) -> None:
+        for hook, size in self._hooks.pop(handle):
+            hook.remove()
+            self.weight_bytes -= size
+
+    def _hook(self, handle: int, name: str, update: LowRank) -> tuple[RemovableHandle, int]:
+        """Make a linear layer add the update for the rows of this adapter; also its memory in bytes."""
+        dtype = torch.promote_types(self._dtype, torch.float32)
+        a_RI = update.a_RI.to(self._device, dtype, copy=True)
+        b_OR = update.scale * update.b_OR.to(self._device, dtype)
+
+        def add(_module: nn.Module, inputs: tuple[Tensor], output_1TO: Tensor) -> None:
+            for rows in self._rows.get(handle, ()):
+                update_TO = inputs[0][0, rows].to(dtype) @ a_RI.T @ b_OR.T
+                output_1TO[0, rows] += update_TO.to(output_1TO.dtype)
+
+        return self.model.get_submodule(name).register_forward_hook(add), a_RI.nbytes + b_OR.nbytes
 
 
 class PagedContext:
@@ -133,6 +168,16 @@ def _wanted_rows(spans: Sequence[Span]) -> list[int]:
     for span in spans:
         end += len(span.tokens)
         rows += range(end - span.wanted, end)
+    return rows
+
+
+def _rows_by_adapter(spans: Sequence[Span]) -> dict[int, list[slice]]:
+    """Where in the step the tokens of each adapter's spans are."""
+    rows: dict[int, list[slice]] = {}
+    end = 0
+    for span in spans:
+        end += len(span.tokens)
+        rows.setdefault(span.adapter, []).append(slice(end - len(span.tokens), end))
     return rows
 
 

@@ -165,7 +165,11 @@ def _model_at(path: Path) -> Path:
         return files[0]
     if (path / "adapter_config.json").is_file():  # a change to a model; tuning has written the changed model, too
         merged = _is_model(path.parent / "model")
-        hint = f"name {path.parent}, whose model it is merged into" if merged else "merge it, as docs/use.md says"
+        hint = (
+            f"name {path.parent}, whose model it is merged into"
+            if merged
+            else "give it as --adapter to its model, or merge it"
+        )
         raise UsageError(f"{path} is an adapter, not a model", hint)
     raise DataError(
         f"{path} holds no model",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 namespace tallow {
@@ -25,6 +26,7 @@ Decoder::Decoder(const Architecture &shape, const Ops &ops, int threads)
       qkv_stride_(round_up((shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size, kPanel)),
       inner_stride_(round_up(shape.intermediate_size, kPanel)),
       inputs_stride_(round_up(std::max({shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_size}), 64)),
+      extra_stride_(std::max({qkv_stride_, hidden_stride_, 2 * inner_stride_})),
       inputs_(pool_.size()) {}
 
 void Decoder::set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head, Norm norm,
@@ -56,25 +58,38 @@ void Decoder::step(const std::vector<Span> &spans, float *logits, int64_t logits
 
 void Decoder::lay_out(const std::vector<Span> &spans) {
     rows_.clear();
+    runs_.clear();
     tasks_.clear();
     wanted_.clear();
     fresh_blocks_.clear();
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
     const int64_t height = sharing <= kMostQueries ? kMostQueries / sharing * sharing : kMostQueries;
     single_tokens_ = sharing <= kMostQueries;
-    for (const Span &span : spans) {
+    std::vector<const Span *> ordered;
+    for (const Span &span : spans) ordered.push_back(&span);
+    const auto has_adapter = [](const Span *span) { return span->adapter != nullptr; };
+    const bool adapted = std::any_of(ordered.begin(), ordered.end(), has_adapter);
+    if (adapted)  // all rows of an adapter side by side, so that its weights are read once
+        std::stable_sort(ordered.begin(), ordered.end(),
+                         [](const Span *a, const Span *b) { return std::less<>()(a->adapter, b->adapter); });
+    std::vector<int64_t> ends(spans.size());
+    for (const Span *span : ordered) {
         const int64_t row = int64_t(rows_.size());
-        single_tokens_ &= span.count == 1;
-        for (int64_t i = 0; i < span.count; ++i) {
-            const int64_t position = span.start + i;
-            rows_.push_back({span.tokens[i], position, span.blocks});
-            if (position % kLanes == 0) fresh_blocks_.push_back(span.blocks[position / kLanes]);
+        single_tokens_ &= span->count == 1;
+        for (int64_t i = 0; i < span->count; ++i) {
+            const int64_t position = span->start + i;
+            rows_.push_back({span->tokens[i], position, span->blocks});
+            if (position % kLanes == 0) fresh_blocks_.push_back(span->blocks[position / kLanes]);
         }
-        for (int64_t i = span.count - span.wanted; i < span.count; ++i) wanted_.push_back(row + i);
+        ends[span - spans.data()] = int64_t(rows_.size());
+        if (adapted && (runs_.empty() || runs_.back().adapter != span->adapter)) runs_.push_back({span->adapter, row, row});
+        if (adapted) runs_.back().end = int64_t(rows_.size());
         for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
-            for (int64_t first = 0; first < span.count * sharing; first += height)
-                tasks_.push_back({row, head, first, std::min(height, span.count * sharing - first)});
+            for (int64_t first = 0; first < span->count * sharing; first += height)
+                tasks_.push_back({row, head, first, std::min(height, span->count * sharing - first)});
     }
+    for (size_t i = 0; i < spans.size(); ++i)
+        for (int64_t row = ends[i] - spans[i].wanted; row < ends[i]; ++row) wanted_.push_back(row);
     cut_in_pieces();
     make_room(int64_t(rows_.size()));
 }
@@ -96,8 +111,10 @@ void Decoder::cut_in_pieces() {
 }
 
 void Decoder::make_room(int64_t rows) {
-    if (rows <= capacity_) return;
-    capacity_ = rows;
+    const int64_t rank = greatest_rank();
+    if (rows <= capacity_ && rank <= rank_stride_) return;
+    capacity_ = rows = std::max(rows, capacity_);
+    rank_stride_ = std::max(rank, rank_stride_);
     x_ = Memory((rows * hidden_stride_ + kSlack) * sizeof(float));
     branch_ = Memory((rows * hidden_stride_ + kSlack) * sizeof(float));
     qkv_ = Memory((rows * qkv_stride_ + kSlack) * sizeof(float));
@@ -111,6 +128,10 @@ void Decoder::make_room(int64_t rows) {
         in.sums = Memory(room * inputs_stride_ / kActivationGroup * sizeof(int32_t));
         in.view = {in.values.as<void>(), inputs_stride_, in.scales.as<float>(), in.sums.as<int32_t>(),
                    inputs_stride_ / kActivationGroup};
+        if (rank_stride_ == 0) continue;
+        in.exact = Memory((room * inputs_stride_ + kSlack) * sizeof(float));
+        in.low = Memory(room * rank_stride_ * sizeof(float));
+        in.extra = Memory(room * extra_stride_ * sizeof(float));
     }
 }
 
@@ -187,7 +208,7 @@ void Decoder::embed(const Part &part) {
 // Queries, keys and values of the rows.
 void Decoder::project(const Part &part, const DecoderLayer &layer) {
     const Weight &w = layer.qkv->view();
-    const Activations &in =
+    const Inputs &in =
         inputs(part, layer.attention_norm, x_.as<float>(), hidden_stride_, shape_.hidden_size, w.number);
     multiply(part, w, in, {Destination::store, qkv_.as<float>(), qkv_stride_, {}, nullptr, 0});
     if (!shape_.norm_all_heads) return;
@@ -201,7 +222,7 @@ void Decoder::project(const Part &part, const DecoderLayer &layer) {
 void Decoder::finish_layer(const Part &part, const DecoderLayer &layer) {
     const Weight &out = layer.out->view(), &up = layer.up->view(), &down = layer.down->view();
     float *x = x_.as<float>(), *inner = inner_.as<float>();
-    const Activations *in = &inputs(part, {}, qkv_.as<float>(), qkv_stride_, out.inputs, out.number);
+    const Inputs *in = &inputs(part, {}, qkv_.as<float>(), qkv_stride_, out.inputs, out.number);
     if (shape_.parallel_residual)
         multiply(part, out, *in, {Destination::store, branch_.as<float>(), hidden_stride_, {}, nullptr, 0});
     else
@@ -220,7 +241,7 @@ void Decoder::score(int thread) {
     if (wanted == 0) return;
     const Part all{thread, true, 0, wanted};
     const Weight &w = head_->view();
-    const Activations &in =
+    const Inputs &in =
         inputs(all, norm_, x_.as<float>(), hidden_stride_, shape_.hidden_size, w.number, wanted_.data());
     multiply(all, w, in, {Destination::store, logits_, logits_stride_, {}, nullptr, 0});
     for (int64_t i = thread; i < wanted; i += pool_.size())
@@ -228,30 +249,32 @@ void Decoder::score(int thread) {
 }
 
 // Rows (those of `which` if it is not null) as a weight of this number is multiplied with, normalized if there is a norm.
-const Activations &Decoder::inputs(const Part &part, const Norm &norm, const float *from, int64_t stride, int64_t size,
-                                   Number number, const int64_t *which) {
+const Decoder::Inputs &Decoder::inputs(const Part &part, const Norm &norm, const float *from, int64_t stride, int64_t size,
+                                       Number number, const int64_t *which) {
     const bool shared = part.together && part.end - part.begin > kRoundedByAll;
-    const Activations &to = inputs_[shared ? 0 : part.thread].view;
+    const Inputs &to = inputs_[shared ? 0 : part.thread];
     for (int64_t i = part.begin + (shared ? part.thread : 0); i < part.end; i += shared ? pool_.size() : 1) {
         const float *row = from + (which ? which[i] : i) * stride;
         if (norm.kind != Norm::none) row = normalized(part.thread, norm, row, size);
-        ops_.round_row(number, row, size, to, i - part.begin);
+        ops_.round_row(number, row, size, to.view, i - part.begin);
+        if (!runs_.empty() && !which)
+            std::memcpy(to.exact.as<float>() + (i - part.begin) * inputs_stride_, row, size * sizeof(float));
     }
     if (shared) pool_.barrier();
     return to;
 }
 
-void Decoder::multiply(const Part &part, const Weight &w, const Activations &in, Destination to) {
-    const int64_t rows = part.end - part.begin;
+void Decoder::multiply(const Part &part, const Weight &w, const Inputs &in, Destination to) {
+    const int64_t shares = part.together ? pool_.size() : 1, share = part.together ? part.thread : 0;
+    const int64_t begin = w.panels() * share / shares, end = w.panels() * (share + 1) / shares;
     to.out += part.begin * to.stride;
-    if (!part.together) return ops_.multiply(w, in, to, rows, 0, w.panels());
-    const int64_t begin = w.panels() * part.thread / pool_.size(), end = w.panels() * (part.thread + 1) / pool_.size();
-    if (begin < end) ops_.multiply(w, in, to, rows, begin, end);
-    pool_.barrier();
+    if (!runs_.empty()) adapt(part, w, in, begin, end, to);
+    if (begin < end) ops_.multiply(w, in.view, to, part.end - part.begin, begin, end);
+    if (part.together) pool_.barrier();
 }
 
 // Adds a product to the residual stream, normalized before if there is a norm for it.
-void Decoder::residual_product(const Part &part, const Weight &w, const Activations &in, const Norm &post) {
+void Decoder::residual_product(const Part &part, const Weight &w, const Inputs &in, const Norm &post) {
     const bool direct = post.kind == Norm::none;
     float *to = direct ? x_.as<float>() : branch_.as<float>();
     multiply(part, w, in, {direct ? Destination::add : Destination::store, to, hidden_stride_, {}, nullptr, 0});

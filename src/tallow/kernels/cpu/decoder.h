@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
+#include "adapter.h"
 #include "memory.h"
 #include "ops.h"
 #include "pool.h"
@@ -36,6 +38,7 @@ struct Span {
     int64_t start, count;   // position of the first, and how many
     int64_t wanted;         // the last so many get logits
     const int32_t *blocks;  // cache block of each 16 positions of the sequence
+    const Adapter *adapter; // null: none
 };
 
 class Decoder {
@@ -50,6 +53,10 @@ class Decoder {
     void allocate_cache(int64_t blocks);
     int64_t block_bytes() const { return layer_bytes() * int64_t(layers_.size()); }
     void copy_block(int64_t from, int64_t to);
+    // Between steps: let spans use an adapter of the weights of this decoder, or forget it.
+    void add_adapter(int32_t handle, std::shared_ptr<Adapter> adapter);
+    void remove_adapter(int32_t handle);
+    const Adapter *adapter(int32_t handle) const { return handle == 0 ? nullptr : adapters_.at(handle).get(); }
 
     // Logits (rows of `logits_stride` floats) and their summaries for the wanted tokens of all spans, in order.
     void step(const std::vector<Span> &spans, float *logits, int64_t logits_stride, Summary *summaries);
@@ -67,9 +74,14 @@ class Decoder {
         int64_t task, segment, segments;
         int64_t partials;  // where the results of the task's segments begin
     };
+    struct Run {  // rows that have the same adapter, or none
+        const Adapter *adapter;
+        int64_t begin, end;
+    };
     struct Inputs {
         Memory values, scales, sums, row;
         Activations view;
+        Memory exact, low, extra;  // for adapters: x as it is, A x, B (A x)
     };
     // Rows that a thread works on. A step of few rows is done together: every thread has all rows and computes a share
     // of the outputs, and they wait for each other after each product. Of many rows each thread has some for itself.
@@ -81,6 +93,7 @@ class Decoder {
 
     void lay_out(const std::vector<Span> &);
     void make_room(int64_t rows);
+    int64_t greatest_rank() const;
     void work_together(int thread);
     void work_apart(int thread);
     template <typename Work>
@@ -91,10 +104,13 @@ class Decoder {
     void finish_layer(const Part &, const DecoderLayer &);
     void score(int thread);
 
-    const Activations &inputs(const Part &, const Norm &, const float *from, int64_t stride, int64_t size, Number,
-                              const int64_t *which = nullptr);
-    void multiply(const Part &, const Weight &, const Activations &, Destination);
-    void residual_product(const Part &, const Weight &, const Activations &, const Norm &post);
+    const Inputs &inputs(const Part &, const Norm &, const float *from, int64_t stride, int64_t size, Number,
+                         const int64_t *which = nullptr);
+    void multiply(const Part &, const Weight &, const Inputs &, Destination);
+    void adapt(const Part &, const Weight &, const Inputs &, int64_t begin, int64_t end, Destination &);
+    template <typename Work>
+    void over_runs(const Part &, const Work &) const;
+    void residual_product(const Part &, const Weight &, const Inputs &, const Norm &post);
     void add_branch(const Part &, const Norm &);
     float *normalized(int thread, const Norm &, const float *row, int64_t size);
     void clear_fresh_blocks(int thread, uint8_t *cache);
@@ -115,9 +131,11 @@ class Decoder {
     Norm norm_;
     const float *positions_ = nullptr;
     Memory cache_;
+    std::unordered_map<int32_t, std::shared_ptr<Adapter>> adapters_;
 
     // of the present step
     std::vector<Row> rows_;
+    std::vector<Run> runs_;  // of all rows, or none if no row has an adapter
     std::vector<Task> tasks_;
     std::vector<Piece> pieces_;  // of all tasks if these are too few for the threads, else none
     Memory partials_;
@@ -130,6 +148,7 @@ class Decoder {
     // room for the rows of a step
     int64_t capacity_ = 0, hidden_stride_, qkv_stride_, inner_stride_, inputs_stride_;
     Memory x_, branch_, qkv_, inner_;
+    int64_t extra_stride_, rank_stride_ = 0;  // 0: no step has had an adapter
     std::vector<Inputs> inputs_;
 };
 

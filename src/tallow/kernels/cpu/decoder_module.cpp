@@ -40,23 +40,24 @@ Norm make_norm(const std::string &kind, uintptr_t weight, uintptr_t bias, float 
 using SourceTuple = std::tuple<int, uintptr_t, uintptr_t, int64_t>;  // kind, values, scales, rows
 
 std::shared_ptr<PackedWeight> pack(Decoder &decoder, int number, const std::vector<SourceTuple> &tuples,
-                                   Integers order, int64_t inputs, int64_t group, uintptr_t bias) {
+                                   Integers order, int64_t inputs, int64_t group, uintptr_t bias, Adapter *adapter) {
     std::vector<Source> sources;
     for (const auto &[kind, values, scales, rows] : tuples)
         sources.push_back({Source::Kind(kind), at<uint8_t>(values), at<uint16_t>(scales), rows});
     const std::vector<int32_t> rows(order.data(), order.data() + order.size());
     nb::gil_scoped_release release;
     return std::make_shared<PackedWeight>(Number(number), sources, rows, inputs, group, at<float>(bias), decoder.pool(),
-                                          decoder.arena());
+                                          adapter ? adapter->arena() : decoder.arena());
 }
 
 // The spans' numbers side by side; `tables` holds their block tables one after the other.
 void step(Decoder &decoder, Integers tokens, Integers starts, Integers counts, Integers wanted, Integers tables,
-          Integers table_sizes, uintptr_t logits, int64_t logits_stride, uintptr_t summaries) {
+          Integers table_sizes, Integers adapters, uintptr_t logits, int64_t logits_stride, uintptr_t summaries) {
     std::vector<Span> spans;
     const int32_t *token = tokens.data(), *table = tables.data();
     for (size_t i = 0; i < starts.size(); ++i) {
-        spans.push_back({token, starts.data()[i], counts.data()[i], wanted.data()[i], table});
+        spans.push_back({token, starts.data()[i], counts.data()[i], wanted.data()[i], table,
+                         decoder.adapter(adapters.data()[i])});
         token += counts.data()[i];
         table += table_sizes.data()[i];
     }
@@ -70,6 +71,10 @@ void bind_decoder(nb::module_ &m) {
     m.def("operation_sets", &names);
     nb::class_<Norm>(m, "Norm").def(nb::new_(&make_norm), "kind"_a, "weight"_a, "bias"_a, "eps"_a);
     nb::class_<PackedWeight>(m, "PackedWeight").def_prop_ro("bytes", &PackedWeight::bytes);
+    nb::class_<Adapter>(m, "Adapter")
+        .def(nb::init<>())
+        .def("change", [](Adapter &adapter, const PackedWeight &weight, std::shared_ptr<PackedWeight> a,
+                          std::shared_ptr<PackedWeight> b) { adapter.change(weight, {std::move(a), std::move(b)}); });
     nb::class_<DecoderLayer>(m, "DecoderLayer")
         .def(nb::init<>())
         .def_rw("attention_norm", &DecoderLayer::attention_norm)
@@ -114,7 +119,7 @@ void bind_decoder(nb::module_ &m) {
                 new (place) Decoder(shape, named(set), threads);
             },
             "architecture"_a, "instruction_set"_a, "threads"_a)
-        .def("pack", &pack)
+        .def("pack", &pack, "number"_a, "sources"_a, "order"_a, "inputs"_a, "group"_a, "bias"_a, "adapter"_a = nb::none())
         .def("add_layer", &Decoder::add_layer)
         .def("set_ends", [](Decoder &decoder, std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head,
                             Norm norm, uintptr_t positions) {
@@ -122,6 +127,8 @@ void bind_decoder(nb::module_ &m) {
         })
         .def("allocate_cache", &Decoder::allocate_cache)
         .def("copy_block", &Decoder::copy_block)
+        .def("add_adapter", &Decoder::add_adapter)
+        .def("remove_adapter", &Decoder::remove_adapter)
         .def_prop_ro("block_bytes", &Decoder::block_bytes)
         .def("step", &step);
 }
