@@ -70,7 +70,7 @@ def test_the_adapter_on_the_base_is_the_merged_model(model_directory: Path, chat
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0, msg=name)
 
 
-def test_the_manuals_way_to_merge_an_adapter(
+def test_the_manuals_ways_to_use_and_to_merge_an_adapter(
     model_directory: Path, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(model_directory, chat_file, method="lora")
@@ -79,7 +79,8 @@ def test_the_manuals_way_to_merge_an_adapter(
     model_directory.rename(tmp_path / "runs" / "mine" / "pretrain")
     _, section = MANUAL.read_text(encoding="utf-8").split("## LoRA adapters\n")
     monkeypatch.chdir(tmp_path)
-    exec(section.split("```python\n")[1].split("```")[0], {})
+    for block in section.split("```python\n")[1:3]:
+        exec(block.split("```")[0], {})
     expected = dict(load_model(Path("runs/mine/tune/model")).named_parameters())
     for name, parameter in load_model(Path("merged")).named_parameters():
         torch.testing.assert_close(parameter, expected[name], atol=0, rtol=0, msg=name)
