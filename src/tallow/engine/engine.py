@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -258,34 +257,20 @@ class Engine:
 
     def _choose(self, requests: Sequence[Request], scores: Scores) -> list[tuple[int, float] | None]:
         """The next token of each request and its log-probability; None where the logits are no distribution."""
-        choices: list[tuple[int, float] | None] = []
-        for row, request in enumerate(requests):
-            log_sum_exp = scores.log_sum_exp[row]
-            if math.isnan(log_sum_exp):
-                choices.append(None)
-            elif request.sampler.is_greedy:
-                choices.append((scores.likeliest[row], scores.greatest[row] - log_sum_exp))
-            else:
-                logits_V = scores.logits_RV[row]
-                with torch.inference_mode(), _single_thread():
-                    token = request.sampler.choose(logits_V, request.ids)
-                choices.append((token, float(logits_V[token]) - log_sum_exp))
-        return choices
-
-
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """Let torch compute with one thread in this block.
-
-    The operations of a sampler are short, and the threads that torch takes for them go on spinning for milliseconds
-    after each: on the cores that the runner's own threads need for the next step.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        tokens, logits = scores.likeliest.copy(), scores.greatest.copy()
+        drawn = [row for row, request in enumerate(requests) if not request.sampler.is_greedy]
+        with torch.inference_mode():
+            chosen = Sampler.choose_many(
+                [requests[row].sampler for row in drawn],
+                [scores.logits_RV[row] for row in drawn],
+                [requests[row].ids for row in drawn],
+            )
+            for row, token in zip(drawn, chosen, strict=True):
+                tokens[row], logits[row] = token, float(scores.logits_RV[row, token])
+        return [
+            None if token < 0 or math.isnan(log_sum_exp) else (token, logit - log_sum_exp)
+            for token, logit, log_sum_exp in zip(tokens, logits, scores.log_sum_exp, strict=True)
+        ]
 
 
 _NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 or fp32"

@@ -30,7 +30,7 @@ class Draw(NamedTuple):
         min_p: Keep tokens at least this share as likely as the likeliest.
         typical_p: Keep the fewest tokens whose surprise is nearest to the expected one and whose share reaches it.
         seed: 64 bits.
-        index: Of the token in the answer, 32 bits.
+        token_index: Of the token in the answer, 32 bits.
     """
 
     temperature: float
@@ -39,18 +39,19 @@ class Draw(NamedTuple):
     min_p: float
     typical_p: float
     seed: int
-    index: int
+    token_index: int
 
 
 def choose_tokens(rows: Sequence[Tensor], draws: Sequence[Draw]) -> list[int]:
     """Draw a token from each row of logits.
 
     Of the tokens that temperature and filters leave, with weights w, that one is taken which comes first in a race of
-    exponential variates: the i with the least −log(1 − v_i) / w_i, v_i in (0, 1) being random. It is i with the
-    probability w_i / Σw. The v of all tokens follow from seed and index (`variates`), so a seed has its answer whatever
-    else is computed with it. And two models that draw with the same seed and index choose the same token about as often as
-    their distributions agree: what a draft proposes is what its target will choose itself, so speculation need only
-    compare the two, and leaves the answer of a seed as it is (drafter-invariant speculative decoding, arXiv 2408.07978).
+    exponential variates: the i with the least −log(1 − v_i) / w_i, the v_i being random in (0, 1). It is i with the
+    probability w_i / Σw (to 2⁻³¹, the resolution of v). The v of all tokens follow from seed and index (`variates`), so
+    a seed has its answer whatever else is computed with it. And two models that draw with the same seed and index
+    choose the same token about as often as their distributions agree: what a draft proposes is what its target will
+    choose itself, so speculation need only compare the two, and leaves the answer of a seed as it is (drafter-invariant
+    speculative decoding, arXiv 2408.07978).
 
     Args:
         rows: V logits each, fp32; −∞ for a token that must not come.
@@ -94,14 +95,14 @@ def candidates(logits_V: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     return weights_C[kept_C] / weights_C[kept_C].sum(), ids_C[kept_C]
 
 
-def variates(seed: int, index: int, ids_C: Tensor) -> Tensor:
+def variates(seed: int, token_index: int, ids_C: Tensor) -> Tensor:
     """An exponential variate for each of some tokens (C, fp64) at an index of the answer.
 
-    Word i mod 4 of Philox at the counter (index, i / 4, 0, 0) gives token i's; its high 31 bits are v · 2³¹ − ½, and
-    the variate is −log(1 − v).
+    Word i mod 4 of Philox at the counter (token_index, i / 4, 0, 0) gives token i's; its high 31 bits are v · 2³¹ − ½,
+    and the variate is −log(1 − v).
     """
     zeros_C = torch.zeros_like(ids_C)
-    words_4C = philox(torch.stack([zeros_C + index, ids_C // 4, zeros_C, zeros_C]), seed)
+    words_4C = philox(torch.stack([zeros_C + token_index, ids_C // 4, zeros_C, zeros_C]), seed)
     words_C = words_4C.gather(0, (ids_C % 4)[None])[0]
     return -torch.log1p(-((words_C >> 1).double() + 0.5) / 2**31)
 
@@ -132,7 +133,7 @@ def _choose_token(logits_V: Tensor, draw: Draw) -> int:
     if draw.temperature == 0.0:
         return int(logits_V.argmax())
     probs_C, ids_C = candidates(logits_V, draw)
-    return int(ids_C[(variates(draw.seed, draw.index, ids_C) / probs_C).argmin()])
+    return int(ids_C[(variates(draw.seed, draw.token_index, ids_C) / probs_C).argmin()])
 
 
 def _count_reaching(weights_C: Tensor, share: float) -> int:

@@ -141,13 +141,14 @@ inline void filter_found(const float *logits, int64_t size, const Draw &draw, fl
     const auto one = [](int64_t) { return 1.0; };
     const auto weight = [&](int64_t i) { return double(all.weights[i]); };
     const auto by_logit = [&](int64_t i) { return order_of(all.logits[i]); };
+    const auto by_peak = [&](int64_t i) { return order_of(peaks[i]); };
 
     // First a bound, that costs one look at each token, below which no candidate is.
     double total = 0, least_weight = has_top_k && draw.top_p < 1 ? 0 : draw.min_p;
     float bound = -INFINITY;
     if (has_top_k) {
         if (draw.top_k <= num_peaks(size))  // so many peaks are no less than the bound, and so are as many tokens
-            bound = float_at(cut_at(num_peaks(size), double(draw.top_k), [&](int64_t i) { return order_of(peaks[i]); }, one).order);
+            bound = float_at(cut_at(num_peaks(size), double(draw.top_k), by_peak, one).order);
     } else if (draw.top_p < 1) {
         total = sum_of_weights(logits, size, scale);
         // all tokens of less weight than this would not make up what top-p leaves out

@@ -27,9 +27,7 @@ def choose_tokens(rows: Sequence[Tensor], draws: Sequence[tuple[float | int, ...
 
 
 def _fits(logits_V: Tensor, size: int) -> bool:
-    return (
-        logits_V.is_cpu and logits_V.dtype == torch.float32 and len(logits_V) == size and logits_V.is_contiguous()
-    )
+    return logits_V.is_cpu and logits_V.dtype == torch.float32 and len(logits_V) == size and logits_V.is_contiguous()
 
 
 @functools.cache
