@@ -136,6 +136,7 @@ struct Draw {
 struct Candidates {
     int32_t *ids;
     float *logits, *weights;
+    int32_t *border;  // for the filters' own use
     int64_t count;
 };
 

@@ -50,7 +50,7 @@ inline uint32_t order_of(float value) {
     uint32_t bits;
     value += 0.0f;  // −0 is 0
     std::memcpy(&bits, &value, sizeof bits);
-    return bits >> 31 ? ~bits : bits | 0x80000000;
+    return bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000);  // no branch, which signs would make unforeseeable
 }
 
 inline float float_at(uint32_t order) {
@@ -67,45 +67,54 @@ struct Cut {
 };
 
 // The fewest entries, by falling order, whose masses reach `target`; at least one, and all if they do not reach it.
+// `border` has room for `count` places: those of the entries that the digits so far leave undecided.
 template <typename Order, typename Mass>
-inline Cut cut_at(int64_t count, double target, const Order &order, const Mass &mass) {
-    uint32_t found = 0;
+inline Cut cut_at(int64_t count, double target, const Order &order, const Mass &mass, int32_t *border) {
+    constexpr int kDigit = 11;
+    uint64_t found = 0;
     double before = 0;  // mass of the entries above those that begin with `found`
-    int above = 32;
-    constexpr int kShifts[] = {21, 10, 0};
-    for (const int shift : kShifts) {
-        double masses[1 << 11] = {};
+    for (int64_t i = 0; i < count; ++i) border[i] = int32_t(i);
+    for (int shift = 2 * kDigit; shift >= 0; shift -= kDigit) {  // 33 bits
+        double masses[1 << kDigit] = {};
         for (int64_t i = 0; i < count; ++i)
-            if (const uint64_t digits = order(i); digits >> above == uint64_t(found) >> above)
-                masses[(digits & ((uint64_t(1) << above) - 1)) >> shift] += mass(i);
-        int64_t digit = (int64_t(1) << (above - shift)) - 1;
+            masses[order(border[i]) >> shift & ((1 << kDigit) - 1)] += mass(border[i]);
+        int64_t digit = (1 << kDigit) - 1;
         for (; digit > 0 && (masses[digit] == 0 || before + masses[digit] < target); --digit) before += masses[digit];
-        found |= uint32_t(digit) << shift;
-        above = shift;
+        found |= uint64_t(digit) << shift;
+        int64_t left = 0;
+        for (int64_t i = 0; i < count; ++i) {  // without branches, which no processor could foresee
+            const int32_t place = border[i];
+            border[left] = place;
+            left += uint64_t(order(place)) >> shift == found >> shift;
+        }
+        count = left;
     }
-    Cut cut = {found, 0};
-    for (int64_t i = 0; i < count; ++i)
-        if (order(i) == found && (cut.ties == 0 || before < target)) before += mass(i), ++cut.ties;
+    Cut cut = {uint32_t(found), 0};
+    for (; cut.ties < count && (cut.ties == 0 || before < target); ++cut.ties) before += mass(border[cut.ties]);
     return cut;
 }
 
 template <typename Keep>
 inline void keep_if(Candidates &all, const Keep &keep) {
     int64_t count = 0;
-    for (int64_t i = 0; i < all.count; ++i)
-        if (keep(i)) {
-            all.ids[count] = all.ids[i];
-            all.logits[count] = all.logits[i];
-            all.weights[count] = all.weights[i];
-            ++count;
-        }
+    for (int64_t i = 0; i < all.count; ++i) {  // without branches, too
+        const bool keeps = keep(i);
+        all.ids[count] = all.ids[i];
+        all.logits[count] = all.logits[i];
+        all.weights[count] = all.weights[i];
+        count += keeps;
+    }
     all.count = count;
 }
 
 template <typename Order, typename Mass>
 inline void keep_likeliest(Candidates &all, double target, const Order &order, const Mass &mass) {
-    Cut cut = cut_at(all.count, target, order, mass);
-    keep_if(all, [&](int64_t i) { return order(i) > cut.order || (order(i) == cut.order && cut.ties-- > 0); });
+    Cut cut = cut_at(all.count, target, order, mass, all.border);
+    keep_if(all, [&](int64_t i) {
+        const bool is_tie = order(i) == cut.order;
+        cut.ties -= is_tie;
+        return order(i) > cut.order || (is_tie && cut.ties >= 0);
+    });
 }
 
 // The sum of all weights: in floats lane by lane within a block, in double over blocks.
@@ -148,7 +157,7 @@ inline void filter_found(const float *logits, int64_t size, const Draw &draw, fl
     float bound = -INFINITY;
     if (has_top_k) {
         if (draw.top_k <= num_peaks(size))  // so many peaks are no less than the bound, and so are as many tokens
-            bound = float_at(cut_at(num_peaks(size), double(draw.top_k), by_peak, one).order);
+            bound = float_at(cut_at(num_peaks(size), double(draw.top_k), by_peak, one, all.border).order);
     } else if (draw.top_p < 1) {
         total = sum_of_weights(logits, size, scale);
         // all tokens of less weight than this would not make up what top-p leaves out

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <memory>
 #include <thread>
 
@@ -20,16 +21,20 @@ namespace {
 // Memory for the candidates of one row: of what is not written, the system gives nothing.
 class Scratch {
    public:
-    explicit Scratch(int64_t size)
-        : ids_(new int32_t[size + kLanes]), logits_(new float[size + kLanes]), weights_(new float[size + kLanes]) {}
-    Candidates candidates() { return {ids_.get(), logits_.get(), weights_.get(), 0}; }
+    explicit Scratch(int64_t size) : room_(size + kLanes), memory_(new std::byte[4 * room_ * sizeof(float)]) {}
+    Candidates candidates() { return {part<int32_t>(0), part<float>(1), part<float>(2), part<int32_t>(3), 0}; }
 
    private:
-    std::unique_ptr<int32_t[]> ids_;
-    std::unique_ptr<float[]> logits_, weights_;
+    template <typename T>
+    T *part(int64_t index) {
+        return reinterpret_cast<T *>(memory_.get() + index * room_ * sizeof(T));
+    }
+
+    int64_t room_;
+    std::unique_ptr<std::byte[]> memory_;
 };
 
-// temperature, top_k, top_p, min_p, typical_p, seed, index
+// temperature, top_k, top_p, min_p, typical_p, seed, token_index
 using DrawTuple = std::tuple<double, int64_t, double, double, double, uint64_t, uint32_t>;
 
 Draw draw_of(const DrawTuple &tuple) {
