@@ -20,7 +20,6 @@ from tests.engine.conftest import make_model, tiny
 from tallow.engine.engine import Engine
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import context_length
-from tallow.engine.sampler import Sampler
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
@@ -158,19 +157,19 @@ def test_abort_frees(model: Decoder) -> None:
 
 
 def test_an_interrupted_step_is_not_done_by_half(exact_model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted when the first of two tokens has been chosen."""
+    """Interrupted while two tokens are chosen."""
     params = replace(SAMPLED, repetition_penalty=1.5)
     engine = Engine(TorchRunner(exact_model), None)
     requests = [engine.submit(prompt, params) for prompt in ([1, 2, 3], [4])]
     engine.step()
     with monkeypatch.context() as patch:
-        choose = requests[1].sampler.choose
+        prepare = requests[1].sampler.prepare
 
-        def interrupted(logits_V: torch.Tensor, ids: Sequence[int]) -> int:
+        def interrupted(logits_V: torch.Tensor, ids: Sequence[int]) -> object:
             signal.raise_signal(signal.SIGINT)
-            return choose(logits_V, ids)
+            return prepare(logits_V, ids)
 
-        patch.setattr(requests[1].sampler, "choose", interrupted)
+        patch.setattr(requests[1].sampler, "prepare", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     run(engine, *requests)
@@ -403,20 +402,3 @@ def test_a_step_broken_off_at_any_instant_is_done_again(exact_model: Decoder, in
     assert [request.ids for request in requests] == [answer(exact_model, prompt, params) for prompt in prompts]
     engine.check_blocks()
     assert engine.state.free_blocks == engine.state.num_blocks
-
-
-def test_sampling_leaves_the_number_of_threads_alone(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    during, choose, before = [], Sampler.choose, torch.get_num_threads()
-
-    def watched(self: Sampler, logits_V: torch.Tensor, ids: Sequence[int]) -> int:
-        during.append(torch.get_num_threads())
-        return choose(self, logits_V, ids)
-
-    monkeypatch.setattr(Sampler, "choose", watched)
-    torch.set_num_threads(2)
-    try:
-        answer(model, [1, 2], SAMPLED)
-        assert set(during) == {1}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)

@@ -17,20 +17,21 @@ from tallow.errors import UsageError
 
 VOCABULARY = 12
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=30)
-ZEROS = torch.zeros(VOCABULARY)
 
 
 def penalized(params: SamplingParams, prompt: list[int], ids: list[int], stop_ids: tuple[int, ...] = ()) -> Tensor:
-    logits_V = ZEROS
+    logits_V = torch.zeros(VOCABULARY)
     for penalty in make_penalties(params, prompt, stop_ids):
-        logits_V = penalty(logits_V, ids)
+        penalty(logits_V, ids)
     return logits_V
 
 
 @given(ids=TOKENS, frequency=st.floats(-2, 2), presence=st.floats(-2, 2))
 def test_counts(ids: list[int], frequency: float, presence: float) -> None:
     expected = [-(frequency * ids.count(token) + presence * (token in ids)) for token in range(VOCABULARY)]
-    torch.testing.assert_close(counts(ZEROS, ids, frequency, presence), torch.tensor(expected), atol=1e-5, rtol=0)
+    logits_V = torch.zeros(VOCABULARY)
+    counts(logits_V, ids, frequency, presence)
+    torch.testing.assert_close(logits_V, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_counts_leave_the_prompt_out() -> None:
@@ -65,7 +66,9 @@ def brute_dry(ids: list[int], params: SamplingParams) -> list[float]:
 )
 def test_dry_equals_brute_force(ids: list[int], allowed: int, breakers: tuple[int, ...]) -> None:
     params = SamplingParams(dry_multiplier=0.8, dry_allowed_length=allowed, dry_breaker_ids=breakers)
-    torch.testing.assert_close(dry(ZEROS, ids, params), torch.tensor(brute_dry(ids, params)), atol=1e-4, rtol=1e-5)
+    logits_V = torch.zeros(VOCABULARY)
+    dry(logits_V, ids, params)
+    torch.testing.assert_close(logits_V, torch.tensor(brute_dry(ids, params)), atol=1e-4, rtol=1e-5)
 
 
 def test_dry_counts_the_prompt() -> None:
@@ -73,13 +76,33 @@ def test_dry_counts_the_prompt() -> None:
     # 5 6 7 was there: after 5 6 the 7 would repeat it
     assert penalized(params, [5, 6, 7, 0], [5, 6])[7] == -1.0
     assert penalized(params, [4, 5, 6, 7, 0, 4], [5, 6])[7] == -2.0
-    assert dry(ZEROS, [1] * 500, params)[1] == -(2.0 ** (LONGEST_REPEAT - 2))
+    assert penalized(params, [1] * 400, [1] * 100)[1] == -(2.0 ** (LONGEST_REPEAT - 2))
 
 
-def test_biases_and_the_least_length() -> None:
-    params = SamplingParams(logit_bias={3: 5.0, 4: -100.0}, min_new_tokens=2, max_new_tokens=4)
-    assert penalized(params, [], [], (3, 7)).tolist() == [0, 0, 0, -torch.inf, -100, 0, 0, -torch.inf, 0, 0, 0, 0]
-    assert penalized(params, [], [1, 1], (3, 7))[3] == 5.0
+ALL = SamplingParams(
+    repetition_penalty=1.5,
+    frequency_penalty=0.5,
+    presence_penalty=0.1,
+    dry_multiplier=1.0,
+    logit_bias={1: 2.0},
+    min_new_tokens=9,
+)
+
+
+@given(prompt=TOKENS, ids=TOKENS)
+def test_penalties_change_a_copy(prompt: list[int], ids: list[int]) -> None:
+    logits_V = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(len(prompt) + 31 * len(ids)))
+    before_V, expected_V = logits_V.clone(), logits_V.clone()
+    for penalty in make_penalties(ALL, prompt, (3,)):
+        penalty(expected_V, ids)
+    assert Sampler(ALL, prompt, (3,)).choose(logits_V, ids) == int(expected_V.argmax())
+    assert torch.equal(logits_V, before_V)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_biases_may_leave_nothing(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, logit_bias=dict.fromkeys(range(VOCABULARY), -1e39))
+    assert Sampler(params, []).choose(torch.zeros(VOCABULARY), []) == -1
 
 
 def test_a_greedy_sampler_with_penalties_looks_at_them() -> None:

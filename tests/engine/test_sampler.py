@@ -21,7 +21,9 @@ from transformers import (
 
 from tallow.engine.penalties import repetition
 from tallow.engine.request import SamplingParams
-from tallow.engine.sampler import FIRST_CANDIDATES, Sampler, candidates, uniform
+from tallow.engine.sampler import Sampler
+from tallow.kernels import choose_tokens
+from tallow.kernels.sampling import Draw, candidates
 
 
 def random_logits(vocab_size: int, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -30,10 +32,9 @@ def random_logits(vocab_size: int, seed: int = 0, spread: float = 3.0) -> Tensor
 
 def distribution(logits_V: Tensor, params: SamplingParams) -> Tensor:
     """Probabilities of all tokens, V, fp64."""
-    probs_C, ids_C = candidates(logits_V, params)
-    if ids_C is None:
-        return probs_C.double()
-    return torch.zeros(len(logits_V), dtype=torch.float64).index_add_(0, ids_C, probs_C.double())
+    draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p, seed=0, token_index=0)
+    probs_C, ids_C = candidates(logits_V, draw)
+    return torch.zeros(len(logits_V), dtype=torch.float64).index_add_(0, ids_C, probs_C)
 
 
 def brute_force(logits: list[float], params: SamplingParams) -> list[float]:
@@ -85,8 +86,8 @@ def test_filters_equal_transformers(params: SamplingParams, seed: int) -> None:
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
 def test_nucleus_of_a_large_vocabulary(top_p: float, spread: float) -> None:
-    """Nuclei within the first candidates, beyond them, and of nearly all tokens."""
-    logits_V = random_logits(20 * FIRST_CANDIDATES, spread=spread)
+    """Nuclei of few tokens, of many, and of nearly all."""
+    logits_V = random_logits(5120, spread=spread)
     params = SamplingParams(temperature=1.0, top_p=top_p)
     probs_V = logits_V.double().softmax(-1)
     sorted_V, order_V = probs_V.sort(descending=True)
@@ -106,7 +107,8 @@ def test_repetition_penalty_equals_transformers(penalty: float, seen: list[int],
     logits_V = random_logits(20, seed)
     given_V = torch.FloatTensor(logits_V[None].clone())
     expected_V = RepetitionPenaltyLogitsProcessor(penalty)(torch.LongTensor([seen]), given_V)[0]
-    assert torch.equal(repetition(logits_V, list(dict.fromkeys(seen)), penalty), expected_V)
+    repetition(logits_V, seen, penalty)
+    assert torch.equal(logits_V, expected_V)
 
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
@@ -160,11 +162,25 @@ def test_draws_follow_the_distribution(params: SamplingParams, across: str) -> N
     assert statistic < quantile
 
 
-def test_random_numbers_depend_on_seed_and_index_alone() -> None:
-    numbers = {(seed, index): uniform(seed, index) for seed in (0, 1, 2**64 - 1) for index in range(50)}
-    assert len(set(numbers.values())) == len(numbers)
-    assert all(0 <= number < 1 for number in numbers.values())
-    assert uniform(1, 7) == numbers[1, 7]
+def test_the_batch_does_not_matter() -> None:
+    params = [SamplingParams(temperature=1.0, top_k=top_k, seed=seed) for top_k in (0, 5) for seed in range(10)]
+    samplers, rows = [Sampler(each, []) for each in params], [random_logits(5000, seed) for seed in range(20)]
+    answers = [[1] * (number % 3) for number in range(20)]
+    alone = [sampler.choose(row, ids) for sampler, row, ids in zip(samplers, rows, answers, strict=True)]
+    prepared = [each.prepare(logits_V, ids) for each, logits_V, ids in zip(samplers, rows, answers, strict=True)]
+    for order in (prepared, prepared[::-1]):
+        chosen = choose_tokens([logits_V for logits_V, _ in order], [draw for _, draw in order])
+        assert chosen == (alone if order is prepared else alone[::-1])
+
+
+def test_a_draft_agrees_as_often_as_distributions_do() -> None:
+    """Drawn with the same noise, p and q give the same token with probability ≥ Σ min(p, q) / Σ max(p, q)."""
+    target_V, draft_V = random_logits(50, 0, 1.0), random_logits(50, 0, 1.0) + random_logits(50, 1, 0.3)
+    p_V, q_V = target_V.double().softmax(0), draft_V.double().softmax(0)
+    bound = float(torch.minimum(p_V, q_V).sum() / torch.maximum(p_V, q_V).sum())
+    samplers = [Sampler(SamplingParams(temperature=1.0, seed=seed), []) for seed in range(1000)]
+    agreed = sum(sampler.choose(target_V, []) == sampler.choose(draft_V, []) for sampler in samplers) / 1000
+    assert 0.5 < bound < agreed + 0.05
 
 
 def test_without_a_seed_answers_differ() -> None:

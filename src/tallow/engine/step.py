@@ -13,7 +13,8 @@ from torch import Tensor
 from tallow.engine.request import Request, RequestState, TopLogProbs
 from tallow.engine.runner import Scores, Span
 from tallow.engine.scheduler import Scheduler, Share
-from tallow.errors import DataError
+from tallow.errors import DataError, UsageError
+from tallow.kernels import choose_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class _Part:
     catches_up: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Turn:
     """A request whose next token is chosen from this row of logits; behind it come rows that suppose the guesses."""
 
@@ -118,25 +119,32 @@ class Step:
 def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
     """Give each request its next token; returns the turns of those for whom it was as they had guessed."""
     right = []
+    tokens = _draw([turn for turn in turns if not turn.request.sampler.is_greedy], scores)
     for turn in turns:
         request, log_sum_exp = turn.request, scores.log_sum_exp[turn.row]
+        token = tokens.get(turn, scores.likeliest[turn.row])
         if math.isnan(log_sum_exp):
             where = f"the model's logits after token {request.num_tokens} are not finite"
             request.finish("abort", DataError(where, _NOT_FINITE))
-            continue
-        logits_V = scores.logits_RV[turn.row]
-        if request.sampler.is_greedy:
-            token, logit = scores.likeliest[turn.row], scores.greatest[turn.row]
+        elif token < 0:
+            where = f"penalties and biases leave no token that could follow token {request.num_tokens}"
+            request.finish("abort", UsageError(where, "weaken them"))
         else:
-            with torch.inference_mode(), _single_thread():
-                token = request.sampler.choose(logits_V, request.ids)
-            logit = float(logits_V[token])
-        count = request.params.top_log_probs
-        request.append(token, logit - log_sum_exp, _likeliest(logits_V, log_sum_exp, count) if count else None)
-        if turn.guesses and token == turn.guesses[0] and request.state is not RequestState.FINISHED:
-            request.num_computed_tokens += 1
-            right.append(_Turn(request, turn.row + 1, turn.guesses[1:]))
+            logits_V = scores.logits_RV[turn.row]
+            logit = float(logits_V[token]) if turn in tokens else scores.greatest[turn.row]
+            count = request.params.top_log_probs
+            request.append(token, logit - log_sum_exp, _likeliest(logits_V, log_sum_exp, count) if count else None)
+            if turn.guesses and token == turn.guesses[0] and request.state is not RequestState.FINISHED:
+                request.num_computed_tokens += 1
+                right.append(_Turn(request, turn.row + 1, turn.guesses[1:]))
     return right
+
+
+def _draw(turns: Sequence[_Turn], scores: Scores) -> dict[_Turn, int]:
+    with torch.inference_mode():
+        prepared = [turn.request.sampler.prepare(scores.logits_RV[turn.row], turn.request.ids) for turn in turns]
+        tokens = choose_tokens([row_V for row_V, _ in prepared], [draw for _, draw in prepared])
+    return dict(zip(turns, tokens, strict=True))
 
 
 def _score_prompt(request: Request, part: _Part, scores: Scores) -> None:

@@ -6,10 +6,13 @@ Nothing outside this room knows which version of an operation ran.
 from tallow.kernels.dispatch import Operation, prefers_fast, using
 from tallow.kernels.probe import machine_bytes, matmul_peak, read_bandwidth
 from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear
+from tallow.kernels.sampling import Draw, choose_tokens
 
 __all__ = [
+    "Draw",
     "Operation",
     "QuantizedWeight",
+    "choose_tokens",
     "dequantize",
     "machine_bytes",
     "matmul_peak",

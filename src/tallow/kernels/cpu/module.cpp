@@ -21,6 +21,7 @@ namespace tallow {
 
 void bind_decoder(nb::module_ &);
 void bind_operations(nb::module_ &);
+void bind_sampling(nb::module_ &);
 
 namespace {
 
@@ -137,6 +138,7 @@ uint64_t read_memory(uintptr_t address, int64_t words, int threads) {
 NB_MODULE(_native, m) {
     tallow::bind_decoder(m);
     tallow::bind_operations(m);
+    tallow::bind_sampling(m);
     m.def("instruction_sets", &tallow::instruction_set_names);
     m.def("quantized_linear", &tallow::quantized_linear, nb::call_guard<nb::gil_scoped_release>());
     m.def("read_memory", &tallow::read_memory, nb::call_guard<nb::gil_scoped_release>());

@@ -118,6 +118,28 @@ struct Summary {
     float greatest, log_sum_exp;
 };
 
+// How a token is drawn from a row of logits; kernels/sampling.py says what each of these means.
+struct Draw {
+    double temperature;
+    int64_t top_k;
+    double top_p, min_p, typical_p;
+    uint64_t seed;
+    uint32_t index;
+
+    TALLOW_INLINE bool has_top_k(int64_t size) const { return top_k > 0 && top_k < size; }
+    TALLOW_INLINE bool has_filter(int64_t size) const {
+        return has_top_k(size) || top_p < 1 || min_p > 0 || typical_p < 1;
+    }
+};
+
+// Tokens that may be drawn, by rising ids. The arrays are the caller's, with room for the vocabulary and a vector more.
+struct Candidates {
+    int32_t *ids;
+    float *logits, *weights;
+    int32_t *border;  // for the filters' own use
+    int64_t count;
+};
+
 // What becomes of products. `out` has whole panels in each row.
 struct Destination {
     // gate: out = act(first 16 outputs of a panel) · its other 16
@@ -143,6 +165,10 @@ struct Ops {
     void (*join_segments)(const float *partials, int64_t segments, int64_t head_size, float *out);
     void (*embed)(const Weight &, int64_t token, float scale, float *out);
     Summary (*summarize)(float *logits, int64_t size, float softcap);  // caps them, too
+    // What temperature and filters leave; false if the logits are no distribution: one is NaN or ∞, or all are −∞.
+    bool (*filter)(const float *logits, int64_t size, const Draw &, Candidates &);
+    // The token drawn, −1 if the logits are no distribution; what is written to the candidates is of no use.
+    int32_t (*choose)(const float *logits, int64_t size, const Draw &, Candidates &);
 };
 
 // Those that this processor has, best first.

@@ -4,7 +4,10 @@
 #include "ops_product.h"
 #include "ops_rows.h"
 #include "ops_attention.h"
+#include "ops_filter.h"
+#include "ops_race.h"
 
 constexpr Ops all_operations(const char *name) {
-    return {name, multiply, normalize, round_row, rotate, store_token, attend, join_segments, embed, summarize};
+    return {name,  multiply,  normalize, round_row, rotate, store_token, attend, join_segments,
+            embed, summarize, filter,    choose};
 }

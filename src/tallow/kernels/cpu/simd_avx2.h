@@ -44,6 +44,10 @@ inline F fselect_less(F a, F b, F yes, F no) {
     return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
             _mm256_blendv_ps(no.high, yes.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
 }
+inline uint32_t mask_less(F a, F b) {
+    return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ))) |
+           uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))) << 8;
+}
 inline float fsum(F a) {
     const __m256 eight = _mm256_add_ps(a.low, a.high);
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -67,6 +71,37 @@ inline F fkeep(F a, int count, F rest) {
 inline I bits_of(F a) { return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)}; }
 inline F float_of(I bits) { return {_mm256_castsi256_ps(bits.low), _mm256_castsi256_ps(bits.high)}; }
 inline I iand(I a, I b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
+inline I iadd(I a, I b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+inline I isub(I a, I b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
+inline I ixor(I a, I b) { return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)}; }
+template <int kBits>
+inline I shift_left(I a) {
+    return {_mm256_slli_epi32(a.low, kBits), _mm256_slli_epi32(a.high, kBits)};
+}
+template <int kBits>
+inline I shift_right(I a) {
+    return {_mm256_srli_epi32(a.low, kBits), _mm256_srli_epi32(a.high, kBits)};
+}
+inline void multiply_wide_8(__m256i a, uint32_t b, __m256i &high, __m256i &low) {
+    const __m256i factor = _mm256_set1_epi32(int(b));
+    const __m256i even = _mm256_mul_epu32(a, factor), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), factor);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+inline void multiply_wide(I a, uint32_t b, I &high, I &low) {
+    multiply_wide_8(a.low, b, high.low, low.low);
+    multiply_wide_8(a.high, b, high.high, low.high);
+}
+inline void transpose4_of_8(__m256i &a, __m256i &b, __m256i &c, __m256i &d) {
+    const __m256i first = _mm256_unpacklo_epi32(a, b), second = _mm256_unpackhi_epi32(a, b);
+    const __m256i third = _mm256_unpacklo_epi32(c, d), fourth = _mm256_unpackhi_epi32(c, d);
+    a = _mm256_unpacklo_epi64(first, third), b = _mm256_unpackhi_epi64(first, third);
+    c = _mm256_unpacklo_epi64(second, fourth), d = _mm256_unpackhi_epi64(second, fourth);
+}
+inline void transpose4(I (&a)[4]) {
+    transpose4_of_8(a[0].low, a[1].low, a[2].low, a[3].low);
+    transpose4_of_8(a[0].high, a[1].high, a[2].high, a[3].high);
+}
 inline I imax(I a, I b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
 inline int32_t igreatest(I a) {
     const __m256i eight = _mm256_max_epi32(a.low, a.high);
@@ -77,6 +112,11 @@ inline int32_t igreatest(I a) {
 inline I iload(const void *from) {
     const __m256i *halves = static_cast<const __m256i *>(from);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+inline void istore(void *to, I value) {
+    __m256i *halves = static_cast<__m256i *>(to);
+    _mm256_storeu_si256(halves, value.low);
+    _mm256_storeu_si256(halves + 1, value.high);
 }
 inline I iset(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
 inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }

@@ -31,15 +31,44 @@ inline F fpow2(F exponent) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), expon
 inline F fselect_less(F a, F b, F yes, F no) {
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
 }
+inline uint32_t mask_less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }  // a bit a lane: a < b
 inline float fsum(F a) { return _mm512_reduce_add_ps(a); }
 inline float fgreatest(F a) { return _mm512_reduce_max_ps(a); }
 // the first `count` lanes, the others `rest`
 inline F fkeep(F a, int count, F rest) { return _mm512_mask_mov_ps(rest, __mmask16((1u << count) - 1), a); }
 
 inline I bits_of(F a) { return _mm512_castps_si512(a); }
+inline F float_of(I bits) { return _mm512_castsi512_ps(bits); }
+inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
+inline I ixor(I a, I b) { return _mm512_xor_si512(a, b); }
+template <int kBits>
+inline I shift_left(I a) {
+    return _mm512_slli_epi32(a, kBits);
+}
+template <int kBits>
+inline I shift_right(I a) {  // zeros come in
+    return _mm512_srli_epi32(a, kBits);
+}
+// High and low halves of the products of unsigned integers.
+inline void multiply_wide(I a, uint32_t b, I &high, I &low) {
+    const __m512i factor = _mm512_set1_epi32(int(b));
+    const __m512 even = _mm512_castsi512_ps(_mm512_mul_epu32(a, factor));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_mul_epu32(_mm512_srli_epi64(a, 32), factor));
+    high = _mm512_castps_si512(_mm512_mask_movehdup_ps(odd, 0x5555, even));
+    low = _mm512_castps_si512(_mm512_mask_moveldup_ps(even, 0xaaaa, odd));
+}
+// Lane j of four in vector i changes places with lane i in vector j.
+inline void transpose4(I (&a)[4]) {
+    const __m512i first = _mm512_unpacklo_epi32(a[0], a[1]), second = _mm512_unpackhi_epi32(a[0], a[1]);
+    const __m512i third = _mm512_unpacklo_epi32(a[2], a[3]), fourth = _mm512_unpackhi_epi32(a[2], a[3]);
+    a[0] = _mm512_unpacklo_epi64(first, third), a[1] = _mm512_unpackhi_epi64(first, third);
+    a[2] = _mm512_unpacklo_epi64(second, fourth), a[3] = _mm512_unpackhi_epi64(second, fourth);
+}
 inline I imax(I a, I b) { return _mm512_max_epi32(a, b); }
 inline int32_t igreatest(I a) { return _mm512_reduce_max_epi32(a); }
 inline I iload(const void *from) { return _mm512_loadu_si512(from); }
+inline void istore(void *to, I value) { _mm512_storeu_si512(to, value); }
 inline I iset(int32_t value) { return _mm512_set1_epi32(value); }
 inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline F load_half(const uint16_t *from) {

@@ -100,6 +100,11 @@ inline F fpow2(F exponent) {  // −126 … 128, which gives infinity
 inline F fselect_less(F a, F b, F yes, F no) {
     return parts([&](int i) { return choose(a.part[i] < b.part[i], yes.part[i], no.part[i]); });
 }
+inline uint32_t mask_less(F a, F b) {
+    uint32_t mask = 0;
+    for (int lane = 0; lane < kLanes; ++lane) mask |= uint32_t(a.part[lane / 4][lane % 4] < b.part[lane / 4][lane % 4]) << lane;
+    return mask;
+}
 inline float fsum(F a) {
     const Floats four = (a.part[0] + a.part[2]) + (a.part[1] + a.part[3]);
     return (four[0] + four[2]) + (four[1] + four[3]);
@@ -115,6 +120,37 @@ inline F fkeep(F a, int count, F rest) {
 }
 
 inline I bits_of(F a) { return bits_as<I>(a); }
+inline F float_of(I bits) { return bits_as<F>(bits); }
+inline I iadd(I a, I b) {
+    return parts<I>([&](int i) { return a.part[i] + b.part[i]; });
+}
+inline I isub(I a, I b) {
+    return parts<I>([&](int i) { return a.part[i] - b.part[i]; });
+}
+inline I ixor(I a, I b) {
+    return parts<I>([&](int i) { return a.part[i] ^ b.part[i]; });
+}
+template <int kBits>
+inline I shift_left(I a) {
+    return parts<I>([&](int i) { return a.part[i] << kBits; });
+}
+template <int kBits>
+inline I shift_right(I a) {
+    return parts<I>([&](int i) { return a.part[i] >> kBits; });
+}
+inline void multiply_wide(I a, uint32_t b, I &high, I &low) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+        const uint64_t product = uint64_t(a.part[lane / 4][lane % 4]) * b;
+        high.part[lane / 4][lane % 4] = uint32_t(product >> 32);
+        low.part[lane / 4][lane % 4] = uint32_t(product);
+    }
+}
+inline void transpose4(I (&a)[4]) {
+    for (int i = 0; i < 4; ++i) {
+        const Words first = a[0].part[i], second = a[1].part[i], third = a[2].part[i], fourth = a[3].part[i];
+        for (int j = 0; j < 4; ++j) a[j].part[i] = Words{first[j], second[j], third[j], fourth[j]};
+    }
+}
 inline I imax(I a, I b) {
     return parts<I>([&](int i) {
         const Words more = bits_as<Words>(bits_as<Ints>(a.part[i]) > bits_as<Ints>(b.part[i]));
@@ -128,6 +164,7 @@ inline int32_t igreatest(I a) {
     return greatest;
 }
 inline I iload(const void *from) { return load<I>(from); }
+inline void istore(void *to, I value) { std::memcpy(to, &value, sizeof value); }
 inline I iset(int32_t value) {
     const uint32_t word = uint32_t(value);
     return parts<I>([&](int) { return Words{word, word, word, word}; });

@@ -1,0 +1,37 @@
+"""Sampling in C++: the rows of logits are checked here, because only addresses go on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tallow.kernels.cpu import native, operation_set
+
+
+def choose_tokens(rows: Sequence[Tensor], draws: Sequence[tuple[float | int, ...]]) -> list[int] | None:
+    """`tallow.kernels.sampling.choose_tokens`; a row's token does not depend on what other rows there are.
+
+    Returns:
+        None if there is no extension, or for rows that it does not take.
+    """
+    extension = native()
+    if extension is None or not all(_fits(logits_V, len(rows[0])) for logits_V in rows):
+        return None
+    addresses = [logits_V.data_ptr() for logits_V in rows]
+    size = len(rows[0]) if rows else 0
+    return extension.choose_tokens(_operations(operation_set()), addresses, size, draws, torch.get_num_threads())
+
+
+def _fits(logits_V: Tensor, size: int) -> bool:
+    return logits_V.is_cpu and logits_V.dtype == torch.float32 and len(logits_V) == size and logits_V.is_contiguous()
+
+
+@functools.cache
+def _operations(name: str) -> Any:
+    extension = native()
+    assert extension is not None
+    return next(operations for operations in extension.operations() if operations.name == name)
