@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,15 +23,21 @@ from tallow.engine.sampler import Sampler
 from tallow.engine.scheduler import Scheduler
 from tallow.engine.text import OutputText
 from tallow.engine.uninterrupted import uninterrupted
-from tallow.errors import DataError, UsageError
+from tallow.errors import DataError, TallowError, UsageError
 from tallow.kernels import machine_bytes
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from tallow.engine.grammar import Constraint, Grammars
 
 SCORED_AT_ONCE = 256
 """Tokens whose logits over the whole vocabulary are held together while scoring."""
 
 CACHE_SHARE = 8
 """The cache may take this part of the machine's memory if nothing else is said; it takes it only as it fills."""
+
+NOTHING_READY_S = 0.05
+"""How long a step waits where all requests wait for their structures to be compiled."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Engine:
         runner.allocate(num_blocks)
         self._pool = BlockPool(num_blocks)
         self._scheduler = Scheduler(self._pool, max_tokens_per_step, max_running)
+        self._grammars: Grammars | None = None
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, cache_salt: Hashable = None) -> Request:
         """Put a request in the queue; it takes part from one of the next steps on.
@@ -112,7 +120,8 @@ class Engine:
                 learns from the time that an answer takes what others have asked.
 
         Raises:
-            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer.
+            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer; or the
+                parameters ask for what this engine does not have.
         """
         prompt_ids = tuple(map(operator.index, prompt_ids))
         self.check(prompt_ids, room_for=1)
@@ -122,15 +131,17 @@ class Engine:
         vocab_size = self.runner.config.vocab_size
         if unknown := [token for token in params.logit_bias if not 0 <= token < vocab_size]:
             raise UsageError(f"logit_bias names token {unknown[0]} of a vocabulary of {vocab_size}", "leave it out")
+        constraint = self._constraint(params, stop_ids)
         output = OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None
         request = Request(
             prompt_ids=prompt_ids,
             params=params,
             limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
             stop_ids=stop_ids,
-            sampler=Sampler(params, prompt_ids, stop_ids),
+            sampler=Sampler(params, prompt_ids, stop_ids, constraint),
             output=output,
             cache_salt=cache_salt,
+            constraint=constraint,
         )
         self._scheduler.add(request)
         return request
@@ -138,13 +149,18 @@ class Engine:
     def step(self) -> list[Request]:
         """One pass of the model over the next tokens of as many requests as the budget allows.
 
+        If all that there is waits for structures to be compiled, it waits a moment for them.
+
         Returns:
             The requests that got a token, or were given up (see `Request.error`).
         """
         with uninterrupted():
+            given_up = self._give_up_uncompiled()
             scheduled = self._scheduler.schedule()
         if not scheduled:
-            return []
+            if self._grammars is not None and not given_up:
+                self._grammars.wait(NOTHING_READY_S)
+            return given_up
         spans, ready = [], []
         for request, count in scheduled:
             catches_up = count == request.num_new_tokens
@@ -159,7 +175,7 @@ class Engine:
                 self._scheduler.publish(request)
             for request, choice in zip(ready, chosen, strict=True):
                 self._advance(request, choice)
-        return ready
+        return given_up + ready
 
     def abort(self, request: Request) -> None:
         """End a request now and free its memory; nothing happens if it has ended already."""
@@ -235,12 +251,34 @@ class Engine:
                 "shorten the prompt" if limit != "cache" else "shorten the prompt or raise cache_bytes",
             )
 
-    def _advance(self, request: Request, choice: tuple[int, float] | None) -> None:
-        if choice is None:
-            where = f"the model's logits after token {request.num_tokens} are not finite"
-            request.finish("abort", DataError(where, _NOT_FINITE))
-        else:
+    def _constraint(self, params: SamplingParams, stop_ids: frozenset[int]) -> Constraint | None:
+        if params.structure is None:
+            return None
+        if self.tokenizer is None:
+            raise UsageError("a structure needs a tokenizer", "give the engine one")
+        if self._grammars is None:
+            from tallow.engine.grammar import Grammars  # its library takes a while to load
+
+            self._grammars = Grammars(self.tokenizer, self.runner.config.vocab_size, self.eos_ids)
+        return self._grammars.constraint(params.structure, stop_ids)
+
+    def _give_up_uncompiled(self) -> list[Request]:
+        """End the requests whose structures cannot be compiled."""
+        given_up = []
+        for request in list(self._scheduler.waiting):
+            if request.constraint is not None and (error := request.constraint.error) is not None:
+                request.finish("abort", error)
+                self._scheduler.remove(request)
+                given_up.append(request)
+        return given_up
+
+    def _advance(self, request: Request, choice: tuple[int, float] | TallowError) -> None:
+        try:
+            if isinstance(choice, TallowError):
+                raise choice
             request.append(*choice)
+        except TallowError as error:
+            request.finish("abort", error)
         if request.state is RequestState.FINISHED:
             self._scheduler.remove(request)
 
@@ -256,20 +294,25 @@ class Engine:
             parts.append(target_logits_T - torch.tensor(scores.log_sum_exp))
         return torch.cat([torch.empty(0), *parts])
 
-    def _choose(self, requests: Sequence[Request], scores: Scores) -> list[tuple[int, float] | None]:
-        """The next token of each request and its log-probability; None where the logits are no distribution."""
-        choices: list[tuple[int, float] | None] = []
+    def _choose(self, requests: Sequence[Request], scores: Scores) -> list[tuple[int, float] | TallowError]:
+        """The next token of each request and its log-probability, or why there is none."""
+        choices: list[tuple[int, float] | TallowError] = []
         for row, request in enumerate(requests):
             log_sum_exp = scores.log_sum_exp[row]
             if math.isnan(log_sum_exp):
-                choices.append(None)
+                where = f"the model's logits after token {request.num_tokens} are not finite"
+                choices.append(DataError(where, _NOT_FINITE))
             elif request.sampler.is_greedy:
                 choices.append((scores.likeliest[row], scores.greatest[row] - log_sum_exp))
             else:
                 logits_V = scores.logits_RV[row]
-                with torch.inference_mode(), _single_thread():
-                    token = request.sampler.choose(logits_V, request.ids)
-                choices.append((token, float(logits_V[token]) - log_sum_exp))
+                try:
+                    with torch.inference_mode(), _single_thread():
+                        token = request.sampler.choose(logits_V, request.ids)
+                except UsageError as error:
+                    choices.append(error)
+                else:
+                    choices.append((token, float(logits_V[token]) - log_sum_exp))
         return choices
 
 

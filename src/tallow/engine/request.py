@@ -8,13 +8,17 @@ from array import array
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict
 
 from tallow.engine.sampler import Sampler
+from tallow.engine.structure import Structure
 from tallow.engine.text import OutputText
 from tallow.errors import TallowError, UsageError
+
+if TYPE_CHECKING:
+    from tallow.engine.grammar import Constraint
 
 FinishReason = Literal["stop", "length", "abort"]
 MAX_SEED = 2**64 - 1
@@ -26,7 +30,7 @@ class SamplingParams:
     """How the next tokens are chosen, and when to stop.
 
     Logits are changed in this order: repetition penalty, frequency and presence penalties, DRY, biases, least length,
-    temperature. Then the filters work, in the order of `transformers`: top-k, top-p, min-p, typical.
+    structure, temperature. Then the filters work, in the order of `transformers`: top-k, top-p, min-p, typical.
 
     Args:
         max_new_tokens: Longest answer in tokens; cut to what fits into the model's context.
@@ -51,6 +55,7 @@ class SamplingParams:
         dry_allowed_length: Repeats of fewer tokens are let be.
         dry_breaker_ids: Tokens that end a repeat, such as those of a line end.
         logit_bias: Added to the logits of these tokens.
+        structure: What the answer must look like; None: anything.
 
     Raises:
         UsageError: A value makes no sense.
@@ -77,6 +82,7 @@ class SamplingParams:
     dry_allowed_length: int = 2
     dry_breaker_ids: tuple[int, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
@@ -130,11 +136,13 @@ class Request:
         sampler: Chooses the tokens.
         output: The text of the answer, None without a tokenizer.
         cache_salt: Only requests with the same one share what is cached of their beginnings.
+        constraint: Holds the answer to the structure that was asked for.
         blocks: Cache block of each 16 positions.
         num_published_blocks: How many of them others can find.
         ids: Tokens of the answer so far, the one that ended it included.
         log_probs: Log-probability of each of them under the model (before temperature, penalty and filters).
-        finish_reason: `stop` (an end token or stop string), `length`, or `abort`; None while it goes on.
+        finish_reason: `stop` (an end token, a stop string, a complete structure), `length`, or `abort`; None while it
+            goes on.
         error: Why the engine gave it up; None if it did not.
         submitted_s, first_token_s, finished_s: Moments on the clock of `time.perf_counter`, in seconds.
     """
@@ -146,6 +154,7 @@ class Request:
     sampler: Sampler
     output: OutputText | None = None
     cache_salt: Hashable = None
+    constraint: Constraint | None = None
 
     blocks: array[int] = field(default_factory=lambda: array("i"))
     num_published_blocks: int = 0
@@ -173,6 +182,11 @@ class Request:
         return self.num_tokens - self.num_computed_tokens
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it may be scheduled: nothing of it is still being compiled."""
+        return self.constraint is None or self.constraint.is_ready
+
+    @property
     def text(self) -> str:
         """The text of the answer as far as it may be shown: it only grows, and never holds a stop string or a part."""
         return self.output.text if self.output is not None else ""
@@ -182,16 +196,25 @@ class Request:
         return self.token_ids[self.num_computed_tokens : self.num_computed_tokens + count]
 
     def append(self, token: int, log_prob: float) -> None:
-        """Take the token that the sampler chose, and finish if it is the last."""
+        """Take the token that the sampler chose, and finish if it is the last.
+
+        Raises:
+            UsageError: Holding the answer to its structure takes more than it may.
+        """
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter()
         self.ids.append(token)
         self.token_ids.append(token)
         self.log_probs.append(log_prob)
-        if token in self.stop_ids or (self.output is not None and self.output.push(token)):
+        ended = token in self.stop_ids or (self.output is not None and self.output.push(token))
+        if ended or (self.constraint is not None and self._completes(token, self.constraint)):
             self.finish("stop")
         elif len(self.ids) == self.limit:
             self.finish("length")
+
+    def _completes(self, token: int, constraint: Constraint) -> bool:
+        constraint.accept(token)
+        return constraint.is_finished and len(self.ids) >= self.params.min_new_tokens
 
     def finish(self, reason: FinishReason, error: TallowError | None = None) -> None:
         """End the request; its blocks are the scheduler's to take back."""

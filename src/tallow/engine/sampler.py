@@ -13,6 +13,7 @@ from torch import Tensor
 from tallow.engine.penalties import make_penalties
 
 if TYPE_CHECKING:
+    from tallow.engine.grammar import Constraint
     from tallow.engine.request import SamplingParams
 
 FIRST_CANDIDATES = 256
@@ -30,12 +31,21 @@ class Sampler:
         params: Temperature, filters, penalties and seed.
         prompt_ids: The tokens that penalties count as seen from the start.
         stop_ids: Tokens that end the answer.
+        constraint: Holds the answer to a structure.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], stop_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        stop_ids: Collection[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self._penalties = make_penalties(params, prompt_ids, stop_ids)
+        if constraint is not None:  # last, so that nothing makes possible again what it forbids
+            self._penalties.append(lambda logits, _ids: constraint.mask_logits(logits))
 
     @property
     def is_greedy(self) -> bool:
@@ -47,6 +57,9 @@ class Sampler:
 
         Args:
             logits_V: Finite fp32 logits.
+
+        Raises:
+            UsageError: The structure that the answer is held to leaves no token.
         """
         for penalty in self._penalties:
             logits_V = penalty(logits_V, ids)

@@ -73,8 +73,9 @@ class Scheduler:
                 break
             budget -= count
             scheduled.append((request, count))
-        while self.waiting and budget > 0 and len(self.running) < self.max_running:
-            request = self.waiting[0]
+        for request in [request for request in self.waiting if request.is_ready]:
+            if budget == 0 or len(self.running) == self.max_running:
+                break
             self._reuse_prefix(request)
             count = min(budget, request.num_new_tokens)
             if self._missing_blocks(request, count) > self.pool.num_free:
@@ -85,7 +86,7 @@ class Scheduler:
             self._take_blocks(request, count)
             request.state = RequestState.RUNNING
             self.running.append(request)
-            self.waiting.pop(0)
+            self.waiting.remove(request)
             budget -= count
             scheduled.append((request, count))
         return scheduled
