@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,14 @@ MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the l
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
+JsonSchema = Annotated[
+    str | None, typer.Option(metavar="FILE|TEXT", help="The answer is JSON that this schema allows.")
+]
+Regex = Annotated[str | None, typer.Option(help="The whole answer matches this regular expression.")]
+Choice = Annotated[list[str] | None, typer.Option(help="The answer is this text or another choice; may be repeated.")]
+Grammar = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The answer is a text of this grammar (Lark, with a rule `start`).")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -213,6 +222,10 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    grammar: Grammar = None,
     precision: PrecisionOption = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -220,9 +233,11 @@ def generate(
     """Continue a text."""
     from tallow.engine.language_model import load
     from tallow.engine.request import SamplingParams
+    from tallow.engine.structure import read_structure
 
     endings = tuple(stop or ())
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
+    params = replace(params, structure=read_structure(json_schema, regex, choice or (), grammar))
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
     loaded = load(model, precision)

@@ -21,6 +21,7 @@ from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, Scores, Span, context_length
 from tallow.engine.sampler import Sampler
 from tallow.engine.scheduler import Scheduler
+from tallow.engine.structure import CompileLimits
 from tallow.engine.text import OutputText
 from tallow.engine.uninterrupted import uninterrupted
 from tallow.errors import DataError, TallowError, UsageError
@@ -75,6 +76,7 @@ class Engine:
         max_running: Most requests at a time that hold blocks of the cache. The others wait.
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, but not more than
             `max_running` requests of full length could use.
+        compile_limits: What compiling a request's structure may take.
 
     Raises:
         UsageError: A limit is not positive, or the cache too small for anything.
@@ -88,6 +90,7 @@ class Engine:
         max_tokens_per_step: int = 512,
         max_running: int = 64,
         cache_bytes: int | None = None,
+        compile_limits: CompileLimits | None = None,
     ) -> None:
         if max_tokens_per_step < 1 or max_running < 1:
             raise UsageError("max_tokens_per_step and max_running must be positive", "leave them at their defaults")
@@ -108,6 +111,7 @@ class Engine:
         runner.allocate(num_blocks)
         self._pool = BlockPool(num_blocks)
         self._scheduler = Scheduler(self._pool, max_tokens_per_step, max_running)
+        self._compile_limits = compile_limits or CompileLimits()
         self._grammars: Grammars | None = None
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams, *, cache_salt: Hashable = None) -> Request:
@@ -259,7 +263,8 @@ class Engine:
         if self._grammars is None:
             from tallow.engine.grammar import Grammars  # its library takes a while to load
 
-            self._grammars = Grammars(self.tokenizer, self.runner.config.vocab_size, self.eos_ids)
+            vocab_size = self.runner.config.vocab_size
+            self._grammars = Grammars(self.tokenizer, vocab_size, self.eos_ids, self._compile_limits)
         return self._grammars.constraint(params.structure, stop_ids)
 
     def _give_up_uncompiled(self) -> list[Request]:

@@ -29,9 +29,9 @@ import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
-from tallow.engine.grammar_process import CompileLimits, GrammarProcess
+from tallow.engine.grammar_process import GrammarProcess
 from tallow.engine.grammar_worker import Vocabulary, compile_grammar, why
-from tallow.engine.structure import Structure
+from tallow.engine.structure import CompileLimits, Structure
 from tallow.errors import TallowError, UsageError
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -53,9 +53,7 @@ class Grammars:
         limits: For compiling each one.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int], limits: CompileLimits | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int], limits: CompileLimits) -> None:
         tokens = [tokenizer.token_bytes(id) for id in range(vocab_size)]
         special = sorted(id for id in tokenizer.special_ids | set(end_ids) if id < vocab_size)
         vocabulary = Vocabulary(tokens, special, sorted(end_ids))
@@ -64,7 +62,7 @@ class Grammars:
         self._cache: OrderedDict[Structure, _Compiled] = OrderedDict()
         self._jobs: deque[_Compiled] = deque()
         self._lock = threading.Lock()
-        self._processes = [GrammarProcess(vocabulary, limits or CompileLimits()) for _ in range(WORKERS)]
+        self._processes = [GrammarProcess(vocabulary, limits) for _ in range(WORKERS)]
         self._threads: dict[int, threading.Thread] = {}  # by the process that they use
         self._finalizer = weakref.finalize(self, _end, self._jobs, self._processes, self._threads)
 

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 from tallow.engine import grammar_worker
 from tallow.engine.grammar_worker import Vocabulary
+from tallow.engine.structure import CompileLimits
 from tallow.errors import CapacityError, UsageError
 
 START_S = 60.0
@@ -19,19 +19,6 @@ WALL_FACTOR = 6
 
 KEPT_BYTES = 64 << 20
 """A worker that one grammar has made larger than this is not used for another."""
-
-
-@dataclass(frozen=True)
-class CompileLimits:
-    """What compiling one grammar may take.
-
-    Args:
-        cpu_s: Seconds of processor time.
-        memory_bytes: Memory beyond what the worker has at its start.
-    """
-
-    cpu_s: float = 10.0
-    memory_bytes: int = 1 << 30
 
 
 class GrammarProcess:

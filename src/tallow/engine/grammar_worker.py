@@ -110,20 +110,25 @@ def prove(tokenizer: LLTokenizer, source: str) -> str:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_STACK, STACK_BYTES)
     tokenizer = Vocabulary.from_json(json.loads(sys.stdin.readline())).tokenizer()
     idle_bytes = _data_bytes()
     _answer({})
     while line := sys.stdin.readline():
         job = json.loads(line)
         if idle_bytes:
-            resource.setrlimit(resource.RLIMIT_DATA, (idle_bytes + job["memory_bytes"], resource.RLIM_INFINITY))
+            _limit(resource.RLIMIT_DATA, idle_bytes + job["memory_bytes"])
         # processor time, which a busy machine does not use up; the signal ends the process
         signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
         error = prove(tokenizer, job["source"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         _answer({"error": error, "data_bytes": max(0, _data_bytes() - idle_bytes)})
+
+
+def _limit(what: int, value: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _answer(values: dict[str, Any]) -> None:

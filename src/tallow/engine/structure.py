@@ -91,6 +91,19 @@ class Structure:
         return [*one, *self.choice]
 
 
+@dataclass(frozen=True)
+class CompileLimits:
+    """What compiling one structure may take.
+
+    Args:
+        cpu_s: Seconds of processor time.
+        memory_bytes: Memory beyond what the worker has at its start.
+    """
+
+    cpu_s: float = 10.0
+    memory_bytes: int = 1 << 30
+
+
 def read_structure(
     json_schema: str | None, regex: str | None, choice: Sequence[str], grammar: Path | None
 ) -> Structure | None:
@@ -135,6 +148,8 @@ def _schema_text(schema: Mapping[str, Any] | str) -> str:
             if len(schema) > MAX_SOURCE_BYTES:
                 raise UsageError(f"json_schema has {len(schema):,} characters", f"at most {MAX_SOURCE_BYTES:,} fit")
             schema = json.loads(schema)
+        elif isinstance(schema, Mapping):
+            schema = dict(schema)
         text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except RecursionError as error:
         raise UsageError("json_schema is nested too deeply", f"at most {MAX_SCHEMA_DEPTH} levels") from error
