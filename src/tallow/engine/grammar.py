@@ -58,7 +58,7 @@ class Grammars:
         special = sorted(id for id in tokenizer.special_ids | set(end_ids) if id < vocab_size)
         vocabulary = Vocabulary(tokens, special, sorted(end_ids))
         self._tokenizer = vocabulary.tokenizer()
-        self._end_ids = torch.tensor(vocabulary.end_ids, dtype=torch.int64)
+        self._end_ids = frozenset(end_ids)
         self._cache: OrderedDict[Structure, _Compiled] = OrderedDict()
         self._jobs: deque[_Compiled] = deque()
         self._lock = threading.Lock()
@@ -145,12 +145,17 @@ class Constraint:
     """
 
     def __init__(
-        self, compiled: Future[LLMatcher], end_ids: Tensor, stop_ids: Collection[int], forget: Callable[[], None]
+        self,
+        compiled: Future[LLMatcher],
+        end_ids: Collection[int],
+        stop_ids: Collection[int],
+        forget: Callable[[], None],
     ) -> None:
         self._compiled = compiled
         self._own: LLMatcher | None = None
-        self._end_ids = end_ids
-        self._stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.int64)
+        self._stops = frozenset(stop_ids)
+        self._ends = self._stops.union(end_ids)
+        self._end_ids, self._stop_ids = (torch.tensor(sorted(ids), dtype=torch.int64) for ids in (end_ids, stop_ids))
         self._forget = forget
 
     @property
@@ -204,11 +209,16 @@ class Constraint:
         self._check()
 
     def accepts(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens, in their order, fit; for draft tokens. The state stays as it is."""
-        taken = self._matcher.try_consume_tokens(list(tokens))
+        """How many of these tokens, in their order, fit: for draft tokens. The state stays as it is.
+
+        An end token, with which a draft is over, fits where the answer may end.
+        """
+        length = next((place for place, token in enumerate(tokens) if token in self._ends), len(tokens))
+        taken = self._matcher.try_consume_tokens(list(tokens[:length]))
         self._check()
+        ends = taken == length < len(tokens) and tokens[length] in self._stops and self._matcher.is_accepting()
         self.rollback(taken)
-        return taken
+        return taken + ends
 
     def rollback(self, count: int) -> None:
         """Take back the last tokens that were accepted."""
