@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 REGEXES = [
     r"[a-c]{3,5}x?",
-    r"\d{1,3}(\.\d{1,3}){3}",
+    r"[0-9]{1,3}(\.[0-9]{1,3}){3}",
     r"(ja|nein|日本|é+)!",
     r"(?i)tallow\s[\x00-\x1f]",
     r"a/b\\\"\n",
@@ -122,10 +122,8 @@ def engine(long_model: Decoder, tokenizer: Tokenizer) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
-    made = Grammars(tokenizer, tokenizer.vocab_size + 3, [END], SHORT)
-    yield made
-    made.close()
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer, tokenizer.vocab_size + 3, [END], SHORT)
 
 
 def ready(grammars: Grammars, structure: Structure, stop_ids: Sequence[int] = (END,)) -> Constraint:
@@ -174,7 +172,7 @@ def test_regex_matches(engine: Engine, regex: str) -> None:
 
 def test_every_choice_comes_and_nothing_else(engine: Engine) -> None:
     choices = ("a", "ab", 'say "no"\\', "line\nend", "日本", "nul\0", "e\u0301")
-    assert set(answers(engine, Structure(choice=choices), 60)) == set(choices)
+    assert set(answers(engine, Structure(choice=choices), 60, temperature=5.0)) == set(choices)
 
 
 def test_grammar(engine: Engine) -> None:
@@ -350,7 +348,7 @@ def test_an_aborted_request_does_not_wait(engine: Engine) -> None:
 def test_limits_while_generating(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grammar that compiles may still grow beyond its limits later; then it is forgotten, and can be tried again."""
     monkeypatch.setattr(grammar_worker, "LIMITS", LLParserLimits(max_lexer_states=400, verbose_errors=False))
-    structure = Structure(regex="(a|b)*a(a|b){300}")
+    structure = Structure(regex="(.*a.{3,60}b){12}")
     requests = [engine.submit(PROMPT, sampled(structure, seed)) for seed in range(2)]
     other = engine.submit(PROMPT, sampled(None, max_new_tokens=20, ignore_eos=True))
     finish(engine, [*requests, other])
@@ -410,7 +408,6 @@ def test_the_least_recently_used_is_forgotten(tokenizer: Tokenizer, monkeypatch:
         ready(grammars, Structure(regex=regex))
     time.sleep(0.05)  # the last one may still be on its way into the account
     assert [grammars.constraint(Structure(regex=regex), ()).is_ready for regex in "acdb"] == [True, True, True, False]
-    grammars.close()
 
 
 def workers() -> list[psutil.Process]:
@@ -461,12 +458,6 @@ def test_workers_end_with_their_engine(long_model: Decoder, tokenizer: Tokenizer
     del engine
     gc.collect()
     assert {child.pid for child in workers()} == before
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, [END], CompileLimits())
-    ready(grammars, Structure(regex="a"))
-    constraint = grammars.constraint(HOSTILE["modulo"], ())
-    grammars.close()  # in the middle
-    assert isinstance(constraint.error, UsageError)
-    assert {child.pid for child in workers()} == before
 
 
 ORPHAN = """
@@ -503,4 +494,5 @@ def test_smollm2(smollm2_gguf: Path) -> None:
     for structure in structures:
         for text in answers(lm.engine, structure, 3, max_new_tokens=150):
             jsonschema.validate(json.loads(text), json.loads(str(structure.json_schema)))
-    assert lm.generate("The sky is ", sampled(Structure(choice=("blue", "nonsense")), temperature=0.0)).text == "blue"
+    choice = Structure(choice=(" blue", " nonsense"))
+    assert lm.generate("The color of the sky is", sampled(choice, temperature=0.0)).text == " blue"

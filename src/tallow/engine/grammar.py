@@ -64,7 +64,7 @@ class Grammars:
         self._lock = threading.Lock()
         self._processes = [GrammarProcess(vocabulary, limits) for _ in range(WORKERS)]
         self._threads: dict[int, threading.Thread] = {}  # by the process that they use
-        self._finalizer = weakref.finalize(self, _end, self._jobs, self._processes, self._threads)
+        weakref.finalize(self, _end, self._jobs, self._processes, self._threads)
 
     def constraint(self, structure: Structure, stop_ids: Collection[int]) -> Constraint:
         """What holds one answer to a structure; compiling starts now unless it is done or under way."""
@@ -80,10 +80,6 @@ class Grammars:
                     thread.start()
             self._cache.move_to_end(structure)
         return Constraint(compiled.matcher, self._end_ids, stop_ids, lambda: self._forget(compiled))
-
-    def close(self) -> None:
-        """End all processes; what is being compiled fails."""
-        self._finalizer()
 
     def wait(self, seconds: float) -> None:
         """Sleep until a grammar is compiled, if one is being compiled, but not longer than so many seconds."""
