@@ -223,6 +223,7 @@ def test_where_an_answer_may_end(engine: Engine) -> None:
         request = engine.submit(PROMPT, sampled(open_end, logit_bias={end: 50.0}, stop_ids=(end,)))
         finish(engine, [request])
         assert (request.text, request.ids[-1]) == ("ab", end)
+    assert answers(engine, open_end, 1, stop_ids=(-1, 10**9), logit_bias={END: 50.0}) == ["ab"]  # no tokens, no harm
     request = engine.submit(PROMPT, sampled(closed))  # complete: no end token is needed
     finish(engine, [request])
     assert (request.ids, request.finish_reason) == (spell("ab"), "stop")
@@ -334,7 +335,7 @@ def test_waiting_for_a_grammar_takes_no_processor(engine: Engine) -> None:
     waited, used = time.perf_counter() - start, time.thread_time() - used
     assert waited > SHORT.cpu_s
     assert used < 0.2 * waited
-    assert steps < 3 + waited / 0.04
+    assert steps < 3 + waited / 0.015
 
 
 def test_an_aborted_request_does_not_wait(engine: Engine) -> None:
@@ -347,7 +348,7 @@ def test_an_aborted_request_does_not_wait(engine: Engine) -> None:
 
 def test_limits_while_generating(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grammar that compiles may still grow beyond its limits later; then it is forgotten, and can be tried again."""
-    monkeypatch.setattr(grammar_worker, "LIMITS", LLParserLimits(max_lexer_states=400, verbose_errors=False))
+    monkeypatch.setattr(grammar_worker, "LIMITS", LLParserLimits(max_lexer_states=200, verbose_errors=False))
     structure = Structure(regex="(.*a.{3,60}b){12}")
     requests = [engine.submit(PROMPT, sampled(structure, seed)) for seed in range(2)]
     other = engine.submit(PROMPT, sampled(None, max_new_tokens=20, ignore_eos=True))
@@ -406,7 +407,6 @@ def test_the_least_recently_used_is_forgotten(tokenizer: Tokenizer, monkeypatch:
     grammars = Grammars(tokenizer, tokenizer.vocab_size, [END], SHORT)
     for regex in ("a", "b", "c", "a", "d"):
         ready(grammars, Structure(regex=regex))
-    time.sleep(0.05)  # the last one may still be on its way into the account
     assert [grammars.constraint(Structure(regex=regex), ()).is_ready for regex in "acdb"] == [True, True, True, False]
 
 
@@ -490,7 +490,7 @@ def test_the_worker_is_light() -> None:
 @pytest.mark.smollm2
 def test_smollm2(smollm2_gguf: Path) -> None:
     lm = load(smollm2_gguf)
-    structures = [Structure(json_schema=SCHEMAS[name]) for name in ("nested", "array", "pattern")]
+    structures = [Structure(json_schema=SCHEMAS[name]) for name in ("array", "pattern")]
     for structure in structures:
         for text in answers(lm.engine, structure, 3, max_new_tokens=150):
             jsonschema.validate(json.loads(text), json.loads(str(structure.json_schema)))

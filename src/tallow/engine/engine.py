@@ -37,7 +37,7 @@ SCORED_AT_ONCE = 256
 CACHE_SHARE = 8
 """The cache may take this part of the machine's memory if nothing else is said; it takes it only as it fills."""
 
-NOTHING_READY_S = 0.05
+NOTHING_READY_S = 0.02
 """How long a step waits where all requests wait for their structures to be compiled."""
 
 
@@ -162,7 +162,7 @@ class Engine:
             given_up = self._give_up_uncompiled()
             scheduled = self._scheduler.schedule()
         if not scheduled:
-            if self._grammars is not None and not given_up:
+            if self._grammars is not None and self._scheduler.waiting and not given_up:
                 self._grammars.wait(NOTHING_READY_S)
             return given_up
         spans, ready = [], []

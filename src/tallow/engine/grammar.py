@@ -54,11 +54,11 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int], limits: CompileLimits) -> None:
-        tokens = [tokenizer.token_bytes(id) for id in range(vocab_size)]
-        special = sorted(id for id in tokenizer.special_ids | set(end_ids) if id < vocab_size)
-        vocabulary = Vocabulary(tokens, special, sorted(end_ids))
+        self._ids = range(vocab_size)
+        self._end_ids = frozenset(id for id in end_ids if id in self._ids)
+        special = sorted(id for id in tokenizer.special_ids | self._end_ids if id in self._ids)
+        vocabulary = Vocabulary([tokenizer.token_bytes(id) for id in self._ids], special, sorted(self._end_ids))
         self._tokenizer = vocabulary.tokenizer()
-        self._end_ids = frozenset(end_ids)
         self._cache: OrderedDict[Structure, _Compiled] = OrderedDict()
         self._jobs: deque[_Compiled] = deque()
         self._lock = threading.Lock()
@@ -79,7 +79,8 @@ class Grammars:
                     self._threads[free[0]] = thread
                     thread.start()
             self._cache.move_to_end(structure)
-        return Constraint(compiled.matcher, self._end_ids, stop_ids, lambda: self._forget(compiled))
+        known = [id for id in stop_ids if id in self._ids]
+        return Constraint(compiled.matcher, self._end_ids, known, lambda: self._forget(compiled))
 
     def wait(self, seconds: float) -> None:
         """Sleep until a grammar is compiled, if one is being compiled, but not longer than so many seconds."""
@@ -104,8 +105,8 @@ class Grammars:
                 self._forget(job)
                 job.matcher.set_exception(error)
             else:
-                job.matcher.set_result(matcher)
                 self._shrink()
+                job.matcher.set_result(matcher)
 
     def _forget(self, compiled: _Compiled) -> None:
         with self._lock:
@@ -113,6 +114,7 @@ class Grammars:
                 del self._cache[compiled.structure]
 
     def _shrink(self) -> None:
+        """Forget what has not been asked for the longest, until the rest is not too much."""
         with self._lock:
             excess = sum(compiled.bytes for compiled in self._cache.values()) - CACHE_BYTES
             for structure, compiled in list(self._cache.items()):
