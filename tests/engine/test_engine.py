@@ -284,7 +284,7 @@ def test_stop_strings_need_a_tokenizer(model: Decoder) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_tokens_per_step": 0}, {"max_running": 0}])
-def test_limits_are_positive(model: Decoder, limits: dict[str, int]) -> None:
+def test_limits_are_positive(model: Decoder, limits: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="positive"):
         Engine(TorchRunner(model), None, **limits)
 

@@ -256,8 +256,10 @@ def test_through_the_language_model(long_model: Decoder, tokenizer: Tokenizer) -
     choice = Structure(choice=("yes", "no"))
     assert lm.generate("Well?", sampled(choice)).text in ("yes", "no")
     assert "".join(lm.stream("Well?", sampled(choice))) in ("yes", "no")
-    with pytest.raises(UsageError, match="cannot be used"):
+    with pytest.raises(UsageError, match=r"cannot be used: .* unclosed character class"):
         lm.generate("Well?", sampled(Structure(regex="[")))
+    with pytest.raises(UsageError, match=r'at 2\(8\): unknown name: "NONE"'):
+        lm.generate("Well?", sampled(Structure(grammar="\nstart: NONE")))
 
 
 HOSTILE: dict[str, Structure] = {

@@ -89,8 +89,11 @@ def compile_grammar(tokenizer: LLTokenizer, source: str) -> LLMatcher:
 
 def why(matcher: LLMatcher) -> str:
     """The library's reason for an error, without its picture of the place."""
-    first = (matcher.get_error().splitlines() or ["unknown"])[0].removesuffix(".")
-    return "no text that fits it goes on here" if first == "NoExtensionBias" else first[:MAX_REASON]
+    lines = matcher.get_error().splitlines() or ["unknown"]
+    if lines[0] == "NoExtensionBias":
+        return "no text that fits it goes on here"
+    details = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return " ".join([lines[0][:MAX_REASON], *details[:1]])
 
 
 def prove(tokenizer: LLTokenizer, source: str) -> str:

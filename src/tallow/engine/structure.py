@@ -21,7 +21,7 @@ MAX_SCHEMA_DEPTH = 64
 JSON_WHITESPACE = r" |\n( {0,16}|\t{0,8})"
 """What may stand, once, wherever JSON lets white space be: a blank, or a line's end and an indentation."""
 
-HEADER = '%llguidance {"no_forcing": true}\n'
+HEADER = '%llguidance {"no_forcing": true} '
 """The model is free in how it cuts a text into tokens; forcing would walk through the forced text without a limit."""
 
 
