@@ -38,7 +38,7 @@ stage are kept in its directory as `recipe.yaml`, those of a whole run in the ru
 
 # a bound on sizes that no model reaches; to name it would only distract
 LARGEST_SIZE = 2**31
-WORDS = {int: "int", float: "float", bool: "bool", str: "text", Path: "path", type(None): "`null`"}
+WORDS = {int: "int", float: "float", bool: "bool", str: "text", Path: "path", type(None): "`null`", Any: "anything"}
 
 
 class Setting(NamedTuple):

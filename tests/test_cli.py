@@ -18,6 +18,7 @@ from tallow.cli import main
 from tallow.engine import language_model
 from tallow.engine.language_model import Generation
 from tallow.engine.request import SamplingParams
+from tallow.engine.structure import Structure
 
 
 def run_tallow(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -52,6 +53,8 @@ BROKEN = [
     (["run", "x.yaml", "--fresh", "--resume"], 2, ""),
     (["frobnicate"], 2, "frobnicate"),
     (["generate"], 2, ""),
+    (["generate", "m", "--prompt", "x", "--regex", "a", "--choice", "b"], 2, "both regex and choice"),
+    (["generate", "m", "--prompt", "x", "--grammar", "none.lark"], 3, "none.lark does not exist"),
     (["bench", "infer", "m", "--batch", "many"], 2, "'--batch'"),
 ]
 
@@ -168,6 +171,31 @@ def test_every_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, comman
     run_tallow(monkeypatch, *command, *options, "--stop", "###", "--stop", "!", "--adapter", "folder")
     assert asked == [(SamplingParams(**values, stop=("###", "!")), "folder")]
     assert adapters == {"folder": Path("folder")}
+
+
+@pytest.mark.parametrize(
+    ("options", "structure"),
+    [
+        (["--json-schema", '{"type": "integer"}'], Structure(json_schema={"type": "integer"})),
+        (["--regex", "a+"], Structure(regex="a+")),
+        (["--choice", "yes", "--choice", "no"], Structure(choice=("yes", "no"))),
+        (["--grammar", "sums.lark"], Structure(grammar="start: SUM")),
+    ],
+)
+def test_a_structure_reaches_the_engine(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], structure: Structure
+) -> None:
+    asked: list[Structure | None] = []
+
+    class Model:
+        def generate(self, _text: str, params: SamplingParams) -> Generation:
+            asked.append(params.structure)
+            return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
+
+    monkeypatch.setattr(language_model, "load", lambda _name, _precision: Model())
+    (workplace / "sums.lark").write_text("start: SUM")
+    assert run_tallow(monkeypatch, "generate", "m", "--prompt", "x", "--json", *options) == 0
+    assert asked == [structure]
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

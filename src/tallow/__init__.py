@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from tallow.engine.language_model import LanguageModel as LanguageModel
     from tallow.engine.language_model import load as load
     from tallow.engine.request import SamplingParams as SamplingParams
+    from tallow.engine.structure import Structure as Structure
     from tallow.run import StageRun as StageRun
     from tallow.stages import Recipe as Recipe
     from tallow.stages import run_recipe as run_recipe
@@ -20,6 +21,7 @@ _HOMES = {
     "Recipe": "tallow.stages",
     "SamplingParams": "tallow.engine.request",
     "StageRun": "tallow.run",
+    "Structure": "tallow.engine.structure",
     "load": "tallow.engine.language_model",
     "run_recipe": "tallow.stages",
     "run_stage": "tallow.stages",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,14 @@ Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
 AdapterOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="A LoRA adapter (a PEFT folder) to put on the model.")
+]
+JsonSchema = Annotated[
+    str | None, typer.Option(metavar="FILE|TEXT", help="The answer is JSON that this schema allows.")
+]
+Regex = Annotated[str | None, typer.Option(help="The whole answer matches this regular expression.")]
+Choice = Annotated[list[str] | None, typer.Option(help="The answer is this text or another choice; may be repeated.")]
+Grammar = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The answer is a text of this grammar (Lark, with a rule `start`).")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
@@ -216,6 +225,10 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    grammar: Grammar = None,
     precision: PrecisionOption = "auto",
     adapter: AdapterOption = None,
     threads: Threads = None,
@@ -223,9 +236,11 @@ def generate(
 ) -> None:
     """Continue a text."""
     from tallow.engine.request import SamplingParams
+    from tallow.engine.structure import read_structure
 
     endings = tuple(stop or ())
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
+    params = replace(params, structure=read_structure(json_schema, regex, choice or (), grammar))
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
     loaded, name = _load(model, precision, adapter)

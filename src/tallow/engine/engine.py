@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,14 +27,21 @@ from tallow.engine.sampler import Sampler
 from tallow.engine.scheduler import Scheduler, Share
 from tallow.engine.speculation import Proposer, Speculation
 from tallow.engine.step import Step
+from tallow.engine.structure import CompileLimits
 from tallow.engine.text import OutputText
 from tallow.engine.uninterrupted import uninterrupted
 from tallow.errors import UsageError
 from tallow.kernels import machine_bytes
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
+if TYPE_CHECKING:
+    from tallow.engine.grammar import Constraint, Grammars
+
 CACHE_SHARE = 8
 """The cache may take this part of the machine's memory if nothing else is said; it takes it only as it fills."""
+
+NOTHING_READY_S = 0.02
+"""How long a step waits where all requests wait for their structures to be compiled."""
 
 SCORING = SamplingParams(max_new_tokens=0, prompt_log_probs=True)
 
@@ -79,6 +87,7 @@ class Engine:
             `max_running` requests of full length could use.
         policy: Who goes first: `first-come`, `priority` (that of the requests) or `shortest` (remaining job).
         proposer: Guesses next tokens (speculative decoding), as long as that makes answers come sooner.
+        compile_limits: What compiling a request's structure may take.
 
     Raises:
         UsageError: A limit is not positive, the cache too small for anything, or the policy unknown.
@@ -94,6 +103,7 @@ class Engine:
         cache_bytes: int | None = None,
         policy: PolicyName = "first-come",
         proposer: Proposer | None = None,
+        compile_limits: CompileLimits | None = None,
     ) -> None:
         if max_tokens_per_step < 1 or max_running < 1:
             raise UsageError("max_tokens_per_step and max_running must be positive", "leave them at their defaults")
@@ -120,6 +130,8 @@ class Engine:
         self._scheduler = Scheduler(self._pool, POLICIES[policy], max_tokens_per_step, max_running)
         self._speculation = Speculation(proposer)
         self._adapters = AdapterRegistry(runner)
+        self._compile_limits = compile_limits or CompileLimits()
+        self._grammars: Grammars | None = None
 
     def submit(
         self,
@@ -141,8 +153,8 @@ class Engine:
             priority: Those with a smaller one go first, if that is the engine's policy.
 
         Raises:
-            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer; or there is no
-                such adapter.
+            UsageError: The prompt is empty, is not of this vocabulary, or leaves no room for an answer; or something is
+                asked for that this engine does not have.
         """
         [request] = self.submit_many(prompt_ids, params, 1, cache_salt=cache_salt, adapter=adapter, priority=priority)
         return request
@@ -221,16 +233,21 @@ class Engine:
     def step(self) -> list[Request]:
         """One pass of the model over the next tokens of as many requests as the budget allows.
 
+        If all that there is waits for structures to be compiled, it waits a moment for them.
+
         Returns:
             The requests that got tokens, or have come to an end (see `Request.error`).
         """
         with uninterrupted():
+            given_up = self._give_up_uncompiled()
             shares = self._scheduler.schedule()
             for share in shares:
                 for source, target in share.copies:
                     self.runner.copy_block(source, target)
         if not shares:
-            return []
+            if self._grammars is not None and self._scheduler.waiting and not given_up:
+                self._grammars.wait(NOTHING_READY_S)
+            return given_up
         step = Step(shares, self._guess(shares))
         begin = time.perf_counter()
         scores = self.runner.run(step.spans)
@@ -240,7 +257,7 @@ class Engine:
             changed = step.take(scores, self._scheduler)
             self._speculation.learn(step, seconds)
             self._adapters.free_unused(self._scheduler)
-        return changed
+        return given_up + changed
 
     def abort(self, request: Request) -> None:
         """End a request now and free its memory; nothing happens if it has ended already."""
@@ -364,20 +381,45 @@ class Engine:
 
         def make(params: SamplingParams) -> Request:
             stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
+            constraint = self._constraint(params, stop_ids)
             return Request(
                 prompt_ids=prompt_ids,
                 params=params,
                 limit=min(params.max_new_tokens, self.context_length - len(prompt_ids)),
                 stop_ids=stop_ids,
-                sampler=Sampler(params, prompt_ids, stop_ids),
+                sampler=Sampler(params, prompt_ids, stop_ids, constraint),
                 blocks=BlockTables(self._pool, self.runner.layout, root=(cache_salt, handle)),
                 output=OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None,
+                constraint=constraint,
                 adapter=handle,
                 arrival=self._scheduler.arrive(),
                 priority=priority,
             )
 
         return make
+
+    def _constraint(self, params: SamplingParams, stop_ids: frozenset[int]) -> Constraint | None:
+        if params.structure is None:
+            return None
+        if self.tokenizer is None:
+            raise UsageError("a structure needs a tokenizer", "give the engine one")
+        if self._grammars is None:
+            from tallow.engine.grammar import Grammars  # its library takes a while to load
+
+            vocab_size = self.runner.config.vocab_size
+            self._grammars = Grammars(self.tokenizer, vocab_size, self.eos_ids, self._compile_limits)
+        return self._grammars.constraint(params.structure, stop_ids)
+
+    def _give_up_uncompiled(self) -> list[Request]:
+        """End the requests whose structures cannot be compiled."""
+        given_up = []
+        for request in list(self._scheduler.waiting):
+            if request.constraint is not None and (error := request.constraint.error) is not None:
+                self._scheduler.remove(request)
+                given_up += [request, *request.followers]
+                for each in (request, *request.followers):
+                    each.finish("abort", error)
+        return given_up
 
     def _guess(self, shares: Sequence[Share]) -> dict[Request, list[int]]:
         adding = [
@@ -388,6 +430,8 @@ class Engine:
         spare = self._step_tokens - sum(share.count for share in shares)
         guesses = self._speculation.guess(adding, spare)
         for request, guessed in guesses.items():
+            if request.constraint is not None:
+                del guessed[request.constraint.accepts(guessed) :]
             with uninterrupted():
                 end = self._scheduler.extend(request, request.num_tokens + len(guessed))
             del guessed[end - request.num_tokens :]

@@ -32,7 +32,8 @@ class Generation:
         prompt_ids: The tokens of the prompt.
         ids: The tokens of the answer; one that ended it is the last of them.
         text: The text of the answer, without end tokens, cut before a stop string.
-        finish_reason: `stop` (an end token or stop string), `length` (the limit or the context is reached), `abort`.
+        finish_reason: `stop` (an end token, a stop string, a complete structure), `length` (the limit or the context is
+            reached), `abort`.
         log_probs: Log-probability of each token of the answer under the model, before temperature and filters.
         prefill_s: Seconds from submission to the first token.
         decode_s: Seconds from the first token to the last.

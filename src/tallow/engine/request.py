@@ -13,11 +13,13 @@ from pydantic import ConfigDict
 
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.sampler import Sampler
+from tallow.engine.structure import Structure
 from tallow.engine.text import OutputText
 from tallow.errors import TallowError, UsageError
 
 if TYPE_CHECKING:
     from tallow.engine.beam_search import BeamSearch
+    from tallow.engine.grammar import Constraint
 
 FinishReason = Literal["stop", "length", "abort"]
 MAX_SEED = 2**64 - 1
@@ -36,7 +38,7 @@ class SamplingParams:
     """How the next tokens are chosen, and when to stop.
 
     Logits are changed in this order: repetition penalty, frequency and presence penalties, DRY, biases, least length,
-    temperature. Then the filters work, in the order of `transformers`: top-k, top-p, min-p, typical.
+    structure, temperature. Then the filters work, in the order of `transformers`: top-k, top-p, min-p, typical.
 
     Args:
         max_new_tokens: Longest answer in tokens; cut to what fits into the model's context. 0 only scores the prompt.
@@ -63,6 +65,7 @@ class SamplingParams:
         logit_bias: Added to the logits of these tokens.
         top_log_probs: Name so many of the likeliest tokens at each place of the answer, with their log-probabilities.
         prompt_log_probs: Score the tokens of the prompt, too, and name the likeliest at each of their places.
+        structure: What the answer must look like; None: anything.
 
     Raises:
         UsageError: A value makes no sense.
@@ -91,6 +94,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_log_probs: int = 0
     prompt_log_probs: bool = False
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         least = 0 if self.prompt_log_probs else 1
@@ -157,6 +161,7 @@ class Request:
         sampler: Chooses the tokens.
         blocks: Its part of the cache.
         output: The text of the answer, None without a tokenizer.
+        constraint: Holds the answer to the structure that was asked for.
         adapter: The runner's handle of the adapter that it is computed with; 0: none.
         arrival: Number of its arrival.
         priority: Those with a smaller one go first where priorities count.
@@ -168,7 +173,8 @@ class Request:
         prompt_top_log_probs: The likeliest tokens at each of these places.
         followers: Requests with the same prompt that begin with their answers when it has been computed.
         beams: The search of which it is a part.
-        finish_reason: `stop` (an end token or stop string), `length`, or `abort`; None while it goes on.
+        finish_reason: `stop` (an end token, a stop string, a complete structure), `length`, or `abort`; None while it
+            goes on.
         error: Why the engine gave it up; None if it did not.
         submitted_s, first_token_s, finished_s: Moments on the clock of `time.perf_counter`, in seconds.
     """
@@ -180,6 +186,7 @@ class Request:
     sampler: Sampler
     blocks: BlockTables
     output: OutputText | None = None
+    constraint: Constraint | None = None
     adapter: int = 0
     arrival: int = 0
     priority: int = 0
@@ -225,6 +232,11 @@ class Request:
         return SCORED_AT_ONCE if self.prompt_scores_missing else self.num_tokens
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it may be scheduled: nothing of it is still being compiled."""
+        return self.constraint is None or self.constraint.is_ready
+
+    @property
     def text(self) -> str:
         """The text of the answer as far as it may be shown: it only grows, and never holds a stop string or a part."""
         return self.output.text if self.output is not None else ""
@@ -234,7 +246,11 @@ class Request:
         return self.token_ids[self.num_computed_tokens : self.num_computed_tokens + count]
 
     def append(self, token: int, log_prob: float, top: TopLogProbs | None = None) -> None:
-        """Take the token that the sampler chose, and finish if it is the last."""
+        """Take the token that the sampler chose, and finish if it is the last.
+
+        Raises:
+            UsageError: Holding the answer to its structure takes more than it may.
+        """
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter()
         self.ids.append(token)
@@ -242,7 +258,8 @@ class Request:
         self.log_probs.append(log_prob)
         if top is not None:
             self.top_log_probs.append(top)
-        if token in self.stop_ids or (self.output is not None and self.output.push(token)):
+        ended = token in self.stop_ids or (self.output is not None and self.output.push(token))
+        if ended or (self.constraint is not None and self._completes(token, self.constraint)):
             self.finish("stop")
         elif len(self.ids) == self.limit:
             self.finish("length")
@@ -252,6 +269,10 @@ class Request:
         self.state, self.num_computed_tokens = RequestState.WAITING, 0
         if self.beams is not None:
             self.beams.take_back(self)
+
+    def _completes(self, token: int, constraint: Constraint) -> bool:
+        constraint.accept(token)
+        return constraint.is_finished and len(self.ids) >= self.params.min_new_tokens
 
     def finish(self, reason: FinishReason, error: TallowError | None = None) -> None:
         """End the request; its blocks are the scheduler's to take back."""

@@ -14,6 +14,7 @@ from tallow.engine.penalties import make_penalties
 from tallow.kernels import Draw, choose_tokens
 
 if TYPE_CHECKING:
+    from tallow.engine.grammar import Constraint
     from tallow.engine.request import SamplingParams
 
 
@@ -27,12 +28,21 @@ class Sampler:
         params: Temperature, filters, penalties and seed.
         prompt_ids: The tokens that penalties count as seen from the start.
         stop_ids: Tokens that end the answer.
+        constraint: Holds the answer to a structure.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], stop_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        stop_ids: Collection[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self._penalties = make_penalties(params, prompt_ids, stop_ids)
+        if constraint is not None:  # last, so that nothing makes possible again what it forbids
+            self._penalties.append(lambda logits, _ids: constraint.mask_logits(logits))
 
     @property
     def is_greedy(self) -> bool:
@@ -44,12 +54,19 @@ class Sampler:
 
         Args:
             logits_V: Finite, fp32.
+
+        Raises:
+            UsageError: The structure that the answer is held to leaves no token.
         """
         row_V, draw = self.prepare(logits_V, ids)
         return choose_tokens([row_V], [draw])[0]
 
     def prepare(self, logits_V: Tensor, ids: Sequence[int]) -> tuple[Tensor, Draw]:
-        """What the token after `ids` is drawn from, and how."""
+        """What the token after `ids` is drawn from, and how.
+
+        Raises:
+            UsageError: The structure that the answer is held to leaves no token.
+        """
         params = self.params
         draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p, self.seed, len(ids))
         return self._penalized(logits_V, ids), draw

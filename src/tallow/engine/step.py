@@ -13,8 +13,8 @@ from torch import Tensor
 from tallow.engine.request import Request, RequestState, TopLogProbs
 from tallow.engine.runner import Scores, Span
 from tallow.engine.scheduler import Scheduler, Share
-from tallow.errors import DataError, UsageError
-from tallow.kernels import choose_tokens
+from tallow.errors import DataError, TallowError, UsageError
+from tallow.kernels import Draw, choose_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,28 +123,40 @@ def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
     for turn in turns:
         request, log_sum_exp = turn.request, scores.log_sum_exp[turn.row]
         token = tokens.get(turn, scores.likeliest[turn.row])
-        if math.isnan(log_sum_exp):
-            where = f"the model's logits after token {request.num_tokens} are not finite"
-            request.finish("abort", DataError(where, _NOT_FINITE))
-        elif token < 0:
-            where = f"penalties and biases leave no token that could follow token {request.num_tokens}"
-            request.finish("abort", UsageError(where, "weaken them"))
-        else:
+        try:
+            if math.isnan(log_sum_exp):
+                where = f"the model's logits after token {request.num_tokens} are not finite"
+                raise DataError(where, "its weights are damaged, or overflow in this precision: try bf16 or fp32")
+            if isinstance(token, TallowError):
+                raise token
             logits_V = scores.logits_RV[turn.row]
             logit = float(logits_V[token]) if turn in tokens else scores.greatest[turn.row]
             count = request.params.top_log_probs
             request.append(token, logit - log_sum_exp, _likeliest(logits_V, log_sum_exp, count) if count else None)
+        except TallowError as error:
+            request.finish("abort", error)
+        else:
             if turn.guesses and token == turn.guesses[0] and request.state is not RequestState.FINISHED:
                 request.num_computed_tokens += 1
                 right.append(_Turn(request, turn.row + 1, turn.guesses[1:]))
     return right
 
 
-def _draw(turns: Sequence[_Turn], scores: Scores) -> dict[_Turn, int]:
+def _draw(turns: Sequence[_Turn], scores: Scores) -> dict[_Turn, int | TallowError]:
+    """The tokens of those who do not take the likeliest, or why there is none."""
+    prepared: dict[_Turn, tuple[Tensor, Draw]] = {}
+    chosen: dict[_Turn, int | TallowError] = {}
     with torch.inference_mode():
-        prepared = [turn.request.sampler.prepare(scores.logits_RV[turn.row], turn.request.ids) for turn in turns]
-        tokens = choose_tokens([row_V for row_V, _ in prepared], [draw for _, draw in prepared])
-    return dict(zip(turns, tokens, strict=True))
+        for turn in turns:
+            try:
+                prepared[turn] = turn.request.sampler.prepare(scores.logits_RV[turn.row], turn.request.ids)
+            except TallowError as error:
+                chosen[turn] = error
+        tokens = choose_tokens([row_V for row_V, _ in prepared.values()], [draw for _, draw in prepared.values()])
+    for turn, token in zip(prepared, tokens, strict=True):
+        where = f"penalties and biases leave no token that could follow token {turn.request.num_tokens}"
+        chosen[turn] = token if token >= 0 else UsageError(where, "weaken them")
+    return chosen
 
 
 def _score_prompt(request: Request, part: _Part, scores: Scores) -> None:
@@ -183,6 +195,3 @@ def _single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-_NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 or fp32"
