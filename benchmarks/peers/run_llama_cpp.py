@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import numpy as np
-
 from workload import Prompts, measure, read_options
 
 BATCH, MICRO_BATCH = 2048, 512

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import torch
+from workload import Prompts, measure, read_options
 
 import tallow
+from tallow.engine.make_runner import Precision
 from tallow.engine.request import SamplingParams
-
-from workload import Prompts, measure, read_options
 
 
 def main() -> None:
     options = read_options()
     torch.set_num_threads(options.threads)
-    loaded = tallow.load(options.model, options.precision)
+    loaded = tallow.load(options.model, cast(Precision, options.precision))
     engine = loaded.engine
 
     def generate(prompts: Prompts, new_tokens: int) -> tuple[float, float]:

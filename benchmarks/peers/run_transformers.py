@@ -7,7 +7,6 @@ import time
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
-
 from workload import Prompts, measure, read_options
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 
-from workload import LONGEST, STREAMS, Prompts, measure, read_options
+from workload import STREAMS, Prompts, measure, read_options
 
 CACHE_GIB = 1
 
