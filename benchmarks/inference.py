@@ -25,13 +25,12 @@ import torch
 from peers.install import PEERS, install, preloaded
 from peers.table import Machine, Results, markdown, ratios, shares
 from peers.workload import Figures
-from safetensors import safe_open
 
 from tallow.console import say
 from tallow.errors import DataError, TallowError
 from tallow.files import write_json, write_text
 from tallow.kernels import matmul_peak, read_bandwidth
-from tallow.models.formats import Precision
+from tallow.models.formats import Precision, load_model
 from tallow.models.formats.convert import convert
 from tallow.models.store import pull, store_directory
 
@@ -149,9 +148,7 @@ def make_model(path: Path) -> Path:
 
 def prefill_flops(hub: Path) -> float:
     """Of one token, in products with weights; the output matrix works for a prompt's last token only."""
-    with safe_open(hub / "model.safetensors", "pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file if ".layers." in name]
-    return float(sum(2 * shape[0] * shape[1] for shape in shapes if len(shape) == 2))
+    return 2.0 * sum(weight.numel() for weight in load_model(hub).layers.parameters() if weight.ndim == 2)
 
 
 def measure_machine() -> Machine:

@@ -67,7 +67,8 @@ def markdown(results: Results) -> str:
     bf16 = _spread([limit.matmul_bf16 / 1e9 for limit in results.machine], ",.0f")
     fp32 = _spread([limit.matmul_fp32 / 1e9 for limit in results.machine], ",.0f")
     lines = [
-        f"Memory is read at {_spread(memory, '.1f')} GB/s; a matrix product reaches {bf16} GFLOP/s in bf16, {fp32} in fp32.",
+        f"Memory is read at {_spread(memory, '.1f')} GB/s.",
+        f"A matrix product reaches {bf16} GFLOP/s in bf16, {fp32} in fp32.",
         "",
         *_rows(["tokens a second", *COLUMNS]),
     ]
