@@ -60,6 +60,8 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=store_directory().parent / "benchmarks")
     parser.add_argument("--out", type=Path, action="append", default=[], help="where to write the table, or .json")
     options = parser.parse_args()
+    if options.rounds < 1 or options.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
     engines = options.only.split(",")
     if unknown := set(engines) - {"tallow", *PEERS}:
         parser.error(f"no engine is called {', '.join(sorted(unknown))}; there are tallow, {', '.join(PEERS)}")

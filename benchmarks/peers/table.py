@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from peers.workload import Figures
+from .workload import Figures
 
 
 @dataclass(frozen=True)
