@@ -55,7 +55,7 @@ RUN_S = 900
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", default=",".join(("tallow", *PEERS)), help="engines, with commas between them")
     parser.add_argument("--cache", type=Path, default=store_directory().parent / "benchmarks")
     parser.add_argument("--out", type=Path, action="append", default=[], help="where to write the table, or .json")
@@ -129,7 +129,9 @@ def run(engine: str, precision: str, python: Path, model: Path, threads: int, ve
     except subprocess.TimeoutExpired as error:
         raise DataError(f"did not end in {RUN_S} s") from error
     if done.returncode:
-        raise DataError(f"failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
+        log = venvs / f"{engine}.failed.txt"
+        write_text(log, done.stderr)
+        raise DataError(f"failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]} (all of it: {log})")
     return Figures(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
