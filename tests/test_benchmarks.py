@@ -34,4 +34,8 @@ def test_the_table_has_medians_spreads_and_what_is_missing() -> None:
     assert "| tallow q4: engine 1 | 1,000 (1,000–1,000) | 300 (100–500) |" in text
     assert "| vllm | it cannot be installed |" in text
     assert "| decode, 4 bit ÷ llama.cpp's best | 2.00 | 2.00–2.50 |" in text
-    assert "vLLM" not in text.partition("ratio")[2]
+    assert "vLLM" not in text.partition("| ratio |")[2]
+
+
+def test_a_table_without_rows_is_left_out() -> None:
+    assert "| ratio |" not in markdown(Results(MACHINE, {"tallow q4": [FIGURES]}, {}, 2e8))

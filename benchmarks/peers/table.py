@@ -66,25 +66,28 @@ def markdown(results: Results) -> str:
     memory = [limit.read_bandwidth / 1e9 for limit in results.machine]
     bf16 = _spread([limit.matmul_bf16 / 1e9 for limit in results.machine], ",.0f")
     fp32 = _spread([limit.matmul_fp32 / 1e9 for limit in results.machine], ",.0f")
+    speeds = [
+        [
+            f"{name}: {rounds[0].engine}",
+            *(_spread([pick(mine) for mine in rounds], form) for pick, form in COLUMNS.values()),
+        ]
+        for name, rounds in results.figures.items()
+    ]
+    speeds += [[name, reason] + [""] * (len(COLUMNS) - 1) for name, reason in results.missing.items()]
+    of_limit = [[name, f"{prefill:.0%}", f"{decode:.0%}"] for name, (prefill, decode) in shares(results).items()]
+    compared = [
+        [name, f"{statistics.median(values):.2f}", f"{min(values):.2f}–{max(values):.2f}"]
+        for name, values in ratios(results).items()
+    ]
     lines = [
         f"Memory is read at {_spread(memory, '.1f')} GB/s.",
         f"A matrix product reaches {bf16} GFLOP/s in bf16, {fp32} in fp32.",
-        "",
-        *_rows(["tokens a second", *COLUMNS]),
+        *_table(["tokens a second", *COLUMNS], speeds),
+        *_table(
+            ["share of the machine's limit", "prefill, of the matrix product", "decode, of the bandwidth"], of_limit
+        ),
+        *_table(["ratio", "median", "least–greatest"], compared),
     ]
-    for name, rounds in results.figures.items():
-        cells = [_spread([pick(figures) for figures in rounds], form) for pick, form in COLUMNS.values()]
-        lines.append(_row([f"{name}: {rounds[0].engine}", *cells]))
-    lines += [_row([name, reason, *[""] * (len(COLUMNS) - 1)]) for name, reason in results.missing.items()]
-    lines += [
-        "",
-        *_rows(["share of the machine's limit", "prefill, of the matrix product", "decode, of the bandwidth"]),
-    ]
-    for name, (prefill, decode) in shares(results).items():
-        lines.append(_row([name, f"{prefill:.0%}", f"{decode:.0%}"]))
-    lines += ["", *_rows(["ratio", "median", "least and greatest"])]
-    for name, values in ratios(results).items():
-        lines.append(_row([name, f"{statistics.median(values):.2f}", f"{min(values):.2f}–{max(values):.2f}"]))
     return "\n".join(lines) + "\n"
 
 
@@ -117,9 +120,5 @@ def _spread(values: Sequence[float], form: str) -> str:
     return middle if len(values) == 1 else f"{middle} ({min(values):{form}}–{max(values):{form}})"
 
 
-def _rows(head: Sequence[str]) -> list[str]:
-    return [_row(head), _row(["---"] * len(head))]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["", *(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])] if rows else []
