@@ -1,0 +1,41 @@
+"""The table that `benchmarks/inference.py` prints."""
+
+from dataclasses import replace
+
+import pytest
+from benchmarks.peers.table import Machine, Results, markdown, ratios, shares
+from benchmarks.peers.workload import Figures
+
+FIGURES = Figures("engine 1", 1.0, 1000.0, 100.0, 90.0, 500.0, 200.0, 400.0, 50.0)
+MACHINE = [Machine(10e9, 1e12, 4e11), Machine(5e9, 1e12, 4e11), Machine(10e9, 1e12, 4e11)]
+
+
+def results() -> Results:
+    ours = [replace(FIGURES, decode=decode) for decode in (300.0, 100.0, 500.0)]
+    q4_0 = [replace(FIGURES, decode=decode) for decode in (100.0, 50.0, 200.0)]
+    bf16 = [replace(FIGURES, decode=decode) for decode in (150.0, 20.0, 100.0)]
+    figures = {"tallow q4": ours, "llama.cpp q4_0": q4_0, "llama.cpp bf16": bf16, "tallow fp32": [FIGURES]}
+    return Results(MACHINE, figures, {"vllm": "it cannot be installed"}, prefill_flops=2e8)
+
+
+def test_a_ratio_is_to_the_fastest_of_each_round() -> None:
+    assert ratios(results()) == {"decode, 4 bit ÷ llama.cpp's best": [2.0, 2.0, 2.5]}
+
+
+def test_shares_are_of_the_limit_that_was_measured_in_the_round() -> None:
+    prefill, decode = shares(results())["tallow q4"]
+    assert prefill == pytest.approx(1000 * 2e8 / 1e12)
+    assert decode == pytest.approx(1.5)  # 300 · 50 MB of 10 GB/s, 100 · 50 MB of 5, 500 · 50 MB of 10: the median
+    assert shares(results())["tallow fp32"][0] == pytest.approx(1000 * 2e8 / 4e11)
+
+
+def test_the_table_has_medians_spreads_and_what_is_missing() -> None:
+    text = markdown(results())
+    assert "| tallow q4: engine 1 | 1,000 (1,000–1,000) | 300 (100–500) |" in text
+    assert "| vllm | it cannot be installed |" in text
+    assert "| decode, 4 bit ÷ llama.cpp's best | 2.00 | 2.00–2.50 |" in text
+    assert "vLLM" not in text.partition("| ratio |")[2]
+
+
+def test_a_table_without_rows_is_left_out() -> None:
+    assert "| ratio |" not in markdown(Results(MACHINE, {"tallow q4": [FIGURES]}, {}, 2e8))
