@@ -5,7 +5,7 @@ Nothing outside this room knows which version of an operation ran.
 
 from tallow.kernels.blocks import BlockWeight, has_native_blocks, unpack_blocks
 from tallow.kernels.dispatch import Operation, prefers_fast, using
-from tallow.kernels.probe import machine_bytes, matmul_peak, read_bandwidth
+from tallow.kernels.probe import free_bytes, machine_bytes, matmul_peak, read_bandwidth
 from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Operation",
     "QuantizedWeight",
     "dequantize",
+    "free_bytes",
     "has_native_blocks",
     "machine_bytes",
     "matmul_peak",

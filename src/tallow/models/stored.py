@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ class StoredModel(ABC):
 
     Args:
         model: Its architecture: on the meta device, with quantized modules where codes are stored.
+        path: The file or directory; None for a model that is in memory only.
     """
 
     model: Decoder
+    path: Path | None
 
     @abstractmethod
     def read(self, name: str) -> Tensor | BlockWeight:
@@ -46,8 +49,8 @@ class StoredModel(ABC):
 class LoadedModel(StoredModel):
     """A model that is in memory already."""
 
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
+    def __init__(self, model: Decoder, path: Path | None = None) -> None:
+        self.model, self.path = model, path
         self._state = model.state_dict()
 
     def read(self, name: str) -> Tensor:

@@ -92,6 +92,7 @@ class GGUFModel(StoredModel):
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = file = GGUFFile(path)
         self._config = config = _config(file)
         self._dtype = _widest_dtype(file)

@@ -73,6 +73,7 @@ class HubModel(StoredModel):
     """
 
     def __init__(self, directory: Path) -> None:
+        self.path = directory
         config = read_config(directory)
         self._family = family = find_family(config.family)
         self._stored = stored = TensorFiles(directory)
