@@ -14,7 +14,7 @@ inline float half_at(const uint8_t *bytes) {
 
 // Blocks of 32: the elements' low bits are 16 bytes, the first 16 elements in the low halves; fifth bits are a word.
 
-void unpack_q4_0(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q4_0(const uint8_t *__restrict block, float *__restrict out) {
     const float scale = half_at(block);
     for (int i = 0; i < 16; ++i) {
         const uint8_t both = block[2 + i];
@@ -23,7 +23,7 @@ void unpack_q4_0(const uint8_t *block, float *out) {
     }
 }
 
-void unpack_q4_1(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q4_1(const uint8_t *__restrict block, float *__restrict out) {
     const float scale = half_at(block), least = half_at(block + 2);
     for (int i = 0; i < 16; ++i) {
         const uint8_t both = block[4 + i];
@@ -32,7 +32,7 @@ void unpack_q4_1(const uint8_t *block, float *out) {
     }
 }
 
-void unpack_5_bits(const uint8_t *fifth_bits, const uint8_t *low_bits, int *codes) {
+inline void unpack_5_bits(const uint8_t *fifth_bits, const uint8_t *low_bits, int *codes) {
     uint32_t fifth;
     std::memcpy(&fifth, fifth_bits, sizeof fifth);
     for (int i = 0; i < 16; ++i) {
@@ -41,21 +41,21 @@ void unpack_5_bits(const uint8_t *fifth_bits, const uint8_t *low_bits, int *code
     }
 }
 
-void unpack_q5_0(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q5_0(const uint8_t *__restrict block, float *__restrict out) {
     const float scale = half_at(block);
     int codes[32];
     unpack_5_bits(block + 2, block + 6, codes);
     for (int i = 0; i < 32; ++i) out[i] = scale * float(codes[i] - 16);
 }
 
-void unpack_q5_1(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q5_1(const uint8_t *__restrict block, float *__restrict out) {
     const float scale = half_at(block), least = half_at(block + 2);
     int codes[32];
     unpack_5_bits(block + 4, block + 8, codes);
     for (int i = 0; i < 32; ++i) out[i] = scale * float(codes[i]) + least;
 }
 
-void unpack_q8_0(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q8_0(const uint8_t *__restrict block, float *__restrict out) {
     const float scale = half_at(block);
     for (int i = 0; i < 32; ++i) out[i] = scale * float(int8_t(block[2 + i]));
 }
@@ -64,7 +64,7 @@ void unpack_q8_0(const uint8_t *block, float *out) {
 
 // Scale and offset of each of the eight groups of Q4_K and Q5_K: of the later four, the low bits lie in the last
 // four bytes and the high bits above the first four groups' own.
-void unpack_group_scales(const uint8_t *packed, float scale, float least, float *scales, float *offsets) {
+inline void unpack_group_scales(const uint8_t *packed, float scale, float least, float *scales, float *offsets) {
     for (int g = 0; g < 4; ++g) {
         scales[g] = scale * float(packed[g] & 63);
         offsets[g] = least * float(packed[g + 4] & 63);
@@ -73,7 +73,7 @@ void unpack_group_scales(const uint8_t *packed, float scale, float least, float 
     }
 }
 
-void unpack_q4_k(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q4_k(const uint8_t *__restrict block, float *__restrict out) {
     float scales[8], offsets[8];
     unpack_group_scales(block + 4, half_at(block), half_at(block + 2), scales, offsets);
     const uint8_t *codes = block + 16;
@@ -84,7 +84,7 @@ void unpack_q4_k(const uint8_t *block, float *out) {
         }
 }
 
-void unpack_q5_k(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q5_k(const uint8_t *__restrict block, float *__restrict out) {
     float scales[8], offsets[8];
     unpack_group_scales(block + 4, half_at(block), half_at(block + 2), scales, offsets);
     const uint8_t *fifth = block + 16, *codes = block + 48;
@@ -95,7 +95,7 @@ void unpack_q5_k(const uint8_t *block, float *out) {
         }
 }
 
-void unpack_q6_k(const uint8_t *block, float *out) {
+TALLOW_CLONES void unpack_q6_k(const uint8_t *__restrict block, float *__restrict out) {
     const uint8_t *low = block, *high = block + 128, *scales = block + 192;
     const float scale = half_at(block + 208);
     for (int part = 0; part < 2; ++part, low += 64, high += 32, scales += 8, out += 128)

@@ -3,6 +3,13 @@
 
 #include <cstdint>
 
+// Loops that read weights, once for processors with AVX2 and once for all others; the loader chooses.
+#if defined(TALLOW_X86_64) && defined(__GLIBC__) && defined(__GNUC__)
+#define TALLOW_CLONES [[gnu::target_clones("avx2", "default")]]
+#else
+#define TALLOW_CLONES
+#endif
+
 namespace tallow {
 
 struct BlockFormat {

@@ -1,5 +1,6 @@
 #include "weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -7,6 +8,12 @@
 namespace tallow {
 namespace {
 #include "numbers.h"
+
+inline uint32_t magnitude_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits & 0x7fffffff;
+}
 
 struct Row {
     const Source *source;  // null: zeros
@@ -65,23 +72,28 @@ void read_codes(const Row &row, Number number, int64_t inputs, int64_t group, ui
         }
 }
 
-// As quantize_groups does it, to the bit.
-void quantize(const float *values, Number number, int64_t inputs, int64_t group, uint8_t *codes, uint16_t *scales) {
+// As quantize_groups does it, to the bit. Magnitudes are compared as integers, which vectorizes.
+TALLOW_CLONES void quantize(const float *__restrict values, Number number, int64_t inputs, int64_t group,
+                            uint8_t *__restrict codes, uint16_t *__restrict scales) {
     for (int64_t g = 0; g < inputs / group; ++g, values += group, codes += group) {
-        float largest = 0;
-        for (int64_t i = 0; i < group; ++i)
-            if (std::fabs(values[i]) > std::fabs(largest)) largest = values[i];
-        const float scale = number == Number::int4 ? largest / -8 : std::fabs(largest) / 127;
+        uint32_t most_bits = 0;
+        for (int64_t i = 0; i < group; ++i) most_bits = std::max(most_bits, magnitude_bits(values[i]));
+        const float *largest = values;
+        while (magnitude_bits(*largest) != most_bits) ++largest;
+        const float scale = number == Number::int4 ? *largest / -8 : std::fabs(*largest) / 127;
         const float inverse = scale == 0 ? 0 : 1 / scale;
         scales[g] = to_half(scale);
-        for (int64_t i = 0; i < group; ++i) {
-            const float scaled = values[i] * inverse;
-            if (number == Number::int4) {
-                const float code = scaled + 8.5f;
-                codes[i] = uint8_t(code < 0 ? 0 : code > 15 ? 15 : code);
-            } else {
-                codes[i] = uint8_t(int(std::round(scaled)) + 128);
+        if (number == Number::int4) {
+            for (int64_t i = 0; i < group; ++i) {
+                const float code = values[i] * inverse + 8.5f;
+                codes[i] = uint8_t(int(code < 0 ? 0 : code > 15 ? 15 : code));
             }
+            continue;
+        }
+        for (int64_t i = 0; i < group; ++i) {  // halves away from zero
+            const float scaled = values[i] * inverse;
+            const int whole = int(scaled);
+            codes[i] = uint8_t(whole + int(2 * (scaled - float(whole))) + 128);
         }
     }
 }
@@ -125,11 +137,13 @@ void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
         }
         for (int64_t i = begin; i < end; i += 32)
             for (int step = 0; step < 4; ++step)
-                for (int row = 0; row < kPanel; ++row)
-                    for (int byte = 0; byte < 4; ++byte) {
-                        const uint8_t *at = &from.codes[row * inputs + i + 4 * step + byte];
-                        *packed++ = uint8_t(at[0] | at[16] << 4);
-                    }
+                for (int row = 0; row < kPanel; ++row, packed += 4) {
+                    uint32_t low, high;  // four bytes at once: none is greater than 15
+                    std::memcpy(&low, &from.codes[row * inputs + i + 4 * step], sizeof low);
+                    std::memcpy(&high, &from.codes[row * inputs + i + 4 * step + 16], sizeof high);
+                    low |= high << 4;
+                    std::memcpy(packed, &low, sizeof low);
+                }
     }
 }
 
