@@ -6,10 +6,11 @@ sentence and what to do, with the exit code of its class; `--debug` adds the tra
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,6 +21,10 @@ from tallow.console import is_main_process
 from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
+from tallow.startup import Moment, uncollected
+
+if TYPE_CHECKING:
+    from tallow.engine.language_model import LanguageModel
 
 MAX_THREADS = 1024
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
@@ -223,14 +228,11 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a text."""
-    from tallow.engine.language_model import load
-    from tallow.engine.request import SamplingParams
-
     endings = tuple(stop or ())
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
+    params = tallow.SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
-    loaded = load(model, precision, weights)
+    loaded = _load(model, precision, weights)
     messages = [{"role": "user", "content": text}]
     if as_json:
         answer = loaded.chat(messages, params) if chat else loaded.generate(text, params)
@@ -260,13 +262,11 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal."""
     from tallow import terminal
-    from tallow.engine.language_model import load
-    from tallow.engine.request import SamplingParams
 
     endings = tuple(stop or ())
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
+    params = tallow.SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
-    terminal.chat(load(model, precision, weights), params, system)
+    terminal.chat(_load(model, precision, weights), params, system)
 
 
 @app.command()
@@ -291,10 +291,15 @@ def bench_infer(
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, and the share of the memory bandwidth that decoding reaches."""
-    from tallow.bench import infer
+    with uncollected():
+        import torch  # noqa: F401
+
+        torch_imported = Moment.now()
+        from tallow.bench import infer
 
     _set_threads(threads)
-    _print_result(infer(model, precision, batch, prompt_tokens, new_tokens), as_json)
+    result = infer(model, precision, batch, prompt_tokens, new_tokens, torch_imported=torch_imported)
+    _print_result(result, as_json)
 
 
 @bench.command("train")
@@ -359,6 +364,13 @@ def _read_standard_input() -> str:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError("standard input is not UTF-8 text", "convert it (iconv does)") from error
+
+
+def _load(model: str, precision: Precision, weights: Placement) -> LanguageModel:
+    """A model that lives as long as the process."""
+    loaded = tallow.load(model, precision, weights)
+    gc.freeze()  # what is there by now stays: garbage is not to be looked for in it again and again
+    return loaded
 
 
 def _set_threads(threads: int | None) -> None:

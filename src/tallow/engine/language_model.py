@@ -14,8 +14,9 @@ from tallow.engine.request import FinishReason, Request, RequestState, SamplingP
 from tallow.engine.runner import Runner
 from tallow.errors import DataError, UsageError
 from tallow.models.config import DecoderConfig
-from tallow.models.formats import load_tokenizer, open_model
+from tallow.models.formats import open_model
 from tallow.models.store import resolve
+from tallow.startup import uncollected
 from tallow.tokenizer.chat import Message, encode_chat_prompt
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -217,7 +218,9 @@ def load(name_or_path: str | Path, precision: Precision = "auto", weights: Place
     if weights not in PLACEMENTS:
         raise UsageError(f"a place {weights!r} for weights is unknown", f"choose one of {', '.join(PLACEMENTS)}")
     path = resolve(name_or_path)
-    return LanguageModel(make_runner(open_model(path), precision, weights), load_tokenizer(path), path)
+    with uncollected():
+        stored = open_model(path)
+        return LanguageModel(make_runner(stored, precision, weights), stored.load_tokenizer(), path)
 
 
 def _generation(request: Request) -> Generation:

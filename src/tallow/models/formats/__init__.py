@@ -10,13 +10,12 @@ from tallow.errors import DataError, UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats.gguf import GGUFModel, Precision, has_gguf_tokenizer, load_gguf_tokenizer, save_gguf
 from tallow.models.formats.hub import HubModel, save_directory
-from tallow.models.stored import StoredModel
 from tallow.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Precision", "has_tokenizer", "load_model", "load_tokenizer", "open_model", "save_gguf", "save_model"]
 
 
-def open_model(path: Path) -> StoredModel:
+def open_model(path: Path) -> HubModel | GGUFModel:
     """Open a hub directory or a .gguf file, to read its weights one at a time.
 
     Raises:

@@ -122,6 +122,14 @@ class GGUFModel(StoredModel):
         self.model.load_state_dict({name: self._read(name, dtype) for name in self._places}, assign=True)
         return self.model
 
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer in the file.
+
+        Raises:
+            DataError: There is none, or one of a kind that is not supported.
+        """
+        return read_tokenizer(self._file.metadata, self.path)
+
     def _read(self, name: str, dtype: torch.dtype | None) -> Tensor:
         tensor, rows = self._places[name]
         if self._config.norm_offset and _is_norm(name):

@@ -111,6 +111,14 @@ class HubModel(StoredModel):
             self.model.embed.dtype = self.model.norm.weight.dtype
         return self.model
 
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer in the directory.
+
+        Raises:
+            DataError: There is none, or it is broken.
+        """
+        return Tokenizer.load(self.path)
+
 
 def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder:
     """Load a model directory; arguments and errors as `HubModel` has them."""
