@@ -128,7 +128,7 @@ class GGUFModel(StoredModel):
         Raises:
             DataError: There is none, or one of a kind that is not supported.
         """
-        return read_tokenizer(self._file.metadata, self.path)
+        return read_tokenizer(self._file.metadata, self._file.path)
 
     def _read(self, name: str, dtype: torch.dtype | None) -> Tensor:
         tensor, rows = self._places[name]

@@ -117,7 +117,7 @@ class HubModel(StoredModel):
         Raises:
             DataError: There is none, or it is broken.
         """
-        return Tokenizer.load(self.path)
+        return Tokenizer.load(self._stored.directory)
 
 
 def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder:
