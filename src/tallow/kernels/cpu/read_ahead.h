@@ -45,7 +45,7 @@ class ReadAhead {
     }
     static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-    static constexpr size_t kReadBytes = size_t(128) << 10;
+    static constexpr size_t kReadBytes = size_t(1) << 20;
 
     char *at_ = nullptr;
     int file_ = -1;
