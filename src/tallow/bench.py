@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import statistics
 import time
@@ -20,7 +19,7 @@ from tallow.kernels import matmul_peak, read_bandwidth
 from tallow.models.formats import load_model
 from tallow.models.store import resolve
 from tallow.run import peak_rss_bytes
-from tallow.startup import Moment
+from tallow.startup import Moment, exempt_from_collection
 
 if TYPE_CHECKING:
     from tallow.data.batch import Packed
@@ -55,7 +54,7 @@ def infer(
     if min(batch, prompt_tokens) < 1 or new_tokens < 2:
         raise UsageError("batch and prompt tokens must be at least 1, new tokens at least 2", "raise them")
     loaded = load(name, precision)
-    gc.freeze()
+    exempt_from_collection()
     loaded.generate([0], SamplingParams(max_new_tokens=1))
     ready_s = Moment.now().age_s
     prompts = [

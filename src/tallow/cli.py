@@ -6,7 +6,6 @@ sentence and what to do, with the exit code of its class; `--debug` adds the tra
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from tallow.console import is_main_process
 from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
-from tallow.startup import Moment, uncollected
+from tallow.startup import Moment, exempt_from_collection, uncollected
 
 if TYPE_CHECKING:
     from tallow.engine.language_model import LanguageModel
@@ -369,7 +368,7 @@ def _read_standard_input() -> str:
 def _load(model: str, precision: Precision, weights: Placement) -> LanguageModel:
     """A model that lives as long as the process."""
     loaded = tallow.load(model, precision, weights)
-    gc.freeze()  # what is there by now stays: garbage is not to be looked for in it again and again
+    exempt_from_collection()
     return loaded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import time
@@ -9,6 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def exempt_from_collection() -> None:
+    """What exists by now stays until the process ends: garbage is not to be looked for in it again and again."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries complain at the end of what is never freed
 
 
 @dataclass(frozen=True)
