@@ -31,4 +31,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tallow' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from tallow.startup import uncollected
+
+    with uncollected():
+        return getattr(import_module(_HOMES[name]), name)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import time
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from tallow.data.batch import Packed
+from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import load
 from tallow.engine.make_runner import Precision
@@ -20,25 +18,35 @@ from tallow.errors import UsageError
 from tallow.kernels import matmul_peak, read_bandwidth
 from tallow.models.formats import load_model
 from tallow.models.store import resolve
-from tallow.objectives.causal import causal
-from tallow.parallel import ALONE
 from tallow.run import peak_rss_bytes
-from tallow.train.config import LoopConfig
-from tallow.train.precision import count_flops
-from tallow.train.update import Updater
+from tallow.startup import Moment, exempt_from_collection
+
+if TYPE_CHECKING:
+    from tallow.data.batch import Packed
 
 REPEATS = 3
 
 
 def infer(
-    name: str, precision: Precision = "auto", batch: int = 1, prompt_tokens: int = 512, new_tokens: int = 64
+    name: str,
+    precision: Precision = "auto",
+    batch: int = 1,
+    prompt_tokens: int = 512,
+    new_tokens: int = 64,
+    *,
+    torch_imported: Moment | None = None,
 ) -> dict[str, Any]:
     """Time prefill and decode on random prompts; medians of three runs after one to warm up.
 
+    Args:
+        torch_imported: When torch had been imported and nothing else, if that was noted.
+
     Returns:
-        `ready_s`: from the start of the process to the first token of a short prompt; `prefill_tokens_per_s`;
-        `decode_tokens_per_s`, all sequences together; `model_bytes`; `achieved_gb_s`: weights read a second while
-        decoding, each once a step; `bandwidth_gb_s`: what the machine's memory gives; their ratio; `peak_rss_mb`.
+        `ready_s`: from the start of the process to the first token of a short prompt; `ready_after_torch_s`: the part
+        of it after torch was imported; `prefill_tokens_per_s`; `decode_tokens_per_s`, all sequences together;
+        `model_bytes`; `achieved_gb_s`: weights read a second while decoding, each once a step; `bandwidth_gb_s`: what
+        the machine's memory gives; their ratio; `peak_rss_mb`; `cache_mb`: what of the key-value cache was in use;
+        `overhead_mb`: the peak without weights and cache; `torch_rss_mb`: what of that torch alone takes.
 
     Raises:
         UsageError: A number is not positive, or the sequences do not fit into the model's context.
@@ -46,24 +54,34 @@ def infer(
     if min(batch, prompt_tokens) < 1 or new_tokens < 2:
         raise UsageError("batch and prompt tokens must be at least 1, new tokens at least 2", "raise them")
     loaded = load(name, precision)
+    exempt_from_collection()
     loaded.generate([0], SamplingParams(max_new_tokens=1))
-    ready_s = seconds_since_start()
+    ready_s = Moment.now().age_s
     prompts = [
         [random.Random(row).randrange(loaded.config.vocab_size) for _ in range(prompt_tokens)] for row in range(batch)
     ]
     timings = [time_generation(loaded.engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
     prefill_s, decode_s, decoded = (statistics.median(column) for column in zip(*timings, strict=True))
+    peak = peak_rss_bytes()  # before the bandwidth is measured, which takes memory of its own
     weights, bandwidth = loaded.weight_bytes, read_bandwidth()
     achieved = weights * (decoded / batch) / decode_s
+    blocks = min(
+        loaded.engine.state.num_blocks, (1 + REPEATS) * batch * -(-(prompt_tokens + new_tokens) // BLOCK_TOKENS)
+    )
+    cache = blocks * loaded.engine.runner.block_bytes
     return {
         "ready_s": ready_s,
+        "ready_after_torch_s": ready_s - torch_imported.age_s if torch_imported is not None else None,
         "prefill_tokens_per_s": batch * prompt_tokens / prefill_s,
         "decode_tokens_per_s": decoded / decode_s,
         "model_bytes": weights,
         "achieved_gb_s": achieved / 1e9,
         "bandwidth_gb_s": bandwidth / 1e9,
         "bandwidth_fraction": achieved / bandwidth,
-        "peak_rss_mb": peak_rss_bytes() / 1e6,
+        "peak_rss_mb": peak / 1e6,
+        "cache_mb": cache / 1e6,
+        "overhead_mb": (peak - weights - cache) / 1e6,
+        "torch_rss_mb": torch_imported.rss_bytes / 1e6 if torch_imported is not None else None,
     }
 
 
@@ -81,6 +99,13 @@ def train(
     """
     if min(batch, seq, steps) < 1:
         raise UsageError("batch, sequence length and steps must be at least 1", "raise them")
+    # what training needs is not part of being ready to generate
+    from tallow.objectives.causal import causal
+    from tallow.parallel import ALONE
+    from tallow.train.config import LoopConfig
+    from tallow.train.precision import count_flops
+    from tallow.train.update import Updater
+
     model = load_model(resolve(name), dtype=torch.float32)
     if seq > model.config.max_positions:
         raise UsageError(
@@ -108,6 +133,8 @@ def train(
 
 def random_batch(vocab_size: int, batch: int, seq: int) -> Packed:
     """Rows of random tokens, each one document."""
+    from tallow.data.batch import Packed
+
     tokens_BT = torch.randint(vocab_size, (batch, seq + 1), generator=torch.Generator().manual_seed(0))
     documents_BT = torch.zeros(tokens_BT.shape, dtype=torch.int32)
     return Packed(tokens_BT, documents_BT, torch.ones(tokens_BT.shape, dtype=torch.bool))
@@ -126,9 +153,3 @@ def time_generation(engine: Engine, prompts: list[list[int]], new_tokens: int) -
     while any(request.state is not RequestState.FINISHED for request in requests):
         engine.step()
     return middle - start, time.perf_counter() - middle, len(prompts) * new_tokens - early
-
-
-def seconds_since_start() -> float:
-    """Age of this process: from its start, imports included."""
-    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")

@@ -21,8 +21,10 @@ from tallow.console import is_main_process
 from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
+from tallow.startup import Moment, exempt_from_collection, uncollected
 
 MAX_THREADS = 1024
+Placement = Literal["auto", "memory", "mapped"]
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 
 Source = Annotated[
@@ -61,6 +63,9 @@ Regex = Annotated[str | None, typer.Option(help="The whole answer matches this r
 Choice = Annotated[list[str] | None, typer.Option(help="The answer is this text or another choice; may be repeated.")]
 Grammar = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The answer is a text of this grammar (Lark, with a rule `start`).")
+]
+WeightsOption = Annotated[
+    Placement, typer.Option(help="Where they are; auto: mapped from a file if memory has no room.")
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
@@ -230,20 +235,20 @@ def generate(
     choice: Choice = None,
     grammar: Grammar = None,
     precision: PrecisionOption = "auto",
+    weights: WeightsOption = "auto",
     adapter: AdapterOption = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Continue a text."""
-    from tallow.engine.request import SamplingParams
     from tallow.engine.structure import read_structure
 
     endings = tuple(stop or ())
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
+    params = tallow.SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     params = replace(params, structure=read_structure(json_schema, regex, choice or (), grammar))
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
-    loaded, name = _load(model, precision, adapter)
+    loaded, name = _load(model, precision, weights, adapter)
     messages = [{"role": "user", "content": text}]
     if as_json:
         answer = loaded.chat(messages, params, adapter=name) if chat else loaded.generate(text, params, adapter=name)
@@ -269,17 +274,17 @@ def chat(
     seed: Seed = None,
     stop: Stop = None,
     precision: PrecisionOption = "auto",
+    weights: WeightsOption = "auto",
     adapter: AdapterOption = None,
     threads: Threads = None,
 ) -> None:
     """Talk with a model in the terminal."""
     from tallow import terminal
-    from tallow.engine.request import SamplingParams
 
     endings = tuple(stop or ())
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
+    params = tallow.SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
-    loaded, name = _load(model, precision, adapter)
+    loaded, name = _load(model, precision, weights, adapter)
     terminal.chat(loaded, params, system, name)
 
 
@@ -305,10 +310,15 @@ def bench_infer(
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decode speed, and the share of the memory bandwidth that decoding reaches."""
-    from tallow.bench import infer
+    with uncollected():
+        import torch  # noqa: F401
+
+        torch_imported = Moment.now()
+        from tallow.bench import infer
 
     _set_threads(threads)
-    _print_result(infer(model, precision, batch, prompt_tokens, new_tokens), as_json)
+    result = infer(model, precision, batch, prompt_tokens, new_tokens, torch_imported=torch_imported)
+    _print_result(result, as_json)
 
 
 @bench.command("train")
@@ -368,11 +378,12 @@ def _fresh(fresh: bool, resume: bool) -> bool:
     return fresh
 
 
-def _load(model: str, precision: Precision, adapter: Path | None) -> tuple[tallow.LanguageModel, str | None]:
-    """A model and the name of its adapter, if it is to have one."""
-    from tallow.engine.language_model import load
-
-    loaded = load(model, precision)
+def _load(
+    model: str, precision: Precision, weights: Placement, adapter: Path | None
+) -> tuple[tallow.LanguageModel, str | None]:
+    """A model that lives as long as the process, and the name of its adapter, if it is to have one."""
+    loaded = tallow.load(model, precision, weights)
+    exempt_from_collection()
     if adapter is None:
         return loaded, None
     loaded.load_adapter(str(adapter), adapter)

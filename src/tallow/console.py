@@ -10,18 +10,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+if TYPE_CHECKING:  # imported when the first bar is shown: much of what imports this file shows none
+    from rich.progress import Progress, TaskID
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -59,6 +53,15 @@ def progress(title: str, total: int | None, unit: str = "", done: int = 0) -> It
     """Show progress of `total` units (None: unknown), `done` of which were there before."""
     console = stderr()
     if console.is_terminal:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -97,7 +98,7 @@ def _as_tallow_error(error: BaseException) -> TallowError:
         return CapacityError("no space left on the disk for the output", "free some space or write it elsewhere")
     if isinstance(error, OSError) and error.filename is not None:
         return DataError(f"{error.filename}: {error.strerror}", "check that it exists and may be read")
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory", str(error), re.IGNORECASE):
         return CapacityError("not enough memory", "use a smaller model or batch, or a lower --precision")
     return TallowError(f"{type(error).__name__}: {error}", "this is a bug: run it again with --debug and report it")
 

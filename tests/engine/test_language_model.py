@@ -160,3 +160,19 @@ def test_import_is_quick_and_names_are_there() -> None:
     assert not hasattr(tallow, "nothing")
     script = "import sys, tallow; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+UNNEEDED = ("jinja2", "pyarrow", "pandas", "transformers", "rich.progress", "torch._dynamo", "sympy", "tallow.train")
+GENERATE = """
+import gc, sys, tallow
+model = tallow.load(sys.argv[1])
+model.generate("abc", tallow.SamplingParams(max_new_tokens=2))
+assert gc.isenabled()
+print(*(name for name in sys.argv[2:] if name in sys.modules))
+"""
+
+
+def test_generating_imports_nothing_that_it_does_not_need(directory: Path) -> None:
+    command = [sys.executable, "-c", GENERATE, str(directory), *UNNEEDED]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert not result.stdout.strip()

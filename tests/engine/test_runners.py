@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from tallow.engine.blocks import BLOCK_TOKENS
-from tallow.engine.native_runner import CacheNumber, NativeRunner, Number
+from tallow.engine.native_runner import CacheNumber, NativeRunner
+from tallow.engine.packing import Number
 from tallow.engine.runner import Runner, Span
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import UsageError

@@ -9,13 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from tallow.engine.engine import Engine
-from tallow.engine.make_runner import PRECISIONS, Precision, make_runner
+from tallow.engine.make_runner import PLACEMENTS, PRECISIONS, Placement, Precision, make_runner
 from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner
 from tallow.errors import DataError, UsageError
 from tallow.models.config import DecoderConfig
-from tallow.models.formats import load_model, load_tokenizer
+from tallow.models.formats import open_model
 from tallow.models.store import resolve
+from tallow.startup import uncollected
 from tallow.tokenizer.chat import Message, encode_chat_prompt
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -231,7 +232,7 @@ class LanguageModel:
         return [ids[0] for ids in encoded if len(ids) == 1 and ids[0] in self.tokenizer.special_ids]
 
 
-def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageModel:
+def load(name_or_path: str | Path, precision: Precision = "auto", weights: Placement = "auto") -> LanguageModel:
     """Load a model that can generate.
 
     Args:
@@ -240,15 +241,23 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
             norms) are bf16 and the processor has it, else in fp32. `fp32` and `bf16` convert, quantized weights too.
             `q8` and `q4` round the weights of linear layers to 8 or 4 bits in groups of 32, and compute with them as
             `auto`; of a model that is quantized in other bits, the weights that are.
+        weights: `memory` holds them there. `mapped` writes them, in the form in which they are multiplied, once into a
+            file and reads that as it is needed, so that a model larger than memory runs, at the pace of the disk; how
+            fast that will be is said on standard error. `auto`: mapped if memory has no room for them.
 
     Raises:
         UsageError: The precision is unknown, or the path is that of an adapter.
         DataError: There is no such model, or it is broken.
+        CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
+    if weights not in PLACEMENTS:
+        raise UsageError(f"a place {weights!r} for weights is unknown", f"choose one of {', '.join(PLACEMENTS)}")
     path = resolve(name_or_path)
-    return LanguageModel(make_runner(load_model(path), precision, str(path)), load_tokenizer(path), path)
+    with uncollected():
+        stored = open_model(path)
+        return LanguageModel(make_runner(stored, precision, weights), stored.load_tokenizer(), path)
 
 
 def _generation(request: Request) -> Generation:

@@ -1,57 +1,101 @@
-"""Which runner computes a model, and in what precision."""
+"""Which runner computes a model, in what precision, and where its weights are kept."""
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import torch
 
 from tallow.console import say
-from tallow.engine.native_runner import NativeRunner, Number, is_available
+from tallow.engine.native_runner import CacheNumber, NativeRunner, is_available
+from tallow.engine.packed_file import packed_file
+from tallow.engine.packing import GROUP_SIZE, Number, plan_packing
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
-from tallow.kernels import prefers_fast
+from tallow.errors import UsageError
+from tallow.kernels import free_bytes, prefers_fast
 from tallow.models.decoder import Decoder
 from tallow.models.quantization import dequantize_modules, quantize_modules, quantized_bits, requantize_modules
+from tallow.models.stored import LoadedModel, StoredModel
 
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 PRECISIONS = ("auto", "fp32", "bf16", "q8", "q4")
+Placement = Literal["auto", "memory", "mapped"]
+PLACEMENTS = ("auto", "memory", "mapped")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BITS: dict[str, Literal[4, 8]] = {"q8": 8, "q4": 4}
-GROUP_SIZE = 32
+WEIGHTS_SHARE = 0.75
+"""Weights may take this part of the memory that is free; the rest is for the cache and for what computes."""
 
 
-def make_runner(model: Decoder, precision: Precision, name: str = "the model") -> Runner:
+def make_runner(model: StoredModel | Decoder, precision: Precision, weights: Placement = "memory") -> Runner:
     """Make a model ready to generate.
 
     Args:
-        model: In evaluation mode; the runner may change or take its weights.
+        model: In evaluation mode; the runner may change or take its weights. Of one that is stored, one weight is read
+            at a time.
         precision: As `load` says.
-        name: What to call the model in a note to the user.
+        weights: As `load` says; only those of a stored model can be mapped.
+
+    Raises:
+        UsageError: The weights cannot be mapped.
+        CapacityError: The disk has no room for the file that is to be mapped.
     """
-    bits, stored_bits = BITS.get(precision), quantized_bits(model)
+    source = LoadedModel(model) if isinstance(model, Decoder) else model
+    bits, stored_bits = BITS.get(precision), quantized_bits(source.model)
     if stored_bits is not None and precision != "auto" and bits != stored_bits:
+        name = source.path or "the model"
         say(f"the weights of {name} are stored in {stored_bits} bits; what that has lost does not come back")
+        decoder = source.load()
         if bits is not None:
-            requantize_modules(model, bits, GROUP_SIZE)
+            requantize_modules(decoder, bits, GROUP_SIZE)
         else:
-            dequantize_modules(model, DTYPES[precision])
-    stored = {parameter.dtype for parameter in model.parameters()}
+            dequantize_modules(decoder, DTYPES[precision])
+        source = LoadedModel(decoder, source.path)
+    stored = {parameter.dtype for parameter in source.model.parameters()}
     in_bf16 = precision == "bf16" or (precision != "fp32" and stored == {torch.bfloat16})
-    if prefers_fast() and stored <= {torch.float32, torch.bfloat16, torch.float16} and is_available(model):
-        return _native(model, precision, in_bf16)
+    if prefers_fast() and stored <= {torch.float32, torch.bfloat16, torch.float16} and is_available(source.model):
+        return _native(source, precision, in_bf16, weights)
+    _refuse_mapping(weights)
+    decoder = source.load()
     if bits is not None and stored_bits is None:
-        quantize_modules(model, bits, GROUP_SIZE)
+        quantize_modules(decoder, bits, GROUP_SIZE)
     dtype = torch.bfloat16 if precision == "bf16" or (in_bf16 and native_bf16()) else torch.float32
-    return TorchRunner(model.to(dtype))
+    return TorchRunner(decoder.to(dtype))
 
 
-def _native(model: Decoder, precision: Precision, in_bf16: bool) -> NativeRunner:
-    quantized = quantized_bits(model) is not None
+def _native(source: StoredModel, precision: Precision, in_bf16: bool, placement: Placement) -> NativeRunner:
+    quantized = quantized_bits(source.model) is not None
     plain: Number = "bfloat16" if in_bf16 else "float32"
     weights: Number = plain if quantized or precision not in BITS else "int8" if precision == "q8" else "int4"
     in_fp32 = precision == "fp32" or (not quantized and weights == "float32")
-    return NativeRunner(model, weights, "float32" if in_fp32 else "bfloat16")
+    cache: CacheNumber = "float32" if in_fp32 else "bfloat16"
+    size = plan_packing(source.model, weights).num_bytes
+    if source.path is None or sys.platform != "linux":
+        _refuse_mapping(placement)
+        return NativeRunner(source, weights, cache)
+    if placement == "memory" or (placement == "auto" and size <= WEIGHTS_SHARE * free_bytes()):
+        return NativeRunner(source, weights, cache)
+    with packed_file(source.path, precision if quantized else weights, size) as file:
+        resident_bytes = WEIGHTS_SHARE * free_bytes(mapped=True)
+        runner = NativeRunner(source, weights, cache, file=file, resident_bytes=resident_bytes)
+    _say_speed(runner, file.read_bandwidth())
+    return runner
+
+
+def _refuse_mapping(placement: Placement) -> None:
+    if placement == "mapped":
+        raise UsageError("weights can be mapped by the C++ decoder only, on Linux", "leave out --weights mapped")
+
+
+def _say_speed(runner: NativeRunner, disk: float) -> None:
+    whole, streamed = runner.weight_bytes, runner.streamed_bytes
+    if streamed:
+        what, speed = f"{streamed / 1e9:.2f} of {whole / 1e9:.2f} GB for each token", f"{disk / streamed:.2g} tokens/s"
+    else:
+        what, speed = f"{whole / 1e9:.2f} GB once, as they are needed", f"{whole / disk:.2g} s"
+    say(f"weights are read from the disk, {what}; at the {disk / 1e9:.2f} GB/s that it gives, about {speed}")
 
 
 def native_bf16() -> bool:

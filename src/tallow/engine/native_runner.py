@@ -5,75 +5,52 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tallow.engine.block_tables import CacheLayout
+from tallow.engine.packed_file import HEADER_BYTES, PackedFile
+from tallow.engine.packing import (
+    GROUP_SIZE,
+    LANES,
+    NUMBERS,
+    SOURCES,
+    Integers,
+    LayerParts,
+    Number,
+    Part,
+    Plan,
+    plan_packing,
+    stack_updates,
+    values,
+)
 from tallow.engine.runner import Scores, Span, context_length
-from tallow.kernels import QuantizedWeight, cpu, dequantize
+from tallow.kernels import cpu
 from tallow.models.blocks.attention import Attention
-from tallow.models.blocks.feed_forward import FeedForward
 from tallow.models.blocks.norms import LayerNorm, RMSNorm
 from tallow.models.blocks.positions import make_rotation
 from tallow.models.config import DecoderConfig
-from tallow.models.decoder import Decoder, Layer
+from tallow.models.decoder import Decoder
 from tallow.models.formats.adapters import Adapter
+from tallow.models.stored import LoadedModel, StoredModel
 
-Number = Literal["float32", "bfloat16", "int8", "int4"]
 CacheNumber = Literal["float32", "bfloat16", "int8"]
-Integers = npt.NDArray[np.int32]
 
-LANES = 16
-GROUP_SIZE = 32
 LONGEST_HEAD = 512
-# as enum Number, enum Source::Kind and enum Activation have them
-NUMBERS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
-SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.uint8: 4}
+STREAMED_AT_ONCE = 3
+"""Layers of a file that are in memory together: one that computes, the next, and the one before."""
+
+# as enum Activation has them
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 def is_available(model: Decoder) -> bool:
-    """Whether the C++ decoder is installed, and the model one that it can run."""
-    on_cpu = model.norm.weight.device.type == "cpu"
+    """Whether the C++ decoder is installed, and the model (it may be on the meta device) one that it can run."""
+    on_cpu = model.norm.weight.device.type in ("cpu", "meta")
     return cpu.native() is not None and on_cpu and model.config.head_size <= LONGEST_HEAD
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A packed weight, and how it was made of the weights of several modules.
-
-    Args:
-        weight: The packed weight.
-        names: Names of the modules.
-        rows: Outputs of each.
-        order: Which of all of them each output of the packed weight is.
-    """
-
-    weight: object
-    names: Sequence[str]
-    rows: Sequence[int]
-    order: Integers
-
-    def stack(self, adapter: Adapter) -> tuple[Tensor, Tensor]:
-        """The updates of the modules as one: their A one below the other, their B (scaled) block-diagonal; fp32.
-
-        Modules whose updates share an A share its rows.
-        """
-        updates = [adapter.get(name) for name in self.names]
-        distinct = {id(update.a_RI): update.a_RI for update in updates if update is not None}
-        starts = dict(zip(distinct, itertools.accumulate(map(len, distinct.values()), initial=0), strict=False))
-        a_RI = torch.cat([a.float() for a in distinct.values()])
-        b_OR = torch.zeros(sum(self.rows), len(a_RI))
-        for update, rows_OR in zip(updates, b_OR.split(list(self.rows)), strict=True):
-            if update is not None:
-                start = starts[id(update.a_RI)]
-                rows_OR[:, start : start + len(update.a_RI)] = update.scale * update.b_OR.float()
-        return a_RI, b_OR
 
 
 class NativeRunner:
@@ -84,49 +61,54 @@ class NativeRunner:
     rounded to 8 bits, 32 at a time with a scale of their own.
 
     Args:
-        model: The model; it is not needed afterwards.
-        weights: What plain weights are held in. Quantized ones stay as they are. `int4` leaves embedding and output
-            matrix in 8 bits; a weight whose inputs have no groups of 32 is held in bfloat16 instead.
+        model: The model; it is not needed afterwards. Of one that is stored, one weight is read at a time.
+        weights: What plain weights are held in, as `plan_packing` says.
         cache: What keys and values are held in.
         threads: Threads that compute; None: as many as torch uses.
         instruction_set: One of `cpu.native().operation_sets()`; None: the best, or what TALLOW_CPU names.
+        file: Where the packed weights are, or are to be put; None: in memory of their own.
+        resident_bytes: How much of the file may stay in memory. Layers beyond that are read anew for each step.
     """
 
     def __init__(
         self,
-        model: Decoder,
+        model: StoredModel | Decoder,
         weights: Number = "bfloat16",
         cache: CacheNumber = "bfloat16",
         *,
         threads: int | None = None,
         instruction_set: str | None = None,
+        file: PackedFile | None = None,
+        resident_bytes: float = math.inf,
     ) -> None:
-        self.config = model.config
-        self.layout = CacheLayout((None,), ((0, 0),) * model.config.num_layers, model.config.num_layers)
+        self._source = source = LoadedModel(model) if isinstance(model, Decoder) else model
+        self.config = source.model.config
+        self.layout = CacheLayout((None,), ((0, 0),) * self.config.num_layers, self.config.num_layers)
         self.weight_bytes = 0
+        self.streamed_bytes = 0
         self.instruction_set = instruction_set or cpu.operation_set()
         self._native: Any = cpu.native()
-        self._weights: Number = weights
+        self._file = file
         self._kept: list[Tensor] = []
         self._handles = itertools.count(1)
         self._adapter_bytes: dict[int, int] = {}
-        self._products: list[_Product] = []
+        self._products: list[tuple[Part, Any]] = []
         self._decoder = self._native.Decoder(
-            _architecture(self._native, model.config, cache),
-            self.instruction_set,
-            threads or torch.get_num_threads(),
+            _architecture(self._native, self.config, cache), self.instruction_set, threads or torch.get_num_threads()
         )
-        rotations = self._rotations() if model.config.positions == "rotary" else []
-        for index, layer in enumerate(model.layers):
-            assert isinstance(layer, Layer)
-            self._decoder.add_layer(self._layer(model, index, layer, rotations[index] if rotations else None))
-        embedding = self._pack(model, ["embed"], is_table=True)
-        head = embedding if model.lm_head is None else self._pack(model, ["lm_head"], is_table=True)
-        positions = model.embed_positions
-        self._decoder.set_ends(
-            embedding, head, self._norm(model.norm), self._floats(positions.weight) if positions is not None else 0
-        )
-        self._logits_RV = torch.empty(0, -(-model.config.vocab_size // (2 * LANES)) * 2 * LANES)
+        plan = plan_packing(source.model, weights)
+        if file is not None:
+            self._decoder.pack_into(file.address + HEADER_BYTES, file.num_bytes, file.is_filled)
+            self._read_ahead(plan, file, resident_bytes)
+        rotations = self._rotations() if self.config.positions == "rotary" else []
+        for index, parts in enumerate(plan.layers):
+            self._decoder.add_layer(self._layer(index, parts, rotations[index] if rotations else None))
+        embedding = self._pack(plan.embedding)
+        head = embedding if plan.head is None else self._pack(plan.head)
+        positions = self._floats("embed_positions.weight") if self.config.positions == "learned" else 0
+        self._decoder.set_ends(embedding, head, self._norm("norm"), positions)
+        del self._source
+        self._logits_RV = torch.empty(0, -(-self.config.vocab_size // (2 * LANES)) * 2 * LANES)
         self._summaries_R3 = torch.empty(0, 3, dtype=torch.int32)
 
     @property
@@ -167,12 +149,12 @@ class NativeRunner:
 
     def load_adapter(self, adapter: Adapter) -> int:
         handle, loaded, size = next(self._handles), self._native.Adapter(), 0
-        for product in self._products:
-            if any(name in adapter for name in product.names):
-                a_RI, b_OR = product.stack(adapter)
+        for part, weight in self._products:
+            if any(name in adapter for name in part.names):
+                a_RI, b_OR = stack_updates(part, adapter)
                 a = self._pack_floats(a_RI, np.arange(len(a_RI), dtype=np.int32), loaded)
-                b = self._pack_floats(b_OR, product.order, loaded)
-                loaded.change(product.weight, a, b)
+                b = self._pack_floats(b_OR, part.order, loaded)
+                loaded.change(weight, a, b)
                 size += a.bytes + b.bytes
         self._decoder.add_adapter(handle, loaded)
         self._adapter_bytes[handle] = size
@@ -183,25 +165,20 @@ class NativeRunner:
         self._decoder.remove_adapter(handle)
         self.weight_bytes -= self._adapter_bytes.pop(handle)
 
-    def _layer(self, model: Decoder, index: int, layer: Layer, rotation: tuple[int, int] | None) -> object:
-        attention, feed_forward = layer.attention, layer.feed_forward
+    def _layer(self, index: int, parts: LayerParts, rotation: tuple[int, int] | None) -> object:
+        at = f"layers.{index}"
+        attention = self._source.model.get_submodule(f"{at}.attention")
         assert isinstance(attention, Attention)
-        assert isinstance(feed_forward, FeedForward)
         plan = self._native.DecoderLayer()
-        plan.attention_norm = self._norm(layer.attention_norm)
-        plan.attention_post_norm = self._norm(layer.attention_post_norm)
-        plan.feed_forward_norm = self._norm(layer.feed_forward_norm)
-        plan.feed_forward_post_norm = self._norm(layer.feed_forward_post_norm)
+        plan.attention_norm = self._norm(f"{at}.attention_norm")
+        plan.attention_post_norm = self._norm(f"{at}.attention_post_norm")
+        plan.feed_forward_norm = self._norm(f"{at}.feed_forward_norm")
+        plan.feed_forward_post_norm = self._norm(f"{at}.feed_forward_post_norm")
         if attention.qk_norm != "none":
-            plan.query_norm, plan.key_norm = self._norm(attention.q_norm), self._norm(attention.k_norm)
-        inside, beyond = f"layers.{index}.attention", f"layers.{index}.feed_forward"
-        plan.qkv = self._pack(model, [f"{inside}.q_proj", f"{inside}.k_proj", f"{inside}.v_proj"])
-        plan.out = self._pack(model, [f"{inside}.o_proj"])
-        if feed_forward.gate_proj is not None:
-            plan.up = self._pack(model, [f"{beyond}.gate_proj", f"{beyond}.up_proj"], by_turns=True)
-        else:
-            plan.up = self._pack(model, [f"{beyond}.up_proj"])
-        plan.down = self._pack(model, [f"{beyond}.down_proj"])
+            plan.query_norm, plan.key_norm = self._norm(f"{at}.attention.q_norm"), self._norm(f"{at}.attention.k_norm")
+        packed = [self._pack(part) for part in parts]
+        self._products += zip(parts, packed, strict=True)
+        plan.qkv, plan.out, plan.up, plan.down = packed
         if rotation is not None:
             plan.cosines, plan.sines = rotation
         plan.scale = attention.spec.scale
@@ -216,36 +193,18 @@ class NativeRunner:
         made: dict[int, tuple[int, int]] = {}
         for rotary in filter(None, (config.rotary, config.local_rotary)):
             rotation = make_rotation(rotary, config.head_size, config.max_positions, positions)
-            made[id(rotary)] = self._floats(rotation.cos_B1Tr), self._floats(rotation.sin_B1Tr)
+            made[id(rotary)] = self._keep(rotation.cos_B1Tr), self._keep(rotation.sin_B1Tr)
         return [made[id(config.layer_rotary(index))] for index in range(config.num_layers)]
 
-    def _pack(self, model: Decoder, names: Sequence[str], *, by_turns: bool = False, is_table: bool = False) -> object:
-        """The weights of the modules of these names as one, row after row, or (two of them) by turns of 16 rows."""
-        modules = [model.get_submodule(name) for name in names]
-        weights = [_weight(module) for module in modules]
-        number, group = self._held_in(weights, is_table)
-        rows, inputs = [_shape(weight)[0] for weight in weights], _shape(weights[0])[1]
-        sources, kept = [], []
-        for weight, count in zip(weights, rows, strict=True):
-            if isinstance(weight, QuantizedWeight) and number in ("int8", "int4"):
-                parts = (weight.codes, weight.scales)
-            else:
-                plain = dequantize(weight) if isinstance(weight, QuantizedWeight) else weight.detach()
-                plain = plain if plain.dtype in SOURCES else plain.float()
-                parts = (plain.contiguous(),)
-            kept += parts
-            addresses = [part.data_ptr() for part in parts] + [0]
-            sources.append((SOURCES[parts[0].dtype], addresses[0], addresses[1], count))
-        bias = 0
-        biases = [getattr(module, "bias", None) for module in modules]
-        if biases[0] is not None:
-            kept.append(torch.cat([each.detach().float() for each in biases if each is not None]))
-            bias = kept[-1].data_ptr()
-        order = _by_turns(rows[0]) if by_turns else np.arange(sum(rows), dtype=np.int32)
-        packed = self._decoder.pack(NUMBERS[number], sources, order, inputs, group, bias)
+    def _pack(self, part: Part) -> object:
+        number = NUMBERS[part.number]
+        if self._file is not None and self._file.is_filled:
+            packed = self._decoder.pack(number, [], part.order, part.inputs, part.group, int(part.has_bias))
+        else:
+            sources, bias, _kept = part.sources(self._source)
+            address = bias.data_ptr() if bias is not None else 0
+            packed = self._decoder.pack(number, sources, part.order, part.inputs, part.group, address)
         self.weight_bytes += packed.bytes
-        if not is_table:
-            self._products.append(_Product(packed, names, rows, order))
         return packed
 
     def _pack_floats(self, values_OI: Tensor, order: Integers, adapter: object) -> Any:
@@ -255,30 +214,34 @@ class NativeRunner:
         inputs = values_OI.shape[1]
         return self._decoder.pack(NUMBERS["float32"], [source], order, inputs, GROUP_SIZE, 0, adapter)
 
-    def _held_in(self, weights: Sequence[Tensor | QuantizedWeight], is_table: bool) -> tuple[Number, int]:
-        """What a weight is held in that is made of these, and its group size."""
-        forms = {(weight.bits, weight.group_size) for weight in weights if isinstance(weight, QuantizedWeight)}
-        if len(forms) == 1 and all(isinstance(weight, QuantizedWeight) for weight in weights):
-            [(bits, group)] = forms
-            return ("int8" if bits == 8 else "int4"), group
-        if forms:  # not all alike: unpacked, so that none is rounded anew
-            return "float32", GROUP_SIZE
-        number = "int8" if self._weights == "int4" and is_table else self._weights
-        has_groups = _shape(weights[0])[1] % GROUP_SIZE == 0
-        return (number if has_groups or number not in ("int8", "int4") else "bfloat16"), GROUP_SIZE
+    def _read_ahead(self, plan: Plan, file: PackedFile, resident_bytes: float) -> None:
+        """Let as many layers stay in memory as may, from the first on."""
+        sizes = [layer.num_bytes for layer in plan.layers]
+        begins = list(itertools.accumulate(sizes, initial=HEADER_BYTES))
+        if plan.num_bytes <= resident_bytes or len(sizes) <= STREAMED_AT_ONCE:
+            return
+        room = resident_bytes - plan.end_bytes - STREAMED_AT_ONCE * max(sizes)
+        stay = sum(end - HEADER_BYTES <= room for end in begins[1:])
+        stay = min(stay, len(sizes) - STREAMED_AT_ONCE)
+        self.streamed_bytes = sum(sizes[stay:])
+        self._decoder.read_ahead(file.address, file.descriptor, begins, stay)
 
-    def _norm(self, norm: nn.Module) -> object:
+    def _norm(self, name: str) -> object:
+        norm = self._source.model.get_submodule(name)
         if isinstance(norm, RMSNorm):
-            weight = norm.weight.detach().float()
-            return self._native.Norm("rms", self._floats(1 + weight if norm.offset else weight), 0, norm.eps)
+            weight = values(self._source.read(f"{name}.weight"))
+            return self._native.Norm("rms", self._keep(1 + weight if norm.offset else weight), 0, norm.eps)
         if isinstance(norm, LayerNorm):
-            bias = self._floats(norm.bias) if norm.bias is not None else 0
-            return self._native.Norm("layer", self._floats(norm.weight), bias, norm.eps)
+            bias = self._floats(f"{name}.bias") if norm.bias is not None else 0
+            return self._native.Norm("layer", self._floats(f"{name}.weight"), bias, norm.eps)
         return self._native.Norm("none", 0, 0, 0.0)
 
-    def _floats(self, values: Tensor) -> int:
-        """The address of these values as floats, with room for a whole vector behind them; kept as long as the plan."""
-        self._kept.append(torch.cat([values.detach().float().flatten(), torch.zeros(LANES)]))
+    def _floats(self, name: str) -> int:
+        return self._keep(values(self._source.read(name)))
+
+    def _keep(self, floats: Tensor) -> int:
+        """The address of these values, with room for a whole vector behind them; kept as long as the plan."""
+        self._kept.append(torch.cat([floats.float().flatten(), torch.zeros(LANES)]))
         return self._kept[-1].data_ptr()
 
 
@@ -294,28 +257,6 @@ def _architecture(native: Any, config: DecoderConfig, cache: CacheNumber) -> obj
     shape.logit_softcap = config.logit_softcap or 0.0
     shape.cache = NUMBERS[cache]
     return shape
-
-
-def _weight(module: nn.Module) -> Tensor | QuantizedWeight:
-    weight = module.weight
-    assert isinstance(weight, Tensor | QuantizedWeight)
-    return weight
-
-
-def _shape(weight: Tensor | QuantizedWeight) -> tuple[int, int]:
-    """Outputs and inputs."""
-    if isinstance(weight, QuantizedWeight):
-        return weight.out_features, weight.in_features
-    return weight.shape[0], weight.shape[1]
-
-
-def _by_turns(rows: int) -> Integers:
-    """16 rows of the first half, then 16 of the second, and so on; −1 where there are not so many."""
-    padded = -(-rows // LANES) * LANES
-    first = np.full(padded, -1, dtype=np.int32)
-    first[:rows] = np.arange(rows)
-    second = np.where(first >= 0, first + rows, -1)
-    return np.stack([first.reshape(-1, LANES), second.reshape(-1, LANES)], axis=1).flatten().astype(np.int32)
 
 
 def _integers(values: Any) -> Integers:

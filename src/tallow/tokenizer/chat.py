@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Template
-
 from tallow.errors import DataError
-from tallow.tokenizer.sandbox import (
-    GENERATION_END,
-    GENERATION_START,
-    BoundedEnvironment,
-    TemplateLimitError,
-    TemplateRefusal,
-)
 
 if TYPE_CHECKING:  # at run time tokenizer.py imports this file
+    from tallow.tokenizer.program import Program
     from tallow.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -66,8 +57,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str], *, tool_source: str | None = None) -> None:
         self.source, self.tool_source = source, tool_source
         self.tokens = dict(tokens)
-        self._program = _Program(source)
-        self._tool_program = _Program(tool_source) if tool_source is not None else self._program
+        self._programs: dict[str, Program] = {}
 
     def render(
         self,
@@ -119,7 +109,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
     ) -> list[tuple[str, bool]]:
         start, end = _unused_characters([messages, tools], 2)
-        text = self._render(messages, tools, False, {GENERATION_START: start, GENERATION_END: end})
+        text = self._render(messages, tools, False, self._choose(tools).marks(start, end))
         pieces, depth = [], 0
         for part in re.split(f"([{start}{end}])", text):
             if part in (start, end):
@@ -171,8 +161,11 @@ class ChatTemplate:
             }
         )
 
-    def _choose(self, tools: Sequence[Mapping[str, Any]] | None) -> _Program:
-        return self._tool_program if tools else self._program
+    def _choose(self, tools: Sequence[Mapping[str, Any]] | None) -> Program:
+        from tallow.tokenizer.program import Program  # and with it Jinja, which most uses of a tokenizer do without
+
+        source = self.tool_source if tools and self.tool_source is not None else self.source
+        return self._programs.setdefault(source, Program(source))
 
 
 def encode_chat(
@@ -206,46 +199,6 @@ def encode_chat_prompt(
     template, marker, messages, tools = _marked(tokenizer, messages, tools)
     text = template.render(messages, add_generation_prompt=True, tools=tools, variables=variables)
     return tokenizer.sealed.encode_pieces([(text, False)], marker)[0]
-
-
-class _Program:
-    """One template, compiled on first use; one rendering at a time."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._lock = threading.Lock()
-        self._environment: BoundedEnvironment | None = None
-        self._template: Template | None = None
-
-    @property
-    def marks_generation(self) -> bool:
-        return self._compiled()[0].marks_generation
-
-    def render(self, variables: Mapping[str, Any]) -> str:
-        environment, template = self._compiled()
-        with self._lock:
-            try:
-                return environment.render(template, variables)
-            except TemplateRefusal as error:
-                raise DataError(
-                    f"the chat template refuses this conversation: {error}", "check the roles and their order"
-                ) from error
-            except TemplateLimitError as error:
-                raise DataError(f"the chat template was stopped: {error}", "use another template") from error
-            except Exception as error:  # a template is a program: anything can go wrong in it
-                raise DataError(f"the chat template fails: {_describe(error)}", "use another template") from error
-
-    def _compiled(self) -> tuple[BoundedEnvironment, Template]:
-        with self._lock:
-            if self._environment is None or self._template is None:
-                self._environment = BoundedEnvironment()
-                try:
-                    self._template = self._environment.compile_template(self._source)
-                except Exception as error:  # besides Jinja's own errors: too deep, too long, not Python in the end
-                    raise DataError(
-                        f"the chat template is broken: {_describe(error)}", "use another template"
-                    ) from error
-            return self._environment, self._template
 
 
 def _marked(
@@ -322,7 +275,3 @@ def _unused_characters(value: Any, count: int) -> list[str]:
     text = json.dumps(value, ensure_ascii=False)
     candidates = map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
     return list(islice((character for character in candidates if character not in text), count))
-
-
-def _describe(error: Exception) -> str:
-    return f"{error}" if str(error) else type(error).__name__

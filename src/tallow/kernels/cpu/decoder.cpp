@@ -149,6 +149,7 @@ void Decoder::work_together(int thread) {
     uint8_t *cache = cache_.as<uint8_t>();
     embed(all);
     for (const DecoderLayer &layer : layers_) {
+        if (thread == 0) read_ahead_.begin(&layer - layers_.data());
         clear_fresh_blocks(thread, cache);
         project(all, layer);
         if (!single_tokens_) {
@@ -175,6 +176,7 @@ void Decoder::work_apart(int thread) {
     pool_.barrier();
     const DecoderLayer *before = nullptr;
     for (const DecoderLayer &layer : layers_) {
+        if (thread == 0) read_ahead_.begin(&layer - layers_.data());
         over_parts(thread, [&](const Part &part) {
             if (before) finish_layer(part, *before);
             project(part, layer);

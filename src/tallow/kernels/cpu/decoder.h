@@ -10,6 +10,7 @@
 #include "memory.h"
 #include "ops.h"
 #include "pool.h"
+#include "read_ahead.h"
 #include "weights.h"
 
 namespace tallow {
@@ -50,6 +51,7 @@ class Decoder {
     void set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head, Norm norm,
                   const float *positions);
     void add_layer(const DecoderLayer &layer) { layers_.push_back(layer); }
+    void read_ahead(ReadAhead layers) { read_ahead_ = std::move(layers); }
     void allocate_cache(int64_t blocks);
     int64_t block_bytes() const { return layer_bytes() * int64_t(layers_.size()); }
     void copy_block(int64_t from, int64_t to);
@@ -127,6 +129,7 @@ class Decoder {
     Arena arena_;
     CacheShape cache_shape_;
     std::vector<DecoderLayer> layers_;
+    ReadAhead read_ahead_;
     std::shared_ptr<PackedWeight> embedding_, head_;
     Norm norm_;
     const float *positions_ = nullptr;

@@ -37,13 +37,22 @@ Norm make_norm(const std::string &kind, uintptr_t weight, uintptr_t bias, float 
     return {kind == "rms" ? Norm::rms : kind == "layer" ? Norm::layer : Norm::none, at<float>(weight), at<float>(bias), eps};
 }
 
-using SourceTuple = std::tuple<int, uintptr_t, uintptr_t, int64_t>;  // kind, values, scales, rows
+// kind, or that of GGUF's blocks counted from kBlocks on; values, scales, rows
+using SourceTuple = std::tuple<int, uintptr_t, uintptr_t, int64_t>;
+constexpr int kBlocks = 16;
+
+Source make_source(const SourceTuple &tuple) {
+    const auto &[kind, values, scales, rows] = tuple;
+    if (kind < kBlocks) return {Source::Kind(kind), at<uint8_t>(values), at<uint16_t>(scales), nullptr, rows};
+    const BlockFormat *format = block_format(kind - kBlocks);
+    if (!format) throw nb::value_error("no such type of blocks");
+    return {Source::blocks, at<uint8_t>(values), nullptr, format, rows};
+}
 
 std::shared_ptr<PackedWeight> pack(Decoder &decoder, int number, const std::vector<SourceTuple> &tuples,
                                    Integers order, int64_t inputs, int64_t group, uintptr_t bias, Adapter *adapter) {
     std::vector<Source> sources;
-    for (const auto &[kind, values, scales, rows] : tuples)
-        sources.push_back({Source::Kind(kind), at<uint8_t>(values), at<uint16_t>(scales), rows});
+    for (const SourceTuple &tuple : tuples) sources.push_back(make_source(tuple));
     const std::vector<int32_t> rows(order.data(), order.data() + order.size());
     nb::gil_scoped_release release;
     return std::make_shared<PackedWeight>(Number(number), sources, rows, inputs, group, at<float>(bias), decoder.pool(),
@@ -69,6 +78,9 @@ void step(Decoder &decoder, Integers tokens, Integers starts, Integers counts, I
 
 void bind_decoder(nb::module_ &m) {
     m.def("operation_sets", &names);
+    m.def("packed_bytes", [](int number, int64_t outputs, int64_t inputs, int64_t group, bool bias) {
+        return PackedWeight::room(Number(number), outputs, inputs, group, bias);
+    });
     nb::class_<Norm>(m, "Norm").def(nb::new_(&make_norm), "kind"_a, "weight"_a, "bias"_a, "eps"_a);
     nb::class_<PackedWeight>(m, "PackedWeight").def_prop_ro("bytes", &PackedWeight::bytes);
     nb::class_<Adapter>(m, "Adapter")
@@ -120,6 +132,12 @@ void bind_decoder(nb::module_ &m) {
             },
             "architecture"_a, "instruction_set"_a, "threads"_a)
         .def("pack", &pack, "number"_a, "sources"_a, "order"_a, "inputs"_a, "group"_a, "bias"_a, "adapter"_a = nb::none())
+        .def("pack_into", [](Decoder &decoder, uintptr_t address, size_t bytes, bool filled) {
+            decoder.arena().use(reinterpret_cast<char *>(address), bytes, filled);
+        })
+        .def("read_ahead", [](Decoder &decoder, uintptr_t address, int file, std::vector<size_t> begins, size_t first) {
+            decoder.read_ahead({reinterpret_cast<char *>(address), file, std::move(begins), first});
+        })
         .def("add_layer", &Decoder::add_layer)
         .def("set_ends", [](Decoder &decoder, std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head,
                             Norm norm, uintptr_t positions) {

@@ -45,10 +45,23 @@ class Memory {
 // Hands out parts of large pieces of memory: parts of their own would be too small for huge pages.
 class Arena {
    public:
+    // From now on parts lie in this memory, one after the other; it belongs to someone else, is large enough, and may be
+    // filled already with what is to be put there.
+    void use(char *at, size_t bytes, bool filled) {
+        next_ = at;
+        left_ = bytes;
+        filled_ = filled;
+        grows_ = false;
+    }
+    bool filled() const { return filled_; }
+
+    static size_t room(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
     template <typename T>
     T *take(size_t count) {
-        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+        const size_t bytes = room(count * sizeof(T));
         if (bytes > left_) {
+            if (!grows_) throw std::bad_alloc();
             pieces_.emplace_back((bytes + kPiece - 1) / kPiece * kPiece + kHugePage);
             const size_t begin = reinterpret_cast<size_t>(pieces_.back().as<char>());
             next_ = reinterpret_cast<char *>((begin + kHugePage - 1) / kHugePage * kHugePage);
@@ -66,6 +79,7 @@ class Arena {
     std::vector<Memory> pieces_;
     char *next_ = nullptr;
     size_t left_ = 0;
+    bool filled_ = false, grows_ = true;
 };
 
 }  // namespace tallow

@@ -13,6 +13,7 @@
 #include <omp.h>
 #endif
 
+#include "blocks.h"
 #include "linear.h"
 
 namespace nb = nanobind;
@@ -132,6 +133,17 @@ uint64_t read_memory(uintptr_t address, int64_t words, int threads) {
     return total;
 }
 
+bool has_block_type(int type) { return block_format(type) != nullptr; }
+
+void unpack_blocks_in_parallel(int type, uintptr_t blocks, int64_t bytes, uintptr_t out, int threads) {
+    const BlockFormat *format = block_format(type);
+    if (!format) throw nb::value_error("no such type of blocks");
+    in_parallel(bytes / format->bytes, 256, threads, [&](int64_t begin, int64_t end) {
+        unpack_blocks(*format, at<uint8_t>(blocks) + begin * format->bytes, end - begin,
+                      at<float>(out) + begin * format->elements);
+    });
+}
+
 }  // namespace
 }  // namespace tallow
 
@@ -141,5 +153,7 @@ NB_MODULE(_native, m) {
     tallow::bind_sampling(m);
     m.def("instruction_sets", &tallow::instruction_set_names);
     m.def("quantized_linear", &tallow::quantized_linear, nb::call_guard<nb::gil_scoped_release>());
+    m.def("has_block_type", &tallow::has_block_type);
+    m.def("unpack_blocks", &tallow::unpack_blocks_in_parallel, nb::call_guard<nb::gil_scoped_release>());
     m.def("read_memory", &tallow::read_memory, nb::call_guard<nb::gil_scoped_release>());
 }

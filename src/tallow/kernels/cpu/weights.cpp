@@ -1,5 +1,6 @@
 #include "weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -7,6 +8,12 @@
 namespace tallow {
 namespace {
 #include "numbers.h"
+
+inline uint32_t magnitude_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits & 0x7fffffff;
+}
 
 struct Row {
     const Source *source;  // null: zeros
@@ -38,6 +45,11 @@ void read_floats(const Row &row, int64_t inputs, float *out) {
         case Source::float16:
             for (int64_t i = 0; i < inputs; ++i) out[i] = from_half(halves[i]);
             return;
+        case Source::blocks: {
+            const BlockFormat &format = *row.source->format;
+            const int64_t count = inputs / format.elements;
+            return unpack_blocks(format, row.source->values + row.index * count * format.bytes, count, out);
+        }
         default: throw std::invalid_argument("codes cannot be packed as floats");
     }
 }
@@ -60,23 +72,28 @@ void read_codes(const Row &row, Number number, int64_t inputs, int64_t group, ui
         }
 }
 
-// As quantize_groups does it, to the bit.
-void quantize(const float *values, Number number, int64_t inputs, int64_t group, uint8_t *codes, uint16_t *scales) {
+// As quantize_groups does it, to the bit. Magnitudes are compared as integers, which vectorizes.
+TALLOW_CLONES void quantize(const float *__restrict values, Number number, int64_t inputs, int64_t group,
+                            uint8_t *__restrict codes, uint16_t *__restrict scales) {
     for (int64_t g = 0; g < inputs / group; ++g, values += group, codes += group) {
-        float largest = 0;
-        for (int64_t i = 0; i < group; ++i)
-            if (std::fabs(values[i]) > std::fabs(largest)) largest = values[i];
-        const float scale = number == Number::int4 ? largest / -8 : std::fabs(largest) / 127;
+        uint32_t most_bits = 0;
+        for (int64_t i = 0; i < group; ++i) most_bits = std::max(most_bits, magnitude_bits(values[i]));
+        const float *largest = values;
+        while (magnitude_bits(*largest) != most_bits) ++largest;
+        const float scale = number == Number::int4 ? *largest / -8 : std::fabs(*largest) / 127;
         const float inverse = scale == 0 ? 0 : 1 / scale;
         scales[g] = to_half(scale);
-        for (int64_t i = 0; i < group; ++i) {
-            const float scaled = values[i] * inverse;
-            if (number == Number::int4) {
-                const float code = scaled + 8.5f;
-                codes[i] = uint8_t(code < 0 ? 0 : code > 15 ? 15 : code);
-            } else {
-                codes[i] = uint8_t(int(std::round(scaled)) + 128);
+        if (number == Number::int4) {
+            for (int64_t i = 0; i < group; ++i) {
+                const float code = values[i] * inverse + 8.5f;
+                codes[i] = uint8_t(int(code < 0 ? 0 : code > 15 ? 15 : code));
             }
+            continue;
+        }
+        for (int64_t i = 0; i < group; ++i) {  // halves away from zero
+            const float scaled = values[i] * inverse;
+            const int whole = int(scaled);
+            codes[i] = uint8_t(whole + int(2 * (scaled - float(whole))) + 128);
         }
     }
 }
@@ -120,11 +137,13 @@ void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
         }
         for (int64_t i = begin; i < end; i += 32)
             for (int step = 0; step < 4; ++step)
-                for (int row = 0; row < kPanel; ++row)
-                    for (int byte = 0; byte < 4; ++byte) {
-                        const uint8_t *at = &from.codes[row * inputs + i + 4 * step + byte];
-                        *packed++ = uint8_t(at[0] | at[16] << 4);
-                    }
+                for (int row = 0; row < kPanel; ++row, packed += 4) {
+                    uint32_t low, high;  // four bytes at once: none is greater than 15
+                    std::memcpy(&low, &from.codes[row * inputs + i + 4 * step], sizeof low);
+                    std::memcpy(&high, &from.codes[row * inputs + i + 4 * step + 16], sizeof high);
+                    low |= high << 4;
+                    std::memcpy(packed, &low, sizeof low);
+                }
     }
 }
 
@@ -133,27 +152,39 @@ void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
 PackedWeight::PackedWeight(Number number, const std::vector<Source> &sources, const std::vector<int32_t> &order,
                            int64_t inputs, int64_t group, const float *bias, Pool &pool, Arena &arena)
     : view_{number, int64_t(order.size()), inputs, group, nullptr, nullptr} {
-    const bool integers = view_.integers();
-    const int64_t panels = view_.panels(), groups = integers ? inputs / group : 0;
-    if (integers && (group % kActivationGroup || inputs % group))
+    if (view_.integers() && (group % kActivationGroup || inputs % group))
         throw std::invalid_argument("inputs cannot be divided into groups");
-    std::vector<Row> rows;
-    for (int32_t row : order) {
-        rows.push_back(find(sources, row));
-        if (!rows.back().source) continue;
-        const bool stored_codes = rows.back().source->kind >= Source::int8;
-        if (stored_codes && rows.back().source->kind != (number == Number::int8 ? Source::int8 : Source::int4))
-            throw std::invalid_argument("codes can only be packed as they are");
-        if (stored_codes && !integers) throw std::invalid_argument("codes cannot be packed as floats");
-    }
+    const int64_t panels = view_.panels();
     bytes_ = view_.panel_bytes() * panels;
     uint8_t *packed = arena.take<uint8_t>(bytes_);
     view_.packed = packed;
-    if (bias) {
-        float *ordered = arena.take<float>(panels * kPanel);
+    float *ordered = bias ? arena.take<float>(panels * kPanel) : nullptr;
+    view_.bias = ordered;
+    if (bias) bytes_ += panels * kPanel * int64_t(sizeof(float));
+    if (arena.filled()) return;
+    if (bias)
         for (size_t row = 0; row < order.size(); ++row) ordered[row] = order[row] < 0 ? 0 : bias[order[row]];
-        view_.bias = ordered;
-        bytes_ += panels * kPanel * int64_t(sizeof(float));
+    fill(packed, sources, order, pool);
+}
+
+int64_t PackedWeight::room(Number number, int64_t outputs, int64_t inputs, int64_t group, bool bias) {
+    const Weight view{number, outputs, inputs, group, nullptr, nullptr};
+    const size_t biases = bias ? Arena::room(view.panels() * kPanel * sizeof(float)) : 0;
+    return int64_t(Arena::room(view.panel_bytes() * view.panels()) + biases);
+}
+
+void PackedWeight::fill(uint8_t *packed, const std::vector<Source> &sources, const std::vector<int32_t> &order,
+                        Pool &pool) const {
+    const Number number = view_.number;
+    const bool integers = view_.integers();
+    const int64_t inputs = view_.inputs, panels = view_.panels(), group = view_.group, groups = integers ? inputs / group : 0;
+    std::vector<Row> rows;
+    for (int32_t row : order) {
+        rows.push_back(find(sources, row));
+        if (!rows.back().source || !rows.back().source->codes()) continue;
+        if (!integers) throw std::invalid_argument("codes cannot be packed as floats");
+        if (rows.back().source->kind != (number == Number::int8 ? Source::int8 : Source::int4))
+            throw std::invalid_argument("codes can only be packed as they are");
     }
     pool.run([&](int thread) {
         Panel gathered(inputs, groups);
@@ -163,7 +194,7 @@ PackedWeight::PackedWeight(Number number, const std::vector<Source> &sources, co
                 const Row row = at < int64_t(rows.size()) ? rows[at] : Row{nullptr, 0};
                 uint8_t *codes = gathered.codes.data() + i * inputs;
                 uint16_t *scales = gathered.scales.data() + i * groups;
-                if (integers && row.source && row.source->kind >= Source::int8) {
+                if (row.source && row.source->codes()) {
                     read_codes(row, number, inputs, group, codes, scales);
                     continue;
                 }

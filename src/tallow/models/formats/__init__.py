@@ -8,11 +8,20 @@ import torch
 
 from tallow.errors import DataError, UsageError
 from tallow.models.decoder import Decoder
-from tallow.models.formats.gguf import Precision, has_gguf_tokenizer, load_gguf, load_gguf_tokenizer, save_gguf
-from tallow.models.formats.hub import load_directory, save_directory
+from tallow.models.formats.gguf import GGUFModel, Precision, has_gguf_tokenizer, load_gguf_tokenizer, save_gguf
+from tallow.models.formats.hub import HubModel, save_directory
 from tallow.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Precision", "has_tokenizer", "load_model", "load_tokenizer", "save_gguf", "save_model"]
+__all__ = ["Precision", "has_tokenizer", "load_model", "load_tokenizer", "open_model", "save_gguf", "save_model"]
+
+
+def open_model(path: Path) -> HubModel | GGUFModel:
+    """Open a hub directory or a .gguf file, to read its weights one at a time.
+
+    Raises:
+        DataError: There is no model at `path`, or it is broken or of a kind that is not supported.
+    """
+    return GGUFModel(path) if _is_gguf(path) else HubModel(path)
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None = None) -> Decoder:
@@ -27,7 +36,7 @@ def load_model(path: Path, *, dtype: torch.dtype | None = None) -> Decoder:
     """
     if dtype is not None and not dtype.is_floating_point:
         raise UsageError(f"a model cannot be loaded as {dtype}", "use torch.float32, torch.bfloat16 or torch.float16")
-    return load_gguf(path, dtype) if _is_gguf(path) else load_directory(path, dtype)
+    return open_model(path).load(dtype)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tallow.errors import DataError, UsageError
 from tallow.files import atomic_file
+from tallow.kernels import BlockWeight, has_native_blocks
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.formats.gguf_config import (
@@ -36,6 +37,7 @@ from tallow.models.formats.gguf_file import CHUNK_ELEMENTS, GGUFFile
 from tallow.models.formats.gguf_rotary import ROPE_TENSORS, rope_tensors
 from tallow.models.formats.gguf_tokenizer import has_tokenizer, read_tokenizer, write_tokenizer
 from tallow.models.quantization import dequantized_state
+from tallow.models.stored import StoredModel
 from tallow.tokenizer.tokenizer import Tokenizer
 
 IGNORED = ".attn_rot_embd.weight"
@@ -82,30 +84,61 @@ _FILE_TYPES = {
 }
 
 
-def load_gguf(path: Path, dtype: torch.dtype | None = None) -> Decoder:
-    """Load a GGUF model.
-
-    Args:
-        dtype: Of all weights; None takes the widest that the file's matrices need: float32 for quantized ones, whose
-            values it holds exactly. Tensors that have the dtype already stay mapped from the file, not copied.
+class GGUFModel(StoredModel):
+    """A GGUF model.
 
     Raises:
         DataError: The file is broken, or its architecture or a tensor type is not supported.
     """
-    file = GGUFFile(path)
-    config = _config(file)
-    dtype = dtype or _widest_dtype(file)
-    shapes = _parameter_shapes(config)
-    fused_gate_up = config.gated and "blk.0.ffn_gate.weight" not in file.tensors
-    layout = _layout(shapes, "blk.0.attn_qkv.weight" in file.tensors, fused_gate_up)
-    state: dict[str, Tensor] = {}
-    for name, ours in layout.items():
-        state |= _read(file, name, {parameter: shapes[parameter] for parameter in ours}, config, dtype)
-    _refuse_other_tensors(file, layout)
-    with torch.device("meta"):
-        model = Decoder(config)
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = file = GGUFFile(path)
+        self._config = config = _config(file)
+        self._dtype = _widest_dtype(file)
+        with torch.device("meta"):
+            self.model = Decoder(config).to(self._dtype).eval()
+        shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        fused_gate_up = config.gated and "blk.0.ffn_gate.weight" not in file.tensors
+        layout = _layout(shapes, "blk.0.attn_qkv.weight" in file.tensors, fused_gate_up)
+        self._places: dict[str, tuple[str, slice]] = {}
+        for name, ours in layout.items():
+            self._places |= _places(file, name, {parameter: shapes[parameter] for parameter in ours})
+        _refuse_other_tensors(file, layout)
+
+    def read(self, name: str) -> Tensor | BlockWeight:
+        tensor, rows = self._places[name]
+        stored = self._file.tensors[tensor]
+        if len(stored.shape) == 1:
+            return self._read(name, self._dtype)
+        if stored.is_plain or not has_native_blocks(stored.kind):
+            return self._read(name, None)
+        blocks = self._in_halves(name, self._file.blocks(tensor, rows))
+        return BlockWeight(blocks, int(stored.kind), stored.shape[-1])
+
+    def load(self, dtype: torch.dtype | None = None) -> Decoder:
+        """As `StoredModel` says; no dtype: the widest that the file's matrices need, which is float32 for blocks."""
+        dtype = dtype or self._dtype
+        self.model.load_state_dict({name: self._read(name, dtype) for name in self._places}, assign=True)
+        return self.model
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer in the file.
+
+        Raises:
+            DataError: There is none, or one of a kind that is not supported.
+        """
+        return read_tokenizer(self._file.metadata, self._file.path)
+
+    def _read(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        tensor, rows = self._places[name]
+        if self._config.norm_offset and _is_norm(name):
+            return (self._file.read(tensor, torch.float32, rows) - 1.0).to(dtype)
+        return self._in_halves(name, self._file.read(tensor, dtype, rows))
+
+    def _in_halves(self, name: str, rows: Tensor) -> Tensor:
+        heads = _interleaved_heads(name, self._config)
+        return _halves_from_pairs(rows, heads) if heads else rows
 
 
 def load_gguf_tokenizer(path: Path) -> Tokenizer:
@@ -185,10 +218,8 @@ def _refuse_other_tensors(file: GGUFFile, layout: Container[str]) -> None:
             )
 
 
-def _read(
-    file: GGUFFile, name: str, shapes: dict[str, torch.Size], config: DecoderConfig, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that share the tensor `name`, whose rows are theirs in this order."""
+def _places(file: GGUFFile, name: str, shapes: dict[str, torch.Size]) -> Iterator[tuple[str, tuple[str, slice]]]:
+    """Where the parameters lie that share the tensor `name`, whose rows are theirs in this order."""
     stored = file.tensors.get(name)
     if stored is None:
         raise DataError(f"{file.path} has no tensor {name}", "it does not hold the whole model")
@@ -200,13 +231,8 @@ def _read(
         )
     start = 0
     for parameter, shape in shapes.items():
-        rows = slice(start, start + shape[0])
-        start = rows.stop
-        if config.norm_offset and _is_norm(parameter):
-            yield parameter, (file.read(name, torch.float32, rows) - 1.0).to(dtype)
-        else:
-            tensor, heads = file.read(name, dtype, rows), _interleaved_heads(parameter, config)
-            yield parameter, _halves_from_pairs(tensor, heads) if heads else tensor
+        yield parameter, (name, slice(start, start + shape[0]))
+        start += shape[0]
 
 
 # ---- writing ---------------------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 Layout: the GGUF specification of the ggml project, versions 2 and 3, little-endian. The header is parsed
 here rather than by `gguf.GGUFReader`, which trusts the counts and lengths in the file (a hostile one makes
-it loop or allocate without end) and takes seconds where this takes a tenth of one; block formats and their
-dequantization are the `gguf` package's.
+it loop or allocate without end) and takes seconds where this takes a tenth of one.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
 from tallow.errors import DataError, reading
+from tallow.kernels import BlockWeight, unpack_blocks
 
 CHUNK_ELEMENTS = 1 << 20
 """Converted at a time, so that a conversion costs little memory beyond its result."""
@@ -78,6 +78,11 @@ class StoredTensor:
         """The torch dtype that holds its values exactly."""
         return _TORCH_DTYPES.get(self.kind, torch.float32)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it holds plain values, not blocks."""
+        return self.kind in _TORCH_DTYPES
+
 
 class GGUFFile:
     """A GGUF file opened for reading: `metadata` by key, and `tensors` by name.
@@ -93,11 +98,9 @@ class GGUFFile:
         size = path.stat().st_size
         if size < 24:
             raise DataError(f"{path} is no GGUF file: it has only {size} bytes", "copy or download it again")
-        # copy-on-write: a page that training writes to becomes private to the process
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
         self.metadata: Mapping[str, Any]
         self.tensors: Mapping[str, StoredTensor]
-        self.metadata, self.tensors = _Header(path, self._bytes.data).parse()
+        self.metadata, self.tensors = _Header(path, np.memmap(path, dtype=np.uint8, mode="r").data).parse()
 
     def read(self, name: str, dtype: torch.dtype | None = None, rows: slice | None = None) -> Tensor:
         """A tensor, or some of its rows.
@@ -110,40 +113,69 @@ class GGUFFile:
             DataError: Its type cannot be dequantized, or the file was cut short since it was opened.
         """
         stored = self.tensors[name]
-        shape, offset, row_bytes = stored.shape, stored.offset, stored.row_bytes
-        if rows is not None:
-            if len(shape) == 1:
-                return self.read(name, dtype)[rows]
-            start, stop, _ = rows.indices(shape[0])
-            offset += start * (stored.rows // shape[0]) * row_bytes
-            shape = (stop - start, *shape[1:])
+        if rows is not None and len(stored.shape) == 1:
+            return self.read(name, dtype)[rows]
+        shape, offset = _place(stored, rows)
         dtype = dtype or stored.dtype
         if dtype == _TORCH_DTYPES.get(stored.kind):
-            mapped = self._bytes[offset : offset + math.prod(shape[:-1]) * row_bytes]
-            return torch.from_numpy(mapped).view(dtype).view(shape)
-        return self._convert(stored, dtype, shape, offset, row_bytes)
+            return self._map(stored, offset, math.prod(shape[:-1])).view(dtype).view(shape)
+        return self._convert(stored, dtype, shape, offset)
 
-    def _convert(
-        self, stored: StoredTensor, dtype: torch.dtype, shape: tuple[int, ...], offset: int, row_bytes: int
-    ) -> Tensor:
+    def blocks(self, name: str, rows: slice | None = None) -> Tensor:
+        """The bytes of a matrix, or of some of its rows, mapped from the file: uint8, rows × bytes of a row.
+
+        Raises:
+            DataError: The file was cut short since it was opened.
+        """
+        stored = self.tensors[name]
+        shape, offset = _place(stored, rows)
+        return self._map(stored, offset, math.prod(shape[:-1])).view(-1, stored.row_bytes)
+
+    def _map(self, stored: StoredTensor, offset: int, rows: int) -> Tensor:
+        """Bytes of the file through a mapping of their own, which goes with them: so do the pages that were read.
+
+        They are copy-on-write: a page that training writes to becomes private to the process.
+        """
+        try:
+            mapped = np.memmap(self.path, np.uint8, "c", offset, (rows * stored.row_bytes,))
+        except ValueError as error:
+            raise self._cut_short(stored) from error
+        return torch.from_numpy(mapped)
+
+    def _convert(self, stored: StoredTensor, dtype: torch.dtype, shape: tuple[int, ...], offset: int) -> Tensor:
         """Convert some rows at a time; they are read, not mapped, so that the file's pages do not stay in memory."""
         flat = torch.empty(math.prod(shape[:-1]), shape[-1], dtype=dtype)
         step = max(1, CHUNK_ELEMENTS // shape[-1])
         for first in range(0, len(flat), step):
             count = min(step, len(flat) - first)
-            raw = np.fromfile(self.path, np.uint8, count * row_bytes, offset=offset + first * row_bytes)
-            if len(raw) < count * row_bytes:
-                raise DataError(f"{self.path} ends within the tensor {stored.name}", "copy or download it again")
-            try:
-                with np.errstate(all="ignore"):  # a broken file may hold scales that overflow
-                    values = gguf.dequantize(raw.reshape(count, row_bytes), stored.kind)
-            except NotImplementedError as error:
-                raise DataError(
-                    f"tensor {stored.name} in {self.path} has the type {stored.kind.name}, which cannot be read",
-                    "use a file of another type, such as Q8_0 or Q4_K_M",
-                ) from error
-            flat[first : first + count] = torch.from_numpy(values)
+            raw = np.fromfile(self.path, np.uint8, count * stored.row_bytes, offset=offset + first * stored.row_bytes)
+            if len(raw) < count * stored.row_bytes:
+                raise self._cut_short(stored)
+            flat[first : first + count] = self._values(stored, torch.from_numpy(raw).view(count, -1))
         return flat.view(shape)
+
+    def _values(self, stored: StoredTensor, rows: Tensor) -> Tensor:
+        if stored.kind in _TORCH_DTYPES:
+            return rows.view(_TORCH_DTYPES[stored.kind])
+        try:
+            return unpack_blocks(BlockWeight(rows, int(stored.kind), stored.shape[-1]))
+        except NotImplementedError as error:
+            raise DataError(
+                f"tensor {stored.name} in {self.path} has the type {stored.kind.name}, which cannot be read",
+                "use a file of another type, such as Q8_0 or Q4_K_M",
+            ) from error
+
+    def _cut_short(self, stored: StoredTensor) -> DataError:
+        return DataError(f"{self.path} ends within the tensor {stored.name}", "copy or download it again")
+
+
+def _place(stored: StoredTensor, rows: slice | None) -> tuple[tuple[int, ...], int]:
+    """Shape and offset of some rows of a tensor."""
+    if rows is None:
+        return stored.shape, stored.offset
+    start, stop, _ = rows.indices(stored.shape[0])
+    below = stored.rows // stored.shape[0] * stored.row_bytes
+    return (stop - start, *stored.shape[1:]), stored.offset + start * below
 
 
 class _Header:

@@ -30,6 +30,7 @@ from tallow.models.formats.quantized import (
     unquantized,
 )
 from tallow.models.formats.tensor_files import TensorFiles, write_tensor_files
+from tallow.models.stored import StoredModel
 from tallow.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -64,37 +65,64 @@ def read_config(directory: Path) -> DecoderConfig:
     raise DataError(f"{path} does not describe a model: {problem}", "restore it from the model's source")
 
 
-def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder:
-    """Load a model directory.
-
-    Args:
-        dtype: Convert floating-point tensors to it, one at a time; None leaves them as stored, mapped from the
-            files (where they are of several dtypes, all become that of the first).
+class HubModel(StoredModel):
+    """A model directory.
 
     Raises:
         DataError: A file is missing, truncated or broken, or tensors and config.json disagree.
     """
-    config = read_config(directory)
-    family = find_family(config.family)
-    stored = TensorFiles(directory)
-    model = _without_memory(config, stored)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    tensor_maps = family.tensors(config, shapes)
-    for name in quantized_names(read_json(directory / CONFIG, "model config")):
-        replace_stored(model, name, stored.read)
-    plain = {name for name, _ in model.named_parameters()}
-    state: dict[str, Tensor] = dict(quantized_tensors(model))
-    for tensor_map in unquantized(tensor_maps, plain):
-        spellings, fused = family.spellings(tensor_map.hub), tensor_map.layout is not AS_IS
-        tensor = stored.read_weight(spellings, dtype, to_copy=fused)
-        dtype = tensor.dtype
-        for name, part in zip(tensor_map.ours, _split(tensor, tensor_map, shapes), strict=True):
-            state[name] = part.contiguous()  # as fused optimizers take it to be, without a check
-    _refuse_unexplained(stored, family)
-    model.load_state_dict(state, assign=True)
-    if isinstance(model.embed, QuantizedEmbedding):
-        model.embed.dtype = model.norm.weight.dtype
-    return model.eval()
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory
+        config = read_config(directory)
+        self._family = family = find_family(config.family)
+        self._stored = stored = TensorFiles(directory)
+        model = _without_memory(config, stored)
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        tensor_maps = family.tensors(config, self._shapes)
+        for name in quantized_names(read_json(directory / CONFIG, "model config")):
+            replace_stored(model, name, stored.read)
+        self._quantized = dict(quantized_tensors(model))
+        self._maps = list(unquantized(tensor_maps, {name for name, _ in model.named_parameters()}))
+        self._map_of = {name: tensor_map for tensor_map in self._maps for name in tensor_map.ours}
+        self._dtype = stored.read_weight(family.spellings(self._maps[0].hub)).dtype
+        for tensor_map in self._maps:
+            stored.find(family.spellings(tensor_map.hub))
+        _refuse_unexplained(stored, family)
+        self.model = model.to("meta", self._dtype).eval()
+
+    def read(self, name: str) -> Tensor:
+        if name in self._quantized:
+            return self._stored.read(name, alone=True)
+        tensor_map = self._map_of[name]
+        tensor = self._stored.read_weight(self._family.spellings(tensor_map.hub), self._dtype, alone=True)
+        return _split(tensor, tensor_map, self._shapes)[tensor_map.ours.index(name)]
+
+    def load(self, dtype: torch.dtype | None = None) -> Decoder:
+        """As `StoredModel` says. Where tensors are of several dtypes, all become that of the first."""
+        state = dict(self._quantized)
+        for tensor_map in self._maps:
+            spellings, fused = self._family.spellings(tensor_map.hub), tensor_map.layout is not AS_IS
+            tensor = self._stored.read_weight(spellings, dtype or self._dtype, alone=fused)
+            for name, part in zip(tensor_map.ours, _split(tensor, tensor_map, self._shapes), strict=True):
+                state[name] = part.contiguous()  # as fused optimizers take it to be, without a check
+        self.model.load_state_dict(state, assign=True)
+        if isinstance(self.model.embed, QuantizedEmbedding):
+            self.model.embed.dtype = self.model.norm.weight.dtype
+        return self.model
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer in the directory.
+
+        Raises:
+            DataError: There is none, or it is broken.
+        """
+        return Tokenizer.load(self._stored.directory)
+
+
+def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder:
+    """Load a model directory; arguments and errors as `HubModel` has them."""
+    return HubModel(directory).load(dtype)
 
 
 def save_directory(model: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:

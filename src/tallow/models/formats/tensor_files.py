@@ -48,52 +48,58 @@ class TensorFiles:
     def __len__(self) -> int:
         return len(self._file_of)
 
-    def read(self, name: str) -> Tensor:
+    def find(self, spellings: Sequence[str]) -> str:
+        """Which of these names there is; a tensor that was found counts as read.
+
+        Raises:
+            DataError: There is none.
+        """
+        for name in spellings:
+            if name in self._file_of:
+                self.unread.discard(name)
+                return name
+        raise DataError(
+            f"{self.directory} has no tensor {spellings[0]}", "config.json and the weights are not of the same model"
+        )
+
+    def read(self, name: str, *, alone: bool = False) -> Tensor:
         """The tensor of this name as it is stored, mapped from the file.
+
+        Args:
+            alone: It will be copied and dropped. Then it is read through a mapping of its own, which goes with it: the
+                pages read do not add to the memory of the copy.
 
         Raises:
             DataError: There is none, or its file is missing or broken.
         """
-        return self._get(name, self._kept_open)
+        file = self._file_of[self.find([name])]
+        try:
+            return (self._open(file) if alone else self._kept_open(file)).get_tensor(name)
+        except SafetensorError as error:
+            raise DataError(
+                f"{self.directory / file} cannot give the tensor {name}: {error}", "copy or download it again"
+            ) from error
 
-    def read_weight(
-        self, spellings: Sequence[str], dtype: torch.dtype | None = None, *, to_copy: bool = False
-    ) -> Tensor:
+    def read_weight(self, spellings: Sequence[str], dtype: torch.dtype | None = None, *, alone: bool = False) -> Tensor:
         """The floating-point tensor that is stored under the first of these names that there is.
 
         Args:
             dtype: Convert it; None leaves it as it is, mapped from the file.
-            to_copy: It will be copied and dropped. Then, and when it is converted, it is read through a mapping
-                of its own, which goes with it: the pages read do not add to the memory of the copy.
+            alone: As `read` says; a tensor that is converted is read like that, too.
 
         Raises:
             DataError: There is none, it is not of floating point, or its file is missing or broken.
         """
-        name = next((known for known in spellings if known in self._file_of), spellings[0])
-        tensor = self._get(name, self._kept_open)
+        name = self.find(spellings)
+        tensor = self.read(name, alone=alone)
         if tensor.dtype not in DTYPES:
             raise DataError(
                 f"tensor {name} in {self.directory} is stored as {tensor.dtype}, which is not supported",
                 "take a model whose weights are float32, bfloat16 or float16",
             )
-        if to_copy or dtype not in (None, tensor.dtype):
-            tensor = self._get(name, self._open)
-        return tensor if dtype is None else tensor.to(dtype)
-
-    def _get(self, name: str, open_file: Callable[[str], Any]) -> Tensor:
-        if name not in self._file_of:
-            raise DataError(
-                f"{self.directory} has no tensor {name}", "config.json and the weights are not of the same model"
-            )
-        file = self._file_of[name]
-        try:
-            tensor = open_file(file).get_tensor(name)
-        except SafetensorError as error:
-            raise DataError(
-                f"{self.directory / file} cannot give the tensor {name}: {error}", "copy or download it again"
-            ) from error
-        self.unread.discard(name)
-        return tensor
+        if dtype in (None, tensor.dtype):
+            return tensor
+        return (tensor if alone else self.read(name, alone=True)).to(dtype)
 
     def _kept_open(self, file: str) -> Any:
         if file not in self._open_files:
