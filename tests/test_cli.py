@@ -188,7 +188,8 @@ def test_a_structure_reaches_the_engine(
     asked: list[Structure | None] = []
 
     class Model:
-        def generate(self, _text: str, params: SamplingParams) -> Generation:
+        def generate(self, _text: str, params: SamplingParams, *, adapter: str | None) -> Generation:
+            assert adapter is None
             asked.append(params.structure)
             return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
 

@@ -32,7 +32,8 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from tallow.engine.adapters import AdapterRegistry
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import LanguageModel
-from tallow.engine.native_runner import NativeRunner, Number
+from tallow.engine.native_runner import NativeRunner
+from tallow.engine.packing import Number
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
