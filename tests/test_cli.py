@@ -16,7 +16,7 @@ import tallow
 from tallow import terminal
 from tallow.cli import main
 from tallow.engine import language_model
-from tallow.engine.language_model import Generation
+from tallow.engine.generation import Generation
 from tallow.engine.request import SamplingParams
 from tallow.engine.structure import Structure
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tallow import terminal
-from tallow.engine.language_model import Generation, LanguageModel, Stream
+from tallow.engine.generation import Generation, Stream
+from tallow.engine.language_model import LanguageModel
 from tallow.engine.request import SamplingParams
 from tallow.errors import DataError, UsageError
 

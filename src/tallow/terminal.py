@@ -12,7 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tallow.console import say
-from tallow.engine.language_model import Generation, LanguageModel, Stream
+from tallow.engine.generation import Generation, Stream
+from tallow.engine.language_model import LanguageModel
 from tallow.engine.request import SamplingParams
 from tallow.errors import DataError, TallowError, UsageError
 from tallow.files import write_json

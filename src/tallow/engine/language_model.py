@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
+from tallow.engine.beam_search import BeamParams, Hypothesis
 from tallow.engine.engine import Engine
+from tallow.engine.generation import Generation, Stream
 from tallow.engine.make_runner import PLACEMENTS, PRECISIONS, Placement, Precision, make_runner
-from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
-from tallow.engine.runner import Runner
+from tallow.engine.request import Request, RequestState, SamplingParams
+from tallow.engine.runner import Runner, context_length
+from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
 from tallow.errors import DataError, UsageError
+from tallow.kernels import machine_bytes
 from tallow.models.config import DecoderConfig
 from tallow.models.formats import open_model
+from tallow.models.quantization import quantized_bits
 from tallow.models.store import resolve
 from tallow.startup import uncollected
 from tallow.tokenizer.chat import Message, encode_chat_prompt
@@ -24,64 +31,19 @@ GREEDY = SamplingParams()
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 """Special tokens with which chat templates end a turn, and which not every config.json names as an end token."""
 
+MOST_DRAFTS = 64
+DRAFT_CACHE_SHARE = 32
+"""The cache of a draft model has room for so many sequences, but takes at most this part of the machine's memory."""
 
-@dataclass(frozen=True)
-class Generation:
-    """A prompt and its answer.
+Prompt = str | Sequence[int] | Sequence[Message]
+"""What can be answered.
 
-    Args:
-        prompt_ids: The tokens of the prompt.
-        ids: The tokens of the answer; one that ended it is the last of them.
-        text: The text of the answer, without end tokens, cut before a stop string.
-        finish_reason: `stop` (an end token, a stop string, a complete structure), `length` (the limit or the context is
-            reached), `abort`.
-        log_probs: Log-probability of each token of the answer under the model, before temperature and filters.
-        prefill_s: Seconds from submission to the first token.
-        decode_s: Seconds from the first token to the last.
-    """
+A text is continued as it stands, after what the tokenizer puts before every text (such as a BOS token); so are token
+ids. A conversation, messages with a `role` (system, user, assistant) and `content`, is put into the model's chat
+template, and its answer ends with the turn.
+"""
 
-    prompt_ids: list[int]
-    ids: list[int]
-    text: str
-    finish_reason: FinishReason
-    log_probs: list[float]
-    prefill_s: float
-    decode_s: float
-
-
-class Stream(Iterator[str]):
-    """The text of one answer, piece by piece; all pieces together are the `text` of its generation.
-
-    A stream that is left before its end frees the engine when it is closed or forgotten.
-    """
-
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._engine, self._request, self._shown = engine, request, 0
-
-    def __next__(self) -> str:
-        request = self._request
-        while len(request.text) == self._shown:
-            if request.state is RequestState.FINISHED:
-                if request.error is not None:
-                    raise request.error
-                raise StopIteration
-            self._engine.step()
-        piece = request.text[self._shown :]
-        self._shown += len(piece)
-        return piece
-
-    def close(self) -> None:
-        """End the answer here."""
-        self._engine.abort(self._request)
-
-    def __del__(self) -> None:
-        self.close()
-
-    def result(self) -> Generation:
-        """The whole answer; what is still to come of it is generated first."""
-        for _ in self:
-            pass
-        return _generation(self._request)
+Params = TypeVar("Params", SamplingParams, BeamParams)
 
 
 class LanguageModel:
@@ -91,12 +53,22 @@ class LanguageModel:
         runner: The model, ready to compute.
         tokenizer: Its tokenizer.
         path: Where both came from.
+        proposer: Guesses next tokens (speculative decoding).
+        cache_bytes: As `load` says.
 
     Raises:
         DataError: The tokenizer has tokens that the model does not know.
+        UsageError: The cache is too small for anything.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, path: Path) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        path: Path,
+        proposer: Proposer | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
         vocab_size = runner.config.vocab_size
         if tokenizer.vocab_size > vocab_size:
             raise DataError(
@@ -105,7 +77,7 @@ class LanguageModel:
             )
         self.tokenizer = tokenizer
         self.path = path
-        self.engine = Engine(runner, tokenizer)
+        self.engine = Engine(runner, tokenizer, proposer=proposer, cache_bytes=cache_bytes)
 
     @property
     def config(self) -> DecoderConfig:
@@ -140,59 +112,111 @@ class LanguageModel:
         """
         self.engine.unload_adapter(name)
 
-    def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams = GREEDY, *, adapter: str | None = None
-    ) -> Generation:
-        """Continue a text (with what the tokenizer puts before every text, such as a BOS token) or token ids.
+    def generate(self, prompt: Prompt, params: SamplingParams = GREEDY, *, adapter: str | None = None) -> Generation:
+        """Answer a prompt: continue a text or token ids, or take the next turn of a conversation.
 
         Args:
-            prompt: The text or the tokens.
+            prompt: The text, the tokens or the messages.
             params: How, and how far.
             adapter: The name of a loaded adapter to do it with.
 
         Raises:
             UsageError: The prompt is empty, not of this vocabulary, or leaves no room for an answer; or there is no
                 such adapter.
+            DataError: The model has no chat template, or it refuses the conversation.
         """
         return self.generate_batch([prompt], params, adapter=adapter)[0]
 
     def generate_batch(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        params: SamplingParams = GREEDY,
-        *,
-        adapter: str | None = None,
+        self, prompts: Sequence[Prompt], params: SamplingParams = GREEDY, *, adapter: str | None = None
     ) -> list[Generation]:
-        """Continue many prompts at once; the same results as one by one, sooner.
+        """Answer many prompts at once; the same results as one by one, sooner.
 
         Raises:
-            UsageError: As `generate`, for any of the prompts.
+            UsageError, DataError: As `generate`, for any of the prompts.
         """
-        requests: list[Request] = []
+        return self._finish(self.engine.submit(*self._turn(prompt, params), adapter=adapter) for prompt in prompts)
+
+    def sample(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        n: int,
+        *,
+        best_of: int | None = None,
+        adapter: str | None = None,
+    ) -> list[Generation]:
+        """Several answers to one prompt, which is computed once.
+
+        Args:
+            prompt: As for `generate`.
+            params: How, and how far; the seeds of the answers are this one and those after it.
+            n: How many answers to give.
+            best_of: Draw so many, and give the `n` with the best `score`: the log-probability per token. None: `n`, in
+                the order of their seeds.
+            adapter: The name of a loaded adapter to do it with.
+
+        Raises:
+            UsageError: As `generate`; or no answer is wanted, `best_of` is less than `n`, or several answers at
+                temperature 0, which would be the same.
+            DataError: As `generate`.
+        """
+        drawn = n if best_of is None else best_of
+        if drawn < n:
+            raise UsageError(f"the best {n} of {drawn} answers cannot be given", "best_of must be at least n")
+        if drawn > 1 and params.temperature == 0:
+            raise UsageError(
+                "at temperature 0 several answers would be the same", "raise the temperature, or search with beams"
+            )
+        answers = self._finish(self.engine.submit_many(*self._turn(prompt, params), drawn, adapter=adapter))
+        return answers if best_of is None else sorted(answers, key=lambda answer: -answer.score)[:n]
+
+    def beam_search(
+        self, prompt: Prompt, params: BeamParams | None = None, *, adapter: str | None = None
+    ) -> list[Generation]:
+        """The likeliest answers as a whole, the best `score` first; at most `params.num_beams`.
+
+        Raises:
+            UsageError: As `generate`, or so many beams do not fit into the cache.
+            DataError: As `generate`.
+        """
+        ids, params = self._turn(prompt, params or BeamParams())
+        search = self.engine.search(ids, params, adapter=adapter)
+        [first] = search.beams
         try:
-            for prompt in prompts:
-                requests.append(self.engine.submit(self.encode_prompt(prompt), params, adapter=adapter))
-            while any(request.state is not RequestState.FINISHED for request in requests):
+            while not search.is_finished:
                 self.engine.step()
         finally:
-            for request in requests:
-                self.engine.abort(request)
-        return [_generation(request) for request in requests]
+            self.engine.abort_search(search)
+        if search.error is not None:
+            raise search.error
+        end_s = time.perf_counter()
+        first_token_s = first.first_token_s if first.first_token_s is not None else end_s
+        return [
+            Generation(
+                prompt_ids=ids,
+                ids=result.ids,
+                text=self._text(result),
+                finish_reason=result.finish_reason,
+                log_probs=result.log_probs,
+                prefill_s=first_token_s - first.submitted_s,
+                decode_s=end_s - first_token_s,
+                score=result.score,
+            )
+            for result in search.results
+        ]
 
-    def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams = GREEDY, *, adapter: str | None = None
-    ) -> Stream:
+    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY, *, adapter: str | None = None) -> Stream:
         """As `generate`, piece by piece."""
-        return Stream(self.engine, self.engine.submit(self.encode_prompt(prompt), params, adapter=adapter))
+        return Stream(self.engine, self.engine.submit(*self._turn(prompt, params), adapter=adapter))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams = GREEDY, *, adapter: str | None = None
     ) -> Generation:
-        """Answer a conversation: messages with a `role` (system, user, assistant) and `content`.
+        """Answer a conversation, as `generate` does.
 
         Raises:
-            DataError: The model has no chat template, or it refuses the conversation.
-            UsageError: The conversation leaves no room for an answer, or there is no such adapter.
+            UsageError, DataError: As `generate`.
         """
         return self.stream_chat(messages, params, adapter=adapter).result()
 
@@ -200,21 +224,31 @@ class LanguageModel:
         self, messages: Sequence[Message], params: SamplingParams = GREEDY, *, adapter: str | None = None
     ) -> Stream:
         """As `chat`, piece by piece."""
-        if not params.ignore_eos:
-            params = replace(params, stop_ids=(*params.stop_ids, *self._turn_ends()))
-        return Stream(self.engine, self.engine.submit(self.encode_chat(messages), params, adapter=adapter))
+        ids, params = self.encode_chat(messages), self._until_turn_end(params)
+        return Stream(self.engine, self.engine.submit(ids, params, adapter=adapter))
 
-    def log_probs(self, ids: Sequence[int]) -> Tensor:
-        """Log-probability of each token but the first, given all before it: T - 1 values, fp32.
+    def log_probs(self, prompt: Prompt) -> Tensor:
+        """Log-probability of each token of a prompt but the first, given all before it: T - 1 values, fp32.
+
+        `encode_prompt` tells which tokens these are.
 
         Raises:
-            UsageError: There are no ids, or they are not of this vocabulary, or longer than the context.
+            UsageError: There are no tokens, or they are not of this vocabulary, or more than the context holds.
+            DataError: As `generate`.
         """
-        return self.engine.log_probs(ids)
+        return self.engine.log_probs(self.encode_prompt(prompt))
 
-    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        """The token ids of a prompt."""
-        return self.tokenizer.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else list(prompt)
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt.
+
+        Raises:
+            DataError: It is a conversation, and the model has no chat template, or it refuses the conversation.
+        """
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special_tokens=True)
+        if messages := _messages(prompt):
+            return self.encode_chat(messages)
+        return [token for token in prompt if not isinstance(token, Mapping)]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the answer begins; only the template writes control tokens.
@@ -224,6 +258,30 @@ class LanguageModel:
         """
         return encode_chat_prompt(self.tokenizer, messages)
 
+    def _turn(self, prompt: Prompt, params: Params) -> tuple[list[int], Params]:
+        """The tokens of a prompt, and how to answer it."""
+        return self.encode_prompt(prompt), self._until_turn_end(params) if _messages(prompt) else params
+
+    def _until_turn_end(self, params: Params) -> Params:
+        return params if params.ignore_eos else replace(params, stop_ids=(*params.stop_ids, *self._turn_ends()))
+
+    def _finish(self, submitted: Iterable[Request]) -> list[Generation]:
+        """What requests come to; if one cannot even be submitted, none is left behind."""
+        requests: list[Request] = []
+        try:
+            for request in submitted:
+                requests.append(request)
+            while any(request.state is not RequestState.FINISHED for request in requests):
+                self.engine.step()
+        finally:
+            for request in requests:
+                self.engine.abort(request)
+        return [Generation.of(request) for request in requests]
+
+    def _text(self, result: Hypothesis) -> str:
+        ended = result.finish_reason == "stop"
+        return self.tokenizer.decode(result.ids[:-1] if ended else result.ids)
+
     def _turn_ends(self) -> list[int]:
         """The special tokens with which the chat template ends a turn."""
         template = self.tokenizer.chat_template
@@ -232,7 +290,14 @@ class LanguageModel:
         return [ids[0] for ids in encoded if len(ids) == 1 and ids[0] in self.tokenizer.special_ids]
 
 
-def load(name_or_path: str | Path, precision: Precision = "auto", weights: Placement = "auto") -> LanguageModel:
+def load(
+    name_or_path: str | Path,
+    precision: Precision = "auto",
+    weights: Placement = "auto",
+    *,
+    speculate: str | Path = "off",
+    cache_bytes: int | None = None,
+) -> LanguageModel:
     """Load a model that can generate.
 
     Args:
@@ -244,9 +309,15 @@ def load(name_or_path: str | Path, precision: Precision = "auto", weights: Place
         weights: `memory` holds them there. `mapped` writes them, in the form in which they are multiplied, once into a
             file and reads that as it is needed, so that a model larger than memory runs, at the pace of the disk; how
             fast that will be is said on standard error. `auto`: mapped if memory has no room for them.
+        speculate: Who guesses next tokens, which the model then checks all in one pass; answers stay the same, and no
+            guesses are made while they cost more time than they save. `ngram`: what followed the last tokens
+            earlier, in the prompt or the answer. Else a draft model: the name or path of a smaller one with the same
+            vocabulary; it computes with 8-bit weights if it is not stored in fewer. `off`: nobody.
+        cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
 
     Raises:
-        UsageError: The precision is unknown, or the path is that of an adapter.
+        UsageError: The precision is unknown, the path is that of an adapter, the draft model has another vocabulary, or
+            the cache is too small for anything.
         DataError: There is no such model, or it is broken.
         CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
@@ -257,21 +328,29 @@ def load(name_or_path: str | Path, precision: Precision = "auto", weights: Place
     path = resolve(name_or_path)
     with uncollected():
         stored = open_model(path)
-        return LanguageModel(make_runner(stored, precision, weights), stored.load_tokenizer(), path)
+        tokenizer = stored.load_tokenizer()
+        proposer = _proposer(speculate, tokenizer)
+        return LanguageModel(make_runner(stored, precision, weights), tokenizer, path, proposer, cache_bytes)
 
 
-def _generation(request: Request) -> Generation:
-    if request.error is not None:
-        raise request.error
-    assert request.finish_reason is not None
-    assert request.finished_s is not None
-    first_token_s = request.first_token_s if request.first_token_s is not None else request.finished_s
-    return Generation(
-        prompt_ids=list(request.prompt_ids),
-        ids=request.ids,
-        text=request.text,
-        finish_reason=request.finish_reason,
-        log_probs=request.log_probs,
-        prefill_s=first_token_s - request.submitted_s,
-        decode_s=request.finished_s - first_token_s,
-    )
+def _proposer(speculate: str | Path, tokenizer: Tokenizer) -> Proposer | None:
+    """Who guesses the next tokens, as `load` says."""
+    if speculate == "off":
+        return None
+    if speculate == "ngram":
+        return NgramProposer()
+    draft = open_model(resolve(speculate))
+    if draft.load_tokenizer().backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise UsageError(
+            f"{speculate} has another vocabulary, so that it cannot guess this model's tokens",
+            "take a smaller model of the same family, or ngram",
+        )
+    runner = make_runner(draft, "auto" if quantized_bits(draft.model) is not None else "q8")
+    longest = context_length(runner.config)
+    sequence_bytes = runner.layout.blocks_needed(longest, longest) * runner.block_bytes
+    return DraftModel(runner, min(MOST_DRAFTS * sequence_bytes, machine_bytes() // DRAFT_CACHE_SHARE))
+
+
+def _messages(prompt: Prompt) -> list[Message]:
+    """The messages of a prompt; none if it is not a conversation."""
+    return [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, Mapping)]
