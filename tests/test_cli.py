@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import tallow
 from tallow import terminal
 from tallow.cli import main
 from tallow.engine import language_model
+from tallow.engine.beam_search import BeamParams
 from tallow.engine.generation import Generation
 from tallow.engine.request import SamplingParams
 from tallow.engine.structure import Structure
@@ -55,6 +57,17 @@ BROKEN = [
     (["generate"], 2, ""),
     (["generate", "m", "--prompt", "x", "--regex", "a", "--choice", "b"], 2, "both regex and choice"),
     (["generate", "m", "--prompt", "x", "--grammar", "none.lark"], 3, "none.lark does not exist"),
+    (["generate", "m", "--prompt", "x", "--set", "typical=0.9"], 2, "unknown setting typical"),
+    (["generate", "m", "--prompt", "x", "--set", "typical_p=many"], 2, "typical_p is 'many'"),
+    (["generate", "m", "--prompt", "x", "--set", "typical_p=2"], 2, "typical_p is 2"),
+    (["generate", "m", "--prompt", "x", "--set", "typical_p"], 2, "key=value"),
+    (["generate", "m", "--prompt", "x", "--n", "0"], 2, "'--n'"),
+    (["generate", "m", "--prompt", "x", "--length-penalty", "2"], 2, "for beam search"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--n", "3"], 2, "at most 2 answers"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--best-of", "2"], 2, "at most 2 answers"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--temperature", "1"], 2, "does not sample"),
+    (["generate", "m", "--prompt", "x", "--beams", "100"], 2, "num_beams is 100"),
+    (["generate", "m", "--prompt", "x", "--threads", "0"], 2, "--threads 0"),
     (["bench", "infer", "m", "--batch", "many"], 2, "'--batch'"),
 ]
 
@@ -143,34 +156,105 @@ def test_a_directory_that_cannot_be_made_is_a_usage_error(
     assert "cannot be written" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
-@pytest.mark.parametrize("command", [["generate", "m", "--prompt", "x", "--json"], ["chat", "m"]])
-def test_every_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    asked: list[tuple[SamplingParams, str]] = []
-    adapters: dict[str, Path] = {}
+class FakeModel:
+    """Notes what it is asked for, and has two answers to everything."""
 
-    class Model:
-        def load_adapter(self, name: str, path: Path) -> None:
-            adapters[name] = path
+    def __init__(self) -> None:
+        self.loaded: tuple[object, ...] = ()
+        self.adapters: dict[str, Path] = {}
+        self.asked: list[tuple[object, ...]] = []
 
-        def generate(self, _text: str, params: SamplingParams, *, adapter: str) -> Generation:
-            asked.append((params, adapter))
-            return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
+    def load(self, *arguments: object, speculate: str, cache_bytes: int | None) -> FakeModel:
+        self.loaded = (*arguments, speculate, cache_bytes)
+        return self
 
-    monkeypatch.setattr(language_model, "load", lambda _name, _precision, _weights: Model())
-    monkeypatch.setattr(terminal, "chat", lambda _model, params, _system, adapter: asked.append((params, adapter)))
-    values = {
-        "max_new_tokens": 7,
-        "temperature": 0.3,
-        "top_k": 11,
-        "top_p": 0.8,
-        "min_p": 0.05,
-        "repetition_penalty": 1.5,
-        "seed": 42,
-    }
-    options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    run_tallow(monkeypatch, *command, *options, "--stop", "###", "--stop", "!", "--adapter", "folder")
-    assert asked == [(SamplingParams(**values, stop=("###", "!")), "folder")]
-    assert adapters == {"folder": Path("folder")}
+    def load_adapter(self, name: str, path: Path) -> None:
+        self.adapters[name] = path
+
+    def sample(
+        self, prompt: object, params: SamplingParams, n: int, *, best_of: int | None, adapter: str | None
+    ) -> list[Generation]:
+        self.asked.append((prompt, params, n, best_of, adapter))
+        return ANSWERS[:n]
+
+    def beam_search(self, prompt: object, params: BeamParams, *, adapter: str | None) -> list[Generation]:
+        self.asked.append((prompt, params, adapter))
+        return ANSWERS
+
+    def stream(self, prompt: object, params: SamplingParams, *, adapter: str | None) -> list[str]:
+        self.asked.append((prompt, params, adapter))
+        return ["pie", "ces"]
+
+
+ANSWERS = [
+    Generation([1], [2], "two", "stop", [-0.5], 0.0, 0.0, -0.5, [[(2, -0.5), (3, -0.7)]], [-4.0], [[(5, -0.25)]]),
+    Generation([1], [3], "three", "length", [-0.75], 0.0, 0.0, -0.75, [[(2, -0.5), (3, -0.7)]], [-4.0], [[(5, -0.25)]]),
+]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    fake = FakeModel()
+    monkeypatch.setattr(language_model, "load", fake.load)
+    monkeypatch.setattr(
+        terminal,
+        "chat",
+        lambda _model, params, system, adapter: fake.asked.append((system, params, 1, None, adapter)),
+    )
+    return fake
+
+
+SAMPLING = {
+    "max_new_tokens": 7,
+    "temperature": 0.3,
+    "top_k": 11,
+    "top_p": 0.8,
+    "min_p": 0.05,
+    "repetition_penalty": 1.5,
+    "seed": 42,
+}
+OTHER_SAMPLING = {
+    "stop_ids": (5, 6),
+    "ignore_eos": True,
+    "min_new_tokens": 2,
+    "typical_p": 0.9,
+    "frequency_penalty": 0.25,
+    "presence_penalty": -0.25,
+    "dry_multiplier": 0.8,
+    "dry_base": 2.0,
+    "dry_allowed_length": 3,
+    "dry_breaker_ids": (13,),
+    "logit_bias": {42: -100.0, 7: 0.5},
+    "top_log_probs": 3,
+    "prompt_log_probs": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "prompt"), [(["generate", "m", "--prompt", "x", "--json"], "x"), (["chat", "m"], None)]
+)
+def test_every_option_reaches_the_engine(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeModel, command: list[str], prompt: str | None
+) -> None:
+    options = [part for name, value in SAMPLING.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    settings = [part for name, value in OTHER_SAMPLING.items() for part in ("--set", f"{name}={_yaml(value)}")]
+    loading = ["--precision", "q8", "--weights", "memory", "--speculate", "ngram", "--cache-bytes", "1000"]
+    more = ["--stop", "###", "--stop", "!", "--adapter", "folder"]
+    assert run_tallow(monkeypatch, *command, *options, *settings, *loading, *more) == 0
+    params = SamplingParams(**SAMPLING, **OTHER_SAMPLING, stop=("###", "!"))
+    assert fake.asked == [(prompt, params, 1, None, "folder")]
+    assert fake.loaded == ("m", "q8", "memory", "ngram", 1000)
+    assert fake.adapters == {"folder": Path("folder")}
+    reached = {*SAMPLING, *OTHER_SAMPLING, "stop", "structure"}
+    assert reached == {field.name for field in fields(SamplingParams)}
+
+
+def _yaml(value: object) -> str:
+    return (
+        json.dumps(value)
+        if not isinstance(value, dict)
+        else "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,20 +267,74 @@ def test_every_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, comman
     ],
 )
 def test_a_structure_reaches_the_engine(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], structure: Structure
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, fake: FakeModel, options: list[str], structure: Structure
 ) -> None:
-    asked: list[Structure | None] = []
-
-    class Model:
-        def generate(self, _text: str, params: SamplingParams, *, adapter: str | None) -> Generation:
-            assert adapter is None
-            asked.append(params.structure)
-            return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
-
-    monkeypatch.setattr(language_model, "load", lambda _name, _precision, _weights: Model())
     (workplace / "sums.lark").write_text("start: SUM")
     assert run_tallow(monkeypatch, "generate", "m", "--prompt", "x", "--json", *options) == 0
-    assert asked == [structure]
+    assert fake.asked == [("x", SamplingParams(structure=structure), 1, None, None)]
+
+
+STABLE = {"prompt_ids": [1], "ids": [2], "text": "two", "finish_reason": "stop"}
+CHOICES = [
+    {"ids": [2], "text": "two", "finish_reason": "stop", "score": -0.5},
+    {"ids": [3], "text": "three", "finish_reason": "length", "score": -0.75},
+]
+TOP = {"log_probs": [-0.5], "top_log_probs": [[[2, -0.5], [3, -0.7]]]}
+HOT = SamplingParams(temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "result"),
+    [
+        ([], (SamplingParams(), 1, None, None), STABLE),
+        (["--temperature", "1", "--best-of", "3"], (HOT, 1, 3, None), STABLE),
+        (["--temperature", "1", "--n", "2"], (HOT, 2, None, None), {"prompt_ids": [1], "choices": CHOICES}),
+        (["--log-probs", "0"], (SamplingParams(), 1, None, None), STABLE | {"log_probs": [-0.5]}),
+        (["--log-probs", "2"], (SamplingParams(top_log_probs=2), 1, None, None), STABLE | TOP),
+        (
+            ["--set", "prompt_log_probs=true", "--set", "top_log_probs=1"],
+            (SamplingParams(prompt_log_probs=True, top_log_probs=1), 1, None, None),
+            STABLE | {"prompt_log_probs": [-4.0], "prompt_top_log_probs": [[[5, -0.25]]]},
+        ),
+        (["--beams", "2"], (BeamParams(2), None), STABLE),
+        (
+            ["--beams", "3", "--n", "2", "--length-penalty", "0.5", "--max-new-tokens", "9", "--set", "stop_ids=[4]"],
+            (BeamParams(3, 9, 0.5, stop_ids=(4,)), None),
+            {"prompt_ids": [1], "choices": CHOICES},
+        ),
+    ],
+)
+def test_answers_as_one_object(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake: FakeModel,
+    options: list[str],
+    asked: tuple[object, ...],
+    result: dict[str, object],
+) -> None:
+    assert run_tallow(monkeypatch, "generate", "m", "--prompt", "x", "--json", *options) == 0
+    assert fake.asked == [("x", *asked)]
+    assert json.loads(capsys.readouterr().out) == result
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], "pieces\n"),
+        (["--beams", "2"], "two\n"),
+        (["--temperature", "1", "--n", "2"], "[1, score -0.500]\ntwo\n\n[2, score -0.750]\nthree\n"),
+    ],
+)
+def test_answers_as_text(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake: FakeModel,
+    options: list[str],
+    shown: str,
+) -> None:
+    assert run_tallow(monkeypatch, "generate", "m", "--prompt", "x", "--chat", *options) == 0
+    assert [prompt for prompt, *_ in fake.asked] == [[{"role": "user", "content": "x"}]]
+    assert capsys.readouterr().out == shown
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

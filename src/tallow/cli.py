@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,15 +16,23 @@ from rich.console import Console
 from rich.table import Table
 
 import tallow
+from tallow.cli_options import (
+    AnswerOptions,
+    FormOptions,
+    ModelOptions,
+    PrecisionOption,
+    SamplingOptions,
+    Threads,
+    expanded,
+    set_threads,
+)
 from tallow.console import is_main_process
 from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
-from tallow.startup import Moment, exempt_from_collection, uncollected
+from tallow.startup import Moment, uncollected
 
-MAX_THREADS = 1024
-Placement = Literal["auto", "memory", "mapped"]
-Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
+CHAT_SAMPLING = SamplingOptions(max_new_tokens=512, temperature=0.7, top_p=0.95)
 
 Source = Annotated[
     str | None, typer.Argument(metavar="RECIPE.yaml | MODEL", help="A recipe, or a model to start from.")
@@ -44,30 +51,6 @@ Resume = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
-TopK = Annotated[int, typer.Option(help="Choose among the k likeliest; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Choose among the likeliest that make up this probability.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")]
-AdapterOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A LoRA adapter (a PEFT folder) to put on the model.")
-]
-JsonSchema = Annotated[
-    str | None, typer.Option(metavar="FILE|TEXT", help="The answer is JSON that this schema allows.")
-]
-Regex = Annotated[str | None, typer.Option(help="The whole answer matches this regular expression.")]
-Choice = Annotated[list[str] | None, typer.Option(help="The answer is this text or another choice; may be repeated.")]
-Grammar = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The answer is a text of this grammar (Lark, with a rule `start`).")
-]
-WeightsOption = Annotated[
-    Placement, typer.Option(help="Where they are; auto: mapped from a file if memory has no room.")
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, beside the machine's limits.")
@@ -218,74 +201,56 @@ def convert(
 
 
 @app.command()
+@expanded
 def generate(
+    *,
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to continue, as it stands; - reads standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
-    max_new_tokens: MaxNewTokens = 128,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    json_schema: JsonSchema = None,
-    regex: Regex = None,
-    choice: Choice = None,
-    grammar: Grammar = None,
-    precision: PrecisionOption = "auto",
-    weights: WeightsOption = "auto",
-    adapter: AdapterOption = None,
-    threads: Threads = None,
+    sampling: SamplingOptions,
+    answers: AnswerOptions,
+    form: FormOptions,
+    loading: ModelOptions,
     as_json: Json = False,
 ) -> None:
     """Continue a text."""
-    from tallow.engine.structure import read_structure
-
-    endings = tuple(stop or ())
-    params = tallow.SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
-    params = replace(params, structure=read_structure(json_schema, regex, choice or (), grammar))
-    _set_threads(threads)
+    if answers.log_probs is not None and not as_json:
+        raise UsageError("--log-probs is for --json", "give --json, too")
+    params = sampling.params(top_log_probs=answers.log_probs or 0, structure=form.structure())
+    beam_params = answers.beam_params(params)
     text = _read_standard_input() if prompt == "-" else prompt
-    loaded, name = _load(model, precision, weights, adapter)
-    messages = [{"role": "user", "content": text}]
-    if as_json:
-        answer = loaded.chat(messages, params, adapter=name) if chat else loaded.generate(text, params, adapter=name)
-        keys = ("prompt_ids", "ids", "text", "finish_reason")
-        print_json({key: getattr(answer, key) for key in keys})
+    question = [{"role": "user", "content": text}] if chat else text
+    loaded, adapter = loading.load(model)
+    if beam_params is not None:
+        found = loaded.beam_search(question, beam_params, adapter=adapter)[: answers.n]
+    elif as_json or answers.n > 1 or answers.best_of is not None:
+        found = loaded.sample(question, params, answers.n, best_of=answers.best_of, adapter=adapter)
+    else:
+        for piece in loaded.stream(question, params, adapter=adapter):
+            print(piece, end="", flush=True)
+        print()
         return
-    stream = loaded.stream_chat(messages, params, adapter=name) if chat else loaded.stream(text, params, adapter=name)
-    for piece in stream:
-        print(piece, end="", flush=True)
-    print()
+    if as_json:
+        print_json(answers.as_json(found, params))
+    else:
+        print("\n\n".join(answers.texts(found)))
 
 
 @app.command()
+@expanded
 def chat(
+    *,
     model: Model,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
-    precision: PrecisionOption = "auto",
-    weights: WeightsOption = "auto",
-    adapter: AdapterOption = None,
-    threads: Threads = None,
+    sampling: SamplingOptions = CHAT_SAMPLING,
+    loading: ModelOptions,
 ) -> None:
     """Talk with a model in the terminal."""
     from tallow import terminal
 
-    endings = tuple(stop or ())
-    params = tallow.SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
-    _set_threads(threads)
-    loaded, name = _load(model, precision, weights, adapter)
-    terminal.chat(loaded, params, system, name)
+    params = sampling.params()
+    loaded, adapter = loading.load(model)
+    terminal.chat(loaded, params, system, adapter)
 
 
 @app.command()
@@ -316,7 +281,7 @@ def bench_infer(
         torch_imported = Moment.now()
         from tallow.bench import infer
 
-    _set_threads(threads)
+    set_threads(threads)
     result = infer(model, precision, batch, prompt_tokens, new_tokens, torch_imported=torch_imported)
     _print_result(result, as_json)
 
@@ -334,7 +299,7 @@ def bench_train(
     """Measure training speed, and the share of the matrix-product peak that it reaches."""
     from tallow.bench import train
 
-    _set_threads(threads)
+    set_threads(threads)
     _print_result(train(model, batch, seq, steps, precision), as_json)
 
 
@@ -378,32 +343,11 @@ def _fresh(fresh: bool, resume: bool) -> bool:
     return fresh
 
 
-def _load(
-    model: str, precision: Precision, weights: Placement, adapter: Path | None
-) -> tuple[tallow.LanguageModel, str | None]:
-    """A model that lives as long as the process, and the name of its adapter, if it is to have one."""
-    loaded = tallow.load(model, precision, weights)
-    exempt_from_collection()
-    if adapter is None:
-        return loaded, None
-    loaded.load_adapter(str(adapter), adapter)
-    return loaded, str(adapter)
-
-
 def _read_standard_input() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError("standard input is not UTF-8 text", "convert it (iconv does)") from error
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        if not 1 <= threads <= MAX_THREADS:
-            raise UsageError(f"--threads {threads} is not between 1 and {MAX_THREADS}", "leave it out to use all cores")
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:

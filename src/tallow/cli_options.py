@@ -1,0 +1,232 @@
+"""Options that belong together, each declared once: a command takes a whole group of them as one parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+import tallow
+from tallow.errors import UsageError
+from tallow.recipe import apply_overrides
+from tallow.startup import exempt_from_collection
+
+if TYPE_CHECKING:  # importing these for good would import torch
+    from tallow.engine.beam_search import BeamParams
+    from tallow.engine.generation import Generation
+    from tallow.engine.language_model import LanguageModel
+    from tallow.engine.request import SamplingParams
+    from tallow.engine.structure import Structure
+
+MAX_THREADS = 1024
+Placement = Literal["auto", "memory", "mapped"]
+Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
+
+PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded."""
+
+    precision: PrecisionOption = "auto"
+    weights: Annotated[
+        Placement, typer.Option(help="Where they are; auto: mapped from a file if memory has no room.")
+    ] = "auto"
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A LoRA adapter (a PEFT folder) to put on the model.")
+    ] = None
+    speculate: Annotated[
+        str, typer.Option(metavar="off|ngram|MODEL", help="Who guesses next tokens; MODEL: a smaller one, as draft.")
+    ] = "off"
+    cache_bytes: Annotated[
+        int | None, typer.Option(help="Memory for keys and values \\[default: an eighth of the machine's, at most].")
+    ] = None
+    threads: Threads = None
+
+    def load(self, model: str) -> tuple[LanguageModel, str | None]:
+        """A model that lives as long as the process, and the name of its adapter, if it is to have one."""
+        set_threads(self.threads)
+        loaded = tallow.load(
+            model, self.precision, self.weights, speculate=self.speculate, cache_bytes=self.cache_bytes
+        )
+        exempt_from_collection()
+        if self.adapter is None:
+            return loaded, None
+        loaded.load_adapter(str(self.adapter), self.adapter)
+        return loaded, str(self.adapter)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen; the fields but the last are those of `SamplingParams`."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0
+    top_k: Annotated[int, typer.Option(help="Choose among the k likeliest; 0: all.")] = 0
+    top_p: Annotated[float, typer.Option(help="Choose among the likeliest that make up this probability.")] = 1.0
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: discourage tokens already there.")] = 1.0
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other of tallow.SamplingParams, such as typical_p=0.9; may be repeated.",
+        ),
+    ] = None
+
+    def params(self, **more: object) -> SamplingParams:
+        """What all options together, and more fields, come to.
+
+        Raises:
+            UsageError: A setting is unknown, or a value makes no sense.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "settings"}
+        values |= {"stop": self.stop or [], **more}
+        try:
+            return TypeAdapter(tallow.SamplingParams).validate_python(apply_overrides(values, self.settings or []))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            known = ", ".join(field.name for field in fields(tallow.SamplingParams))
+            name = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "unexpected_keyword_argument":
+                raise UsageError(f"unknown setting {name}", f"choose one of {known}") from error
+            raise UsageError(f"{name} is {problem['input']!r}: {problem['msg'].lower()}", "correct it") from error
+
+
+@dataclass(frozen=True)
+class FormOptions:
+    """What an answer must look like."""
+
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|TEXT", help="The answer is JSON that this schema allows.")
+    ] = None
+    regex: Annotated[str | None, typer.Option(help="The whole answer matches this regular expression.")] = None
+    choice: Annotated[
+        list[str] | None, typer.Option(help="The answer is this text or another choice; may be repeated.")
+    ] = None
+    grammar: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The answer is a text of this grammar (Lark, with a rule `start`)."),
+    ] = None
+
+    def structure(self) -> Structure | None:
+        """The structure that is asked for; None: anything will do."""
+        from tallow.engine.structure import read_structure
+
+        return read_structure(self.json_schema, self.regex, self.choice or (), self.grammar)
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How many answers, how they are sought, and what is told of them."""
+
+    n: Annotated[int, typer.Option(min=1, help="How many answers.")] = 1
+    best_of: Annotated[int | None, typer.Option(help="Draw so many, and give the likeliest of them.")] = None
+    beams: Annotated[int | None, typer.Option(help="Search along so many beams for the likeliest answers.")] = None
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Of a beam search: above 0 longer answers are preferred \\[default: 1].")
+    ] = None
+    log_probs: Annotated[
+        int | None, typer.Option(metavar="K", help="With --json: of each token, and of the K likeliest at its place.")
+    ] = None
+
+    def beam_params(self, params: SamplingParams) -> BeamParams | None:
+        """How a beam search is to go; None if there is to be none.
+
+        Raises:
+            UsageError: Options exclude each other.
+        """
+        if self.beams is None:
+            if self.length_penalty is not None:
+                raise UsageError("--length-penalty is for beam search", "give --beams, too")
+            return None
+        if self.best_of is not None or self.n > self.beams:
+            raise UsageError(
+                f"{self.beams} beams end in at most {self.beams} answers", "take more --beams, no --best-of"
+            )
+        from tallow.engine.beam_search import BeamParams
+
+        shared = {name: getattr(params, name) for name in ("max_new_tokens", "stop_ids", "ignore_eos")}
+        if params != tallow.SamplingParams(**shared):
+            raise UsageError(
+                "a beam search does not sample", f"with --beams, only {', '.join(shared)} can be set of sampling"
+            )
+        if self.length_penalty is not None:
+            shared |= {"length_penalty": self.length_penalty}
+        return BeamParams(self.beams, **shared)
+
+    def texts(self, answers: Sequence[Generation]) -> list[str]:
+        """Answers as they are shown: one as it stands, several with their places and scores."""
+        if self.n == 1:
+            return [answer.text for answer in answers]
+        return [
+            f"[{place}, score {answer.score:.3f}]\n{answer.text.strip()}"
+            for place, answer in enumerate(answers, start=1)
+        ]
+
+    def as_json(self, answers: Sequence[Generation], params: SamplingParams) -> dict[str, Any]:
+        """Answers as one object: the keys of one, or a list `choices` of several."""
+        top = ["top_log_probs"] if params.top_log_probs else []
+        keys = ["ids", "text", "finish_reason", *(["log_probs", *top] if self.log_probs is not None else [])]
+        prompt_keys = ["prompt_ids"]
+        if params.prompt_log_probs:
+            prompt_keys += ["prompt_log_probs", *(f"prompt_{key}" for key in top)]
+        prompt = {key: getattr(answers[0], key) for key in prompt_keys}
+        if self.n == 1:
+            return prompt | {key: getattr(answers[0], key) for key in keys}
+        return prompt | {"choices": [{key: getattr(answer, key) for key in [*keys, "score"]} for answer in answers]}
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer takes it: in place of each parameter that is a group, the options of that group.
+
+    A group's default values are those of the parameter's default, or else its own.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
+    parameters: list[Parameter] = []
+    for parameter in signature(command).parameters.values():
+        if parameter.name not in groups:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        group = groups[parameter.name]
+        defaults = group() if parameter.default is Parameter.empty else parameter.default
+        for name, annotation in get_type_hints(group, include_extras=True).items():
+            default = getattr(defaults, name)
+            parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+
+    @wraps(command)
+    def with_groups(**values: Any) -> None:
+        given = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **given)
+
+    vars(with_groups)["__signature__"] = Signature(parameters)
+    return with_groups
+
+
+def set_threads(threads: int | None) -> None:
+    """Compute with so many threads.
+
+    Raises:
+        UsageError: There cannot be so many.
+    """
+    if threads is not None:
+        if not 1 <= threads <= MAX_THREADS:
+            raise UsageError(f"--threads {threads} is not between 1 and {MAX_THREADS}", "leave it out to use all cores")
+        import torch
+
+        torch.set_num_threads(threads)
