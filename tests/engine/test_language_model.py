@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.conftest import make_model, make_tokenizer, tiny
 
 import tallow
+from tallow.engine.beam_search import BeamParams
 from tallow.engine.language_model import LanguageModel, load
 from tallow.engine.request import SamplingParams
 from tallow.engine.torch_runner import TorchRunner
@@ -135,6 +137,92 @@ def test_log_probs(lm: LanguageModel) -> None:
     torch.testing.assert_close(scored_T[2:], torch.tensor(answer.log_probs), atol=1e-5, rtol=0)
 
 
+def test_every_kind_of_prompt_is_scored(lm: LanguageModel) -> None:
+    for prompt in ("abc", lm.tokenizer.encode("abc"), QUESTION):
+        torch.testing.assert_close(lm.log_probs(prompt), lm.log_probs(lm.encode_prompt(prompt)), atol=0, rtol=0)
+    assert lm.encode_prompt(QUESTION) == lm.encode_chat(QUESTION)
+
+
+def test_what_was_asked_to_be_told(lm: LanguageModel) -> None:
+    plain = lm.generate("abc", PARAMS)
+    assert (plain.top_log_probs, plain.prompt_log_probs, plain.prompt_top_log_probs) == ([], [], [])
+    answer = lm.generate("abc", replace(PARAMS, top_log_probs=3, prompt_log_probs=True))
+    assert answer.ids == plain.ids
+    assert answer.score == pytest.approx(sum(plain.log_probs) / 20)
+    assert [len(top) for top in answer.top_log_probs] == [3] * 20
+    assert [len(top) for top in answer.prompt_top_log_probs] == [3] * 2
+    torch.testing.assert_close(torch.tensor(answer.prompt_log_probs), lm.log_probs("abc"), atol=1e-5, rtol=0)
+    scored = lm.generate("abc", SamplingParams(max_new_tokens=0, prompt_log_probs=True))
+    assert (scored.ids, scored.score, len(scored.prompt_log_probs)) == ([], 0.0, 2)
+
+
+def test_samples_are_the_answers_of_their_seeds(lm: LanguageModel) -> None:
+    answers = lm.sample("abc", PARAMS, 4)
+    assert [answer.ids for answer in answers] == [
+        lm.generate("abc", replace(PARAMS, seed=seed)).ids for seed in (3, 4, 5, 6)
+    ]
+    assert len({tuple(answer.ids) for answer in answers}) == 4
+
+
+def test_the_best_of_several_are_those_with_the_likeliest_tokens(lm: LanguageModel) -> None:
+    params = replace(PARAMS, stop=("e", "a"), max_new_tokens=60)
+    drawn = lm.sample("abc", params, 8)
+    assert len({len(answer.ids) for answer in drawn}) > 1, "or the mean would be as good as the sum"
+    means = {tuple(answer.ids): sum(answer.log_probs) / len(answer.ids) for answer in drawn}
+    best = lm.sample("abc", params, 3, best_of=8)
+    assert [tuple(answer.ids) for answer in best] == sorted(means, key=lambda ids: -means[ids])[:3]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "n", "best_of", "message"),
+    [
+        (1.0, 3, 2, "best 3 of 2"),
+        (0.0, 2, None, "temperature 0"),
+        (0.0, 1, 2, "temperature 0"),
+        (1.0, 0, None, "0 ans"),
+    ],
+)
+def test_samples_that_make_no_sense(
+    lm: LanguageModel, temperature: float, n: int, best_of: int | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        lm.sample("abc", replace(PARAMS, temperature=temperature), n, best_of=best_of)
+
+
+def test_one_beam_is_the_greedy_answer(lm: LanguageModel) -> None:
+    for prompt in ("abc", QUESTION):
+        greedy = lm.generate(prompt, SamplingParams(max_new_tokens=30))
+        [found] = lm.beam_search(prompt, BeamParams(1, 30))
+        assert (found.prompt_ids, found.ids, found.text) == (greedy.prompt_ids, greedy.ids, greedy.text)
+        assert found.finish_reason == greedy.finish_reason
+        assert found.score == pytest.approx(greedy.score, abs=1e-5)
+        assert found.prefill_s > 0
+        assert found.decode_s > 0
+
+
+def test_beams_end_where_the_answer_does(lm: LanguageModel) -> None:
+    ends = tuple(lm.tokenizer.encode("aeiou"))
+    found = lm.beam_search("abc", BeamParams(4, 20, length_penalty=0.0, stop_ids=ends))
+    assert [answer.score for answer in found] == sorted((sum(answer.log_probs) for answer in found), reverse=True)
+    stopped = [answer for answer in found if answer.finish_reason == "stop" and answer.ids[-1] in ends]
+    assert stopped
+    assert all(answer.text == lm.tokenizer.decode(answer.ids[:-1]) for answer in stopped)
+    assert lm.engine.state.running == lm.engine.state.waiting == 0
+
+
+def test_the_end_of_the_turn_ends_answers_to_conversations(lm: LanguageModel) -> None:
+    (turn_end,) = lm.tokenizer.encode("<|im_end|>", parse_special=True)
+    params = SamplingParams(max_new_tokens=90 - len(lm.encode_chat(QUESTION)), temperature=1.0, seed=0)
+    as_messages = lm.sample(QUESTION, params, 12)
+    as_tokens = lm.sample(lm.encode_chat(QUESTION), params, 12)
+    ended = [answer for answer in as_messages if answer.ids[-1] == turn_end]
+    assert ended
+    assert all(answer.finish_reason == "stop" for answer in ended)
+    assert any(turn_end in answer.ids[:-1] for answer in as_tokens)
+    chatted, streamed = lm.chat(QUESTION, params), lm.stream(QUESTION, params).result()
+    assert chatted.ids == streamed.ids == lm.generate_batch([QUESTION], params)[0].ids == as_messages[0].ids
+
+
 def test_a_tokenizer_of_another_model(model: Decoder, tokenizer: Tokenizer) -> None:
     small = Decoder(model.config.model_copy(update={"vocab_size": 100}))
     with pytest.raises(DataError, match="259 tokens"):
@@ -146,8 +234,41 @@ def test_load(directory: Path, lm: LanguageModel) -> None:
     assert loaded.generate("abc", PARAMS).ids == lm.generate("abc", PARAMS).ids
 
 
-def test_load_says_what_is_wrong(directory: Path) -> None:
+@pytest.mark.parametrize("speculate", ["ngram", "draft"])
+def test_speculation_changes_no_answer(
+    directory: Path, lm: LanguageModel, tmp_path: Path, tokenizer: Tokenizer, speculate: str
+) -> None:
+    if speculate == "draft":
+        save_model(make_model(tiny(num_layers=1), seed=1), tokenizer, tmp_path / "draft")
+    loaded = load(directory, speculate=speculate if speculate == "ngram" else tmp_path / "draft")
+    for params in (PARAMS, SamplingParams(max_new_tokens=60, ignore_eos=True)):
+        assert loaded.generate("abcabc", params).ids == lm.generate("abcabc", params).ids
+    assert loaded.engine.state.guessed_tokens > 0
+
+
+def test_a_draft_model_of_8_bits_guesses_for_the_model_that_it_is(directory: Path) -> None:
+    loaded = load(directory, speculate=directory)
+    loaded.generate("abc", SamplingParams(max_new_tokens=60, ignore_eos=True))
+    state = loaded.engine.state
+    assert state.accepted_tokens > 0.5 * state.guessed_tokens > 0
+
+
+def test_a_cache_as_large_as_asked_for(directory: Path, lm: LanguageModel) -> None:
+    block_bytes = lm.engine.runner.block_bytes
+    assert load(directory, "fp32", cache_bytes=2 * block_bytes).context_length == 32
+    with pytest.raises(UsageError, match="cannot hold one block"):
+        load(directory, "fp32", cache_bytes=block_bytes - 1)
+
+
+def test_load_says_what_is_wrong(directory: Path, tmp_path: Path) -> None:
     unknown: Any = "q5"
+    other = make_tokenizer()
+    other.backend.add_tokens(["hello"])
+    save_model(make_model(tiny(vocab_size=260)), other, tmp_path / "other")
+    with pytest.raises(UsageError, match="another vocabulary"):
+        load(directory, speculate=tmp_path / "other")
+    with pytest.raises(DataError, match="no-such-draft"):
+        load(directory, speculate="no-such-draft")
     with pytest.raises(UsageError, match="'q5'"):
         load(directory, unknown)
     with pytest.raises(DataError, match="no-such-model"):
