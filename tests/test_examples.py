@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import jsonschema
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -62,6 +63,25 @@ def test_tune_with_lora(trained: Path, tmp_path: Path) -> None:
     assert before != after
     assert after == "The fox"
     assert (tmp_path / "tuned" / "tune" / "adapter" / "adapter_config.json").exists()
+
+
+def test_fill_in_a_form(trained: Path) -> None:
+    example = load_example("fill_in_a_form")
+    forms = example.main(str(trained), ["The fox said good morning.", "The hen was sad."])
+    assert len(forms) == 2
+    for form in forms:
+        jsonschema.validate(form, example.SCHEMA)
+
+
+def test_choose_among_answers(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = load_example("choose_among_answers").main(str(trained), "The fox said")
+    shown = capsys.readouterr().out
+    drawn, best, searched = ([answer.score for answer in answers] for answers in ways.values())
+    assert [len(scores) for scores in (drawn, best, searched)] == [3, 3, 3]
+    assert best == sorted(best, reverse=True)
+    assert best[0] >= max(drawn), "the three are among the twelve"
+    assert searched[0] > best[0], "the likeliest is seldom drawn"
+    assert all(repr(answer.text) in shown for answers in ways.values() for answer in answers)
 
 
 def test_a_mistake_ends_in_a_sentence(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tallow.engine.beam_search import BeamParams as BeamParams
     from tallow.engine.language_model import LanguageModel as LanguageModel
     from tallow.engine.language_model import load as load
     from tallow.engine.request import SamplingParams as SamplingParams
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 # imported when they are first asked for, so that `import tallow` does not wait for torch
 _HOMES = {
+    "BeamParams": "tallow.engine.beam_search",
     "LanguageModel": "tallow.engine.language_model",
     "Recipe": "tallow.stages",
     "SamplingParams": "tallow.engine.request",
