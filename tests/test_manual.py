@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import pytest
+import typer
 from pydantic import Field, PositiveInt
+from tests.engine.conftest import make_model, make_tokenizer, tiny
+from tests.engine.lora import random_adapter
+from typer.core import TyperGroup
 
+from tallow.cli import app
+from tallow.models.formats import save_model
+from tallow.models.formats.adapters import write_adapter
 from tallow.recipe import Section
 from tallow.train.config import Beta
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "docs/install.md", "docs/models.md", "docs/use.md"]
+CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def code(language: str) -> list[str]:
+    """The blocks of code in this language."""
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    return [text for page in pages for written, text in CODE.findall(page) if written == language]
+
+
+COMMANDS = [line for text in code("") for line in text.splitlines() if re.match(r"(\.venv/bin/)?tallow ", line)]
+SCRIPTS = [
+    text for text in code("python") if "run_recipe" not in text
+]  # recipes take minutes, and have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +98,30 @@ def test_defaults_are_those_of_the_stage_and_nothing_breaks_a_table(reference: M
         "| `stage.inner.depth` | int ≥ 1 or `null` | `5` "
         "| How far, and no farther; `null`: as far as it goes, <code>a&#124;b</code>. |"
     )
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_is_one(line: str) -> None:
+    _, *arguments = shlex.split(line, comments=True)
+    command = typer.main.get_command(app)
+    while isinstance(command, TyperGroup):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(line, arguments)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the runs of which the manual speaks, as far as their models go."""
+    directory = tmp_path_factory.mktemp("manual")
+    model, tokenizer = make_model(tiny()), make_tokenizer()
+    for run in ("quickstart", "mine/pretrain"):
+        save_model(model, tokenizer, directory / "runs" / run)
+    adapter = directory / "runs" / "mine" / "tune" / "adapter"
+    write_adapter(random_adapter(model.config, 0), model.config, adapter, "runs/mine/pretrain")
+    return directory
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
+def test_every_script_runs(runs: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.chdir(runs)
+    exec(script, {})
