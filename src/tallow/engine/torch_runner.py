@@ -11,7 +11,7 @@ from torch import Tensor
 from tallow.engine.block_tables import CacheLayout
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.runner import Scores, Span, context_length
-from tallow.models.blocks.context import AttentionSpec, attention
+from tallow.models.blocks.context import AttentionSpec, Context, attention
 from tallow.models.decoder import Decoder
 from tallow.models.quantization import model_bytes
 
@@ -60,13 +60,12 @@ class TorchRunner:
     def run(self, spans: Sequence[Span]) -> Scores:
         tokens = [token for span in spans for token in span.tokens]
         with torch.inference_mode():
-            context = PagedContext(spans, self.layout, self._caches, self._device)
-            hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
-            logits_RV = self.model.logits(hidden_TD[_wanted_rows(spans)][None])[0].float()
-            greatest_R, likeliest_R = logits_RV.max(dim=-1)
-            log_sum_exp_R = logits_RV.logsumexp(-1)
-            log_sum_exp_R = torch.where(log_sum_exp_R.isfinite(), log_sum_exp_R, torch.nan)
-        return Scores(logits_RV, likeliest_R.tolist(), greatest_R.tolist(), log_sum_exp_R.tolist())
+            hidden_TD = self.model(torch.tensor([tokens], device=self._device), self._context(spans))[0]
+            logits_RV = self.model.logits(hidden_TD[wanted_rows(spans)][None])[0].float()
+            return make_scores(logits_RV, summarize(logits_RV))
+
+    def _context(self, spans: Sequence[Span]) -> Context:
+        return PagedContext(spans, self.layout, self._caches, self._device)
 
 
 class PagedContext:
@@ -112,6 +111,20 @@ class PagedContext:
         return self._masks[index, window]
 
 
+def summarize(logits_RV: Tensor) -> Tensor:
+    """What `Scores` says of each row of logits: likeliest token, greatest logit, log-sum-exp; 3 R, float64."""
+    greatest_R, likeliest_R = logits_RV.max(dim=-1)
+    log_sum_exp_R = logits_RV.logsumexp(-1)
+    log_sum_exp_R = torch.where(log_sum_exp_R.isfinite(), log_sum_exp_R, torch.nan)
+    return torch.stack([likeliest_R.double(), greatest_R.double(), log_sum_exp_R.double()])
+
+
+def make_scores(logits_RV: Tensor, summary_3R: Tensor) -> Scores:
+    """Scores of these logits; only the summary is copied from the device."""
+    likeliest, greatest, log_sum_exp = summary_3R.tolist()
+    return Scores(logits_RV, [int(token) for token in likeliest], greatest, log_sum_exp)
+
+
 def _block(index: int) -> slice:
     return slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
 
@@ -128,7 +141,8 @@ def _places(span: Span, table: array[int], device: torch.device) -> Tensor:
     return (blocks_N[:, None] * BLOCK_TOKENS + within_16).flatten()[: span.start + len(span.tokens)]
 
 
-def _wanted_rows(spans: Sequence[Span]) -> list[int]:
+def wanted_rows(spans: Sequence[Span]) -> list[int]:
+    """Rows of the tokens that get logits, where the spans lie one after the other."""
     rows, end = [], 0
     for span in spans:
         end += len(span.tokens)

@@ -26,9 +26,14 @@ STAGE_BYTES = 32 << 10
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-def tile_size(num_heads: int, num_kv_heads: int) -> int:
-    """How many queries of a sequence make a good tile."""
-    return max(1, ROWS // (num_heads // num_kv_heads))
+def tile_size(group: int, head_bytes: int) -> int:
+    """How many queries of a sequence make a good tile.
+
+    Args:
+        group: Heads that share keys.
+        head_bytes: Memory of one head of a query; long ones would not fit in larger tiles.
+    """
+    return max(1, (ROWS if head_bytes <= 512 else ROWS // 2) // group)
 
 
 def attend(

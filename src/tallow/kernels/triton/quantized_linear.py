@@ -12,7 +12,8 @@ MAX_ROWS = 64
 MIN_ROWS = 16
 """What a tensor core's product takes at least, in each dimension."""
 OUTPUTS = 32
-INPUTS = 256
+TURN_BYTES = 512
+"""Of the inputs that a turn of the loop takes from each row."""
 PROGRAMS = 256
 """Fewer leave multiprocessors of a large GPU without work."""
 
@@ -32,7 +33,7 @@ def quantized_linear(x_BI: Tensor, codes: Tensor, scales: Tensor, bias_O: Tensor
     rows, group = len(x_BI), inputs // groups
     if not 1 <= rows <= MAX_ROWS or codes.shape[1] * 8 != inputs * bits:
         return None
-    turn_groups = triton.next_power_of_2(max(1, INPUTS // group))
+    turn_groups = triton.next_power_of_2(max(1, TURN_BYTES // (group * x_BI.element_size())))
     blocks, turns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(groups, turn_groups)
     shares = min(triton.cdiv(PROGRAMS, blocks), turns)
     sums_NBO = x_BI.new_empty((shares, rows, outputs), dtype=torch.float32)
