@@ -1,6 +1,6 @@
 """The runner for a GPU against the reference: with CUDA graphs where there is a GPU, else the same work done at once.
 
-Without a GPU the kernel of attention runs in Triton's interpreter, all else on the CPU.
+Without a GPU attention is that of the reference, and of the kernel in Triton's interpreter where a test says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.conftest import make_model, tiny
+from tests.engine.conftest import CONFIGS, make_model, tiny
 from tests.engine.test_runners import chunked, random_ids, whole
 
 from tallow.engine.engine import Engine
@@ -30,9 +30,9 @@ ON_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="there is no GPU")
 
 
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel wherever tensors are, in few programs: the interpreter takes a millisecond for each."""
+@pytest.fixture
+def interpreted_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention on a CPU by the kernel, not by its reference, in few programs: each takes milliseconds."""
     monkeypatch.setitem(paged_attention._fast, ("cpu", torch.float32), attending.attend)
     if not ON_GPU:
         monkeypatch.setattr(attending, "PROGRAMS", 4)
@@ -47,7 +47,6 @@ def no_tf32() -> Iterator[None]:
 
 
 def make_runner(model: Decoder) -> Runner:
-    """A runner whose graphs are made of at most 8 tokens, so that short tests have larger steps, too."""
     if ON_GPU:
         return running.CudaRunner(copy.deepcopy(model).cuda())
     return running.CudaRunner(model, record=lambda work: work)
@@ -55,6 +54,7 @@ def make_runner(model: Decoder) -> Runner:
 
 @pytest.fixture
 def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 8 tokens, so that short tests have larger steps, too."""
     monkeypatch.setattr(running, "GRAPH_TOKENS", (1, 2, 4, 8))
 
 
@@ -75,8 +75,18 @@ def test_company_changes_nothing(any_model: Decoder) -> None:
         torch.testing.assert_close(logits_TV.cpu(), whole(any_model, ids), atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("small_graphs", "interpreted_kernel")
+@pytest.mark.parametrize("name", ["one kv head", "alternating windows, soft caps"])
+def test_with_the_kernel(name: str) -> None:
+    model = make_model(CONFIGS[name])
+    ids, other = random_ids(model, 22), random_ids(model, 5, seed=1)
+    results = chunked(make_runner(model), [ids, other], [[20, 1, 1], [3, 0, 2]])
+    for logits_TV, expected in zip(results, (ids, other), strict=True):
+        torch.testing.assert_close(logits_TV.cpu(), whole(model, expected), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.usefixtures("small_graphs")
-@settings(max_examples=5)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_any_cuts_equal_the_whole(data: st.DataObject) -> None:
     model = make_model(tiny(window=5, sliding_layers=(True, False, True), num_layers=3, max_positions=48))
@@ -152,7 +162,7 @@ def test_steps_that_cannot_be_recorded() -> None:
 
 def test_an_engine_generates_the_same(model: Decoder) -> None:
     """Greedy, sampled and penalized requests side by side; logits stay where they were computed."""
-    settings = [
+    choices = [
         SamplingParams(max_new_tokens=5),
         SamplingParams(max_new_tokens=5, temperature=0.8, top_p=0.9, min_p=0.01, seed=3),
         SamplingParams(max_new_tokens=5, repetition_penalty=1.3, presence_penalty=0.5, logit_bias={7: 2.0}),
@@ -160,7 +170,7 @@ def test_an_engine_generates_the_same(model: Decoder) -> None:
     answers = []
     for runner in (make_runner(model), TorchRunner(model)):
         engine = Engine(runner, None, cache_bytes=1 << 20)
-        requests = [engine.submit(random_ids(model, 20, seed=n), params) for n, params in enumerate(settings)]
+        requests = [engine.submit(random_ids(model, 20, seed=n), params) for n, params in enumerate(choices)]
         while any(request.state is not RequestState.FINISHED for request in requests):
             engine.step()
         engine.check_blocks()
@@ -175,7 +185,7 @@ def test_graphs_compute_what_the_reference_does(any_model: Decoder, dtype: torch
     model = copy.deepcopy(any_model).to("cuda", dtype)
     sequences = [random_ids(model, 90, seed) for seed in range(3)]
     cuts = [[60, *[1] * 20, 10]] * 3
-    results = zip(chunked(running.CudaRunner(model), sequences, cuts), chunked(TorchRunner(model), sequences, cuts))
+    results = zip(chunked(running.CudaRunner(model), sequences, cuts), chunked(TorchRunner(model), sequences, cuts), strict=True)
     for ours, theirs in results:
         if dtype == torch.float32:
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
