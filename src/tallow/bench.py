@@ -14,7 +14,7 @@ import torch
 from tallow.data.batch import Packed
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import load
-from tallow.engine.make_runner import Precision
+from tallow.engine.make_runner import Device, Precision
 from tallow.engine.request import RequestState, SamplingParams
 from tallow.errors import UsageError
 from tallow.kernels import matmul_peak, read_bandwidth
@@ -31,21 +31,27 @@ REPEATS = 3
 
 
 def infer(
-    name: str, precision: Precision = "auto", batch: int = 1, prompt_tokens: int = 512, new_tokens: int = 64
+    name: str,
+    precision: Precision = "auto",
+    batch: int = 1,
+    prompt_tokens: int = 512,
+    new_tokens: int = 64,
+    device: Device = "auto",
 ) -> dict[str, Any]:
     """Time prefill and decode on random prompts; medians of three runs after one to warm up.
 
     Returns:
         `ready_s`: from the start of the process to the first token of a short prompt; `prefill_tokens_per_s`;
         `decode_tokens_per_s`, all sequences together; `model_bytes`; `achieved_gb_s`: weights read a second while
-        decoding, each once a step; `bandwidth_gb_s`: what the machine's memory gives; their ratio; `peak_rss_mb`.
+        decoding, each once a step; `bandwidth_gb_s`: what the memory of the machine, or of its GPU, gives; their ratio;
+        `peak_rss_mb`.
 
     Raises:
         UsageError: A number is not positive, or the sequences do not fit into the model's context.
     """
     if min(batch, prompt_tokens) < 1 or new_tokens < 2:
         raise UsageError("batch and prompt tokens must be at least 1, new tokens at least 2", "raise them")
-    loaded = load(name, precision)
+    loaded = load(name, precision, device=device)
     loaded.generate([0], SamplingParams(max_new_tokens=1))
     ready_s = seconds_since_start()
     prompts = [
@@ -53,7 +59,7 @@ def infer(
     ]
     timings = [time_generation(loaded.engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
     prefill_s, decode_s, decoded = (statistics.median(column) for column in zip(*timings, strict=True))
-    weights, bandwidth = loaded.weight_bytes, read_bandwidth()
+    weights, bandwidth = loaded.weight_bytes, read_bandwidth(loaded.engine.runner.device.type)
     achieved = weights * (decoded / batch) / decode_s
     return {
         "ready_s": ready_s,

@@ -23,6 +23,7 @@ from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 
 MAX_THREADS = 1024
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
+Device = Literal["auto", "cpu", "cuda"]
 
 Source = Annotated[
     str | None, typer.Argument(metavar="RECIPE.yaml | MODEL", help="A recipe, or a model to start from.")
@@ -42,6 +43,7 @@ Resume = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
+DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Choose among the k likeliest; 0: all.")]
@@ -214,6 +216,7 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -225,7 +228,7 @@ def generate(
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
-    loaded = load(model, precision)
+    loaded = load(model, precision, device=device)
     messages = [{"role": "user", "content": text}]
     if as_json:
         answer = loaded.chat(messages, params) if chat else loaded.generate(text, params)
@@ -250,6 +253,7 @@ def chat(
     seed: Seed = None,
     stop: Stop = None,
     precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
     threads: Threads = None,
 ) -> None:
     """Talk with a model in the terminal."""
@@ -260,7 +264,7 @@ def chat(
     endings = tuple(stop or ())
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
-    terminal.chat(load(model, precision), params, system)
+    terminal.chat(load(model, precision, device=device), params, system)
 
 
 @app.command()
@@ -278,6 +282,7 @@ def report(
 def bench_infer(
     model: Model,
     precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each.")] = 64,
@@ -288,7 +293,7 @@ def bench_infer(
     from tallow.bench import infer
 
     _set_threads(threads)
-    _print_result(infer(model, precision, batch, prompt_tokens, new_tokens), as_json)
+    _print_result(infer(model, precision, batch, prompt_tokens, new_tokens, device), as_json)
 
 
 @bench.command("train")

@@ -82,9 +82,9 @@ class CudaRunner(TorchRunner):
         self._filler = Span([0], 0, 0, [array("i", [num_blocks])] * tables)
         most, longest = GRAPH_TOKENS[-1], -(-context_length(self.config) // BLOCK_TOKENS)
         with torch.inference_mode():
-            self._inputs = torch.zeros(most * (5 + tables * (2 + longest)), dtype=torch.int32, device=self._device)
-            self._logits_TV = torch.zeros(most, self.config.vocab_size, device=self._device)
-            self._summary_3T = torch.zeros(3, most, dtype=torch.float64, device=self._device)
+            self._inputs = torch.zeros(most * (5 + tables * (2 + longest)), dtype=torch.int32, device=self.device)
+            self._logits_TV = torch.zeros(most, self.config.vocab_size, device=self.device)
+            self._summary_3T = torch.zeros(3, most, dtype=torch.float64, device=self.device)
 
     def run(self, spans: Sequence[Span]) -> Scores:
         count = sum(len(span.tokens) for span in spans)
@@ -113,9 +113,7 @@ class CudaRunner(TorchRunner):
     def _context(self, spans: Sequence[Span]) -> TiledContext:
         packed, num_tiles = pack(spans, len(self.layout.windows), self._tile_size)
         count = sum(len(span.tokens) for span in spans)
-        return TiledContext(
-            packed.to(self._device), count, num_tiles, self._tile_size, self.layout, self._caches
-        )
+        return TiledContext(packed.to(self.device), count, num_tiles, self._tile_size, self.layout, self._caches)
 
 
 class TiledContext:
@@ -175,8 +173,7 @@ def pack(spans: Sequence[Span], num_tables: int, tile_size: int) -> tuple[Tensor
         counts.extend(min(tile_size, length - offset) for offset in offsets)
         for table, places_T, begins_N in zip(span.tables, places, begins, strict=True):
             places_T.extend(
-                table[place // BLOCK_TOKENS] * BLOCK_TOKENS + place % BLOCK_TOKENS
-                for place in range(span.start, end)
+                table[place // BLOCK_TOKENS] * BLOCK_TOKENS + place % BLOCK_TOKENS for place in range(span.start, end)
             )
             begins_N.extend([len(blocks)] * len(offsets))
             blocks.extend(table[: -(-end // BLOCK_TOKENS)])

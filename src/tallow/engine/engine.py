@@ -31,7 +31,7 @@ from tallow.kernels import machine_bytes
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 CACHE_SHARE = 8
-"""The cache may take this part of the machine's memory if nothing else is said; it takes it only as it fills."""
+"""The cache may take this part of the memory of the machine, or of its GPU, if nothing else is said."""
 
 SCORING = SamplingParams(max_new_tokens=0, prompt_log_probs=True)
 
@@ -105,7 +105,7 @@ class Engine:
             self.eos_ids |= {tokenizer.eos_id}
         longest = context_length(runner.config)
         self._step_tokens = max_tokens_per_step
-        given = cache_bytes if cache_bytes is not None else machine_bytes() // CACHE_SHARE
+        given = cache_bytes if cache_bytes is not None else machine_bytes(runner.device.type) // CACHE_SHARE
         num_blocks = min(max_running * self._most_blocks(longest), given // runner.block_bytes)
         self.context_length = bisect_right(range(longest + 1), num_blocks, key=self._most_blocks) - 1
         if self.context_length < 1:

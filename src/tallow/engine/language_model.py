@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tallow.engine.engine import Engine
-from tallow.engine.make_runner import PRECISIONS, Precision, make_runner
+from tallow.engine.make_runner import DEVICES, PRECISIONS, Device, Precision, make_runner
 from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner
 from tallow.errors import DataError, UsageError
@@ -194,7 +194,7 @@ class LanguageModel:
         return [ids[0] for ids in encoded if len(ids) == 1 and ids[0] in self.tokenizer.special_ids]
 
 
-def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageModel:
+def load(name_or_path: str | Path, precision: Precision = "auto", *, device: Device = "auto") -> LanguageModel:
     """Load a model that can generate.
 
     Args:
@@ -203,15 +203,18 @@ def load(name_or_path: str | Path, precision: Precision = "auto") -> LanguageMod
             norms) are bf16 and the processor has it, else in fp32. `fp32` and `bf16` convert, quantized weights too.
             `q8` and `q4` round the weights of linear layers to 8 or 4 bits in groups of 32, and compute with them as
             `auto`; of a model that is quantized in other bits, the weights that are.
+        device: `cpu`, or `cuda` for a GPU; `auto`: a GPU if there is one.
 
     Raises:
-        UsageError: The precision is unknown, or the path is that of an adapter.
+        UsageError: The precision or the device is unknown, there is no GPU, or the path is that of an adapter.
         DataError: There is no such model, or it is broken.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is unknown", f"choose one of {', '.join(DEVICES)}")
     path = resolve(name_or_path)
-    return LanguageModel(make_runner(load_model(path), precision, str(path)), load_tokenizer(path), path)
+    return LanguageModel(make_runner(load_model(path), precision, str(path), device), load_tokenizer(path), path)
 
 
 def _generation(request: Request) -> Generation:

@@ -68,6 +68,7 @@ class NativeRunner:
         self.config = model.config
         self.layout = CacheLayout((None,), ((0, 0),) * model.config.num_layers, model.config.num_layers)
         self.weight_bytes = 0
+        self.device = torch.device("cpu")
         self.instruction_set = instruction_set or cpu.operation_set()
         self._native: Any = cpu.native()
         self._weights: Number = weights

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from tallow.engine.block_tables import CacheLayout
@@ -55,11 +56,13 @@ class Runner(Protocol):
         config: Its architecture.
         layout: How its layers share the blocks of the cache.
         weight_bytes: Memory of its weights.
+        device: Where it computes, and has its cache.
     """
 
     config: DecoderConfig
     layout: CacheLayout
     weight_bytes: int
+    device: torch.device
 
     @property
     def block_bytes(self) -> int:

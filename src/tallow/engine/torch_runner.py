@@ -28,7 +28,7 @@ class TorchRunner:
         self.config = model.config
         self.layout = CacheLayout.of(model.config, context_length(model.config))
         self.weight_bytes = model_bytes(model)
-        self._device = model.norm.weight.device
+        self.device = model.norm.weight.device
         self._dtype = model.norm.weight.dtype
         self._caches: list[tuple[Tensor, Tensor]] = []
 
@@ -44,8 +44,8 @@ class TorchRunner:
             # what no token was written to is masked, but must be finite
             self._caches = [
                 (
-                    torch.zeros(shape, dtype=self._dtype, device=self._device),
-                    torch.zeros(shape, dtype=self._dtype, device=self._device),
+                    torch.zeros(shape, dtype=self._dtype, device=self.device),
+                    torch.zeros(shape, dtype=self._dtype, device=self.device),
                 )
                 for _ in range(self.layout.depth)
             ]
@@ -60,12 +60,12 @@ class TorchRunner:
     def run(self, spans: Sequence[Span]) -> Scores:
         tokens = [token for span in spans for token in span.tokens]
         with torch.inference_mode():
-            hidden_TD = self.model(torch.tensor([tokens], device=self._device), self._context(spans))[0]
+            hidden_TD = self.model(torch.tensor([tokens], device=self.device), self._context(spans))[0]
             logits_RV = self.model.logits(hidden_TD[wanted_rows(spans)][None])[0].float()
             return make_scores(logits_RV, summarize(logits_RV))
 
     def _context(self, spans: Sequence[Span]) -> Context:
-        return PagedContext(spans, self.layout, self._caches, self._device)
+        return PagedContext(spans, self.layout, self._caches, self.device)
 
 
 class PagedContext:

@@ -23,7 +23,7 @@ Spans = Sequence[tuple[int, int]]
 
 
 def make_tiles(spans: Spans, size: int, num_blocks: int) -> QueryTiles:
-    """Blocks in random order, and -1 for none where a window of 40 has let go of them."""
+    """Blocks in random order."""
     order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(num_blocks)).tolist()
     columns, blocks, row = [], [], 0
     for start, length in spans:
@@ -33,7 +33,9 @@ def make_tiles(spans: Spans, size: int, num_blocks: int) -> QueryTiles:
             columns.append((row + offset, start + offset, min(size, length - offset), begin))
         row += length
     table = torch.tensor(columns, dtype=torch.int32, device=DEVICE).T.contiguous()
-    return QueryTiles(*table, torch.tensor(blocks, dtype=torch.int32, device=DEVICE), size, BLOCK_TOKENS)
+    rows, positions, counts, begins = table
+    tables = torch.tensor(blocks, dtype=torch.int32, device=DEVICE)
+    return QueryTiles(rows, positions, counts, begins, tables, size, BLOCK_TOKENS)
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -48,7 +50,7 @@ def inputs(spans: Spans, heads: int, kv_heads: int, head_size: int) -> tuple[Ten
     return q_THd, random(*shape, seed=2), random(*shape, seed=3), num_blocks
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     spans=st.lists(st.tuples(st.integers(0, 70), st.integers(1, 20)), min_size=1, max_size=3),
     kv_heads=st.integers(1, 2),

@@ -1,11 +1,13 @@
 """Paged attention for decoding and prefill alike: tiles of queries, and where those are few, shares of their keys.
 
-The softmax is computed while the keys pass by (FlashAttention, arXiv 2205.14135, section 3.1); the heads that share keys
-are rows of one product. Where tiles do not fill the GPU, several programs take a share of the keys each, and a second
-kernel weighs their results (Flash-Decoding).
+The softmax is computed while the keys pass by (FlashAttention, arXiv 2205.14135, section 3.1); the heads that share
+keys are rows of one product. Where tiles do not fill the GPU, several programs take a share of the keys each, and a
+second kernel weighs their results (Flash-Decoding).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -54,6 +56,18 @@ def attend(
     out_THd = torch.empty_like(q_THd, memory_format=torch.contiguous_format)
     sums_THNd = q_THd.new_empty((tokens, heads, shares, head_size), dtype=torch.float32) if shares > 1 else out_THd
     scales_2THN = q_THd.new_empty((2, tokens, heads, shares), dtype=torch.float32)
+    constants: dict[str, Any] = {"head_size": head_size, "shares": shares, "D": size}
+    tile_constants: dict[str, Any] = constants | {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "block_tokens": tiles.block_tokens,
+        "window": window or 0,
+        "capped": softcap is not None,
+        "M": max(MIN_ROWS, triton.next_power_of_2(tiles.size * (heads // kv_heads))),
+        "N": min(128, max(MIN_ROWS, keys)),
+        "num_warps": 4 if size <= 128 else 8,
+        "num_stages": 2,
+    }
     _attend[num_tiles, kv_heads, shares](
         q_THd,
         keys_SKd,
@@ -70,23 +84,10 @@ def attend(
         q_THd.stride(0),
         q_THd.stride(1),
         scales_2THN.stride(0),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=head_size,
-        block_tokens=tiles.block_tokens,
-        window=window or 0,
-        capped=softcap is not None,
-        shares=shares,
-        M=max(MIN_ROWS, triton.next_power_of_2(tiles.size * (heads // kv_heads))),
-        N=min(128, max(MIN_ROWS, keys)),
-        D=size,
-        num_warps=4 if size <= 128 else 8,
-        num_stages=2,
+        **tile_constants,
     )
     if shares > 1:
-        _weigh[tokens, heads](
-            sums_THNd, scales_2THN, out_THd, scales_2THN.stride(0), heads, head_size=head_size, shares=shares, D=size
-        )
+        _weigh[tokens, heads](sums_THNd, scales_2THN, out_THd, scales_2THN.stride(0), heads, **constants)
     return out_THd
 
 
@@ -145,9 +146,7 @@ def _attend(
         held_N = (key_N >= first) & (key_N < end)
         block_N = tl.load(table + key_N // block_tokens, mask=held_N, other=0).to(tl.int64)
         offset_N = ((block_N * block_tokens + key_N % block_tokens) * kv_heads + kv_head) * head_size
-        k_DN = tl.load(
-            keys + offset_N[None, :] + entry_D[:, None], mask=held_N[None, :] & real_D[:, None], other=0.0
-        )
+        k_DN = tl.load(keys + offset_N[None, :] + entry_D[:, None], mask=held_N[None, :] & real_D[:, None], other=0.0)
         score_MN = tl.dot(q_MD, k_DN, input_precision="ieee") * scale
         if capped:
             score_MN = softcap * (1 - 2 / (1 + tl.exp(2 * score_MN / softcap)))
@@ -162,14 +161,13 @@ def _attend(
         shift_M = tl.where(greatest_M == float("-inf"), 0.0, greatest_M)
         weight_MN, kept_M = tl.exp2(score_MN - shift_M[:, None]), tl.exp2(before_M - shift_M)
         total_M = total_M * kept_M + tl.sum(weight_MN, 1)
-        v_ND = tl.load(
-            values + offset_N[:, None] + entry_D[None, :], mask=held_N[:, None] & real_D[None, :], other=0.0
-        )
+        v_ND = tl.load(values + offset_N[:, None] + entry_D[None, :], mask=held_N[:, None] & real_D[None, :], other=0.0)
         sum_MD = sum_MD * kept_M[:, None] + tl.dot(weight_MN.to(v_ND.dtype), v_ND, input_precision="ieee")
 
     place_M = (row_M * heads + head_M) * shares + share
     if shares == 1:
-        sum_MD = sum_MD / total_M[:, None]
+        # the greatest score has weight 1; only rows behind the tile's queries may have seen nothing
+        sum_MD = sum_MD / tl.maximum(total_M, 1.0)[:, None]
     else:
         tl.store(scales + place_M, greatest_M, mask=real_M)
         tl.store(scales + scales_stride + place_M, total_M, mask=real_M)
@@ -181,9 +179,7 @@ def _attend(
 
 
 @triton.jit
-def _weigh(
-    sums, scales, out, scales_stride, heads, head_size: tl.constexpr, shares: tl.constexpr, D: tl.constexpr
-):
+def _weigh(sums, scales, out, scales_stride, heads, head_size: tl.constexpr, shares: tl.constexpr, D: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
     share_N, entry_D = tl.arange(0, shares), tl.arange(0, D)
     real_D = entry_D < head_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -36,26 +38,21 @@ def quantized_linear(x_BI: Tensor, codes: Tensor, scales: Tensor, bias_O: Tensor
     turn_groups = triton.next_power_of_2(max(1, TURN_BYTES // (group * x_BI.element_size())))
     blocks, turns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(groups, turn_groups)
     shares = min(triton.cdiv(PROGRAMS, blocks), turns)
-    sums_NBO = x_BI.new_empty((shares, rows, outputs), dtype=torch.float32)
+    sums_SBO = x_BI.new_empty((shares, rows, outputs), dtype=torch.float32)
+    constants: dict[str, Any] = {
+        "bits": bits,
+        "group": group,
+        "B": max(MIN_ROWS, triton.next_power_of_2(rows)),
+        "N": OUTPUTS,
+        "G": turn_groups,
+        "H": triton.next_power_of_2(group // 2),
+        "num_warps": 4,
+        "num_stages": 3,
+    }
     _multiply[blocks, shares](
-        x_BI.contiguous(),
-        codes,
-        scales,
-        sums_NBO,
-        rows,
-        outputs,
-        groups,
-        triton.cdiv(turns, shares),
-        bits=bits,
-        group=group,
-        B=max(MIN_ROWS, triton.next_power_of_2(rows)),
-        O=OUTPUTS,
-        G=turn_groups,
-        H=triton.next_power_of_2(group // 2),
-        num_warps=4,
-        num_stages=3,
+        x_BI.contiguous(), codes, scales, sums_SBO, rows, outputs, groups, triton.cdiv(turns, shares), **constants
     )
-    out_BO = sums_NBO.sum(0) if shares > 1 else sums_NBO[0]
+    out_BO = sums_SBO.sum(0) if shares > 1 else sums_SBO[0]
     if bias_O is not None:
         out_BO = out_BO + bias_O
     return out_BO.to(x_BI.dtype).view(*leading, outputs)
@@ -74,16 +71,16 @@ def _multiply(
     bits: tl.constexpr,
     group: tl.constexpr,
     B: tl.constexpr,
-    O: tl.constexpr,
+    N: tl.constexpr,  # outputs of a program
     G: tl.constexpr,  # groups of a turn
     H: tl.constexpr,  # half a group, up to a power of two
 ):
     share = tl.program_id(1)
-    row_B, output_O = tl.arange(0, B), (tl.program_id(0) * O + tl.arange(0, O)).to(tl.int64)
+    row_B, output_O = tl.arange(0, B), (tl.program_id(0) * N + tl.arange(0, N)).to(tl.int64)
     real_B, real_O = row_B < rows, output_O < outputs
     half: tl.constexpr = group // 2
     within_H = tl.arange(0, H)
-    sum_BO = tl.zeros((B, O), tl.float32)
+    sum_BO = tl.zeros((B, N), tl.float32)
     for turn in range(share * turns, (share + 1) * turns):
         group_G = turn * G + tl.arange(0, G)
         real_G, real_GH = group_G < groups, (group_G < groups)[:, None] & (within_H < half)[None, :]
@@ -111,8 +108,8 @@ def _multiply(
         real_BI = real_B[:, None] & tl.reshape(real_GH, (G * H,))[None, :]
         low_BI = tl.load(address_BI, mask=real_BI, other=0.0)
         high_BI = tl.load(address_BI + half, mask=real_BI, other=0.0)
-        low_OI = tl.reshape((low_OGH * scale_OG[:, :, None]).to(low_BI.dtype), (O, G * H))
-        high_OI = tl.reshape((high_OGH * scale_OG[:, :, None]).to(low_BI.dtype), (O, G * H))
+        low_OI = tl.reshape((low_OGH * scale_OG[:, :, None]).to(low_BI.dtype), (N, G * H))
+        high_OI = tl.reshape((high_OGH * scale_OG[:, :, None]).to(low_BI.dtype), (N, G * H))
         sum_BO = tl.dot(low_BI, tl.trans(low_OI), sum_BO, input_precision="ieee")
         sum_BO = tl.dot(high_BI, tl.trans(high_OI), sum_BO, input_precision="ieee")
     tl.store(
