@@ -149,7 +149,7 @@ def test_every_sampling_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatc
             asked.append(params)
             return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
 
-    monkeypatch.setattr(language_model, "load", lambda _name, _precision: Model())
+    monkeypatch.setattr(language_model, "load", lambda _name, _precision, **_options: Model())
     monkeypatch.setattr(terminal, "chat", lambda _model, params, _system: asked.append(params))
     values = {
         "max_new_tokens": 7,

@@ -91,7 +91,11 @@ def attend(
     return out_THd
 
 
-@triton.jit
+# what differs from step to step must not choose among compiled variants
+@triton.jit(
+    do_not_specialize=("scales_stride",),
+    do_not_specialize_on_alignment=("tile_rows", "tile_positions", "tile_counts", "tile_begins", "blocks"),
+)
 def _attend(
     queries,
     keys,
@@ -178,7 +182,7 @@ def _attend(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("scales_stride",))
 def _weigh(sums, scales, out, scales_stride, heads, head_size: tl.constexpr, shares: tl.constexpr, D: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
     share_N, entry_D = tl.arange(0, shares), tl.arange(0, D)
@@ -189,5 +193,5 @@ def _weigh(sums, scales, out, scales_stride, heads, head_size: tl.constexpr, sha
     sum_ND = tl.load(
         sums + (place * shares + share_N)[:, None] * head_size + entry_D[None, :], mask=real_D[None, :], other=0.0
     )
-    mean_D = tl.sum(sum_ND * weight_N[:, None], 0) / total
+    mean_D = tl.sum(sum_ND * (weight_N / total)[:, None], 0)
     tl.store(out + place * head_size + entry_D, mean_D.to(out.dtype.element_ty), mask=real_D)

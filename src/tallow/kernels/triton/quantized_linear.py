@@ -9,8 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_ROWS = 64
+MAX_ROWS = 256
 """With more rows it is cheaper to unpack the weight first."""
+ROWS = 64
+"""Most rows of a program."""
 MIN_ROWS = 16
 """What a tensor core's product takes at least, in each dimension."""
 OUTPUTS = 32
@@ -21,7 +23,7 @@ PROGRAMS = 256
 
 
 def quantized_linear(x_BI: Tensor, codes: Tensor, scales: Tensor, bias_O: Tensor | None, bits: int) -> Tensor | None:
-    """`tallow.kernels.quantized_linear` for 1 to 64 rows.
+    """`tallow.kernels.quantized_linear` for 1 to 256 rows.
 
     Args:
         codes: Those of a `QuantizedWeight`, as the scales; they lie on the device of x.
@@ -39,17 +41,18 @@ def quantized_linear(x_BI: Tensor, codes: Tensor, scales: Tensor, bias_O: Tensor
     blocks, turns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(groups, turn_groups)
     shares = min(triton.cdiv(PROGRAMS, blocks), turns)
     sums_SBO = x_BI.new_empty((shares, rows, outputs), dtype=torch.float32)
+    block_rows = min(ROWS, max(MIN_ROWS, triton.next_power_of_2(rows)))
     constants: dict[str, Any] = {
         "bits": bits,
         "group": group,
-        "B": max(MIN_ROWS, triton.next_power_of_2(rows)),
+        "B": block_rows,
         "N": OUTPUTS,
         "G": turn_groups,
         "H": triton.next_power_of_2(group // 2),
         "num_warps": 4,
         "num_stages": 3,
     }
-    _multiply[blocks, shares](
+    _multiply[blocks, shares, triton.cdiv(rows, block_rows)](
         x_BI.contiguous(), codes, scales, sums_SBO, rows, outputs, groups, triton.cdiv(turns, shares), **constants
     )
     out_BO = sums_SBO.sum(0) if shares > 1 else sums_SBO[0]
@@ -58,7 +61,7 @@ def quantized_linear(x_BI: Tensor, codes: Tensor, scales: Tensor, bias_O: Tensor
     return out_BO.to(x_BI.dtype).view(*leading, outputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "turns"))
 def _multiply(
     x,
     codes,
@@ -76,7 +79,8 @@ def _multiply(
     H: tl.constexpr,  # half a group, up to a power of two
 ):
     share = tl.program_id(1)
-    row_B, output_O = tl.arange(0, B), (tl.program_id(0) * N + tl.arange(0, N)).to(tl.int64)
+    row_B = tl.program_id(2) * B + tl.arange(0, B)
+    output_O = (tl.program_id(0) * N + tl.arange(0, N)).to(tl.int64)
     real_B, real_O = row_B < rows, output_O < outputs
     half: tl.constexpr = group // 2
     within_H = tl.arange(0, H)
