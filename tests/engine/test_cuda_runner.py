@@ -115,6 +115,7 @@ def test_scores_of_the_wanted_rows(any_model: Decoder) -> None:
         [(random_ids(any_model, 6), 0, 2, [3]), ([9], 0, 0, [5]), ([4, 8], 0, 1, [1])],
         [([7], 6, 1, [3]), ([11], 1, 1, [5]), ([2], 2, 1, [1])],
         [([5], 7, 0, [3])],
+        [([6], 8, 1, [3])],
     ]
     for each in (runner, reference):
         each.allocate(40)

@@ -68,7 +68,6 @@ class NativeRunner:
         self.config = model.config
         self.layout = CacheLayout((None,), ((0, 0),) * model.config.num_layers, model.config.num_layers)
         self.weight_bytes = 0
-        self.device = torch.device("cpu")
         self.instruction_set = instruction_set or cpu.operation_set()
         self._native: Any = cpu.native()
         self._weights: Number = weights
@@ -90,6 +89,10 @@ class NativeRunner:
         )
         self._logits_RV = torch.empty(0, -(-model.config.vocab_size // (2 * LANES)) * 2 * LANES)
         self._summaries_R3 = torch.empty(0, 3, dtype=torch.int32)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     @property
     def block_bytes(self) -> int:

@@ -56,13 +56,16 @@ class Runner(Protocol):
         config: Its architecture.
         layout: How its layers share the blocks of the cache.
         weight_bytes: Memory of its weights.
-        device: Where it computes, and has its cache.
     """
 
     config: DecoderConfig
     layout: CacheLayout
     weight_bytes: int
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and has its cache."""
+        ...
 
     @property
     def block_bytes(self) -> int:

@@ -29,13 +29,15 @@ def quantized_linear(x_BI: Tensor, codes: Tensor, scales: Tensor, bias_O: Tensor
         codes: Those of a `QuantizedWeight`, as the scales; they lie on the device of x.
 
     Returns:
-        None for other numbers of rows.
+        None for other numbers of rows, and for shapes that do not fit; the reference then computes or complains.
     """
     outputs, groups = scales.shape
     *leading, inputs = x_BI.shape
     x_BI = x_BI.reshape(-1, inputs)
     rows, group = len(x_BI), inputs // groups
     if not 1 <= rows <= MAX_ROWS or codes.shape[1] * 8 != inputs * bits:
+        return None
+    if bias_O is not None and bias_O.shape != (outputs,):
         return None
     turn_groups = triton.next_power_of_2(max(1, TURN_BYTES // (group * x_BI.element_size())))
     blocks, turns = triton.cdiv(outputs, OUTPUTS), triton.cdiv(groups, turn_groups)
