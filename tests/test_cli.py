@@ -156,7 +156,7 @@ def test_every_option_reaches_the_engine(monkeypatch: pytest.MonkeyPatch, comman
             asked.append((params, adapter))
             return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
 
-    monkeypatch.setattr(language_model, "load", lambda _name, _precision, _weights: Model())
+    monkeypatch.setattr(language_model, "load", lambda _name, _precision, _weights, **_options: Model())
     monkeypatch.setattr(terminal, "chat", lambda _model, params, _system, adapter: asked.append((params, adapter)))
     values = {
         "max_new_tokens": 7,
@@ -193,7 +193,7 @@ def test_a_structure_reaches_the_engine(
             asked.append(params.structure)
             return Generation([1], [2], "two", "stop", [0.0], 0.0, 0.0)
 
-    monkeypatch.setattr(language_model, "load", lambda _name, _precision, _weights: Model())
+    monkeypatch.setattr(language_model, "load", lambda _name, _precision, _weights, **_options: Model())
     (workplace / "sums.lark").write_text("start: SUM")
     assert run_tallow(monkeypatch, "generate", "m", "--prompt", "x", "--json", *options) == 0
     assert asked == [structure]

@@ -26,6 +26,7 @@ from tallow.startup import Moment, exempt_from_collection, uncollected
 MAX_THREADS = 1024
 Placement = Literal["auto", "memory", "mapped"]
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
+Device = Literal["auto", "cpu", "cuda"]
 
 Source = Annotated[
     str | None, typer.Argument(metavar="RECIPE.yaml | MODEL", help="A recipe, or a model to start from.")
@@ -45,6 +46,7 @@ Resume = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
+DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(help="0: always the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Choose among the k likeliest; 0: all.")]
@@ -236,6 +238,7 @@ def generate(
     grammar: Grammar = None,
     precision: PrecisionOption = "auto",
     weights: WeightsOption = "auto",
+    device: DeviceOption = "auto",
     adapter: AdapterOption = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -248,7 +251,7 @@ def generate(
     params = replace(params, structure=read_structure(json_schema, regex, choice or (), grammar))
     _set_threads(threads)
     text = _read_standard_input() if prompt == "-" else prompt
-    loaded, name = _load(model, precision, weights, adapter)
+    loaded, name = _load(model, precision, weights, device, adapter)
     messages = [{"role": "user", "content": text}]
     if as_json:
         answer = loaded.chat(messages, params, adapter=name) if chat else loaded.generate(text, params, adapter=name)
@@ -275,6 +278,7 @@ def chat(
     stop: Stop = None,
     precision: PrecisionOption = "auto",
     weights: WeightsOption = "auto",
+    device: DeviceOption = "auto",
     adapter: AdapterOption = None,
     threads: Threads = None,
 ) -> None:
@@ -284,7 +288,7 @@ def chat(
     endings = tuple(stop or ())
     params = tallow.SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, endings)
     _set_threads(threads)
-    loaded, name = _load(model, precision, weights, adapter)
+    loaded, name = _load(model, precision, weights, device, adapter)
     terminal.chat(loaded, params, system, name)
 
 
@@ -303,6 +307,7 @@ def report(
 def bench_infer(
     model: Model,
     precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each.")] = 64,
@@ -317,7 +322,7 @@ def bench_infer(
         from tallow.bench import infer
 
     _set_threads(threads)
-    result = infer(model, precision, batch, prompt_tokens, new_tokens, torch_imported=torch_imported)
+    result = infer(model, precision, batch, prompt_tokens, new_tokens, device, torch_imported=torch_imported)
     _print_result(result, as_json)
 
 
@@ -379,10 +384,10 @@ def _fresh(fresh: bool, resume: bool) -> bool:
 
 
 def _load(
-    model: str, precision: Precision, weights: Placement, adapter: Path | None
+    model: str, precision: Precision, weights: Placement, device: Device, adapter: Path | None
 ) -> tuple[tallow.LanguageModel, str | None]:
     """A model that lives as long as the process, and the name of its adapter, if it is to have one."""
-    loaded = tallow.load(model, precision, weights)
+    loaded = tallow.load(model, precision, weights, device=device)
     exempt_from_collection()
     if adapter is None:
         return loaded, None

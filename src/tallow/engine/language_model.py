@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tallow.engine.engine import Engine
-from tallow.engine.make_runner import PLACEMENTS, PRECISIONS, Placement, Precision, make_runner
+from tallow.engine.make_runner import DEVICES, PLACEMENTS, PRECISIONS, Device, Placement, Precision, make_runner
 from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner
 from tallow.errors import DataError, UsageError
@@ -232,7 +232,9 @@ class LanguageModel:
         return [ids[0] for ids in encoded if len(ids) == 1 and ids[0] in self.tokenizer.special_ids]
 
 
-def load(name_or_path: str | Path, precision: Precision = "auto", weights: Placement = "auto") -> LanguageModel:
+def load(
+    name_or_path: str | Path, precision: Precision = "auto", weights: Placement = "auto", *, device: Device = "auto"
+) -> LanguageModel:
     """Load a model that can generate.
 
     Args:
@@ -244,9 +246,10 @@ def load(name_or_path: str | Path, precision: Precision = "auto", weights: Place
         weights: `memory` holds them there. `mapped` writes them, in the form in which they are multiplied, once into a
             file and reads that as it is needed, so that a model larger than memory runs, at the pace of the disk; how
             fast that will be is said on standard error. `auto`: mapped if memory has no room for them.
+        device: `cpu`, or `cuda` for a GPU; `auto`: a GPU if there is one.
 
     Raises:
-        UsageError: The precision is unknown, or the path is that of an adapter.
+        UsageError: The precision or the device is unknown, there is no GPU, or the path is that of an adapter.
         DataError: There is no such model, or it is broken.
         CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
@@ -254,10 +257,12 @@ def load(name_or_path: str | Path, precision: Precision = "auto", weights: Place
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
     if weights not in PLACEMENTS:
         raise UsageError(f"a place {weights!r} for weights is unknown", f"choose one of {', '.join(PLACEMENTS)}")
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is unknown", f"choose one of {', '.join(DEVICES)}")
     path = resolve(name_or_path)
     with uncollected():
         stored = open_model(path)
-        return LanguageModel(make_runner(stored, precision, weights), stored.load_tokenizer(), path)
+        return LanguageModel(make_runner(stored, precision, weights, device), stored.load_tokenizer(), path)
 
 
 def _generation(request: Request) -> Generation:

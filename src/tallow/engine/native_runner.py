@@ -114,6 +114,10 @@ class NativeRunner:
         self._views: dict[int, Tensor] = {}  # of the logits' first rows: to make one takes longer than to look it up
 
     @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
     def block_bytes(self) -> int:
         return self._decoder.block_bytes
 
