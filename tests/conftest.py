@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

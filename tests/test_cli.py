@@ -164,8 +164,8 @@ class FakeModel:
         self.adapters: dict[str, Path] = {}
         self.asked: list[tuple[object, ...]] = []
 
-    def load(self, *arguments: object, speculate: str, cache_bytes: int | None) -> FakeModel:
-        self.loaded = (*arguments, speculate, cache_bytes)
+    def load(self, *arguments: object, **options: object) -> FakeModel:
+        self.loaded = (*arguments, options)
         return self
 
     def load_adapter(self, name: str, path: Path) -> None:
@@ -238,12 +238,12 @@ def test_every_option_reaches_the_engine(
 ) -> None:
     options = [part for name, value in SAMPLING.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     settings = [part for name, value in OTHER_SAMPLING.items() for part in ("--set", f"{name}={_yaml(value)}")]
-    loading = ["--precision", "q8", "--weights", "memory", "--speculate", "ngram", "--cache-bytes", "1000"]
-    more = ["--stop", "###", "--stop", "!", "--adapter", "folder"]
+    loading = ["--precision", "q8", "--weights", "memory", "--device", "cpu", "--cache-bytes", "1000"]
+    more = ["--stop", "###", "--stop", "!", "--adapter", "folder", "--speculate", "ngram"]
     assert run_tallow(monkeypatch, *command, *options, *settings, *loading, *more) == 0
     params = SamplingParams(**SAMPLING, **OTHER_SAMPLING, stop=("###", "!"))
     assert fake.asked == [(prompt, params, 1, None, "folder")]
-    assert fake.loaded == ("m", "q8", "memory", "ngram", 1000)
+    assert fake.loaded == ("m", "q8", "memory", {"device": "cpu", "speculate": "ngram", "cache_bytes": 1000})
     assert fake.adapters == {"folder": Path("folder")}
     reached = {*SAMPLING, *OTHER_SAMPLING, "stop", "structure"}
     assert reached == {field.name for field in fields(SamplingParams)}

@@ -12,7 +12,7 @@ import torch
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import load
-from tallow.engine.make_runner import Precision
+from tallow.engine.make_runner import Device, Precision
 from tallow.engine.request import RequestState, SamplingParams
 from tallow.errors import UsageError
 from tallow.kernels import matmul_peak, read_bandwidth
@@ -33,6 +33,7 @@ def infer(
     batch: int = 1,
     prompt_tokens: int = 512,
     new_tokens: int = 64,
+    device: Device = "auto",
     *,
     torch_imported: Moment | None = None,
 ) -> dict[str, Any]:
@@ -45,15 +46,16 @@ def infer(
         `ready_s`: from the start of the process to the first token of a short prompt; `ready_after_torch_s`: the part
         of it after torch was imported; `prefill_tokens_per_s`; `decode_tokens_per_s`, all sequences together;
         `model_bytes`; `achieved_gb_s`: weights read a second while decoding, each once a step; `bandwidth_gb_s`: what
-        the machine's memory gives; their ratio; `peak_rss_mb`; `cache_mb`: what of the key-value cache was in use;
-        `overhead_mb`: the peak without weights and cache; `torch_rss_mb`: what of that torch alone takes.
+        the memory of the machine, or of its GPU, gives; their ratio; `peak_rss_mb`; `cache_mb`: what of the key-value
+        cache was in use; `overhead_mb`: the peak without weights and cache; `torch_rss_mb`: what of that torch alone
+        takes.
 
     Raises:
         UsageError: A number is not positive, or the sequences do not fit into the model's context.
     """
     if min(batch, prompt_tokens) < 1 or new_tokens < 2:
         raise UsageError("batch and prompt tokens must be at least 1, new tokens at least 2", "raise them")
-    loaded = load(name, precision)
+    loaded = load(name, precision, device=device)
     exempt_from_collection()
     loaded.generate([0], SamplingParams(max_new_tokens=1))
     ready_s = Moment.now().age_s
@@ -63,7 +65,7 @@ def infer(
     timings = [time_generation(loaded.engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
     prefill_s, decode_s, decoded = (statistics.median(column) for column in zip(*timings, strict=True))
     peak = peak_rss_bytes()  # before the bandwidth is measured, which takes memory of its own
-    weights, bandwidth = loaded.weight_bytes, read_bandwidth()
+    weights, bandwidth = loaded.weight_bytes, read_bandwidth(loaded.engine.runner.device.type)
     achieved = weights * (decoded / batch) / decode_s
     blocks = min(
         loaded.engine.state.num_blocks, (1 + REPEATS) * batch * -(-(prompt_tokens + new_tokens) // BLOCK_TOKENS)

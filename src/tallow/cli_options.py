@@ -27,8 +27,10 @@ if TYPE_CHECKING:  # importing these for good would import torch
 MAX_THREADS = 1024
 Placement = Literal["auto", "memory", "mapped"]
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
+Device = Literal["auto", "cpu", "cuda"]
 
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
+DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
 
@@ -40,6 +42,7 @@ class ModelOptions:
     weights: Annotated[
         Placement, typer.Option(help="Where they are; auto: mapped from a file if memory has no room.")
     ] = "auto"
+    device: DeviceOption = "auto"
     adapter: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A LoRA adapter (a PEFT folder) to put on the model.")
     ] = None
@@ -55,7 +58,12 @@ class ModelOptions:
         """A model that lives as long as the process, and the name of its adapter, if it is to have one."""
         set_threads(self.threads)
         loaded = tallow.load(
-            model, self.precision, self.weights, speculate=self.speculate, cache_bytes=self.cache_bytes
+            model,
+            self.precision,
+            self.weights,
+            device=self.device,
+            speculate=self.speculate,
+            cache_bytes=self.cache_bytes,
         )
         exempt_from_collection()
         if self.adapter is None:

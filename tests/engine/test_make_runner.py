@@ -10,12 +10,14 @@ import torch
 from tests.engine.conftest import make_model, tiny
 from torch import Tensor
 
+import tallow
 from tallow.engine import make_runner as making
 from tallow.engine.engine import Engine
 from tallow.engine.make_runner import BITS, PRECISIONS, Precision, make_runner
 from tallow.engine.native_runner import NativeRunner
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
+from tallow.errors import UsageError
 from tallow.kernels import cpu, dequantize, quantize_groups, using
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, save_model
@@ -128,3 +130,19 @@ def test_memory_of_weights(model: Decoder) -> None:
     assert sizes["fp32"] == 2 * sizes["bf16"]
     assert sizes["q8"] < 0.57 * sizes["bf16"]
     assert sizes["q4"] < 0.8 * sizes["q8"]
+
+
+def test_devices_that_are_not_there(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no GPU"):
+        tallow.load(quantized, device="cuda")
+    assert tallow.load(quantized).engine.runner.device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_gpu_is_near_the_reference(model: Decoder, precision: Precision) -> None:
+    runner = make_runner(copy.deepcopy(model), precision, device="cuda")
+    assert runner.device.type == "cuda"
+    difference = (log_probs(runner).cpu() - log_probs(reference(copy.deepcopy(model), precision))).abs().mean()
+    assert difference < {"auto": 1e-4, "fp32": 1e-4, "bf16": 0.05, "q8": 1e-4, "q4": 1e-4}[precision]

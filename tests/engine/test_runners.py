@@ -26,7 +26,7 @@ from tallow.models.decoder import Decoder
 from tallow.models.families import FAMILIES, find_family
 from tallow.models.quantization import quantize_modules
 
-NUM_BLOCKS = 64
+NUM_BLOCKS = 192
 MakeRunner = Callable[[Decoder], Runner]
 
 needs_native = pytest.mark.skipif(cpu.native() is None, reason="the C++ kernels are not built")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tallow.engine.grammar import Constraint, Grammars
 
 CACHE_SHARE = 8
-"""The cache may take this part of the machine's memory if nothing else is said; it takes it only as it fills."""
+"""The cache may take this part of the memory of the machine, or of its GPU, if nothing else is said."""
 
 NOTHING_READY_S = 0.02
 """How long a step waits where all requests wait for their structures to be compiled."""
@@ -117,7 +117,7 @@ class Engine:
             self.eos_ids |= {tokenizer.eos_id}
         longest = context_length(runner.config)
         self._step_tokens = max_tokens_per_step
-        given = cache_bytes if cache_bytes is not None else machine_bytes() // CACHE_SHARE
+        given = cache_bytes if cache_bytes is not None else machine_bytes(runner.device.type) // CACHE_SHARE
         num_blocks = min(max_running * self._most_blocks(longest), given // runner.block_bytes)
         self.context_length = bisect_right(range(longest + 1), num_blocks, key=self._most_blocks) - 1
         if self.context_length < 1:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tallow.engine.beam_search import BeamParams, Hypothesis
 from tallow.engine.engine import Engine
 from tallow.engine.generation import Generation, Stream
-from tallow.engine.make_runner import PLACEMENTS, PRECISIONS, Placement, Precision, make_runner
+from tallow.engine.make_runner import DEVICES, PLACEMENTS, PRECISIONS, Device, Placement, Precision, make_runner
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
@@ -295,6 +295,7 @@ def load(
     precision: Precision = "auto",
     weights: Placement = "auto",
     *,
+    device: Device = "auto",
     speculate: str | Path = "off",
     cache_bytes: int | None = None,
 ) -> LanguageModel:
@@ -309,6 +310,7 @@ def load(
         weights: `memory` holds them there. `mapped` writes them, in the form in which they are multiplied, once into a
             file and reads that as it is needed, so that a model larger than memory runs, at the pace of the disk; how
             fast that will be is said on standard error. `auto`: mapped if memory has no room for them.
+        device: `cpu`, or `cuda` for a GPU; `auto`: a GPU if there is one.
         speculate: Who guesses next tokens, which the model then checks all in one pass; answers stay the same, and no
             guesses are made while they cost more time than they save. `ngram`: what followed the last tokens
             earlier, in the prompt or the answer. Else a draft model: the name or path of a smaller one with the same
@@ -316,8 +318,8 @@ def load(
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
 
     Raises:
-        UsageError: The precision is unknown, the path is that of an adapter, the draft model has another vocabulary, or
-            the cache is too small for anything.
+        UsageError: The precision or the device is unknown, there is no GPU, the path is that of an adapter, the draft
+            model has another vocabulary, or the cache is too small for anything.
         DataError: There is no such model, or it is broken.
         CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
@@ -325,15 +327,17 @@ def load(
         raise UsageError(f"precision {precision!r} is unknown", f"choose one of {', '.join(PRECISIONS)}")
     if weights not in PLACEMENTS:
         raise UsageError(f"a place {weights!r} for weights is unknown", f"choose one of {', '.join(PLACEMENTS)}")
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is unknown", f"choose one of {', '.join(DEVICES)}")
     path = resolve(name_or_path)
     with uncollected():
         stored = open_model(path)
         tokenizer = stored.load_tokenizer()
-        proposer = _proposer(speculate, tokenizer)
-        return LanguageModel(make_runner(stored, precision, weights), tokenizer, path, proposer, cache_bytes)
+        proposer = _proposer(speculate, tokenizer, device)
+        return LanguageModel(make_runner(stored, precision, weights, device), tokenizer, path, proposer, cache_bytes)
 
 
-def _proposer(speculate: str | Path, tokenizer: Tokenizer) -> Proposer | None:
+def _proposer(speculate: str | Path, tokenizer: Tokenizer, device: Device) -> Proposer | None:
     """Who guesses the next tokens, as `load` says."""
     if speculate == "off":
         return None
@@ -345,10 +349,11 @@ def _proposer(speculate: str | Path, tokenizer: Tokenizer) -> Proposer | None:
             f"{speculate} has another vocabulary, so that it cannot guess this model's tokens",
             "take a smaller model of the same family, or ngram",
         )
-    runner = make_runner(draft, "auto" if quantized_bits(draft.model) is not None else "q8")
+    precision: Precision = "auto" if quantized_bits(draft.model) is not None else "q8"
+    runner = make_runner(draft, precision, device=device)
     longest = context_length(runner.config)
     sequence_bytes = runner.layout.blocks_needed(longest, longest) * runner.block_bytes
-    return DraftModel(runner, min(MOST_DRAFTS * sequence_bytes, machine_bytes() // DRAFT_CACHE_SHARE))
+    return DraftModel(runner, min(MOST_DRAFTS * sequence_bytes, machine_bytes(runner.device.type) // DRAFT_CACHE_SHARE))
 
 
 def _messages(prompt: Prompt) -> list[Message]:

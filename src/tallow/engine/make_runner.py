@@ -14,7 +14,7 @@ from tallow.engine.packing import GROUP_SIZE, Number, plan_packing
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import UsageError
-from tallow.kernels import free_bytes, prefers_fast
+from tallow.kernels import free_bytes, prefers_fast, triton
 from tallow.models.decoder import Decoder
 from tallow.models.quantization import dequantize_modules, quantize_modules, quantized_bits, requantize_modules
 from tallow.models.stored import LoadedModel, StoredModel
@@ -23,13 +23,17 @@ Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 PRECISIONS = ("auto", "fp32", "bf16", "q8", "q4")
 Placement = Literal["auto", "memory", "mapped"]
 PLACEMENTS = ("auto", "memory", "mapped")
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BITS: dict[str, Literal[4, 8]] = {"q8": 8, "q4": 4}
 WEIGHTS_SHARE = 0.75
 """Weights may take this part of the memory that is free; the rest is for the cache and for what computes."""
 
 
-def make_runner(model: StoredModel | Decoder, precision: Precision, weights: Placement = "memory") -> Runner:
+def make_runner(
+    model: StoredModel | Decoder, precision: Precision, weights: Placement = "memory", device: Device = "cpu"
+) -> Runner:
     """Make a model ready to generate.
 
     Args:
@@ -37,11 +41,13 @@ def make_runner(model: StoredModel | Decoder, precision: Precision, weights: Pla
             at a time.
         precision: As `load` says.
         weights: As `load` says; only those of a stored model can be mapped.
+        device: As `load` says.
 
     Raises:
-        UsageError: The weights cannot be mapped.
+        UsageError: The weights cannot be mapped, or there is no such device.
         CapacityError: The disk has no room for the file that is to be mapped.
     """
+    on_gpu = _chooses_gpu(device)
     source = LoadedModel(model) if isinstance(model, Decoder) else model
     bits, stored_bits = BITS.get(precision), quantized_bits(source.model)
     if stored_bits is not None and precision != "auto" and bits != stored_bits:
@@ -55,14 +61,15 @@ def make_runner(model: StoredModel | Decoder, precision: Precision, weights: Pla
         source = LoadedModel(decoder, source.path)
     stored = {parameter.dtype for parameter in source.model.parameters()}
     in_bf16 = precision == "bf16" or (precision != "fp32" and stored == {torch.bfloat16})
-    if prefers_fast() and stored <= {torch.float32, torch.bfloat16, torch.float16} and is_available(source.model):
+    plain = stored <= {torch.float32, torch.bfloat16, torch.float16}
+    if not on_gpu and prefers_fast() and plain and is_available(source.model):
         return _native(source, precision, in_bf16, weights)
     _refuse_mapping(weights)
     decoder = source.load()
     if bits is not None and stored_bits is None:
         quantize_modules(decoder, bits, GROUP_SIZE)
-    dtype = torch.bfloat16 if precision == "bf16" or (in_bf16 and native_bf16()) else torch.float32
-    return TorchRunner(decoder.to(dtype))
+    dtype = torch.bfloat16 if precision == "bf16" or (in_bf16 and (on_gpu or native_bf16())) else torch.float32
+    return _on_gpu(decoder.to("cuda", dtype)) if on_gpu else TorchRunner(decoder.to(dtype))
 
 
 def _native(source: StoredModel, precision: Precision, in_bf16: bool, placement: Placement) -> NativeRunner:
@@ -96,6 +103,22 @@ def _say_speed(runner: NativeRunner, disk: float) -> None:
     else:
         what, speed = f"{whole / 1e9:.2f} GB once, as they are needed", f"{whole / disk:.2g} s"
     say(f"weights are read from the disk, {what}; at the {disk / 1e9:.2f} GB/s that it gives, about {speed}")
+
+
+def _on_gpu(model: Decoder) -> Runner:
+    if not triton.is_available():
+        say("tallow runs without Triton, so more slowly: install triton")
+    if not triton.is_available() or not prefers_fast():
+        return TorchRunner(model)
+    from tallow.engine.cuda_runner import CudaRunner  # imports Triton, for which nobody without a GPU should wait
+
+    return CudaRunner(model)
+
+
+def _chooses_gpu(device: Device) -> bool:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("PyTorch finds no GPU here", "leave out the device, or install PyTorch's build for CUDA")
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def native_bf16() -> bool:

@@ -83,7 +83,7 @@ class NativeRunner:
     ) -> None:
         self._source = source = LoadedModel(model) if isinstance(model, Decoder) else model
         self.config = source.model.config
-        self.layout = CacheLayout((None,), ((0, 0),) * self.config.num_layers, self.config.num_layers)
+        self.layout = CacheLayout.of(self.config, context_length(self.config))
         self.weight_bytes = 0
         self.streamed_bytes = 0
         self.instruction_set = instruction_set or cpu.operation_set()
@@ -94,7 +94,9 @@ class NativeRunner:
         self._adapter_bytes: dict[int, int] = {}
         self._products: list[tuple[Part, Any]] = []
         self._decoder = self._native.Decoder(
-            _architecture(self._native, self.config, cache), self.instruction_set, threads or torch.get_num_threads()
+            _architecture(self._native, self.config, self.layout, cache),
+            self.instruction_set,
+            threads or torch.get_num_threads(),
         )
         plan = plan_packing(source.model, weights)
         if file is not None:
@@ -109,7 +111,11 @@ class NativeRunner:
         self._decoder.set_ends(embedding, head, self._norm("norm"), positions)
         del self._source
         self._logits_RV = torch.empty(0, -(-self.config.vocab_size // (2 * LANES)) * 2 * LANES)
-        self._summaries_R3 = torch.empty(0, 3, dtype=torch.int32)
+        self._views: dict[int, Tensor] = {}  # of the logits' first rows: to make one takes longer than to look it up
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     @property
     def block_bytes(self) -> int:
@@ -125,27 +131,12 @@ class NativeRunner:
         wanted = sum(span.wanted for span in spans)
         if wanted > len(self._logits_RV):
             self._logits_RV = torch.empty(wanted, self._logits_RV.shape[1])
-            self._summaries_R3 = torch.empty(wanted, 3, dtype=torch.int32)
-        self._decoder.step(
-            np.concatenate([np.asarray(span.tokens, dtype=np.int32) for span in spans]),
-            _integers(span.start for span in spans),
-            _integers(len(span.tokens) for span in spans),
-            _integers(span.wanted for span in spans),
-            np.concatenate([np.frombuffer(table, dtype=np.int32) for span in spans for table in span.tables]),
-            _integers(len(span.tables[0]) for span in spans),
-            _integers(span.adapter for span in spans),
-            self._logits_RV.data_ptr(),
-            self._logits_RV.shape[1],
-            self._summaries_R3.data_ptr(),
-        )
-        summaries_R3 = self._summaries_R3[:wanted]
-        floats_R3 = summaries_R3.view(torch.float32)
-        return Scores(
-            self._logits_RV[:wanted, : self.config.vocab_size],
-            summaries_R3[:, 0].tolist(),
-            floats_R3[:, 1].tolist(),
-            floats_R3[:, 2].tolist(),
-        )
+            self._views.clear()
+        tuples = [(span.tokens, span.start, span.wanted, span.tables, span.adapter) for span in spans]
+        summaries = self._decoder.step(tuples, self._logits_RV.data_ptr(), self._logits_RV.shape[1])
+        if wanted not in self._views:
+            self._views[wanted] = self._logits_RV[:wanted, : self.config.vocab_size]
+        return Scores(self._views[wanted], *summaries)
 
     def load_adapter(self, adapter: Adapter) -> int:
         handle, loaded, size = next(self._handles), self._native.Adapter(), 0
@@ -184,6 +175,7 @@ class NativeRunner:
         plan.scale = attention.spec.scale
         plan.softcap = attention.spec.softcap or 0.0
         plan.window = attention.spec.window or 0
+        plan.table, plan.place = self.layout.places[index]
         return plan
 
     def _rotations(self) -> list[tuple[int, int]]:
@@ -245,7 +237,7 @@ class NativeRunner:
         return self._kept[-1].data_ptr()
 
 
-def _architecture(native: Any, config: DecoderConfig, cache: CacheNumber) -> object:
+def _architecture(native: Any, config: DecoderConfig, layout: CacheLayout, cache: CacheNumber) -> object:
     shape = native.Architecture()
     for name in ("hidden_size", "num_heads", "num_kv_heads", "head_size", "intermediate_size", "vocab_size"):
         setattr(shape, name, getattr(config, name))
@@ -255,9 +247,5 @@ def _architecture(native: Any, config: DecoderConfig, cache: CacheNumber) -> obj
     shape.activation = ACTIVATIONS[config.activation]
     shape.embedding_scale = math.sqrt(config.hidden_size) if config.embedding_scale else 1.0
     shape.logit_softcap = config.logit_softcap or 0.0
-    shape.cache = NUMBERS[cache]
+    shape.cache, shape.block_layers = NUMBERS[cache], layout.depth
     return shape
-
-
-def _integers(values: Any) -> Integers:
-    return np.fromiter(values, dtype=np.int32)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from tallow.engine.block_tables import CacheLayout
@@ -63,6 +64,11 @@ class Runner(Protocol):
     config: DecoderConfig
     layout: CacheLayout
     weight_bytes: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and has its cache."""
+        ...
 
     @property
     def block_bytes(self) -> int:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from tallow.engine.block_tables import CacheLayout
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.runner import Scores, Span, context_length
-from tallow.models.blocks.context import AttentionSpec, attention
+from tallow.models.blocks.context import AttentionSpec, Context, attention
 from tallow.models.decoder import Decoder
 from tallow.models.formats.adapters import Adapter, LowRank
 from tallow.models.quantization import model_bytes
@@ -31,7 +31,7 @@ class TorchRunner:
         self.config = model.config
         self.layout = CacheLayout.of(model.config, context_length(model.config))
         self.weight_bytes = model_bytes(model)
-        self._device = model.norm.weight.device
+        self.device = model.norm.weight.device
         self._dtype = model.norm.weight.dtype
         self._caches: list[tuple[Tensor, Tensor]] = []
         self._handles = itertools.count(1)
@@ -50,8 +50,8 @@ class TorchRunner:
             # what no token was written to is masked, but must be finite
             self._caches = [
                 (
-                    torch.zeros(shape, dtype=self._dtype, device=self._device),
-                    torch.zeros(shape, dtype=self._dtype, device=self._device),
+                    torch.zeros(shape, dtype=self._dtype, device=self.device),
+                    torch.zeros(shape, dtype=self._dtype, device=self.device),
                 )
                 for _ in range(self.layout.depth)
             ]
@@ -68,16 +68,15 @@ class TorchRunner:
         self._rows = _rows_by_adapter(spans)
         try:
             with torch.inference_mode():
-                context = PagedContext(spans, self.layout, self._caches, self._device)
-                hidden_TD = self.model(torch.tensor([tokens], device=self._device), context)[0]
+                hidden_TD = self.model(torch.tensor([tokens], device=self.device), self._context(spans))[0]
         finally:
             self._rows = {}  # the model is as it was for whoever else computes with it
         with torch.inference_mode():
-            logits_RV = self.model.logits(hidden_TD[_wanted_rows(spans)][None])[0].float()
-            greatest_R, likeliest_R = logits_RV.max(dim=-1)
-            log_sum_exp_R = logits_RV.logsumexp(-1)
-            log_sum_exp_R = torch.where(log_sum_exp_R.isfinite(), log_sum_exp_R, torch.nan)
-        return Scores(logits_RV, likeliest_R.tolist(), greatest_R.tolist(), log_sum_exp_R.tolist())
+            logits_RV = self.model.logits(hidden_TD[wanted_rows(spans)][None])[0].float()
+            return make_scores(logits_RV, summarize(logits_RV))
+
+    def _context(self, spans: Sequence[Span]) -> Context:
+        return PagedContext(spans, self.layout, self._caches, self.device)
 
     def load_adapter(self, adapter: Adapter) -> int:
         handle = next(self._handles)
@@ -93,8 +92,8 @@ class TorchRunner:
     def _hook(self, handle: int, name: str, update: LowRank) -> tuple[RemovableHandle, int]:
         """Make a linear layer add the update for the rows of this adapter; also its memory in bytes."""
         dtype = torch.promote_types(self._dtype, torch.float32)
-        a_RI = update.a_RI.to(self._device, dtype, copy=True)
-        b_OR = update.scale * update.b_OR.to(self._device, dtype)
+        a_RI = update.a_RI.to(self.device, dtype, copy=True)
+        b_OR = update.scale * update.b_OR.to(self.device, dtype)
 
         def add(_module: nn.Module, inputs: tuple[Tensor], output_1TO: Tensor) -> None:
             for rows in self._rows.get(handle, ()):
@@ -147,6 +146,20 @@ class PagedContext:
         return self._masks[index, window]
 
 
+def summarize(logits_RV: Tensor) -> Tensor:
+    """What `Scores` says of each row of logits: likeliest token, greatest logit, log-sum-exp; 3 R, float64."""
+    greatest_R, likeliest_R = logits_RV.max(dim=-1)
+    log_sum_exp_R = logits_RV.logsumexp(-1)
+    log_sum_exp_R = torch.where(log_sum_exp_R.isfinite(), log_sum_exp_R, torch.nan)
+    return torch.stack([likeliest_R.double(), greatest_R.double(), log_sum_exp_R.double()])
+
+
+def make_scores(logits_RV: Tensor, summary_3R: Tensor) -> Scores:
+    """Scores of these logits; only the summary is copied from the device."""
+    likeliest, greatest, log_sum_exp = summary_3R.tolist()
+    return Scores(logits_RV, [int(token) for token in likeliest], greatest, log_sum_exp)
+
+
 def _block(index: int) -> slice:
     return slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS)
 
@@ -163,7 +176,8 @@ def _places(span: Span, table: array[int], device: torch.device) -> Tensor:
     return (blocks_N[:, None] * BLOCK_TOKENS + within_16).flatten()[: span.start + len(span.tokens)]
 
 
-def _wanted_rows(spans: Sequence[Span]) -> list[int]:
+def wanted_rows(spans: Sequence[Span]) -> list[int]:
+    """Rows of the tokens that get logits, where the spans lie one after the other."""
     rows, end = [], 0
     for span in spans:
         end += len(span.tokens)

@@ -5,6 +5,7 @@ Nothing outside this room knows which version of an operation ran.
 
 from tallow.kernels.blocks import BlockWeight, has_native_blocks, unpack_blocks
 from tallow.kernels.dispatch import Operation, prefers_fast, using
+from tallow.kernels.paged_attention import QueryTiles, paged_attention
 from tallow.kernels.probe import free_bytes, machine_bytes, matmul_peak, read_bandwidth
 from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear
 from tallow.kernels.sampling import Draw, choose_tokens
@@ -14,12 +15,14 @@ __all__ = [
     "Draw",
     "Operation",
     "QuantizedWeight",
+    "QueryTiles",
     "choose_tokens",
     "dequantize",
     "free_bytes",
     "has_native_blocks",
     "machine_bytes",
     "matmul_peak",
+    "paged_attention",
     "prefers_fast",
     "quantize_groups",
     "quantized_linear",

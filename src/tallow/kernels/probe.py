@@ -24,8 +24,12 @@ _MATMUL_SIZE = 1024
 
 
 @functools.cache
-def read_bandwidth() -> float:
-    """Bytes per second that torch's present number of threads can read from main memory; measured once a process."""
+def read_bandwidth(device: str = "cpu") -> float:
+    """Bytes per second that can be read from memory, main memory by torch's present number of threads; measured once a
+    process."""
+    if device != "cpu":
+        ones = torch.ones(8 * _STREAM_BYTES // 4, device=device)
+        return ones.nbytes / _best_time(lambda: _wait(ones.sum()))
     words = torch.ones(_STREAM_BYTES // 8, dtype=torch.int64)
     extension = cpu.native()
     if extension is None:
@@ -59,8 +63,10 @@ def _best_time(work: Callable[[], object]) -> float:
     return best
 
 
-def machine_bytes() -> int:
-    """Memory of this machine, or of the container that the process runs in."""
+def machine_bytes(device: str = "cpu") -> int:
+    """Memory of this machine, or of the container that the process runs in; of a GPU its own."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[1]
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         return min(physical, int(CGROUP_LIMIT.read_text()))

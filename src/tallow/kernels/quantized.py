@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tallow.errors import DataError, UsageError
-from tallow.kernels import cpu
+from tallow.kernels import cpu, triton
 from tallow.kernels.dispatch import Operation
 
 GROUP_MULTIPLE = 32
@@ -147,6 +147,15 @@ def _few_rows(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | None = Non
         return None
     outputs, inputs = weight.out_features, weight.in_features
     return cpu.quantized_linear(x_BI, weight.codes, weight.scales, bias_O, weight.bits, outputs, inputs)
+
+
+@quantized_linear.fast("cuda", torch.float32, torch.bfloat16, torch.float16)
+def _few_rows_on_gpu(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | None = None) -> Tensor | None:
+    if not triton.is_available() or (x_BI.requires_grad and torch.is_grad_enabled()):
+        return None
+    from tallow.kernels.triton.quantized_linear import quantized_linear as multiply
+
+    return multiply(x_BI, weight.codes, weight.scales, bias_O, weight.bits)
 
 
 def _round_4bit(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:

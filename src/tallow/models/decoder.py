@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         x_BTD = self.embed(inputs_BT)
         if self.config.embedding_scale:
             # the factor is rounded to the embedding's dtype, as the family was trained
-            x_BTD = x_BTD * torch.tensor(self.config.hidden_size**0.5, dtype=x_BTD.dtype, device=x_BTD.device)
+            x_BTD = x_BTD * x_BTD.new_full((), self.config.hidden_size**0.5)
         if self.embed_positions is not None:
             x_BTD = x_BTD + self.embed_positions(context.positions_BT)
         rotations = self._rotations(context.positions_BT)

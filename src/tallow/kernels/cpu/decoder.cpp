@@ -61,7 +61,9 @@ void Decoder::lay_out(const std::vector<Span> &spans) {
     runs_.clear();
     tasks_.clear();
     wanted_.clear();
-    fresh_blocks_.clear();
+    size_t tables = 0;
+    for (const DecoderLayer &layer : layers_) tables = std::max(tables, size_t(layer.table) + 1);
+    fresh_blocks_.assign(tables, {});
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
     const int64_t height = sharing <= kMostQueries ? kMostQueries / sharing * sharing : kMostQueries;
     single_tokens_ = sharing <= kMostQueries;
@@ -78,8 +80,9 @@ void Decoder::lay_out(const std::vector<Span> &spans) {
         single_tokens_ &= span->count == 1;
         for (int64_t i = 0; i < span->count; ++i) {
             const int64_t position = span->start + i;
-            rows_.push_back({span->tokens[i], position, span->blocks});
-            if (position % kLanes == 0) fresh_blocks_.push_back(span->blocks[position / kLanes]);
+            rows_.push_back({span->tokens[i], position, span->tables, span->table_size});
+            for (size_t table = 0; table < tables && position % kLanes == 0; ++table)
+                fresh_blocks_[table].push_back(span->tables[table * span->table_size + position / kLanes]);
         }
         ends[span - spans.data()] = int64_t(rows_.size());
         if (adapted && (runs_.empty() || runs_.back().adapter != span->adapter)) runs_.push_back({span->adapter, row, row});
@@ -96,17 +99,20 @@ void Decoder::lay_out(const std::vector<Span> &spans) {
 
 // A few long sequences that grow by a token: threads share their keys, segment by segment.
 void Decoder::cut_in_pieces() {
-    pieces_.clear();
-    if (!single_tokens_ || pool_.size() == 1 || tasks_.size() >= size_t(4 * pool_.size())) return;
     int64_t floats = 0, longest = 0;
+    for (const Task &task : tasks_) longest = std::max(longest, rows_[task.row].position / kSegment);
+    cut_ = single_tokens_ && longest > 0 && pool_.size() > 1 && tasks_.size() < size_t(4 * pool_.size());
+    pieces_.clear();
     for (size_t task = 0; task < tasks_.size(); ++task) {
+        if (!cut_) {
+            pieces_.push_back({int64_t(task), -1, 0, 0});
+            continue;
+        }
         const int64_t segments = rows_[tasks_[task].row].position / kSegment + 1;
         for (int64_t segment = 0; segment < segments; ++segment)
             pieces_.push_back({int64_t(task), segment, segments, floats});
         floats += segments * tasks_[task].count * partial_floats(shape_.head_size);
-        longest = std::max(longest, segments);
     }
-    if (longest == 1) return pieces_.clear();
     if (partials_.bytes() < floats * sizeof(float)) partials_ = Memory(2 * floats * sizeof(float));
 }
 
@@ -146,32 +152,26 @@ void Decoder::over_parts(int thread, const Work &work) {
 void Decoder::work_together(int thread) {
     const Part all{thread, true, 0, int64_t(rows_.size())};
     const int64_t kv_heads = shape_.num_kv_heads, threads = pool_.size();
-    uint8_t *cache = cache_.as<uint8_t>();
     embed(all);
     for (const DecoderLayer &layer : layers_) {
         if (thread == 0) read_ahead_.begin(&layer - layers_.data());
-        clear_fresh_blocks(thread, cache);
+        clear_fresh_blocks(thread, layer);
         project(all, layer);
-        if (!single_tokens_) {
-            for (int64_t i = thread; i < all.end * kv_heads; i += threads)
-                store_heads(thread, layer, cache, i / kv_heads, i % kv_heads);
-            pool_.barrier();
-        }
-        if (!pieces_.empty()) attend_in_pieces(thread, layer, cache);
-        for (size_t i = thread; i < tasks_.size() && pieces_.empty(); i += threads) {
-            if (single_tokens_) store_heads(thread, layer, cache, tasks_[i].row, tasks_[i].kv_head);
-            attend(layer, cache, tasks_[i]);
-        }
+        for (int64_t i = thread; i < all.end * kv_heads; i += threads)
+            store_heads(thread, layer, i / kv_heads, i % kv_heads);
+        // where each thread attends to what it has stored itself, it need not wait for the others
+        if (!single_tokens_ || cut_) pool_.barrier();
+        attend_all(thread, layer);
         pool_.barrier();
+        if (cut_) join_pieces(thread);
+        if (cut_) pool_.barrier();
         finish_layer(all, layer);
-        cache += layer_bytes();
     }
     score(thread);
 }
 
 void Decoder::work_apart(int thread) {
-    uint8_t *cache = cache_.as<uint8_t>();
-    clear_fresh_blocks(thread, cache);
+    clear_fresh_blocks(thread, layers_.front());
     over_parts(thread, [&](const Part &part) { embed(part); });
     pool_.barrier();
     const DecoderLayer *before = nullptr;
@@ -181,14 +181,13 @@ void Decoder::work_apart(int thread) {
             if (before) finish_layer(part, *before);
             project(part, layer);
             for (int64_t row = part.begin; row < part.end; ++row)
-                for (int64_t head = 0; head < shape_.num_kv_heads; ++head) store_heads(thread, layer, cache, row, head);
+                for (int64_t head = 0; head < shape_.num_kv_heads; ++head) store_heads(thread, layer, row, head);
         });
         pool_.barrier();
-        if (&layer != &layers_.back()) clear_fresh_blocks(thread, cache + layer_bytes());
-        for (size_t i = thread; i < tasks_.size(); i += pool_.size()) attend(layer, cache, tasks_[i]);
+        if (&layer != &layers_.back()) clear_fresh_blocks(thread, *(&layer + 1));
+        attend_all(thread, layer);
         pool_.barrier();
         before = &layer;
-        cache += layer_bytes();
     }
     if (before) over_parts(thread, [&](const Part &part) { finish_layer(part, *before); });
     pool_.barrier();
@@ -302,9 +301,10 @@ float *Decoder::normalized(int thread, const Norm &norm, const float *row, int64
 }
 
 // What an earlier owner left in a block will be multiplied with zeros: it must at least be finite.
-void Decoder::clear_fresh_blocks(int thread, uint8_t *cache) {
-    for (size_t i = thread; i < fresh_blocks_.size(); i += pool_.size())
-        std::memset(cache + fresh_blocks_[i] * block_bytes(), 0, layer_bytes());
+void Decoder::clear_fresh_blocks(int thread, const DecoderLayer &layer) {
+    const std::vector<int64_t> &fresh = fresh_blocks_[layer.table];
+    for (size_t i = thread; i < fresh.size(); i += pool_.size())
+        std::memset(cache(layer) + fresh[i] * block_bytes(), 0, layer_bytes());
 }
 
 // Norms that see the queries (and the keys) of all heads as one row.
@@ -316,7 +316,7 @@ void Decoder::normalize_heads_together(int thread, const DecoderLayer &layer, in
 }
 
 // Norms and positions of a token's key and of the queries that share it; key and value go to the cache.
-void Decoder::store_heads(int thread, const DecoderLayer &layer, uint8_t *cache, int64_t row, int64_t kv_head) {
+void Decoder::store_heads(int thread, const DecoderLayer &layer, int64_t row, int64_t kv_head) {
     const int64_t size = shape_.head_size, sharing = shape_.num_heads / shape_.num_kv_heads;
     const int64_t half = shape_.rotated_size / 2, position = rows_[row].position;
     float *queries = qkv_.as<float>() + row * qkv_stride_;
@@ -328,18 +328,19 @@ void Decoder::store_heads(int thread, const DecoderLayer &layer, uint8_t *cache,
     };
     for (int64_t i = 0; i < sharing; ++i) ready(queries + (kv_head * sharing + i) * size, layer.query_norm);
     ready(key, layer.key_norm);
-    const int64_t block = rows_[row].blocks[position / kLanes];
-    uint8_t *unit = cache + block * block_bytes() + kv_head * cache_shape_.unit_bytes();
+    const int64_t block = rows_[row].blocks(layer)[position / kLanes];
+    uint8_t *unit = cache(layer) + block * block_bytes() + kv_head * cache_shape_.unit_bytes();
     ops_.store_token(cache_shape_, unit, position % kLanes, key, value);
 }
 
-void Decoder::attend_in_pieces(int thread, const DecoderLayer &layer, uint8_t *cache) {
+void Decoder::attend_all(int thread, const DecoderLayer &layer) {
+    const size_t threads = pool_.size();
+    for (size_t i = thread; i < pieces_.size(); i += threads)
+        attend(layer, pieces_[i], pieces_[std::min(i + threads, pieces_.size() - 1)]);
+}
+
+void Decoder::join_pieces(int thread) {
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads, floats = partial_floats(shape_.head_size);
-    for (size_t i = thread; i < tasks_.size(); i += pool_.size())
-        store_heads(thread, layer, cache, tasks_[i].row, tasks_[i].kv_head);
-    pool_.barrier();
-    for (size_t i = thread; i < pieces_.size(); i += pool_.size()) attend(layer, cache, tasks_[pieces_[i].task], &pieces_[i]);
-    pool_.barrier();
     for (size_t i = thread; i < pieces_.size(); i += pool_.size()) {
         const Piece &piece = pieces_[i];
         if (piece.segment > 0) continue;
@@ -351,23 +352,35 @@ void Decoder::attend_in_pieces(int thread, const DecoderLayer &layer, uint8_t *c
     }
 }
 
-void Decoder::attend(const DecoderLayer &layer, const uint8_t *cache, const Task &task, const Piece *piece) {
-    const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
+// The keys and values that a piece begins with.
+void Decoder::first_units(const DecoderLayer &layer, const Piece &piece, const uint8_t **units) {
+    const Task &task = tasks_[piece.task];
+    const Row &row = rows_[task.row];
+    const int64_t seen = layer.window > 0 ? std::max<int64_t>(0, row.position + 1 - layer.window) : 0;
+    const int64_t first = std::max(seen, piece.segment * kSegment) / kChunk * kChunkBlocks, last = row.position / kLanes;
+    for (int64_t i = 0; i < kChunkBlocks; ++i) {
+        const int64_t block = row.blocks(layer)[std::clamp(first + i, seen / kLanes, last)];
+        units[i] = cache(layer) + block * block_bytes() + task.kv_head * cache_shape_.unit_bytes();
+    }
+}
+
+// While the last keys of a piece are computed, the first of the thread's next one are asked for.
+void Decoder::attend(const DecoderLayer &layer, const Piece &piece, const Piece &next) {
+    const Task &task = tasks_[piece.task];
+    const int64_t sharing = shape_.num_heads / shape_.num_kv_heads, floats = partial_floats(shape_.head_size);
     int64_t places[kMostQueries], positions[kMostQueries];
     for (int64_t i = 0; i < task.count; ++i) {
         const int64_t row = task.row + (task.first + i) / sharing, head = task.kv_head * sharing + (task.first + i) % sharing;
         places[i] = row * qkv_stride_ + head * shape_.head_size;
         positions[i] = rows_[row].position;
     }
-    cache += task.kv_head * cache_shape_.unit_bytes();
-    Queries queries{cache, block_bytes(), rows_[task.row].blocks, qkv_.as<float>(), places, positions, task.count, layer.scale,
-                    layer.softcap, layer.window, -1, nullptr, 0};
-    if (piece) {
-        queries.segment = piece->segment;
-        queries.partial_stride = piece->segments * partial_floats(shape_.head_size);
-        queries.partials = partials_.as<float>() + piece->partials + piece->segment * partial_floats(shape_.head_size);
-    }
-    ops_.attend(cache_shape_, queries);
+    const uint8_t *following[kChunkBlocks];
+    first_units(layer, next, following);
+    const uint8_t *units = cache(layer) + task.kv_head * cache_shape_.unit_bytes();
+    float *partials = partials_.as<float>() + piece.partials + piece.segment * floats;
+    ops_.attend(cache_shape_, {units, block_bytes(), rows_[task.row].blocks(layer), qkv_.as<float>(), places, positions,
+                               task.count, layer.scale, layer.softcap, layer.window, piece.segment, following,
+                               cut_ ? partials : nullptr, piece.segments * floats});
 }
 
 }  // namespace tallow

@@ -23,6 +23,7 @@ struct Architecture {
     Activation activation = Activation::silu;
     float embedding_scale = 1, logit_softcap = 0;  // 0: none
     Number cache = Number::bfloat16;
+    int64_t block_layers = 1;  // layers of a block of the cache
 };
 
 struct DecoderLayer {
@@ -31,6 +32,7 @@ struct DecoderLayer {
     const float *cosines = nullptr, *sines = nullptr;  // [position][rotated_size / 2]
     float scale = 1, softcap = 0;
     int64_t window = 0;
+    int64_t table = 0, place = 0;  // which of a sequence's tables has its blocks, and where in them it is
 };
 
 // The tokens of one sequence that a step computes.
@@ -38,8 +40,10 @@ struct Span {
     const int32_t *tokens;
     int64_t start, count;   // position of the first, and how many
     int64_t wanted;         // the last so many get logits
-    const int32_t *blocks;  // cache block of each 16 positions of the sequence
-    const Adapter *adapter; // null: none
+    // For each table the cache blocks of each 16 positions of the sequence; one table lies behind the other.
+    const int32_t *tables;
+    int64_t table_size;
+    const Adapter *adapter;  // null: none
 };
 
 class Decoder {
@@ -53,7 +57,7 @@ class Decoder {
     void add_layer(const DecoderLayer &layer) { layers_.push_back(layer); }
     void read_ahead(ReadAhead layers) { read_ahead_ = std::move(layers); }
     void allocate_cache(int64_t blocks);
-    int64_t block_bytes() const { return layer_bytes() * int64_t(layers_.size()); }
+    int64_t block_bytes() const { return layer_bytes() * shape_.block_layers; }
     void copy_block(int64_t from, int64_t to);
     // Between steps: let spans use an adapter of the weights of this decoder, or forget it.
     void add_adapter(int32_t handle, std::shared_ptr<Adapter> adapter);
@@ -67,14 +71,17 @@ class Decoder {
     struct Row {  // a token of the step
         int32_t token;
         int64_t position;
-        const int32_t *blocks;
+        const int32_t *tables;
+        int64_t table_size;
+
+        const int32_t *blocks(const DecoderLayer &layer) const { return tables + layer.table * table_size; }
     };
     struct Task {  // queries of neighbouring rows that share a kv head
         int64_t row, kv_head, first, count;  // `count` of the (token, head) pairs from the `first` on, counted from `row`
     };
-    struct Piece {  // a segment of the keys of a task
-        int64_t task, segment, segments;
-        int64_t partials;  // where the results of the task's segments begin
+    struct Piece {  // a task, or a segment of its keys
+        int64_t task, segment, segments;  // segment −1: all of them
+        int64_t partials;                 // where the results of the task's segments begin
     };
     struct Run {  // rows that have the same adapter, or none
         const Adapter *adapter;
@@ -102,7 +109,6 @@ class Decoder {
     void over_parts(int thread, const Work &work);
     void embed(const Part &);
     void project(const Part &, const DecoderLayer &);
-    void store_rows(const Part &, const DecoderLayer &, uint8_t *cache);
     void finish_layer(const Part &, const DecoderLayer &);
     void score(int thread);
 
@@ -115,12 +121,15 @@ class Decoder {
     void residual_product(const Part &, const Weight &, const Inputs &, const Norm &post);
     void add_branch(const Part &, const Norm &);
     float *normalized(int thread, const Norm &, const float *row, int64_t size);
-    void clear_fresh_blocks(int thread, uint8_t *cache);
+    void clear_fresh_blocks(int thread, const DecoderLayer &);
     void normalize_heads_together(int thread, const DecoderLayer &, int64_t row);
-    void store_heads(int thread, const DecoderLayer &, uint8_t *cache, int64_t row, int64_t kv_head);
-    void attend(const DecoderLayer &, const uint8_t *cache, const Task &, const Piece *piece = nullptr);
-    void attend_in_pieces(int thread, const DecoderLayer &, uint8_t *cache);
+    void store_heads(int thread, const DecoderLayer &, int64_t row, int64_t kv_head);
+    void attend_all(int thread, const DecoderLayer &);
+    void attend(const DecoderLayer &, const Piece &, const Piece &next);
+    void first_units(const DecoderLayer &, const Piece &, const uint8_t **units);
+    void join_pieces(int thread);
     void cut_in_pieces();
+    uint8_t *cache(const DecoderLayer &layer) { return cache_.as<uint8_t>() + layer.place * layer_bytes(); }
     int64_t layer_bytes() const { return cache_shape_.unit_bytes() * shape_.num_kv_heads; }  // within a block
 
     const Architecture shape_;
@@ -140,9 +149,11 @@ class Decoder {
     std::vector<Row> rows_;
     std::vector<Run> runs_;  // of all rows, or none if no row has an adapter
     std::vector<Task> tasks_;
-    std::vector<Piece> pieces_;  // of all tasks if these are too few for the threads, else none
+    std::vector<Piece> pieces_;
+    bool cut_ = false;  // whether the pieces are segments, as tasks are too few for the threads
     Memory partials_;
-    std::vector<int64_t> wanted_, fresh_blocks_;
+    std::vector<int64_t> wanted_;
+    std::vector<std::vector<int64_t>> fresh_blocks_;  // of each table: those whose first token comes
     bool single_tokens_ = false;  // no sequence has more than one token in the step
     float *logits_ = nullptr;
     int64_t logits_stride_ = 0;

@@ -59,19 +59,40 @@ std::shared_ptr<PackedWeight> pack(Decoder &decoder, int number, const std::vect
                                           adapter ? adapter->arena() : decoder.arena());
 }
 
-// The spans' numbers side by side; `tables` holds their block tables one after the other.
-void step(Decoder &decoder, Integers tokens, Integers starts, Integers counts, Integers wanted, Integers tables,
-          Integers table_sizes, Integers adapters, uintptr_t logits, int64_t logits_stride, uintptr_t summaries) {
+using Tables = std::vector<nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>;
+// tokens, position of the first, how many get logits, tables of blocks, handle of an adapter
+using SpanTuple = std::tuple<std::vector<int32_t>, int64_t, int64_t, Tables, int32_t>;
+// of each row of logits: the likeliest token, the greatest logit, the logarithm of the sum of all exponentials
+using Summaries = std::tuple<std::vector<int32_t>, std::vector<float>, std::vector<float>>;
+
+Summaries step(Decoder &decoder, const std::vector<SpanTuple> &tuples, uintptr_t logits, int64_t logits_stride) {
     std::vector<Span> spans;
-    const int32_t *token = tokens.data(), *table = tables.data();
-    for (size_t i = 0; i < starts.size(); ++i) {
-        spans.push_back({token, starts.data()[i], counts.data()[i], wanted.data()[i], table,
-                         decoder.adapter(adapters.data()[i])});
-        token += counts.data()[i];
-        table += table_sizes.data()[i];
+    std::vector<std::vector<int32_t>> joined;
+    int64_t rows = 0;
+    for (const auto &[tokens, start, wanted, tables, adapter] : tuples) {
+        const int32_t *blocks = tables.front().data();
+        if (tables.size() > 1) {
+            joined.emplace_back();
+            for (const auto &table : tables)
+                joined.back().insert(joined.back().end(), table.data(), table.data() + table.size());
+            blocks = joined.back().data();
+        }
+        spans.push_back({tokens.data(), start, int64_t(tokens.size()), wanted, blocks, int64_t(tables.front().size()),
+                         decoder.adapter(adapter)});
+        rows += wanted;
     }
-    nb::gil_scoped_release release;
-    decoder.step(spans, reinterpret_cast<float *>(logits), logits_stride, reinterpret_cast<Summary *>(summaries));
+    std::vector<Summary> summaries(rows);
+    {
+        nb::gil_scoped_release release;
+        decoder.step(spans, reinterpret_cast<float *>(logits), logits_stride, summaries.data());
+    }
+    Summaries result;
+    for (const Summary &each : summaries) {
+        std::get<0>(result).push_back(each.argmax);
+        std::get<1>(result).push_back(each.greatest);
+        std::get<2>(result).push_back(each.log_sum_exp);
+    }
+    return result;
 }
 
 }  // namespace
@@ -105,7 +126,9 @@ void bind_decoder(nb::module_ &m) {
                      [](DecoderLayer &l, uintptr_t address) { l.sines = at<float>(address); })
         .def_rw("scale", &DecoderLayer::scale)
         .def_rw("softcap", &DecoderLayer::softcap)
-        .def_rw("window", &DecoderLayer::window);
+        .def_rw("window", &DecoderLayer::window)
+        .def_rw("table", &DecoderLayer::table)
+        .def_rw("place", &DecoderLayer::place);
     nb::class_<Architecture>(m, "Architecture")
         .def(nb::init<>())
         .def_rw("hidden_size", &Architecture::hidden_size)
@@ -122,6 +145,7 @@ void bind_decoder(nb::module_ &m) {
                      [](Architecture &a, int value) { a.activation = Activation(value); })
         .def_prop_rw("cache", [](Architecture &a) { return int(a.cache); },
                      [](Architecture &a, int value) { a.cache = Number(value); })
+        .def_rw("block_layers", &Architecture::block_layers)
         .def_rw("embedding_scale", &Architecture::embedding_scale)
         .def_rw("logit_softcap", &Architecture::logit_softcap);
     nb::class_<Decoder>(m, "Decoder")
@@ -148,7 +172,7 @@ void bind_decoder(nb::module_ &m) {
         .def("add_adapter", &Decoder::add_adapter)
         .def("remove_adapter", &Decoder::remove_adapter)
         .def_prop_ro("block_bytes", &Decoder::block_bytes)
-        .def("step", &step);
+        .def("step", &step, "spans"_a, "logits"_a, "logits_stride"_a);
 }
 
 }  // namespace tallow

@@ -103,10 +103,13 @@ struct Queries {
     float scale, softcap;   // softcap 0: none
     int64_t window;         // 0: none
     int64_t segment;        // compute this segment of the keys only; −1: all of them
+    const uint8_t *const *following;  // kChunkBlocks units that will be read next: asked for towards the end
     float *partials;        // where the results of a segment go, partial_floats(head size) for each query
     int64_t partial_stride;
 };
 constexpr int kMostQueries = 10;
+constexpr int kChunk = 64;  // keys between updates of the softmax; chunks begin at multiples of it
+constexpr int kChunkBlocks = kChunk / kLanes;
 // The softmax is taken over so many keys by itself, then over these results: so threads can share a long sequence, and
 // the result is the same if one does all of it.
 constexpr int64_t kSegment = 256;

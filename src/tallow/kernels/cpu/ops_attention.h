@@ -1,7 +1,5 @@
 // The key-value cache and attention over it, in terms of an instruction set's vocabulary.
 
-constexpr int kChunk = 64;  // tokens between updates of the softmax; chunks begin at multiples of it
-constexpr int kChunkBlocks = kChunk / kLanes;
 constexpr int kLargestHead = 512;
 
 inline float greatest_size(const float *values, int64_t size) {
@@ -303,7 +301,8 @@ void attend_in(const CacheShape &shape, const Queries &queries) {
             chunk.blocks = int(least(kChunkBlocks, (last - first) / kLanes + 1));
             for (int block = 0; block < kChunkBlocks; ++block) {
                 chunk.units[block] = unit_of(first / kLanes + block);
-                chunk.next[block] = unit_of(first / kLanes + block + kChunkBlocks);
+                const bool is_last = first + kChunk > last && segment == end;
+                chunk.next[block] = is_last ? queries.following[block] : unit_of(first / kLanes + block + kChunkBlocks);
             }
             attend_rows<N, kMostQueries>(q, shape, queries, chunk);
         }

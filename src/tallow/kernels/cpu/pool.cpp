@@ -16,7 +16,7 @@ inline void pause() {
 
 constexpr int kSpins = 4096;
 // Longer than what lies between two steps of a decoder, shorter than what anyone would notice on the bill.
-constexpr auto kAwake = std::chrono::microseconds(300);
+constexpr auto kAwake = std::chrono::microseconds(1000);
 
 }  // namespace
 
