@@ -317,6 +317,14 @@ def test_answers_as_one_object(
     assert json.loads(capsys.readouterr().out) == result
 
 
+def test_log_probabilities_are_for_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake: FakeModel
+) -> None:
+    assert run_tallow(monkeypatch, "generate", "m", "--prompt", "x", "--log-probs", "2") == 2
+    assert "--json" in capsys.readouterr().err
+    assert fake.asked == []
+
+
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
