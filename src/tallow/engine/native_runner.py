@@ -28,7 +28,7 @@ from tallow.engine.packing import (
     values,
 )
 from tallow.engine.runner import Scores, Span, context_length
-from tallow.kernels import cpu
+from tallow.kernels import cpu, single_thread
 from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.norms import LayerNorm, RMSNorm
 from tallow.models.blocks.positions import make_rotation
@@ -102,13 +102,8 @@ class NativeRunner:
         if file is not None:
             self._decoder.pack_into(file.address + HEADER_BYTES, file.num_bytes, file.is_filled)
             self._read_ahead(plan, file, resident_bytes)
-        rotations = self._rotations() if self.config.positions == "rotary" else []
-        for index, parts in enumerate(plan.layers):
-            self._decoder.add_layer(self._layer(index, parts, rotations[index] if rotations else None))
-        embedding = self._pack(plan.embedding)
-        head = embedding if plan.head is None else self._pack(plan.head)
-        positions = self._floats("embed_positions.weight") if self.config.positions == "learned" else 0
-        self._decoder.set_ends(embedding, head, self._norm("norm"), positions)
+        with single_thread():
+            self._add_weights(plan)
         del self._source
         self._logits_RV = torch.empty(0, -(-self.config.vocab_size // (2 * LANES)) * 2 * LANES)
         self._views: dict[int, Tensor] = {}  # of the logits' first rows: to make one takes longer than to look it up
@@ -116,6 +111,15 @@ class NativeRunner:
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    def _add_weights(self, plan: Plan) -> None:
+        rotations = self._rotations() if self.config.positions == "rotary" else []
+        for index, parts in enumerate(plan.layers):
+            self._decoder.add_layer(self._layer(index, parts, rotations[index] if rotations else None))
+        embedding = self._pack(plan.embedding)
+        head = embedding if plan.head is None else self._pack(plan.head)
+        positions = self._floats("embed_positions.weight") if self.config.positions == "learned" else 0
+        self._decoder.set_ends(embedding, head, self._norm("norm"), positions)
 
     @property
     def block_bytes(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from tallow.engine.request import Request, RequestState, TopLogProbs
 from tallow.engine.runner import Scores, Span
 from tallow.engine.scheduler import Scheduler, Share
 from tallow.errors import DataError, TallowError, UsageError
-from tallow.kernels import Draw, choose_tokens
+from tallow.kernels import Draw, choose_tokens, single_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,21 +176,6 @@ def _candidates(scores: Scores, row: int, count: int) -> TopLogProbs:
 
 
 def _likeliest(logits_V: Tensor, log_sum_exp: float, count: int) -> TopLogProbs:
-    with torch.inference_mode(), _single_thread():
+    with torch.inference_mode(), single_thread():
         values_C, ids_C = logits_V.topk(min(count, len(logits_V)))
     return [(token, value - log_sum_exp) for token, value in zip(ids_C.tolist(), values_C.tolist(), strict=True)]
-
-
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """Let torch compute with one thread in this block.
-
-    The operations of a sampler are short, and the threads that torch takes for them go on spinning for milliseconds
-    after each: on the cores that the runner's own threads need for the next step.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

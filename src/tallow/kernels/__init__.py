@@ -4,7 +4,7 @@ Nothing outside this room knows which version of an operation ran.
 """
 
 from tallow.kernels.blocks import BlockWeight, has_native_blocks, unpack_blocks
-from tallow.kernels.dispatch import Operation, prefers_fast, using
+from tallow.kernels.dispatch import Operation, prefers_fast, single_thread, using
 from tallow.kernels.paged_attention import QueryTiles, paged_attention
 from tallow.kernels.probe import free_bytes, machine_bytes, matmul_peak, read_bandwidth
 from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear
@@ -27,6 +27,7 @@ __all__ = [
     "quantize_groups",
     "quantized_linear",
     "read_bandwidth",
+    "single_thread",
     "unpack_blocks",
     "using",
 ]

@@ -34,6 +34,21 @@ def using(versions: Versions) -> Iterator[None]:
         _versions.reset(token)
 
 
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Let torch compute with one thread in this block.
+
+    For short operations between those of the C++ decoder: the threads that torch takes for them go on spinning for
+    milliseconds after each, on the cores that the decoder's own threads need.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def prefers_fast() -> bool:
     """Whether fast versions are to run where they apply."""
     return (_versions.get() or _default_versions()) == "fast"
