@@ -103,14 +103,17 @@ class Step:
         if not part.catches_up:
             return []
         row = part.first_row + part.wanted - 1 - len(part.guesses)
-        if request.limit == 0:
-            request.finish("length")
-            return []
         if request.beams is not None:
-            request.beams.put(request, _candidates(scores, row, request.beams.num_candidates))
+            if math.isnan(scores.log_sum_exp[row]):
+                request.beams.fail(_not_finite(request))
+            else:
+                request.beams.put(request, _candidates(scores, row, request.beams.num_candidates))
             return []
         waiting = [follower for follower in request.followers if follower.state is not RequestState.FINISHED]
         request.followers = []
+        for follower in waiting:
+            follower.prompt_log_probs = list(request.prompt_log_probs)
+            follower.prompt_top_log_probs = list(request.prompt_top_log_probs)
         begin = [request, *(follower for follower in waiting if scheduler.fork(request, follower))]
         return [_Turn(each, row, part.guesses) for each in begin]
 
@@ -120,9 +123,11 @@ def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
     right = []
     for turn in turns:
         request, log_sum_exp = turn.request, scores.log_sum_exp[turn.row]
+        if request.limit == 0:
+            request.finish("length")
+            continue
         if math.isnan(log_sum_exp):
-            where = f"the model's logits after token {request.num_tokens} are not finite"
-            request.finish("abort", DataError(where, _NOT_FINITE))
+            request.finish("abort", _not_finite(request))
             continue
         logits_V = scores.logits_RV[turn.row]
         if request.sampler.is_greedy:
@@ -177,4 +182,8 @@ def _single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-_NOT_FINITE = "its weights are damaged, or overflow in this precision: try bf16 or fp32"
+def _not_finite(request: Request) -> DataError:
+    return DataError(
+        f"the model's logits after token {request.num_tokens} are not finite",
+        "its weights are damaged, or overflow in this precision: try bf16 or fp32",
+    )
