@@ -190,8 +190,16 @@ class Sequences(RuleBasedStateMachine):
         self.held.append(sequence)
         return sequence
 
-    @rule(sequence=sequences, count=st.integers(1, STEP_TOKENS), guesses=st.integers(0, 4))
-    def grow(self, sequence: Sequence, count: int, guesses: int) -> None:
+    @rule(
+        sequence=sequences,
+        steps=st.lists(st.tuples(st.integers(1, STEP_TOKENS), st.integers(0, 4)), min_size=1, max_size=6),
+    )
+    def grow(self, sequence: Sequence, steps: list[tuple[int, int]]) -> None:
+        for count, guesses in steps:
+            self.step(sequence, count, guesses)
+            self.all_that_is_seen_is_there()
+
+    def step(self, sequence: Sequence, count: int, guesses: int) -> None:
         """Compute tokens, and behind them some that turn out wrong."""
         start, end = sequence.num_computed, sequence.num_computed + count
         sequence.tokens += [len(self.held) % 2] * max(0, end + 1 - len(sequence.tokens))
