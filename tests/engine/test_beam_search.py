@@ -166,7 +166,7 @@ def results(found: BeamSearch) -> list[tuple[list[int], float]]:
     return [(result.ids, result.score) for result in found.results]
 
 
-@pytest.mark.parametrize("budget", [4, 16])
+@pytest.mark.parametrize("budget", [10, 16])
 @pytest.mark.parametrize("windows", [{}, {"window": 7, "sliding_layers": (True, False, True)}])
 def test_chunked_and_preempted_equal_alone(budget: int, windows: dict[str, Any]) -> None:
     model, params = make_model(tiny(**windows), seed=2).double(), BeamParams(3, 14, 0.6, ignore_eos=True)
