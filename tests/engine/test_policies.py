@@ -127,6 +127,21 @@ def test_nobody_waits_for_ever(policy: PolicyName, blocks: int) -> None:
     assert len(old.ids) == 20
 
 
+@pytest.mark.parametrize("policy", ["first-come", "priority"])
+def test_who_came_first_is_never_taken_from(policy: PolicyName) -> None:
+    """Not even by those that only add a token, which are served before prompts are."""
+    engine = make_engine(policy, blocks=7, budget=8, max_running=5)
+    old = submit(engine, 5, 100, 4)
+    for step in range(60):
+        before = old.num_computed_tokens
+        submit(engine, 6 + step, 1, 6)
+        engine.step()
+        engine.check_blocks()
+        assert old.num_computed_tokens >= before
+    assert old.state is RequestState.FINISHED
+    assert engine.state.preemptions > 0
+
+
 def completion_times(policy: PolicyName) -> list[float]:
     """Of a load in which long requests come before short ones."""
     engine = make_engine(policy, max_running=2)
