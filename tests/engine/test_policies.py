@@ -127,19 +127,23 @@ def test_nobody_waits_for_ever(policy: PolicyName, blocks: int) -> None:
     assert len(old.ids) == 20
 
 
-@pytest.mark.parametrize("policy", ["first-come", "priority"])
-def test_who_came_first_is_never_taken_from(policy: PolicyName) -> None:
-    """Not even by those that only add a token, which are served before prompts are."""
-    engine = make_engine(policy, blocks=7, budget=8, max_running=5)
-    old = submit(engine, 5, 100, 4)
-    for step in range(60):
-        before = old.num_computed_tokens
-        submit(engine, 6 + step, 1, 6)
+def test_who_goes_first_takes_even_from_those_that_only_add_a_token() -> None:
+    """These are served first in a step, since they cost the others least; but they cannot keep blocks from him."""
+    engine = make_engine("priority", blocks=7, budget=16, max_running=5)
+    others = [submit(engine, 5 + index, 4, 60, urgency=1) for index in range(4)]
+    for _ in range(3):
+        engine.step()
+    urgent = submit(engine, 20, 100, 4)
+    for _ in range(15):
+        before = urgent.num_computed_tokens
         engine.step()
         engine.check_blocks()
-        assert old.num_computed_tokens >= before
-    assert old.state is RequestState.FINISHED
+        assert urgent.num_computed_tokens >= before
+    assert urgent.state is RequestState.FINISHED
     assert engine.state.preemptions > 0
+    while any(other.state is not RequestState.FINISHED for other in others):
+        engine.step()
+    assert [len(other.ids) for other in others] == [60] * 4
 
 
 def completion_times(policy: PolicyName) -> list[float]:
