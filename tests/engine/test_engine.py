@@ -6,6 +6,7 @@ import copy
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.conftest import make_model, tiny
+from tests.engine.conftest import CONFIGS, make_model, tiny
 
-from tallow.engine.engine import Engine
+from tallow.engine.beam_search import BeamParams, BeamSearch
+from tallow.engine.engine import SCORING, Engine
+from tallow.engine.policies import POLICIES
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import context_length
+from tallow.engine.speculation import DraftModel, NgramProposer, StepCost
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
@@ -112,6 +116,185 @@ def test_any_traffic(exact_model: Decoder, data: st.DataObject) -> None:
         else:
             assert request.ids == alone
             assert request.finish_reason == ("stop" if alone[-1] in request.params.stop_ids else "length")
+
+
+@pytest.fixture(scope="module")
+def windowed_model() -> Decoder:
+    return make_model(CONFIGS["alternating windows, soft caps"]).double()
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_any_traffic_of_all_kinds(exact_model: Decoder, windowed_model: Decoder, data: st.DataObject) -> None:
+    """Several answers, priorities, scored prompts, beam searches, windows and guesses, together and with aborts."""
+    model = data.draw(st.sampled_from([exact_model, windowed_model]))
+    runner, policy = TorchRunner(model), data.draw(st.sampled_from(list(POLICIES)))
+    draft = TorchRunner(model)  # the model itself: so most of its guesses are right
+    budget, max_running = data.draw(st.integers(1, 20)), data.draw(st.integers(3, 6))
+    least = runner.layout.blocks_needed(44, budget)
+    proposers = [None, NgramProposer(), DraftModel(draft, 2 * least * draft.block_bytes)]
+    engine = Engine(
+        runner,
+        None,
+        max_tokens_per_step=budget,
+        max_running=max_running,
+        cache_bytes=data.draw(st.integers(least, 3 * least)) * runner.block_bytes,
+        policy=policy,
+        proposer=data.draw(st.sampled_from(proposers)),
+    )
+    prompts = st.lists(st.integers(0, 1), min_size=1, max_size=35)
+    sampling = st.builds(
+        SamplingParams,
+        max_new_tokens=st.integers(1, 8),
+        temperature=st.sampled_from([0.0, 1.0]),
+        seed=st.integers(0, 3),
+        prompt_log_probs=st.booleans(),
+        stop_ids=st.lists(st.integers(0, 100), max_size=20).map(tuple),
+    )
+    searching = st.builds(BeamParams, st.integers(1, 3), st.integers(1, 6), stop_ids=st.just(tuple(range(0, 90, 9))))
+    requests: list[Request] = []
+    searches: list[tuple[BeamSearch, list[int], BeamParams]] = []
+    stopped: set[BeamSearch] = set()
+    actions = ["submit", "submit", "search", "step", "step", "step", "abort", "abort search"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepCost, "line", lambda _self: (1.0, 0.0))  # guess as much as may be, however long it takes
+        for action in data.draw(st.lists(st.sampled_from(actions), min_size=5, max_size=20)):
+            urgency = data.draw(st.integers(0, 2)) if policy == "priority" else 0
+            if action == "submit":
+                count = data.draw(st.integers(1, 3))
+                requests += engine.submit_many(data.draw(prompts), data.draw(sampling), count, priority=urgency)
+            elif action == "search":
+                prompt, params = data.draw(prompts), data.draw(searching)
+                with suppress(UsageError):  # it may be too much for the cache
+                    searches.append((engine.search(prompt, params, priority=urgency), prompt, params))
+            elif action == "step":
+                engine.step()
+            elif action == "abort" and requests:
+                engine.abort(data.draw(st.sampled_from(requests)))
+            elif action == "abort search" and searches:
+                search = data.draw(st.sampled_from(searches))[0]
+                stopped |= set() if search.is_finished else {search}
+                engine.abort_search(search)
+            assert engine.state.running <= max_running
+            engine.check_blocks()
+        for _ in range(3000):
+            if not engine.state.waiting + engine.state.running:
+                break
+            engine.step()
+        engine.check_blocks()
+        assert engine.state.free_blocks == engine.state.num_blocks
+    alone = Engine(TorchRunner(model), None)
+    for request in requests:
+        expected = alone.submit(request.prompt_ids, request.params)
+        run(alone, expected)
+        assert request.state is RequestState.FINISHED
+        if request.finish_reason == "abort":
+            assert request.ids == expected.ids[: len(request.ids)]
+        else:
+            assert (request.ids, request.finish_reason) == (expected.ids, expected.finish_reason)
+            assert request.prompt_log_probs == pytest.approx(expected.prompt_log_probs, abs=1e-5)
+    for search, prompt, params in searches:
+        expected_search = alone.search(prompt, params)
+        while not expected_search.is_finished:
+            alone.step()
+        assert search.is_finished
+        if search not in stopped:
+            assert [result.ids for result in search.results] == [result.ids for result in expected_search.results]
+
+
+@pytest.mark.parametrize(
+    ("steps", "dropped"), [(0, [0]), (1, [0]), (2, [0]), (0, [1]), (1, [1, 2]), (0, [1, 0]), (5, [0]), (2, [])]
+)
+@pytest.mark.parametrize("limits", [{}, {"max_running": 1}, {"max_running": 2}, {"cache_blocks": 3}])
+def test_several_answers_to_one_prompt(
+    exact_model: Decoder, steps: int, dropped: list[int], limits: dict[str, int]
+) -> None:
+    """Each is what it is alone, whichever of them is aborted when: the first computes the prompt, in three steps."""
+    runner = TorchRunner(exact_model)
+    blocks = limits.get("cache_blocks", 40)
+    engine = Engine(
+        runner,
+        None,
+        max_tokens_per_step=8,
+        max_running=limits.get("max_running", 8),
+        cache_bytes=blocks * runner.block_bytes,
+    )
+    params = replace(SAMPLED, prompt_log_probs=True, top_log_probs=2)
+    requests = engine.submit_many(range(20), params, 3)
+    assert engine.state.waiting == 3
+    for _ in range(steps):
+        engine.step()
+    for index in dropped:
+        engine.abort(requests[index])
+    run(engine, *requests)
+    engine.check_blocks()
+    assert engine.state.free_blocks == engine.state.num_blocks
+    scored = engine.log_probs(range(20)).tolist()
+    for index, request in enumerate(requests):
+        expected = answer(exact_model, range(20), replace(SAMPLED, seed=7 + index))
+        if index in dropped:
+            assert request.ids == expected[: len(request.ids)]
+        else:
+            assert request.ids == expected
+            assert request.prompt_log_probs == pytest.approx(scored, abs=1e-5)
+            assert len(request.prompt_top_log_probs) == 19
+
+
+def test_several_answers_compute_their_prompt_once(model: Decoder) -> None:
+    engine = Engine(TorchRunner(model), None)
+    requests = engine.submit_many(range(40), SAMPLED, 4)
+    assert engine.step() == requests
+    assert engine.state.num_blocks - engine.state.free_blocks == 3
+    engine.step()
+    assert engine.state.num_blocks - engine.state.free_blocks == 2 + 4
+    assert len({tuple(request.ids) for request in requests}) > 1
+    run(engine, *requests)
+
+
+def test_scoring_several_times_ends(model: Decoder) -> None:
+    engine = Engine(TorchRunner(model), None)
+    requests = engine.submit_many(range(9), SCORING, 2)
+    assert engine.step() == requests
+    assert [request.finish_reason for request in requests] == ["length", "length"]
+    assert requests[0].prompt_log_probs == requests[1].prompt_log_probs
+
+
+def test_no_answers_are_refused(model: Decoder) -> None:
+    with pytest.raises(UsageError, match="0 answers"):
+        Engine(TorchRunner(model), None).submit_many([1], GREEDY, 0)
+
+
+@pytest.mark.parametrize("budget", [1, 5, 64])
+@pytest.mark.parametrize("blocks", [5, 40])
+def test_the_likeliest_tokens_are_those_of_the_model(any_model: Decoder, budget: int, blocks: int) -> None:
+    """Of prompt and answer, however they are chunked, and if they have to be computed again."""
+    exact = copy.deepcopy(any_model).double()
+    runner = TorchRunner(exact)
+    blocks = max(blocks, runner.layout.blocks_needed(40, budget))
+    engine = Engine(runner, None, max_tokens_per_step=budget, cache_bytes=blocks * runner.block_bytes)
+    params = replace(SAMPLED, max_new_tokens=10, top_log_probs=3, prompt_log_probs=True, repetition_penalty=1.2)
+    requests = [engine.submit(range(start, start + 25), params) for start in (0, 100)]
+    run(engine, *requests)
+    for request in requests:
+        ids = request.token_ids
+        with torch.inference_mode():
+            logits_TV = exact.logits(exact(torch.tensor([ids]), SequenceContext.plain(1, len(ids))))[0]
+        log_probs_TV = logits_TV.log_softmax(-1)[:-1]
+        chosen = log_probs_TV.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+        assert [*request.prompt_log_probs, *request.log_probs] == pytest.approx(chosen, abs=1e-4)
+        top = log_probs_TV.topk(3)
+        found = [*request.prompt_top_log_probs, *request.top_log_probs]
+        assert [[token for token, _ in place] for place in found] == top.indices.tolist()
+        values = torch.tensor([[value for _, value in place] for place in found], dtype=torch.float64)
+        torch.testing.assert_close(values, top.values, atol=1e-4, rtol=0)
+
+
+def test_stop_ids_are_of_the_vocabulary(model: Decoder) -> None:
+    engine = Engine(TorchRunner(model), None)
+    for unknown in (-1, 259):
+        with pytest.raises(UsageError, match=f"stop_ids has token {unknown}"):
+            engine.submit([1], replace(GREEDY, stop_ids=(3, unknown), min_new_tokens=2))
+    assert engine.state.waiting == 0
 
 
 def test_a_seed_gives_the_same_answer_in_any_company(exact_model: Decoder) -> None:

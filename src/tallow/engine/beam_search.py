@@ -96,12 +96,19 @@ class BeamSearch:
         """What may follow in one of the beams."""
         self._candidates[beam] = candidates
 
+    def fail(self, error: TallowError) -> None:
+        """Give the search up when it would be lengthened next."""
+        self.error = error
+
     def take_back(self, beam: Request) -> None:
         """Forget what may follow: the beam has to be computed again."""
         self._candidates.pop(beam, None)
 
     def advance(self, scheduler: Scheduler) -> None:
         """Lengthen all beams by a token, once it is known of each what may follow."""
+        if self.error is not None:
+            self.finish(scheduler)
+            return
         if len(self._candidates) < len(self.beams):
             return
         extended = [
@@ -123,11 +130,11 @@ class BeamSearch:
         else:
             self._go_on([(beam, token, log_prob) for _, beam, token, log_prob in chosen], scheduler)
 
-    def finish(self, scheduler: Scheduler, error: TallowError | None = None) -> None:
+    def finish(self, scheduler: Scheduler) -> None:
         """End the search with what has been found."""
-        self.is_finished, self.error = True, error
+        self.is_finished = True
         for beam in self.beams:
-            beam.finish("abort", error)
+            beam.finish("abort", self.error)
             scheduler.remove(beam)
         self.beams = []
 
@@ -135,8 +142,6 @@ class BeamSearch:
         return token in self._stop_ids or len(beam.ids) + 1 == self._limit
 
     def _complete(self, beam: Request, token: int, log_prob: float) -> None:
-        if self.params.early_stopping is True and len(self.results) == self.params.num_beams:
-            return
         log_probs = [*beam.log_probs, log_prob]
         score = sum(log_probs) / len(log_probs) ** self.params.length_penalty
         reason: FinishReason = "stop" if token in self._stop_ids else "length"
@@ -170,7 +175,8 @@ class BeamSearch:
 
     def _copy(self, beam: Request, scheduler: Scheduler) -> Request:
         child = self._make()
-        child.beams, child.arrival, child.priority = self, beam.arrival, beam.priority
+        child.beams, child.priority = self, beam.priority
+        child.arrival, child.submitted_s = beam.arrival, beam.submitted_s
         child.ids, child.log_probs, child.token_ids = list(beam.ids), list(beam.log_probs), list(beam.token_ids)
         scheduler.fork(beam, child)
         return child

@@ -131,8 +131,8 @@ class BlockTables:
             for table, blocks in enumerate(self.tables[1:], start=1):
                 self._pool.publish(blocks[index], (table, name))
 
-    def find(self, tokens: Sequence[int]) -> list[list[int]]:
-        """The blocks in which the cache has the sequence's first tokens, for each table.
+    def find(self, tokens: Sequence[int]) -> tuple[list[Name], list[list[int]]]:
+        """The names of what the cache has of the sequence's first tokens, and for each table the blocks.
 
         The last token is never among them: it has to be computed for its logits.
         """
@@ -147,23 +147,21 @@ class BlockTables:
         for table in range(1, len(self.tables)):
             others = (self._pool.find((table, name)) for name in names)
             found[table] = [NO_BLOCK if block is None else block for block in others]
-        return self._all_seen(found)
+        return self._all_seen(names, found)
 
     def reuse(self, tokens: Sequence[int]) -> int:
         """Hold what `find` finds; returns of how many tokens that is the cache. There are no blocks held before."""
-        found = self.find(tokens)
+        self._names, found = self.find(tokens)
         for table, blocks in zip(self.tables, found, strict=True):
             table.extend(blocks)
             self._pool.share(blocks)
-        self._names = [self._pool.name(block) for block in found[0]]
-        num_tokens = len(found[0]) * BLOCK_TOKENS
-        unseen = (_first_seen(num_tokens, window) for window in self._layout.windows[1:])
-        self._let_go = [0, *(min(len(found[0]), first) for first in unseen)]
+        num_tokens = len(self._names) * BLOCK_TOKENS
+        self._let_go = [_first_seen(num_tokens, window) for window in self._layout.windows]
         return num_tokens
 
-    def _all_seen(self, found: list[list[int]]) -> list[list[int]]:
+    def _all_seen(self, names: list[Name], found: list[list[int]]) -> tuple[list[Name], list[list[int]]]:
         """So much of what was found that nothing is missing which the next token sees, without what it does not."""
-        count = len(found[0])
+        count = len(names)
         while True:
             firsts = [_first_seen(count * BLOCK_TOKENS, window) for window in self._layout.windows]
             holes = [
@@ -173,10 +171,8 @@ class BlockTables:
                 if blocks[index] == NO_BLOCK
             ]
             if not holes:
-                # the first table's blocks are kept whole: their names say what comes after them
-                return [found[0][:count]] + [
-                    [NO_BLOCK] * min(first, count) + blocks[first:count]
-                    for blocks, first in zip(found[1:], firsts[1:], strict=True)
+                return names[:count], [
+                    [NO_BLOCK] * first + blocks[first:count] for blocks, first in zip(found, firsts, strict=True)
                 ]
             count = max(holes)
 

@@ -115,6 +115,7 @@ class Engine:
         self.eos_ids = frozenset(runner.config.eos_ids)
         if tokenizer is not None and tokenizer.eos_id is not None:
             self.eos_ids |= {tokenizer.eos_id}
+        self.eos_ids &= frozenset(range(runner.config.vocab_size))  # another never comes, and cannot be held back
         longest = context_length(runner.config)
         self._step_tokens = max_tokens_per_step
         given = cache_bytes if cache_bytes is not None else machine_bytes(runner.device.type) // CACHE_SHARE
@@ -186,9 +187,6 @@ class Engine:
         self.check(prompt_ids, room_for=min(1, params.max_new_tokens))
         if params.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", "use stop_ids, or give the engine a tokenizer")
-        vocab_size = self.runner.config.vocab_size
-        if unknown := [token for token in params.logit_bias if not 0 <= token < vocab_size]:
-            raise UsageError(f"logit_bias names token {unknown[0]} of a vocabulary of {vocab_size}", "leave it out")
         make = self._request_maker(prompt_ids, cache_salt, adapter, priority)
         requests = [make(params.with_seed_after(index)) for index in range(count)]
         requests[0].followers = requests[1:]
@@ -221,6 +219,11 @@ class Engine:
         )
         make = self._request_maker(prompt_ids, cache_salt, adapter, priority)
         first = make(sampling)
+        if params.num_beams > self._scheduler.max_running:
+            raise UsageError(
+                f"{params.num_beams} beams are more than the {self._scheduler.max_running} requests at a time",
+                "take fewer, or raise max_running",
+            )
         if params.num_beams * self._most_blocks(len(prompt_ids) + first.limit) > self._pool.num_blocks:
             raise UsageError(
                 f"{params.num_beams} beams of {len(prompt_ids) + first.limit} tokens do not fit into the cache",
@@ -377,9 +380,14 @@ class Engine:
         """What makes requests for one prompt."""
         if priority and self.policy != "priority":
             raise UsageError("this engine does not go by priorities", 'make it with policy="priority"')
-        handle = self._adapters.handle(adapter)
+        handle, vocab_size = self._adapters.handle(adapter), self.runner.config.vocab_size
 
         def make(params: SamplingParams) -> Request:
+            for name, tokens in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+                if unknown := [token for token in tokens if not 0 <= token < vocab_size]:
+                    raise UsageError(
+                        f"{name} has token {unknown[0]}, but the vocabulary is of {vocab_size}", "leave it out"
+                    )
             stop_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
             constraint = self._constraint(params, stop_ids)
             return Request(

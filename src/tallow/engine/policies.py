@@ -34,10 +34,12 @@ def shortest(request: Request) -> Order:
 
     What remains is the part of the prompt that the cache does not have, and the longest answer that is allowed. Who
     waits ages: as all age at the same rate, his order does not change with time, but later requests get a worse one, so
-    that nobody waits for ever.
+    that nobody waits for ever. What has to be computed again after a preemption does not count: so the order of those
+    who answer is that in which they began, and the beams of a search, which wait for each other, keep together.
     """
     answer = TOKEN_AS_PREFILL * (request.limit - len(request.ids))
-    prompt = request.num_tokens - max(request.num_computed_tokens, request.num_cached_tokens)
+    known = max(request.num_computed_tokens, request.num_cached_tokens)
+    prompt = 0 if request.ids else len(request.prompt_ids) - known
     return answer + prompt + AGEING * request.submitted_s, request.arrival
 
 

@@ -112,7 +112,7 @@ class Scheduler:
             if shares or not self.running or not (self.waiting or any(map(_has_tokens, self.running))):
                 return shares
             # all that run wait for one that does not, and they hold the blocks that it needs
-            self._preempt(max(self.running, key=self.policy))
+            self._preempt(max(self.running, key=self.policy), {})
 
     def extend(self, request: Request, end: int) -> int:
         """Take blocks for guessed tokens up to `end`, as far as there are free ones; returns how far."""
@@ -128,7 +128,7 @@ class Scheduler:
 
     def _schedule(self) -> list[Share]:
         budget, is_full = self.max_tokens, False
-        shares: list[Share] = []
+        shares: dict[Request, Share] = {}
         for request, is_new in [(each, each.state is RequestState.WAITING) for each in self._queue()]:
             if budget == 0:
                 break
@@ -143,9 +143,9 @@ class Scheduler:
             if not is_new and not self._make_room(request, count, shares):
                 continue
             start = request.num_computed_tokens
-            shares.append(Share(request, count, request.blocks.prepare(start, start + count)))
+            shares[request] = Share(request, count, request.blocks.prepare(start, start + count))
             budget -= count
-        return shares
+        return list(shares.values())
 
     def _queue(self) -> list[Request]:
         """Those that add a token, which costs the others least; then all others as the policy says."""
@@ -159,18 +159,18 @@ class Scheduler:
             others += itertools.islice((request for request in self.waiting if request.is_ready), FIRST_WAITING)
         return sorted(adding, key=self.policy) + sorted(others, key=self.policy)
 
-    def _admit(self, request: Request, budget: int, shares: list[Share]) -> bool:
+    def _admit(self, request: Request, budget: int, shares: dict[Request, Share]) -> bool:
         """Let a waiting request run if there is room, or if those that hold it are of a lesser priority."""
         if not request.prompt_scores_missing:  # the cache has no logits
             request.num_computed_tokens = request.blocks.reuse(request.token_ids)
         count = min(budget, request.num_new_tokens, request.most_at_once)
         while len(self.running) >= self.max_running or not self._fits(request, count):
-            victim = self._last(shares)
+            victim = max(self.running, key=self.policy, default=None)
             if victim is None or victim.priority <= request.priority:
                 request.blocks.release()
                 request.num_computed_tokens = 0
                 return False
-            self._preempt(victim)
+            self._preempt(victim, shares)
         self.counts.queried_tokens += request.num_tokens
         self.counts.hit_tokens += request.num_computed_tokens
         request.state = RequestState.RUNNING
@@ -178,28 +178,23 @@ class Scheduler:
         self.running.append(request)
         return True
 
-    def _make_room(self, request: Request, count: int, shares: list[Share]) -> bool:
+    def _make_room(self, request: Request, count: int, shares: dict[Request, Share]) -> bool:
         """Blocks for the next tokens of a running request, if need be those of requests that come after it."""
         while not self._fits(request, count):
-            victim = self._last(shares)
-            if victim is None:
-                return False
-            self._preempt(victim)
+            victim = max(self.running, key=self.policy)
+            self._preempt(victim, shares)
             if victim is request:
                 return False
         return True
-
-    def _last(self, shares: list[Share]) -> Request | None:
-        """Who comes last of those that run and have no share of the step yet."""
-        served = {id(share.request) for share in shares}
-        return max((each for each in self.running if id(each) not in served), key=self.policy, default=None)
 
     def _fits(self, request: Request, count: int) -> bool:
         start = request.num_computed_tokens
         return request.blocks.missing(start, start + count) <= self.pool.num_free
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, request: Request, shares: dict[Request, Share]) -> None:
+        """Take the blocks of a running request, and what it may have been given of the step."""
         self.counts.preemptions += 1
+        shares.pop(request, None)
         self.running.remove(request)
         request.blocks.release()
         request.preempt()

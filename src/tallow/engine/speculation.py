@@ -17,12 +17,14 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.nn import functional as F
 
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.blocks import BlockPool
 from tallow.engine.request import Request, RequestState
 from tallow.engine.runner import Runner, Scores, Span, context_length
 from tallow.engine.step import Step
+from tallow.engine.uninterrupted import uninterrupted
 
 MOST_GUESSES = 8
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
@@ -32,8 +34,8 @@ TOKENS_AT_ONCE = 512
 FIRST_CHANCE = 0.7
 """That a guess is right, as long as nothing is known of a request."""
 LEARNING_RATE = 0.2
-RECOVERY = 0.01
-"""By so much of the difference the chance comes back to the first one in each step without a guess."""
+PROBE_STEPS = 32
+"""After so many steps of a request without a guess one is made, to see whether guesses pay again."""
 
 MEMORY = 0.95
 """What the steps before count in comparison with a new one."""
@@ -95,21 +97,25 @@ class DraftModel:
     Args:
         runner: The model; it gets a cache of its own.
         cache_bytes: Memory for its keys and values. A request for which there is no room is not helped.
+        vocab_size: Of the model that it helps, if that is another (some vocabularies are padded, others are not).
     """
 
-    def __init__(self, runner: Runner, cache_bytes: int) -> None:
+    def __init__(self, runner: Runner, cache_bytes: int, vocab_size: int | None = None) -> None:
         self._runner = runner
+        self._vocab_size = vocab_size or runner.config.vocab_size
         self._longest = context_length(runner.config)
         self._pool = BlockPool(max(1, cache_bytes // runner.block_bytes))
         self._drafts: dict[Request, _Draft] = {}
         runner.allocate(self._pool.num_blocks)
 
     def propose(self, requests: Sequence[Request], most: Sequence[int]) -> list[list[int]]:
-        for request in [each for each in self._drafts if each.state is RequestState.FINISHED]:
-            self._drafts.pop(request).tables.release()
-        drafts = [
-            self._take_up(request, count) if count else None for request, count in zip(requests, most, strict=True)
-        ]
+        with uninterrupted():
+            for request in [each for each in self._drafts if each.state is RequestState.FINISHED]:
+                self._drafts.pop(request).tables.release()
+        with uninterrupted():
+            drafts = [
+                self._take_up(request, count) if count else None for request, count in zip(requests, most, strict=True)
+            ]
         growing = [draft for draft in drafts if draft is not None]
         while growing:
             self._grow(growing)
@@ -140,12 +146,13 @@ class DraftModel:
             budget -= len(tokens)
             catches_up = draft.num_computed + len(tokens) == draft.num_tokens
             spans.append(Span(tokens, draft.num_computed, int(catches_up), draft.tables.tables))
-            draft.num_computed += len(tokens)
             if catches_up:
                 guessing.append(draft)
         scores = self._runner.run(spans)
+        for draft, span in zip(drafts, spans, strict=False):  # there may have been no budget for the last ones
+            draft.num_computed += len(span.tokens)
         for row, draft in enumerate(guessing):
-            draft.guess(scores, row)
+            draft.guess(scores, row, self._vocab_size)
 
 
 @dataclass
@@ -191,14 +198,16 @@ class _Draft:
             *self.guesses[max(0, self.num_computed - self.num_confirmed) :],
         ][:most]
 
-    def guess(self, scores: Scores, row: int) -> None:
+    def guess(self, scores: Scores, row: int, vocab_size: int) -> None:
         """Draw the next token as the request's sampler would draw it from these logits."""
         request, token = self.request, scores.likeliest[row]
         if math.isnan(scores.log_sum_exp[row]):
             self.wanted = 0
             return
-        if not request.sampler.is_greedy:
-            token = request.sampler.choose(scores.logits_RV[row], [*request.ids, *self.guesses])
+        if not request.sampler.is_greedy or token >= vocab_size:
+            logits_V = scores.logits_RV[row, :vocab_size]
+            logits_V = F.pad(logits_V, (0, vocab_size - len(logits_V)), value=-math.inf)
+            token = request.sampler.choose(logits_V, [*request.ids, *self.guesses])
         self.guesses.append(token)
         if token in request.stop_ids:
             self.wanted = len(self.guesses)
@@ -209,7 +218,7 @@ class Speculation:
 
     A guess is worth its row in the step as long as the chance that it is right, over what a row costs, is more than the
     tokens a second that there are without it. Both are measured: so where guesses do not pay, none are made (but for
-    one now and then, to see if that has changed).
+    one in 32 steps, to see if that has changed).
 
     Args:
         proposer: Makes the guesses; None: there are none.
@@ -220,7 +229,7 @@ class Speculation:
         self._proposer = proposer
         self._cost = StepCost()
         self._guess_seconds = 0.0
-        self._acceptance: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
+        self._records: WeakKeyDictionary[Request, _Record] = WeakKeyDictionary()
 
     def guess(self, requests: Sequence[Request], spare: int) -> dict[Request, list[int]]:
         """Next tokens for requests that add one, at most `spare` in all."""
@@ -242,10 +251,10 @@ class Speculation:
         for request, guessed, accepted in step.accepted():
             self.guessed_tokens += guessed
             self.accepted_tokens += accepted
-            chance = self._acceptance[request]
+            record = self._records[request]
+            record.idle_steps = 0
             for right in [1.0] * accepted + [0.0] * (accepted < guessed):
-                chance += LEARNING_RATE * (right - chance)
-            self._acceptance[request] = chance
+                record.chance += LEARNING_RATE * (right - record.chance)
 
     def _numbers(self, requests: Sequence[Request], spare: int) -> list[int]:
         base, per_row = self._cost.line()
@@ -253,16 +262,30 @@ class Speculation:
         per_guess = per_row + self._guess_seconds
         numbers = []
         for request in requests:
-            chance = self._acceptance.setdefault(request, FIRST_CHANCE)
+            record = self._records.setdefault(request, _Record())
             most = min(MOST_GUESSES, request.limit - len(request.ids) - 1, spare)
-            number, gain = 0, chance
+            number, gain = 0, record.chance
             while number < most and gain * seconds > per_guess * tokens:
-                tokens, seconds, gain, number = tokens + gain, seconds + per_guess, gain * chance, number + 1
-            if number == 0:
-                self._acceptance[request] = chance + RECOVERY * (FIRST_CHANCE - chance)
+                tokens, seconds, gain, number = tokens + gain, seconds + per_guess, gain * record.chance, number + 1
+            if number == 0 and record.idle_steps >= PROBE_STEPS:
+                number = min(1, most)
+            record.idle_steps += 1
             spare -= number
             numbers.append(number)
         return numbers
+
+
+@dataclass
+class _Record:
+    """What is known of the guesses for a request.
+
+    Args:
+        chance: That a guess is right.
+        idle_steps: Steps since the last guess.
+    """
+
+    chance: float = FIRST_CHANCE
+    idle_steps: int = 0
 
 
 class StepCost:

@@ -103,14 +103,17 @@ class Step:
         if not part.catches_up:
             return []
         row = part.first_row + part.wanted - 1 - len(part.guesses)
-        if request.limit == 0:
-            request.finish("length")
-            return []
         if request.beams is not None:
-            request.beams.put(request, _candidates(scores, row, request.beams.num_candidates))
+            if math.isnan(scores.log_sum_exp[row]):
+                request.beams.fail(_not_finite(request))
+            else:
+                request.beams.put(request, _candidates(scores, row, request.beams.num_candidates))
             return []
         waiting = [follower for follower in request.followers if follower.state is not RequestState.FINISHED]
         request.followers = []
+        for follower in waiting:
+            follower.prompt_log_probs = list(request.prompt_log_probs)
+            follower.prompt_top_log_probs = list(request.prompt_top_log_probs)
         begin = [request, *(follower for follower in waiting if scheduler.fork(request, follower))]
         return [_Turn(each, row, part.guesses) for each in begin]
 
@@ -118,14 +121,16 @@ class Step:
 def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
     """Give each request its next token; returns the turns of those for whom it was as they had guessed."""
     right = []
-    tokens = _draw([turn for turn in turns if not turn.request.sampler.is_greedy], scores)
+    tokens = _draw([turn for turn in turns if turn.request.limit > 0 and not turn.request.sampler.is_greedy], scores)
     for turn in turns:
         request, log_sum_exp = turn.request, scores.log_sum_exp[turn.row]
+        if request.limit == 0:
+            request.finish("length")
+            continue
         token = tokens.get(turn, scores.likeliest[turn.row])
         try:
             if math.isnan(log_sum_exp):
-                where = f"the model's logits after token {request.num_tokens} are not finite"
-                raise DataError(where, "its weights are damaged, or overflow in this precision: try bf16 or fp32")
+                raise _not_finite(request)
             if isinstance(token, TallowError):
                 raise token
             logits_V = scores.logits_RV[turn.row]
@@ -179,3 +184,10 @@ def _likeliest(logits_V: Tensor, log_sum_exp: float, count: int) -> TopLogProbs:
     with torch.inference_mode(), single_thread():
         values_C, ids_C = logits_V.topk(min(count, len(logits_V)))
     return [(token, value - log_sum_exp) for token, value in zip(ids_C.tolist(), values_C.tolist(), strict=True)]
+
+
+def _not_finite(request: Request) -> DataError:
+    return DataError(
+        f"the model's logits after token {request.num_tokens} are not finite",
+        "its weights are damaged, or overflow in this precision: try bf16 or fp32",
+    )
