@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from tallow.engine.engine import Engine
+from tallow.engine.engine import SCORING, Engine
 from tallow.engine.make_runner import PLACEMENTS, PRECISIONS, Placement, Precision, make_runner
 from tallow.engine.request import FinishReason, Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner
@@ -21,6 +24,9 @@ from tallow.tokenizer.chat import Message, encode_chat_prompt
 from tallow.tokenizer.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
+SCORED_TOGETHER = 64
+"""Sequences of a batch that the engine is given ahead: enough to fill its steps where they are short."""
+
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 """Special tokens with which chat templates end a turn, and which not every config.json names as an end token."""
 
@@ -211,6 +217,26 @@ class LanguageModel:
             UsageError: There are no ids, or they are not of this vocabulary, or longer than the context.
         """
         return self.engine.log_probs(ids)
+
+    def log_probs_batch(self, sequences: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+        """As `log_probs`, of any number of sequences: in their order, some of them computed together.
+
+        Raises:
+            UsageError: As `log_probs`, when it is the sequence's turn.
+        """
+        left, requests = iter(sequences), deque[Request]()
+        try:
+            while True:
+                ahead = itertools.islice(left, SCORED_TOGETHER - len(requests))
+                requests.extend(self.engine.submit(ids, SCORING) for ids in ahead)
+                if not requests:
+                    return
+                while requests[0].state is not RequestState.FINISHED:
+                    self.engine.step()
+                yield torch.tensor(requests.popleft().prompt_log_probs)
+        finally:
+            for request in requests:
+                self.engine.abort(request)
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """The token ids of a prompt."""
