@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -218,7 +218,7 @@ class LanguageModel:
         """
         return self.engine.log_probs(ids)
 
-    def log_probs_batch(self, sequences: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    def log_probs_batch(self, sequences: Iterable[Sequence[int]]) -> Generator[Tensor, None, None]:
         """As `log_probs`, of any number of sequences: in their order, some of them computed together.
 
         Raises:
