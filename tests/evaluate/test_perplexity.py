@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from tallow.engine.language_model import SCORED_TOGETHER, LanguageModel, load
 from tallow.engine.make_runner import Precision, make_runner
+from tallow.engine.request import SamplingParams
 from tallow.errors import DataError, UsageError
 from tallow.evaluate.perplexity import EvaluateConfig, Perplexity, evaluate, perplexity, read_text
 from tallow.evaluate.windows import cut_windows
@@ -110,6 +111,8 @@ def test_scoring_leaves_nothing_behind() -> None:
     perplexity(model, TEXT, window=64)
     state = model.engine.state
     assert (state.waiting, state.running, state.free_blocks) == (0, 0, state.num_blocks)
+    model.generate(model.tokenizer.encode(TEXT)[:64], SamplingParams(max_new_tokens=1))
+    assert model.engine.state.hit_tokens == 0  # nor in the cache, which a long text would fill
     scores = model.log_probs_batch([[1, 2, 3]] * 9)
     next(scores)
     scores.close()

@@ -87,9 +87,10 @@ class Step:
             request.blocks.let_go_unseen(request.num_computed_tokens)
             if request.state is RequestState.FINISHED:
                 scheduler.remove(request)
+        ended = [request for request in requests if request.state is RequestState.FINISHED]
         for search in dict.fromkeys(request.beams for request in requests if request.beams is not None):
             search.advance(scheduler)
-        return changed
+        return list(dict.fromkeys([*changed, *ended]))
 
     def accepted(self) -> Iterator[tuple[Request, int, int]]:
         """After `take`: whose tokens were guessed, how many, and how many of them were right."""
