@@ -21,6 +21,7 @@ from tallow.cli_options import (
     DeviceOption,
     FormOptions,
     ModelOptions,
+    Precision,
     PrecisionOption,
     SamplingOptions,
     Threads,
@@ -149,6 +150,7 @@ def evaluate(
         int | None, typer.Option(help="Tokens of each window \\[default: the model's context, at most 1,024].")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Score at most so many tokens.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="In which it is computed \\[default: as stored].")] = None,
     overrides: Overrides = None,
     run: Run = None,
     fresh: Fresh = False,
@@ -158,19 +160,17 @@ def evaluate(
     """Measure a model (or the models of a run): perplexity and bits per byte on a text."""
     if source is None or _is_recipe(source):
         recipe = Recipe.load(Path(source) if source else None, overrides or [])
-        given = {"file": file and str(file), "window": window, "max_tokens": max_tokens}
+        given = {"file": file and str(file), "window": window, "max_tokens": max_tokens, "precision": precision}
         section = recipe.stages.get("evaluate", {}) | {key: value for key, value in given.items() if value is not None}
         recipe = Recipe(recipe.settings, recipe.stages | {"evaluate": section})
         _do_stage("evaluate", recipe, recipe.directory(run), _fresh(fresh, resume), as_json)
         return
     if file is None:
         raise UsageError(f"evaluate --task {task} needs a text", "name one with --file")
+    from tallow.engine.language_model import load
     from tallow.evaluate.perplexity import perplexity, read_text
-    from tallow.models.formats import load_model, load_tokenizer
-    from tallow.models.store import resolve as resolve_model
 
-    path = resolve_model(source)
-    score = perplexity(load_model(path), load_tokenizer(path), read_text(file), window, max_tokens)
+    score = perplexity(load(source, precision or "auto"), read_text(file), window, max_tokens)
     _print_result(score.as_json(), as_json)
 
 

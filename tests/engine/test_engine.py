@@ -585,3 +585,17 @@ def test_a_step_broken_off_at_any_instant_is_done_again(exact_model: Decoder, in
     assert [request.ids for request in requests] == [answer(exact_model, prompt, params) for prompt in prompts]
     engine.check_blocks()
     assert engine.state.free_blocks == engine.state.num_blocks
+
+
+def test_a_scored_prompt_that_is_preempted_is_scored_once(model: Decoder) -> None:
+    runner = TorchRunner(model)
+    expected = Engine(runner, None).log_probs(range(60))
+    engine = Engine(runner, None, max_tokens_per_step=10, cache_bytes=4 * runner.block_bytes, policy="priority")
+    scored = engine.submit(range(60), SamplingParams(max_new_tokens=0, prompt_log_probs=True), priority=1)
+    for _ in range(3):
+        engine.step()
+    assert len(scored.prompt_log_probs) == 30
+    urgent = engine.submit(range(100, 150), SamplingParams(max_new_tokens=2))
+    run(engine, urgent, scored)
+    assert engine.state.preemptions == 1
+    torch.testing.assert_close(torch.tensor(scored.prompt_log_probs), expected, atol=1e-5, rtol=0)

@@ -28,6 +28,7 @@ class NoModel:
         self.layout = CacheLayout.of(self.config, 512)
         self.weight_bytes = 0
         self.block_bytes = 1
+        self.precision = "none"
 
     @property
     def device(self) -> torch.device:

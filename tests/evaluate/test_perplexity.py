@@ -13,12 +13,16 @@ import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from tallow.engine.language_model import SCORED_TOGETHER, LanguageModel, load
+from tallow.engine.make_runner import Precision, make_runner
+from tallow.engine.request import SamplingParams
 from tallow.errors import DataError, UsageError
 from tallow.evaluate.perplexity import EvaluateConfig, Perplexity, evaluate, perplexity, read_text
+from tallow.evaluate.windows import cut_windows
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
-from tallow.models.formats import load_model, save_model
+from tallow.models.formats import load_model, open_model, save_model
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -26,12 +30,6 @@ TEXT = "Wax light was dear; a tallow dip cost a farthing — für zwei Stunden L
 CONFIG = DecoderConfig(
     vocab_size=260, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=64, max_positions=128
 )
-LONGROPE = {
-    "kind": "longrope",
-    "original_max_positions": 32,
-    "short_factors": [1.0] * 8,
-    "long_factors": [4.0] * 8,
-}
 
 
 def make_tokenizer(bos: bool = False) -> Tokenizer:
@@ -60,57 +58,72 @@ def uniform_model() -> Decoder:
     return model
 
 
+def in_engine(model: Decoder, bos: bool = False, precision: Precision = "fp32") -> LanguageModel:
+    return LanguageModel(make_runner(model, precision), make_tokenizer(bos), Path("model"))
+
+
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
-    score = perplexity(uniform_model(), make_tokenizer(), TEXT, window=16)
+    score = perplexity(in_engine(uniform_model()), TEXT, window=16)
     assert score.perplexity == pytest.approx(260, rel=1e-6)
     assert score.bits_per_byte == pytest.approx(math.log2(260), rel=1e-6)  # one token a byte
     assert score.bytes == score.tokens == len(TEXT.encode()) - math.ceil(len(TEXT.encode()) / 16)
 
 
 def test_with_bos_every_byte_counts() -> None:
-    score = perplexity(uniform_model(), make_tokenizer(bos=True), TEXT, window=16)
+    score = perplexity(in_engine(uniform_model(), bos=True), TEXT, window=16)
     assert score.bytes == score.tokens == len(TEXT.encode())
     assert score.protocol["bos_id"] == 256
 
 
-@pytest.mark.parametrize("bos", [False, True])
-def test_batches_and_padding_change_nothing(bos: bool) -> None:
-    model, tokenizer = make_model(), make_tokenizer(bos)
-    texts = [TEXT, "A short one.", TEXT[:50], "x", "", "Another short one, longer."]
-    alone = perplexity(model, tokenizer, texts, window=24, batch_size=1)
-    for batch_size in (2, 7, 1000):
-        together = perplexity(model, tokenizer, texts, window=24, batch_size=batch_size)
-        assert together.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-6)
-        assert (together.tokens, together.bytes) == (alone.tokens, alone.bytes)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"positions": "learned", "max_positions": 50},  # padding must not run past the table
-        {"rotary": {"scaling": LONGROPE}},  # nor a short window take the frequencies of a long one
-    ],
-)
-def test_padding_changes_nothing_where_positions_could(changes: dict[str, Any]) -> None:
-    model, tokenizer = make_model(DecoderConfig(**{**CONFIG.model_dump(), **changes})), make_tokenizer()
+@pytest.mark.parametrize("stride", [None, 5])
+@pytest.mark.parametrize("changes", [{}, {"positions": "learned", "max_positions": 24}, {"window": 7}])
+def test_equals_the_module_window_by_window(changes: dict[str, Any], stride: int | None) -> None:
+    model = make_model(DecoderConfig(**{**CONFIG.model_dump(), **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(10 if parameter.ndim == 2 else 1)  # else positions hardly matter
-    texts = [TEXT[:60], TEXT[:20], TEXT[5:40]]
-    whole, alone = perplexity(model, tokenizer, texts, window=50), 0.0
+            parameter.mul_(10 if parameter.ndim == 2 else 1)  # else a token hardly depends on those before it
+    texts = [TEXT, "A short one.", TEXT[:50], "x", "", "Another short one, longer."]
+    loss = 0.0
     for text in texts:
-        for start in range(0, len(ids := tokenizer.encode(text)), 50):
-            row_BT = torch.tensor([ids[start : start + 50]])
+        for piece in cut_windows(make_tokenizer().encode(text), 24, stride):
+            row_BT = torch.tensor([piece.ids])
             with torch.inference_mode():
                 logits_TV = model.logits(model(row_BT, SequenceContext.plain(1, row_BT.shape[1])))[0]
-            alone += float(torch.nn.functional.cross_entropy(logits_TV[:-1], row_BT[0, 1:], reduction="sum"))
-    assert whole.perplexity == pytest.approx(math.exp(alone / whole.tokens), rel=1e-5)
+            losses_T = torch.nn.functional.cross_entropy(logits_TV[:-1], row_BT[0, 1:], reduction="none")
+            loss += float(losses_T[-piece.scored :].double().sum())
+    score = perplexity(in_engine(model), texts, window=24, stride=stride)
+    assert score.perplexity == pytest.approx(math.exp(loss / score.tokens), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "q8", "q4"])
+def test_company_changes_nothing(precision: Precision) -> None:
+    model = in_engine(make_model(), precision=precision)
+    pieces = [piece.ids for piece in cut_windows(make_tokenizer().encode(TEXT), 20, 9)]
+    assert len(pieces) > SCORED_TOGETHER
+    together = list(model.log_probs_batch(pieces))
+    assert [len(log_probs_T) for log_probs_T in together] == [len(ids) - 1 for ids in pieces]
+    for index in (0, 1, 40, len(pieces) - 1):
+        torch.testing.assert_close(together[index], model.log_probs(pieces[index]), rtol=0, atol=0)
+
+
+def test_scoring_leaves_nothing_behind() -> None:
+    model = in_engine(make_model())
+    perplexity(model, TEXT, window=64)
+    state = model.engine.state
+    assert (state.waiting, state.running, state.free_blocks) == (0, 0, state.num_blocks)
+    model.generate(model.tokenizer.encode(TEXT)[:64], SamplingParams(max_new_tokens=1))
+    assert model.engine.state.hit_tokens == 0  # nor in the cache, which a long text would fill
+    scores = model.log_probs_batch([[1, 2, 3]] * 9)
+    next(scores)
+    scores.close()
+    assert (model.engine.state.waiting, model.engine.state.running) == (0, 0)
+    model.engine.check_blocks()
 
 
 def test_documents_are_scored_each_by_itself() -> None:
-    model, tokenizer = make_model(), make_tokenizer()
-    first, second = (perplexity(model, tokenizer, text, window=32) for text in (TEXT, TEXT[7:61]))
-    both = perplexity(model, tokenizer, [TEXT, TEXT[7:61]], window=32)
+    model = in_engine(make_model())
+    first, second = (perplexity(model, text, window=32) for text in (TEXT, TEXT[7:61]))
+    both = perplexity(model, [TEXT, TEXT[7:61]], window=32)
     bits = first.bits_per_byte * first.bytes + second.bits_per_byte * second.bytes
     assert both.bits_per_byte * both.bytes == pytest.approx(bits, rel=1e-6)
 
@@ -132,7 +145,8 @@ def test_equals_transformers(tmp_path: Path, stride: int | None, bos: bool) -> N
     ).eval()
     reference.save_pretrained(tmp_path)
     text = TEXT[:200]
-    score = perplexity(load_model(tmp_path), make_tokenizer(bos), text, window=12, stride=stride)
+    model = LanguageModel(make_runner(open_model(tmp_path), "fp32"), make_tokenizer(bos), tmp_path)
+    score = perplexity(model, text, window=12, stride=stride)
 
     # token by token: each is predicted from what its first window holds before it
     ids = make_tokenizer().encode(text)
@@ -151,17 +165,17 @@ def test_equals_transformers(tmp_path: Path, stride: int | None, bos: bool) -> N
 
 
 def test_max_tokens_takes_the_start_of_the_text() -> None:
-    model, tokenizer = make_model(), make_tokenizer()
-    limited = perplexity(model, tokenizer, [TEXT[:40], TEXT], window=16, max_tokens=100)
-    rest = tokenizer.decode(tokenizer.encode(TEXT)[:60])
-    expected = perplexity(model, tokenizer, [TEXT[:40], rest], window=16)
+    model = in_engine(make_model())
+    limited = perplexity(model, [TEXT[:40], TEXT], window=16, max_tokens=100)
+    rest = model.tokenizer.decode(model.tokenizer.encode(TEXT)[:60])
+    expected = perplexity(model, [TEXT[:40], rest], window=16)
     assert limited.protocol["text_tokens"] == 100
     assert limited.bits_per_byte == expected.bits_per_byte
 
 
 def test_protocol_is_whole() -> None:
-    tokenizer = make_tokenizer()
-    protocol = perplexity(make_model(), tokenizer, TEXT, window=None).protocol
+    model = in_engine(make_model(), precision="bf16")
+    protocol = perplexity(model, TEXT, window=None).protocol
     assert protocol == {
         "window": 128,
         "stride": None,
@@ -170,8 +184,8 @@ def test_protocol_is_whole() -> None:
         "documents": 1,
         "text_tokens": len(TEXT.encode()),
         "text_sha256": sha256(TEXT.encode()).hexdigest(),
-        "tokenizer": tokenizer.fingerprint,
-        "dtype": "float32",
+        "tokenizer": model.tokenizer.fingerprint,
+        "precision": model.engine.runner.precision,
     }
 
 
@@ -181,16 +195,24 @@ def test_protocol_is_whole() -> None:
 )
 def test_windows_that_cannot_be_are_refused(window: int, stride: int | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        perplexity(make_model(), make_tokenizer(), TEXT, window, stride=stride)
+        perplexity(in_engine(make_model()), TEXT, window, stride=stride)
 
 
-def test_unusable_text_and_models_are_refused() -> None:
+def test_longrope_is_scored_within_its_trained_length() -> None:
+    """Beyond it all frequencies would be others, and keys in the cache of the wrong ones."""
+    factors = {"short_factors": [1.0] * 8, "long_factors": [4.0] * 8}
+    scaling = {"kind": "longrope", "original_max_positions": 32, **factors}
+    model = in_engine(make_model(DecoderConfig(**{**CONFIG.model_dump(), "rotary": {"scaling": scaling}})))
+    assert perplexity(model, TEXT).protocol["window"] == 32
+    with pytest.raises(UsageError, match="context, 32"):
+        perplexity(model, TEXT, window=33)
+
+
+def test_unusable_text_is_refused() -> None:
     with pytest.raises(DataError, match="too short"):
-        perplexity(make_model(), make_tokenizer(), "a")
-    with pytest.raises(DataError, match="knows only 100"):
-        perplexity(make_model(CONFIG.model_copy(update={"vocab_size": 100})), make_tokenizer(), TEXT)
+        perplexity(in_engine(make_model()), "a")
     with pytest.raises(UsageError, match="0 tokens"):
-        perplexity(make_model(), make_tokenizer(), TEXT, max_tokens=0)
+        perplexity(in_engine(make_model()), TEXT, max_tokens=0)
 
 
 @pytest.mark.parametrize("scale", [math.nan, 1e6])
@@ -199,7 +221,7 @@ def test_damaged_models_are_refused(scale: float) -> None:
     with torch.no_grad():
         model.norm.weight.fill_(scale)
     with pytest.raises(DataError, match="not finite"):
-        perplexity(model, make_tokenizer(), TEXT)
+        perplexity(in_engine(model), TEXT)
 
 
 def test_reads_files_of_all_kinds(tmp_path: Path) -> None:
@@ -226,9 +248,9 @@ def test_stage_scores_models_side_by_side(tmp_path: Path) -> None:
     save_model(uniform_model(), make_tokenizer(), paths["uniform"])
     save_model(make_model(), make_tokenizer(), paths["random"])
     run = StageRun(tmp_path / "run")
-    result = evaluate(EvaluateConfig(models=paths, file=text, window=16, precision="bf16"), run)
+    result = evaluate(EvaluateConfig(models=paths, file=text, window=16, precision="q8"), run)
     written = json.loads((run.directory / "evaluation.json").read_text())
-    assert written["random"]["protocol"]["dtype"] == "bfloat16"
+    assert written["random"]["protocol"]["precision"].startswith("int8")
     assert result == {f"{name}_bits_per_byte": written[name]["bits_per_byte"] for name in paths}
     assert written["uniform"]["bits_per_byte"] == pytest.approx(math.log2(260), rel=1e-3)
     assert Perplexity(**written["uniform"]).tokens == run.ledger.tokens / 2
@@ -252,16 +274,13 @@ def test_stage_takes_what_prepared_documents_hold_out(tmp_path: Path) -> None:
 @pytest.mark.smollm2
 @pytest.mark.shared_data
 def test_smollm2_equals_transformers(smollm2_gguf: Path, shared_data: Callable[..., Path], tmp_path: Path) -> None:
-    from tallow.models.formats import load_tokenizer
-
-    tokenizer = load_tokenizer(smollm2_gguf)
-    model = load_model(smollm2_gguf, dtype=torch.float32)
+    model = load(smollm2_gguf, "fp32")
     text = read_text(shared_data("wikitext2", "wiki.valid.raw"))
-    score = perplexity(model, tokenizer, text, window=256, max_tokens=1024)
+    score = perplexity(model, text, window=256, max_tokens=1024)
 
-    save_model(model, tokenizer, tmp_path / "model")
+    save_model(load_model(smollm2_gguf, dtype=torch.float32), model.tokenizer, tmp_path / "model")
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
-    windows = torch.tensor(tokenizer.encode(text[0])[:1024]).view(4, 256)
+    windows = torch.tensor(model.tokenizer.encode(text[0])[:1024]).view(4, 256)
     with torch.inference_mode():
         loss = float(reference(windows, labels=windows).loss)
     assert score.tokens == 4 * 255

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from tallow.engine.beam_search import BeamParams, Hypothesis
-from tallow.engine.engine import Engine
+from tallow.engine.engine import SCORING, Engine
 from tallow.engine.generation import Generation, Stream
 from tallow.engine.make_runner import DEVICES, PLACEMENTS, PRECISIONS, Device, Placement, Precision, make_runner
 from tallow.engine.request import Request, RequestState, SamplingParams
@@ -28,6 +31,9 @@ from tallow.tokenizer.chat import Message, encode_chat_prompt
 from tallow.tokenizer.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
+SCORED_TOGETHER = 64
+"""Sequences of a batch that the engine is given ahead: enough to fill its steps where they are short."""
+
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 """Special tokens with which chat templates end a turn, and which not every config.json names as an end token."""
 
@@ -237,6 +243,28 @@ class LanguageModel:
             DataError: As `generate`.
         """
         return self.engine.log_probs(self.encode_prompt(prompt))
+
+    def log_probs_batch(self, sequences: Iterable[Sequence[int]]) -> Generator[Tensor, None, None]:
+        """As `log_probs`, of any number of sequences of token ids: in their order, some of them computed together.
+
+        Raises:
+            UsageError: As `log_probs`, when it is the sequence's turn.
+        """
+        left, requests = iter(sequences), deque[Request]()
+        try:
+            while True:
+                ahead = itertools.islice(left, SCORED_TOGETHER - len(requests))
+                requests.extend(self.engine.submit(ids, SCORING) for ids in ahead)
+                if not requests:
+                    return
+                while requests[0].state is not RequestState.FINISHED:
+                    self.engine.step()
+                if requests[0].error is not None:
+                    raise requests[0].error
+                yield torch.tensor(requests.popleft().prompt_log_probs)
+        finally:
+            for request in requests:
+                self.engine.abort(request)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt.

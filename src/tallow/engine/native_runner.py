@@ -99,6 +99,8 @@ class NativeRunner:
             threads or torch.get_num_threads(),
         )
         plan = plan_packing(source.model, weights)
+        held = " and ".join(sorted({part.number for layer in plan.layers for part in layer}))
+        self.precision = f"{held} weights, {cache} cache"
         if file is not None:
             self._decoder.pack_into(file.address + HEADER_BYTES, file.num_bytes, file.is_filled)
             self._read_ahead(plan, file, resident_bytes)

@@ -59,11 +59,13 @@ class Runner(Protocol):
         config: Its architecture.
         layout: How its layers share the blocks of the cache.
         weight_bytes: Memory of its weights, and of the adapters that are loaded.
+        precision: What its weights and its cache are held in, in words: what figures of quality belong to.
     """
 
     config: DecoderConfig
     layout: CacheLayout
     weight_bytes: int
+    precision: str
 
     @property
     def device(self) -> torch.device:

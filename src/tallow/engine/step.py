@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,13 +81,15 @@ class Step:
             turns = _choose(turns, scores)
         requests = dict.fromkeys([*(part.share.request for part in self._parts), *changed])
         for request in requests:
-            request.blocks.publish(request.token_ids, request.num_computed_tokens)
+            if request.limit > 0:  # prompts that are only scored may be thousands, whose cache would fill the memory
+                request.blocks.publish(request.token_ids, request.num_computed_tokens)
             request.blocks.let_go_unseen(request.num_computed_tokens)
             if request.state is RequestState.FINISHED:
                 scheduler.remove(request)
+        ended = [request for request in requests if request.state is RequestState.FINISHED]
         for search in dict.fromkeys(request.beams for request in requests if request.beams is not None):
             search.advance(scheduler)
-        return changed
+        return list(dict.fromkeys([*changed, *ended]))
 
     def accepted(self) -> Iterator[tuple[Request, int, int]]:
         """After `take`: whose tokens were guessed, how many, and how many of them were right."""
@@ -165,15 +169,16 @@ def _draw(turns: Sequence[_Turn], scores: Scores) -> dict[_Turn, int | TallowErr
 
 def _score_prompt(request: Request, part: _Part, scores: Scores) -> None:
     """Log-probabilities of the tokens of the prompt that follow those just computed."""
-    first = request.num_computed_tokens - part.share.count + 1  # the place that the first row is about
-    for place in range(
-        len(request.prompt_log_probs) + 1, min(request.num_computed_tokens + 1, len(request.prompt_ids))
-    ):
-        row = part.first_row + place - first
-        logits_V, log_sum_exp = scores.logits_RV[row], scores.log_sum_exp[row]
-        request.prompt_log_probs.append(float(logits_V[request.prompt_ids[place]]) - log_sum_exp)
-        if count := request.params.top_log_probs:
-            request.prompt_top_log_probs.append(_likeliest(logits_V, log_sum_exp, count))
+    first = len(request.prompt_log_probs) + 1
+    wanted_ids = request.prompt_ids[first : request.num_computed_tokens + 1]
+    row = part.first_row + first - (request.num_computed_tokens - part.share.count + 1)
+    logits_TV = scores.logits_RV[row : row + len(wanted_ids)]
+    log_sum_exp_T = scores.log_sum_exp[row : row + len(wanted_ids)]
+    ids_T = torch.tensor(wanted_ids, dtype=torch.int64, device=logits_TV.device)
+    logits_T = logits_TV.gather(1, ids_T[:, None])[:, 0]
+    request.prompt_log_probs += map(operator.sub, logits_T.tolist(), log_sum_exp_T)
+    if count := request.params.top_log_probs:
+        request.prompt_top_log_probs += map(_likeliest, logits_TV, log_sum_exp_T, itertools.repeat(count))
 
 
 def _candidates(scores: Scores, row: int, count: int) -> TopLogProbs:

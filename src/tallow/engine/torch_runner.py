@@ -16,7 +16,7 @@ from tallow.engine.runner import Scores, Span, context_length
 from tallow.models.blocks.context import AttentionSpec, Context, attention
 from tallow.models.decoder import Decoder
 from tallow.models.formats.adapters import Adapter, LowRank
-from tallow.models.quantization import model_bytes
+from tallow.models.quantization import model_bytes, quantized_bits
 
 
 class TorchRunner:
@@ -33,6 +33,8 @@ class TorchRunner:
         self.weight_bytes = model_bytes(model)
         self.device = model.norm.weight.device
         self._dtype = model.norm.weight.dtype
+        bits, dtype = quantized_bits(model), str(self._dtype).removeprefix("torch.")
+        self.precision = dtype if bits is None else f"int{bits} weights, {dtype}"
         self._caches: list[tuple[Tensor, Tensor]] = []
         self._handles = itertools.count(1)
         self._hooks: dict[int, list[tuple[RemovableHandle, int]]] = {}

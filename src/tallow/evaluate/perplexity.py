@@ -8,37 +8,30 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from pydantic import Field, PositiveInt
 
-from tallow.console import ProgressBar, progress
+from tallow.console import progress
 from tallow.data.documents import read_documents_split
 from tallow.data.manifest import MANIFEST, load_document_manifest
 from tallow.data.read import ReadSettings, read_documents
 from tallow.data.records import Rejected
 from tallow.data.sources import Source, find_sources, known_kind
+from tallow.engine.language_model import LanguageModel, load
+from tallow.engine.make_runner import Precision
 from tallow.errors import DataError, UsageError
-from tallow.evaluate.windows import Window, cut_windows
+from tallow.evaluate.windows import cut_windows
 from tallow.files import write_json
-from tallow.models.blocks.context import SequenceContext
-from tallow.models.decoder import Decoder
-from tallow.models.formats import load_model, load_tokenizer
+from tallow.models.formats import open_model
 from tallow.models.quantization import num_weights
-from tallow.objectives.example import Example
-from tallow.objectives.loss import summed_loss
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
 
 LONGEST_DEFAULT_WINDOW = 1024
-BATCH_TOKENS = 4096
-ROUND_LENGTH = 32  # few different lengths: PyTorch keeps a program for each shape of matrix product that it meets
 LARGEST_MEAN_LOSS = 700.0  # nats; the exponential of more does not fit a float
 DOCUMENTS_PER_BATCH = 256
-DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class EvaluateConfig(ReadSettings):
@@ -51,7 +44,7 @@ class EvaluateConfig(ReadSettings):
         window: Tokens that a model sees together; None for its context, at most 1,024.
         stride: Tokens between the starts of two windows; None: windows do not overlap.
         max_tokens: Take only so many tokens from the start of the text.
-        precision: Of the computation; `auto`: as the model is stored.
+        precision: In which the engine computes; `auto`: as the model is stored.
     """
 
     models: dict[str, Path] = Field(min_length=1)
@@ -59,7 +52,7 @@ class EvaluateConfig(ReadSettings):
     window: PositiveInt | None = None
     stride: PositiveInt | None = None
     max_tokens: PositiveInt | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True)
@@ -122,55 +115,53 @@ def read_text(path: Path, settings: ReadSettings | None = None) -> list[str]:
 
 
 def perplexity(
-    model: Decoder,
-    tokenizer: Tokenizer,
+    model: LanguageModel,
     text: str | Sequence[str],
     window: int | None = None,
     max_tokens: int | None = None,
     *,
     stride: int | None = None,
-    batch_size: int | None = None,
     title: str = "score",
 ) -> Perplexity:
     """Score a text in fixed windows.
 
     The protocol: each document is encoded by itself and cut as `cut_windows` says. Windows begin with the
     tokenizer's BOS token if its own encoding does; if not, the first token of a window is not scored (unless windows
-    overlap), and its bytes do not count either. Log-likelihoods are computed in float32 from the model's
-    logits and summed in float64. Neither the batch size nor the padding that it brings changes a score.
+    overlap), and its bytes do not count either. The engine computes, so it is the model that is served whose
+    log-likelihoods these are, in float32 and summed in float64. On a CPU no window's score depends on the others.
 
     Args:
+        model: The model with its tokenizer, as `load` gives them.
         text: A document, or several.
         window: Tokens that the model sees together, BOS included; None for its context, at most 1,024.
         max_tokens: Take only so many tokens from the start of the text.
         stride: Tokens between the starts of two windows; None: windows do not overlap.
-        batch_size: Windows a forward pass; None: about 4,096 tokens.
         title: What the progress bar says.
 
     Raises:
-        DataError: The text is too short to score a token, the tokenizer is not the model's, or scores are not finite.
+        DataError: The text is too short to score a token, or scores are not finite.
         UsageError: The window is longer than the model's context or shorter than two tokens, or the stride than it.
     """
+    tokenizer = model.tokenizer
     texts = [text] if isinstance(text, str) else text
-    window = min(model.config.max_positions, LONGEST_DEFAULT_WINDOW) if window is None else window
+    window = min(model.context_length, LONGEST_DEFAULT_WINDOW) if window is None else window
     bos_id = tokenizer.bos_id if tokenizer.encode("", add_special_tokens=True)[:1] == [tokenizer.bos_id] else None
-    _check_windows(model, window, stride, bos_id)
+    _check_windows(model.context_length, window, stride, bos_id)
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"{max_tokens} tokens cannot be scored", "set max_tokens to 2 at least, or leave it out")
     documents = list(_encode(tokenizer, texts, max_tokens))
     windows = [piece for ids in documents for piece in cut_windows(ids, window, stride, bos_id)]
     if not windows:
         raise DataError("the text is too short to score: it takes two tokens at least", "evaluate on a longer text")
-    if (highest := max(max(piece.ids) for piece in windows)) >= model.config.vocab_size:
-        raise DataError(
-            f"the tokenizer gives token {highest}, but the model knows only {model.config.vocab_size:,}",
-            "use the tokenizer that the model was trained with",
-        )
     tokens = sum(piece.scored for piece in windows)
     counts = Counter(token for piece in windows for token in piece.ids[-piece.scored :])
     num_bytes = sum(count * len(tokenizer.token_bytes(token)) for token, count in counts.items())
+    loss = 0.0
     with progress(title, tokens, "tokens") as bar:
-        loss = _negative_log_likelihood(model, windows, batch_size, bar)
+        log_probs = model.log_probs_batch(piece.ids for piece in windows)
+        for piece, log_probs_T in zip(windows, log_probs, strict=True):
+            loss -= float(log_probs_T[-piece.scored :].double().sum())
+            bar.advance(piece.scored)
     if not loss / tokens < LARGEST_MEAN_LOSS:
         raise DataError("the model's scores are not finite", "its weights are damaged, or its precision is too low")
     return Perplexity(
@@ -187,22 +178,21 @@ def perplexity(
             "text_tokens": sum(len(ids) for ids in documents),
             "text_sha256": _text_hash(texts),
             "tokenizer": tokenizer.fingerprint,
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "precision": model.engine.runner.precision,
         },
     )
 
 
 def _score_model(name: str, texts: Sequence[str], config: EvaluateConfig, run: StageRun) -> Perplexity:
     path = config.models[name]
-    model, tokenizer = load_model(path, dtype=DTYPES[config.precision]), load_tokenizer(path)
-    score = perplexity(model, tokenizer, texts, config.window, config.max_tokens, stride=config.stride, title=name)
+    model = load(path, config.precision)
+    score = perplexity(model, texts, config.window, config.max_tokens, stride=config.stride, title=name)
     run.ledger.tokens += score.tokens
-    run.ledger.flops += 2.0 * num_weights(model) * score.tokens
+    run.ledger.flops += 2.0 * num_weights(open_model(path).model) * score.tokens
     return score
 
 
-def _check_windows(model: Decoder, window: int, stride: int | None, bos_id: int | None) -> None:
-    longest = model.config.max_positions
+def _check_windows(longest: int, window: int, stride: int | None, bos_id: int | None) -> None:
     if window > longest:
         raise UsageError(f"a window of {window:,} tokens is longer than the model's context, {longest:,}", "shorten it")
     if window < 2:
@@ -223,43 +213,6 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int | None) 
                 yield kept
             if not left:
                 return
-
-
-def _negative_log_likelihood(
-    model: Decoder, windows: Sequence[Window], batch_size: int | None, bar: ProgressBar
-) -> float:
-    """Sum over all scored tokens, in nats.
-
-    Windows of a batch have the same padded length, so that a score does not depend on its company even where
-    a rotary scaling looks at the length.
-    """
-
-    def padded_length(piece: Window) -> int:
-        rounded = ROUND_LENGTH * math.ceil((len(piece.ids) - 1) / ROUND_LENGTH)
-        return min(rounded, model.config.max_positions)
-
-    total = 0.0
-    for length, group in groupby(sorted(windows, key=padded_length, reverse=True), padded_length):
-        alike = list(group)
-        size = batch_size or max(1, BATCH_TOKENS // length)
-        for start in range(0, len(alike), size):
-            batch = alike[start : start + size]
-            total += _score_batch(model, batch, length)
-            bar.advance(sum(piece.scored for piece in batch))
-    return total
-
-
-def _score_batch(model: Decoder, batch: Sequence[Window], length: int) -> float:
-    device = next(model.parameters()).device
-    tokens_BT = torch.zeros(len(batch), length + 1, dtype=torch.int64)
-    scored_BT = torch.zeros(len(batch), length + 1, dtype=torch.bool)
-    for row, piece in enumerate(batch):
-        end = len(piece.ids)  # padding comes after all that is scored, where causal attention cannot see it
-        tokens_BT[row, :end] = torch.tensor(piece.ids)
-        scored_BT[row, end - piece.scored : end] = True
-    tokens_BT, scored_BT = tokens_BT.to(device), scored_BT.to(device)
-    context = SequenceContext.plain(len(batch), length, device)
-    return float(summed_loss(model, Example(tokens_BT[:, :-1], tokens_BT[:, 1:], scored_BT[:, 1:], context)))
 
 
 def _text_hash(texts: Sequence[str]) -> str:

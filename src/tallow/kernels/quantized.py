@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tallow.errors import DataError, UsageError
-from tallow.kernels import cpu, triton
+from tallow.kernels import triton
 from tallow.kernels.dispatch import Operation
 
 GROUP_MULTIPLE = 32
@@ -135,18 +135,6 @@ def quantized_linear(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | Non
         x's leading dimensions, then O outputs; x's dtype.
     """
     return F.linear(x_BI, dequantize(weight, x_BI.dtype), bias_O)
-
-
-@quantized_linear.fast("cpu", torch.float32, torch.bfloat16)
-def _few_rows(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | None = None) -> Tensor | None:
-    """Decoding: unpack in registers, so that each byte of the weight is read once.
-
-    For many rows, unpacking the whole weight first and taking a matrix product is cheaper: the reference does that.
-    """
-    if x_BI.requires_grad and torch.is_grad_enabled():
-        return None
-    outputs, inputs = weight.out_features, weight.in_features
-    return cpu.quantized_linear(x_BI, weight.codes, weight.scales, bias_O, weight.bits, outputs, inputs)
 
 
 @quantized_linear.fast("cuda", torch.float32, torch.bfloat16, torch.float16)
