@@ -212,7 +212,8 @@ class Sequences(RuleBasedStateMachine):
             self.content[target] = list(self.content[source])
         assert before - self.pool.num_free == missing
         held = sum(block != NO_BLOCK for table in sequence.tables.tables for block in table)
-        assert held <= self.layout.blocks_needed(past, STEP_TOKENS)
+        sequence.most_tokens = max(sequence.most_tokens, past)  # blocks taken for wrong guesses are kept
+        assert held <= self.layout.blocks_needed(sequence.most_tokens, STEP_TOKENS)
         tokens = [*sequence.tokens[:end], *[9] * (past - end)]
         for index, table in enumerate(sequence.tables.tables):
             for position in range(start, past):
@@ -259,6 +260,7 @@ class Sequence:
 
     def __init__(self, tables: BlockTables, root: str, tokens: list[int], num_computed: int = 0) -> None:
         self.tables, self.root, self.tokens, self.num_computed = tables, root, tokens, num_computed
+        self.most_tokens = num_computed
 
 
 TestSequences = Sequences.TestCase

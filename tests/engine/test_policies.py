@@ -10,6 +10,7 @@ import torch
 from tests.engine.conftest import tiny
 
 from tallow.engine.block_tables import CacheLayout
+from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.engine import Engine
 from tallow.engine.policies import AGEING, POLICIES, TOKEN_AS_PREFILL, PolicyName, first_come, priority, shortest
 from tallow.engine.request import Request, RequestState, SamplingParams
@@ -47,6 +48,9 @@ class NoModel:
         raise NotImplementedError
 
     def run(self, spans: Sequence[Span]) -> Scores:
+        for span in spans:
+            end = span.start + len(span.tokens)
+            assert all(len(table) * BLOCK_TOKENS >= end for table in span.tables), "there are no blocks for its tokens"
         rows = sum(span.wanted for span in spans)
         return Scores(torch.zeros(rows, self.config.vocab_size), [1] * rows, [0.0] * rows, [0.0] * rows)
 
