@@ -599,3 +599,11 @@ def test_a_scored_prompt_that_is_preempted_is_scored_once(model: Decoder) -> Non
     run(engine, urgent, scored)
     assert engine.state.preemptions == 1
     torch.testing.assert_close(torch.tensor(scored.prompt_log_probs), expected, atol=1e-5, rtol=0)
+
+
+def test_the_books_are_checked_when_nothing_is_left_to_do(model: Decoder) -> None:
+    engine = Engine(TorchRunner(model), None)
+    run(engine, engine.submit([1, 2, 3], GREEDY))
+    engine._pool.allocate(1)  # nobody's
+    with pytest.raises(AssertionError, match="miscounted"):
+        engine.step()

@@ -131,6 +131,7 @@ class Engine:
         self._scheduler = Scheduler(self._pool, POLICIES[policy], max_tokens_per_step, max_running)
         self._speculation = Speculation(proposer)
         self._adapters = AdapterRegistry(runner)
+        self._is_unchecked = False
         self._compile_limits = compile_limits or CompileLimits()
         self._grammars: Grammars | None = None
 
@@ -236,7 +237,8 @@ class Engine:
     def step(self) -> list[Request]:
         """One pass of the model over the next tokens of as many requests as the budget allows.
 
-        If all that there is waits for structures to be compiled, it waits a moment for them.
+        If all that there is waits for structures to be compiled, it waits a moment for them. If nothing is left to do,
+        the books of the cache are checked, once.
 
         Returns:
             The requests that got tokens, or have come to an end (see `Request.error`).
@@ -250,7 +252,11 @@ class Engine:
         if not shares:
             if self._grammars is not None and self._scheduler.waiting and not given_up:
                 self._grammars.wait(NOTHING_READY_S)
+            if self._is_unchecked and not self._scheduler.waiting and not self._scheduler.running:
+                self.check_blocks()
+                self._is_unchecked = False
             return given_up
+        self._is_unchecked = True
         step = Step(shares, self._guess(shares))
         begin = time.perf_counter()
         scores = self.runner.run(step.spans)

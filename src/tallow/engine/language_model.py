@@ -361,12 +361,12 @@ def load(
     with uncollected():
         stored = open_model(path)
         tokenizer = stored.load_tokenizer()
-        proposer = _proposer(speculate, tokenizer, device)
+        proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
         return LanguageModel(make_runner(stored, precision, weights, device), tokenizer, path, proposer, cache_bytes)
 
 
-def _proposer(speculate: str | Path, tokenizer: Tokenizer, device: Device) -> Proposer | None:
-    """Who guesses the next tokens, as `load` says."""
+def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, device: Device) -> Proposer | None:
+    """Who guesses the next tokens of a model with this tokenizer and so many logits, as `load` says."""
     if speculate == "off":
         return None
     if speculate == "ngram":
@@ -381,7 +381,8 @@ def _proposer(speculate: str | Path, tokenizer: Tokenizer, device: Device) -> Pr
     runner = make_runner(draft, precision, device=device)
     longest = context_length(runner.config)
     sequence_bytes = runner.layout.blocks_needed(longest, longest) * runner.block_bytes
-    return DraftModel(runner, min(MOST_DRAFTS * sequence_bytes, machine_bytes(runner.device.type) // DRAFT_CACHE_SHARE))
+    cache_bytes = min(MOST_DRAFTS * sequence_bytes, machine_bytes(runner.device.type) // DRAFT_CACHE_SHARE)
+    return DraftModel(runner, cache_bytes, vocab_size)
 
 
 def _messages(prompt: Prompt) -> list[Message]:

@@ -151,11 +151,11 @@ class Scheduler:
         """Those that add a token, which costs the others least; then all others as the policy says."""
         adding = [request for request in self.running if request.num_new_tokens <= 1]
         others = [request for request in self.running if request.num_new_tokens > 1]
-        if self.policy is shortest:
-            for request in self.waiting[:FIRST_WAITING]:
-                self._look_up(request)
-            self.waiting.sort(key=self.policy)
         if self.waiting and (len(self.running) < self.max_running or self.policy is priority):
+            if self.policy is shortest:
+                for request in self.waiting[:FIRST_WAITING]:
+                    self._look_up(request)
+                self.waiting.sort(key=self.policy)
             others += itertools.islice((request for request in self.waiting if request.is_ready), FIRST_WAITING)
         return sorted(adding, key=self.policy) + sorted(others, key=self.policy)
 
