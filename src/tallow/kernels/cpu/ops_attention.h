@@ -73,7 +73,7 @@ template <Number N, int R, int P>
 inline void score_blocks(QueryRows &q, const CacheShape &shape, const Chunk &chunk, int block) {
     const uint8_t *const *units = chunk.units;
     const auto ask_ahead = [&](int64_t offset) {
-        for (int p = 0; p < P; ++p) prefetch(chunk.next[block + p] + offset);
+        for (int p = 0; p < P; ++p) prefetch_far(chunk.next[block + p] + offset);
     };
     F sums[R][P];
     for (int r = 0; r < R; ++r)
@@ -132,7 +132,7 @@ inline void add_values(QueryRows &q, const CacheShape &shape, const Chunk &chunk
         const uint8_t *values = chunk.units[block] + shape.key_bytes();
         const int64_t bytes = shape.unit_bytes() - shape.key_bytes();
         if (v == 0)
-            for (int64_t line = 0; line < bytes; line += 64) prefetch(chunk.next[block] + shape.key_bytes() + line);
+            for (int64_t line = 0; line < bytes; line += 64) prefetch_far(chunk.next[block] + shape.key_bytes() + line);
         if constexpr (N == Number::bfloat16) {
             const uint16_t *from = reinterpret_cast<const uint16_t *>(values) + 2 * v * kLanes;
             for (int pair = 0; pair < kLanes / 2; ++pair) {

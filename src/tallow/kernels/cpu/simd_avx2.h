@@ -12,6 +12,8 @@ struct I {
 constexpr int kTallestFloat = 4, kTallestInteger = 3;
 
 inline void prefetch(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T0); }
+// Into the second cache: for more than the first has room for.
+inline void prefetch_far(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T1); }
 
 inline F fset(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 inline F fzero() { return fset(0); }

@@ -10,6 +10,8 @@ using I = __m512i;  // 16 int32, or 64 bytes
 constexpr int kTallestFloat = 10, kTallestInteger = 5;
 
 inline void prefetch(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T0); }
+// Into the second cache: for more than the first has room for.
+inline void prefetch_far(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T1); }
 
 inline F fzero() { return _mm512_setzero_ps(); }
 inline F fset(float value) { return _mm512_set1_ps(value); }

@@ -40,6 +40,7 @@ inline Floats choose(Ints mask, Floats yes, Floats no) {
 }
 
 inline void prefetch(const void *at) { __builtin_prefetch(at); }
+inline void prefetch_far(const void *at) { __builtin_prefetch(at, 0, 2); }
 
 inline F fset(float value) {
     return parts([&](int) { return Floats{value, value, value, value}; });
