@@ -36,6 +36,8 @@ FIRST_CHANCE = 0.7
 LEARNING_RATE = 0.2
 PROBE_STEPS = 32
 """After so many steps of a request without a guess one is made, to see whether guesses pay again."""
+PROBE_SHARE = 0.01
+"""But not before so many that it takes only this part of their time: a draft has to catch up with the request first."""
 
 MEMORY = 0.95
 """What the steps before count in comparison with a new one."""
@@ -218,7 +220,7 @@ class Speculation:
 
     A guess is worth its row in the step as long as the chance that it is right, over what a row costs, is more than the
     tokens a second that there are without it. Both are measured: so where guesses do not pay, none are made (but for
-    one in 32 steps, to see if that has changed).
+    one in 32 steps or more, to see if that has changed).
 
     Args:
         proposer: Makes the guesses; None: there are none.
@@ -228,7 +230,7 @@ class Speculation:
         self.guessed_tokens = self.accepted_tokens = 0
         self._proposer = proposer
         self._cost = StepCost()
-        self._guess_seconds = 0.0
+        self._guess_seconds = self._call_seconds = 0.0
         self._records: WeakKeyDictionary[Request, _Record] = WeakKeyDictionary()
 
     def guess(self, requests: Sequence[Request], spare: int) -> dict[Request, list[int]]:
@@ -240,8 +242,9 @@ class Speculation:
         with torch.inference_mode():
             guesses = self._proposer.propose(requests, most)
         if total := sum(map(len, guesses)):
-            seconds = (time.perf_counter() - begin) / total
-            self._guess_seconds += (seconds - self._guess_seconds) * (LEARNING_RATE if self._guess_seconds else 1.0)
+            self._call_seconds = time.perf_counter() - begin
+            difference = self._call_seconds / total - self._guess_seconds
+            self._guess_seconds += difference * (LEARNING_RATE if self._guess_seconds else 1.0)
         return {request: guessed for request, guessed in zip(requests, guesses, strict=True) if guessed}
 
     def learn(self, step: Step, seconds: float) -> None:
@@ -260,6 +263,7 @@ class Speculation:
         base, per_row = self._cost.line()
         tokens, seconds = float(len(requests)), base + per_row * len(requests)
         per_guess = per_row + self._guess_seconds
+        probe_steps = max(PROBE_STEPS, self._call_seconds / (PROBE_SHARE * seconds))
         numbers = []
         for request in requests:
             record = self._records.setdefault(request, _Record())
@@ -267,7 +271,7 @@ class Speculation:
             number, gain = 0, record.chance
             while number < most and gain * seconds > per_guess * tokens:
                 tokens, seconds, gain, number = tokens + gain, seconds + per_guess, gain * record.chance, number + 1
-            if number == 0 and record.idle_steps >= PROBE_STEPS:
+            if number == 0 and record.idle_steps >= probe_steps:
                 number = min(1, most)
             record.idle_steps += 1
             spare -= number
