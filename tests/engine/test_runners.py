@@ -156,6 +156,20 @@ def test_a_copied_block_is_as_good(model: Decoder, make_runner: MakeRunner) -> N
     assert torch.equal(runner.run([Span(ids[18:], 18, 2, [array("i", [5, 7])])]).logits_RV, expected)
 
 
+@pytest.mark.parametrize("wanted", [[1, 0, 2], [0, 90, 1], [70, 1, 0]])
+def test_what_is_not_wanted_changes_nothing(model: Decoder, make_runner: MakeRunner, wanted: list[int]) -> None:
+    """Of many rows, too, whose last layer is computed only where somebody looks."""
+    runner, sequences = make_runner(model), [random_ids(model, length, seed=length) for length in (80, 90, 2)]
+    runner.allocate(16)
+    tables = [[array("i", range(6))], [array("i", range(6, 12))], [array("i", [12])]]
+    every = runner.run([Span(ids, 0, len(ids), table) for ids, table in zip(sequences, tables, strict=True)])
+    parts = every.logits_RV.clone().split([80, 90, 2])
+    some = runner.run([Span(ids, 0, count, table) for ids, count, table in zip(sequences, wanted, tables, strict=True)])
+    expected_RV = torch.cat([part[len(part) - count :] for part, count in zip(parts, wanted, strict=True)])
+    tolerance = 0 if isinstance(runner, NativeRunner) else 1e-5
+    torch.testing.assert_close(some.logits_RV, expected_RV, atol=tolerance, rtol=0)
+
+
 def test_scores_are_of_the_logits(any_model: Decoder, make_runner: MakeRunner) -> None:
     runner = make_runner(any_model)
     runner.allocate(8)

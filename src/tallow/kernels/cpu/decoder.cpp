@@ -93,6 +93,8 @@ void Decoder::lay_out(const std::vector<Span> &spans) {
     }
     for (size_t i = 0; i < spans.size(); ++i)
         for (int64_t row = ends[i] - spans[i].wanted; row < ends[i]; ++row) wanted_.push_back(row);
+    wanted_sorted_ = wanted_;
+    std::sort(wanted_sorted_.begin(), wanted_sorted_.end());  // adapters put rows into another order than spans have
     cut_in_pieces();
     make_room(int64_t(rows_.size()));
 }
@@ -185,11 +187,15 @@ void Decoder::work_apart(int thread) {
         });
         pool_.barrier();
         if (&layer != &layers_.back()) clear_fresh_blocks(thread, *(&layer + 1));
-        attend_all(thread, layer);
+        attend_all(thread, layer, &layer == &layers_.back());
         pool_.barrier();
         before = &layer;
     }
-    if (before) over_parts(thread, [&](const Part &part) { finish_layer(part, *before); });
+    // of what the last layer makes only the wanted rows are looked at
+    if (before)
+        over_parts(thread, [&](const Part &part) {
+            if (is_wanted(part.begin, part.end)) finish_layer(part, *before);
+        });
     pool_.barrier();
     score(thread);
 }
@@ -333,10 +339,21 @@ void Decoder::store_heads(int thread, const DecoderLayer &layer, int64_t row, in
     ops_.store_token(cache_shape_, unit, position % kLanes, key, value);
 }
 
-void Decoder::attend_all(int thread, const DecoderLayer &layer) {
+void Decoder::attend_all(int thread, const DecoderLayer &layer, bool only_wanted) {
     const size_t threads = pool_.size();
-    for (size_t i = thread; i < pieces_.size(); i += threads)
+    const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
+    for (size_t i = thread; i < pieces_.size(); i += threads) {
+        const Task &task = tasks_[pieces_[i].task];
+        const int64_t end = task.first + task.count;
+        if (only_wanted && !is_wanted(task.row + task.first / sharing, task.row + (end + sharing - 1) / sharing)) continue;
         attend(layer, pieces_[i], pieces_[std::min(i + threads, pieces_.size() - 1)]);
+    }
+}
+
+// Whether any of these rows gets logits.
+bool Decoder::is_wanted(int64_t begin, int64_t end) const {
+    const auto first = std::lower_bound(wanted_sorted_.begin(), wanted_sorted_.end(), begin);
+    return first != wanted_sorted_.end() && *first < end;
 }
 
 void Decoder::join_pieces(int thread) {

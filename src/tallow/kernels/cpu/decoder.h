@@ -124,7 +124,8 @@ class Decoder {
     void clear_fresh_blocks(int thread, const DecoderLayer &);
     void normalize_heads_together(int thread, const DecoderLayer &, int64_t row);
     void store_heads(int thread, const DecoderLayer &, int64_t row, int64_t kv_head);
-    void attend_all(int thread, const DecoderLayer &);
+    void attend_all(int thread, const DecoderLayer &, bool only_wanted = false);
+    bool is_wanted(int64_t begin, int64_t end) const;
     void attend(const DecoderLayer &, const Piece &, const Piece &next);
     void first_units(const DecoderLayer &, const Piece &, const uint8_t **units);
     void join_pieces(int thread);
@@ -152,7 +153,7 @@ class Decoder {
     std::vector<Piece> pieces_;
     bool cut_ = false;  // whether the pieces are segments, as tasks are too few for the threads
     Memory partials_;
-    std::vector<int64_t> wanted_;
+    std::vector<int64_t> wanted_, wanted_sorted_;  // rows that get logits, in the order of the spans and of the rows
     std::vector<std::vector<int64_t>> fresh_blocks_;  // of each table: those whose first token comes
     bool single_tokens_ = false;  // no sequence has more than one token in the step
     float *logits_ = nullptr;
