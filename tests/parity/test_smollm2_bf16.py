@@ -18,8 +18,8 @@ from tallow.engine.request import RequestState, SamplingParams
 from tallow.models.formats import load_model
 
 pytestmark = pytest.mark.smollm2
-NEAR = 0.25
-"""Nats: two steps of bf16 from 16 to 32, where the greatest logits are."""
+STEP = 0.125
+"""Nats: a step of bf16 from 16 to 32, where the greatest logits are; `transformers` rounds the logits themselves, too."""
 
 PARAMS = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True, top_log_probs=3)
 
@@ -43,8 +43,8 @@ def test_at_the_first_difference_each_token_is_among_the_other_s_three_likeliest
             likeliest, theirs = int(their_three.indices[0]), theirs_TV[place]
             assert request.ids[place] in their_three.indices
             assert likeliest in ours
-            assert ours[request.ids[place]] - ours[likeliest] < NEAR
-            assert theirs[likeliest] - theirs[request.ids[place]] < NEAR
+            assert ours[request.ids[place]] - ours[likeliest] < STEP
+            assert theirs[likeliest] - theirs[request.ids[place]] <= 2 * STEP
 
 
 def first_difference(ours_T: Tensor, theirs_T: Tensor) -> int | None:

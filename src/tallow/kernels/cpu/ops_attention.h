@@ -55,7 +55,8 @@ struct QueryRows {
     alignas(64) float scores[kMostQueries][kChunk];
     alignas(64) uint16_t weights16[kMostQueries][kChunk];
     alignas(64) float outputs[kMostQueries][kLargestHead + kLanes], joined[kMostQueries][kLargestHead + kLanes];
-    float greatest[kMostQueries], total[kMostQueries];
+    alignas(64) float totals[kMostQueries][kLanes];  // lane by lane
+    float greatest[kMostQueries];
 
     uint16_t *values16(int r) { return reinterpret_cast<uint16_t *>(values[r]); }
     int8_t *values8(int r) { return reinterpret_cast<int8_t *>(values[r]); }
@@ -164,14 +165,14 @@ inline void add_values(QueryRows &q, const CacheShape &shape, const Chunk &chunk
 }
 
 // Softmax over the chunks so far (online: arXiv 1805.02867). A chunk of which a row sees nothing changes nothing in it.
-template <Number N>
+template <Number N, int B>
 inline void update_softmax(QueryRows &q, int r, const CacheShape &shape, const Queries &queries, const Chunk &chunk) {
     float *scores = q.scores[r];
     const int64_t last_seen = queries.positions[r] - chunk.first;
     const int64_t first_seen = queries.window > 0 ? queries.positions[r] + 1 - queries.window - chunk.first : 0;
-    const bool sees_all = first_seen <= 0 && last_seen + 1 >= chunk.blocks * kLanes;
-    F s[kChunkBlocks], best = fset(q.greatest[r]);
-    for (int block = 0; block < chunk.blocks; ++block) {
+    const bool sees_all = first_seen <= 0 && last_seen + 1 >= B * kLanes;
+    F s[B], best = fset(-INFINITY);
+    for (int block = 0; block < B; ++block) {
         s[block] = fmul(fload(scores + block * kLanes), fset(queries.scale));
         if (queries.softcap > 0) s[block] = fmul(fset(queries.softcap), ftanh(fdiv(s[block], fset(queries.softcap))));
         if (!sees_all) {
@@ -181,10 +182,18 @@ inline void update_softmax(QueryRows &q, int r, const CacheShape &shape, const Q
         }
         best = fmax(best, s[block]);
     }
-    const float greatest = fgreatest(best);
-    F total = fzero();
-    for (int block = 0; block < chunk.blocks; ++block) {
-        F p = fexp(fsub(s[block], fset(greatest)));
+    F total = fload(q.totals[r]);
+    if (mask_less(fset(q.greatest[r]), best)) {
+        const float greatest = fgreatest(best);
+        const F factor = fexp(fset(q.greatest[r] - greatest));
+        for (int64_t v = 0; v < shape.lanes(); v += kLanes)
+            fstore(q.outputs[r] + v, fmul(fload(q.outputs[r] + v), factor));
+        total = fmul(total, factor);
+        q.greatest[r] = greatest;
+    }
+    const F greatest = fset(q.greatest[r]);
+    for (int block = 0; block < B; ++block) {
+        F p = fexp(fsub(s[block], greatest));
         total = fadd(total, p);
         if constexpr (N == Number::bfloat16) {
             store_bfloat16(q.weights16[r] + block * kLanes, p);
@@ -196,16 +205,15 @@ inline void update_softmax(QueryRows &q, int r, const CacheShape &shape, const Q
             fstore(scores + block * kLanes, p);
         }
     }
-    if (greatest != q.greatest[r]) {
-        alignas(64) float factors[kLanes];
-        const F factor = fexp(fset(q.greatest[r] - greatest));
-        fstore(factors, factor);
-        for (int64_t v = 0; v < shape.lanes(); v += kLanes)
-            fstore(q.outputs[r] + v, fmul(fload(q.outputs[r] + v), factor));
-        q.total[r] *= factors[0];
-        q.greatest[r] = greatest;
-    }
-    q.total[r] += fsum(total);
+    fstore(q.totals[r], total);
+}
+
+// Chooses the code for this number of blocks at compile time.
+template <Number N, int B>
+inline void update_all(QueryRows &q, const CacheShape &shape, const Queries &queries, const Chunk &chunk) {
+    if constexpr (B > 1)
+        if (chunk.blocks < B) return update_all<N, B - 1>(q, shape, queries, chunk);
+    for (int r = 0; r < queries.count; ++r) update_softmax<N, B>(q, r, shape, queries, chunk);
 }
 
 template <Number N, int R>
@@ -213,7 +221,7 @@ inline void attend_chunk(QueryRows &q, const CacheShape &shape, const Queries &q
     int block = 0;
     for (; block + 2 <= chunk.blocks; block += 2) score_blocks<N, R, 2>(q, shape, chunk, block);
     if (block < chunk.blocks) score_blocks<N, R, 1>(q, shape, chunk, block);
-    for (int r = 0; r < R; ++r) update_softmax<N>(q, r, shape, queries, chunk);
+    update_all<N, kChunkBlocks>(q, shape, queries, chunk);
     const int vectors = int(shape.lanes() / kLanes);
     int v = 0;
     for (; v + 2 <= vectors; v += 2) add_values<N, R, 2>(q, shape, chunk, v);
@@ -292,7 +300,7 @@ void attend_in(const CacheShape &shape, const Queries &queries) {
         for (int r = 0; r < queries.count; ++r) {
             std::memset(q.outputs[r], 0, lanes * sizeof(float));
             q.greatest[r] = -1e30f;
-            q.total[r] = 0;
+            fstore(q.totals[r], fzero());
         }
         const int64_t last = least(latest, (segment + 1) * kSegment - 1);
         for (int64_t first = most(segment * kSegment, earliest / kChunk * kChunk); first <= last; first += kChunk) {
@@ -308,7 +316,7 @@ void attend_in(const CacheShape &shape, const Queries &queries) {
         }
         for (int r = 0; r < queries.count; ++r) {
             float *joined = all ? q.joined[r] : queries.partials + r * queries.partial_stride;
-            q.outputs[r][lanes] = q.total[r];
+            q.outputs[r][lanes] = fsum(fload(q.totals[r]));
             q.outputs[r][lanes + 1] = q.greatest[r];
             if (all && segment > begin)
                 join(joined, q.outputs[r], lanes);

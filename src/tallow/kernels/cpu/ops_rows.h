@@ -29,17 +29,42 @@ void normalize(const Norm &norm, const float *in, int64_t size, float *out) {
     });
 }
 
+// What four vectors come to when `join` is applied to all lanes of each: that of vector i in lane i of every four.
+template <typename Join>
+inline I join_lanes(I (&vectors)[4], const Join &join) {
+    transpose4(vectors);
+    I all = join(join(vectors[0], vectors[1]), join(vectors[2], vectors[3]));
+    all = join(all, rotate_fours<2>(all));
+    return join(all, rotate_fours<1>(all));
+}
+
+// Four groups at a time; where fewer are left, the last is done again in the place of those that are missing.
 inline void round_to_int8(const float *in, int64_t size, int8_t *codes, float *scales, int32_t *sums) {
-    for (int64_t g = 0; g < size / kActivationGroup; ++g, in += kActivationGroup, codes += kActivationGroup) {
-        const F first = fload(in), second = fload(in + kLanes);
-        // as integers, so that a NaN is the greatest and is not lost
-        const int32_t bits = igreatest(imax(bits_of(fabs(first)), bits_of(fabs(second))));
-        float greatest;
-        std::memcpy(&greatest, &bits, sizeof greatest);
-        const bool finite = bits < 0x7f800000;
-        scales[g] = finite ? greatest / 127 : NAN;
-        const F inverse = fset(finite && greatest > 1e-30f ? 127 / greatest : 0.0f);
-        sums[g] = store_int8(codes, fmul(first, inverse)) + store_int8(codes + kLanes, fmul(second, inverse));
+    const int64_t groups = size / kActivationGroup;
+    for (int64_t g = 0; g < groups; g += 4) {
+        int64_t at[4];
+        F values[4][2];
+        I sizes[4], totals[4];
+        for (int i = 0; i < 4; ++i) {
+            at[i] = least(g + i, groups - 1) * kActivationGroup;
+            values[i][0] = fload(in + at[i]), values[i][1] = fload(in + at[i] + kLanes);
+            // as integers, so that a NaN is the greatest and is not lost
+            sizes[i] = imax(bits_of(fabs(values[i][0])), bits_of(fabs(values[i][1])));
+        }
+        const F greatest = float_of(join_lanes(sizes, [](I a, I b) { return imax(a, b); }));
+        const F scale = fselect_less(greatest, fset(INFINITY), fdiv(greatest, fset(127)), fset(NAN));
+        const F inverse = fselect_less(fset(1e-30f), greatest, fdiv(fset(127), greatest), fzero());
+        const F factors[4] = {spread<0>(inverse), spread<1>(inverse), spread<2>(inverse), spread<3>(inverse)};
+        for (int i = 0; i < 4; ++i)
+            totals[i] = iadd(store_int8(codes + at[i], fmul(values[i][0], factors[i])),
+                             store_int8(codes + at[i] + kLanes, fmul(values[i][1], factors[i])));
+        alignas(64) float scale_of[kLanes];
+        alignas(64) int32_t sum_of[kLanes];
+        fstore(scale_of, scale);
+        istore(sum_of, join_lanes(totals, [](I a, I b) { return iadd(a, b); }));
+        const size_t count = size_t(least(4, groups - g));
+        std::memcpy(scales + g, scale_of, count * sizeof(float));
+        std::memcpy(sums + g, sum_of, count * sizeof(int32_t));
     }
 }
 

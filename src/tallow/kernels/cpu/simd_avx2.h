@@ -41,7 +41,7 @@ inline F fround(F a) {
 inline __m256 pow2_of_8(__m256 exponent) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(exponent), _mm256_set1_epi32(127)), 23));
 }
-inline F fpow2(F exponent) { return {pow2_of_8(exponent.low), pow2_of_8(exponent.high)}; }  // −126 … 128, which gives ∞
+inline F fscale(F a, F exponent) { return fmul(a, {pow2_of_8(exponent.low), pow2_of_8(exponent.high)}); }
 inline F fselect_less(F a, F b, F yes, F no) {
     return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
             _mm256_blendv_ps(no.high, yes.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
@@ -104,6 +104,16 @@ inline void transpose4(I (&a)[4]) {
     transpose4_of_8(a[0].low, a[1].low, a[2].low, a[3].low);
     transpose4_of_8(a[0].high, a[1].high, a[2].high, a[3].high);
 }
+template <int kLane>
+inline F spread(F a) {
+    return {_mm256_permute_ps(a.low, kLane * 0b01010101), _mm256_permute_ps(a.high, kLane * 0b01010101)};
+}
+template <int kFours>
+inline I rotate_fours(I a) {
+    if constexpr (kFours >= 2) a = {a.high, a.low};
+    if constexpr (kFours % 2 == 0) return a;
+    return {_mm256_permute2x128_si256(a.low, a.high, 0x21), _mm256_permute2x128_si256(a.high, a.low, 0x21)};
+}
 inline I imax(I a, I b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
 inline int32_t igreatest(I a) {
     const __m256i eight = _mm256_max_epi32(a.low, a.high);
@@ -136,15 +146,12 @@ inline I high_nibbles(I bytes) {
     return low_nibbles({_mm256_srli_epi16(bytes.low, 4), _mm256_srli_epi16(bytes.high, 4)});
 }
 
-inline int32_t store_int8(int8_t *to, F a) {
+inline I store_int8(int8_t *to, F a) {
     const __m256i low = _mm256_cvtps_epi32(a.low), high = _mm256_cvtps_epi32(a.high);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0b11011000);
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
                      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-    const __m256i eight = _mm256_add_epi32(low, high);
-    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+    return {low, high};
 }
 
 // The instruction for bytes would cut sums of two products off at 16 bits, so bytes of odd and of even places are

@@ -28,7 +28,8 @@ inline F fmin(F a, F b) { return _mm512_min_ps(a, b); }
 inline F fabs(F a) { return _mm512_abs_ps(a); }
 inline F fsqrt(F a) { return _mm512_sqrt_ps(a); }
 inline F fround(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-inline F fpow2(F exponent) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), exponent); }  // of a whole number
+// a · 2^exponent, for whole exponents from −126 to 127; 128 may give infinity
+inline F fscale(F a, F exponent) { return _mm512_scalef_ps(a, exponent); }
 // a < b ? yes : no, lane by lane
 inline F fselect_less(F a, F b, F yes, F no) {
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
@@ -67,6 +68,16 @@ inline void transpose4(I (&a)[4]) {
     a[0] = _mm512_unpacklo_epi64(first, third), a[1] = _mm512_unpackhi_epi64(first, third);
     a[2] = _mm512_unpacklo_epi64(second, fourth), a[3] = _mm512_unpackhi_epi64(second, fourth);
 }
+// Lane kLane of each four, in all of its lanes.
+template <int kLane>
+inline F spread(F a) {
+    return _mm512_permute_ps(a, kLane * 0b01010101);
+}
+// The fours of lanes change places: each takes that of the four kFours behind it, round and round.
+template <int kFours>
+inline I rotate_fours(I a) {
+    return _mm512_shuffle_i32x4(a, a, kFours == 1 ? 0b00111001 : kFours == 2 ? 0b01001110 : 0b10010011);
+}
 inline I imax(I a, I b) { return _mm512_max_epi32(a, b); }
 inline int32_t igreatest(I a) { return _mm512_reduce_max_epi32(a); }
 inline I iload(const void *from) { return _mm512_loadu_si512(from); }
@@ -86,11 +97,11 @@ inline F load_int8(const int8_t *from) {
 inline I low_nibbles(I bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
 inline I high_nibbles(I bytes) { return _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15)); }
 
-// To the nearest integers, as int8; returns their sum. The values are within ±127.
-inline int32_t store_int8(int8_t *to, F a) {
+// To the nearest integers, which are stored as int8, too. The values are within ±127.
+inline I store_int8(int8_t *to, F a) {
     const __m512i whole = _mm512_cvtps_epi32(a);
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(whole));
-    return _mm512_reduce_add_epi32(whole);
+    return whole;
 }
 
 // Four neighbouring bytes of each lane times four bytes: `unsigned_bytes` 0 … 255, `signed_bytes` −128 … 127.

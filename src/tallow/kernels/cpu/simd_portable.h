@@ -94,9 +94,9 @@ inline F fround(F a) { return fsub(fadd(a, fset(kRounder)), fset(kRounder)); }
 inline I to_nearest(F a) {
     return parts<I>([&](int i) { return bits_as<Words>(a.part[i] + kRounder) - 0x4b400000; });
 }
-inline F fpow2(F exponent) {  // −126 … 128, which gives infinity
+inline F fscale(F a, F exponent) {
     const I whole = to_nearest(exponent);
-    return parts([&](int i) { return bits_as<Floats>((whole.part[i] + 127) << 23); });
+    return parts([&](int i) { return a.part[i] * bits_as<Floats>((whole.part[i] + 127) << 23); });
 }
 inline F fselect_less(F a, F b, F yes, F no) {
     return parts([&](int i) { return choose(a.part[i] < b.part[i], yes.part[i], no.part[i]); });
@@ -152,6 +152,17 @@ inline void transpose4(I (&a)[4]) {
         for (int j = 0; j < 4; ++j) a[j].part[i] = Words{first[j], second[j], third[j], fourth[j]};
     }
 }
+template <int kLane>
+inline F spread(F a) {
+    return parts([&](int i) {
+        const float lane = a.part[i][kLane];
+        return Floats{lane, lane, lane, lane};
+    });
+}
+template <int kFours>
+inline I rotate_fours(I a) {
+    return parts<I>([&](int i) { return a.part[(i + kFours) % 4]; });
+}
 inline I imax(I a, I b) {
     return parts<I>([&](int i) {
         const Words more = bits_as<Words>(bits_as<Ints>(a.part[i]) > bits_as<Ints>(b.part[i]));
@@ -188,14 +199,10 @@ inline I high_nibbles(I bytes) {
     return parts<I>([&](int i) { return bytes.part[i] >> 4 & 0x0f0f0f0f; });
 }
 
-inline int32_t store_int8(int8_t *to, F a) {
+inline I store_int8(int8_t *to, F a) {
     const I whole = to_nearest(a);
-    uint32_t sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-        to[lane] = int8_t(whole.part[lane / 4][lane % 4]);
-        sum += whole.part[lane / 4][lane % 4];
-    }
-    return int32_t(sum);
+    for (int lane = 0; lane < kLanes; ++lane) to[lane] = int8_t(whole.part[lane / 4][lane % 4]);
+    return whole;
 }
 
 // Bytes of even and of odd places are widened and multiplied apart: each product fits 16 bits.
