@@ -241,7 +241,7 @@ def test_several_answers_to_one_prompt(
 
 
 def test_several_answers_compute_their_prompt_once(model: Decoder) -> None:
-    engine = Engine(TorchRunner(model), None)
+    engine = Engine(TorchRunner(model), None, run_ahead_s=0)
     requests = engine.submit_many(range(40), SAMPLED, 4)
     assert engine.step() == requests
     assert engine.state.num_blocks - engine.state.free_blocks == 3

@@ -176,8 +176,8 @@ def test_scores_are_of_the_logits(any_model: Decoder, make_runner: MakeRunner) -
     tables = [[array("i", [first + 2 * table]) for table in range(len(runner.layout.windows))] for first in (0, 1)]
     scores = runner.run([Span(random_ids(any_model, 12), 0, 5, tables[0]), Span([3], 0, 1, tables[1])])
     assert scores.logits_RV.shape == (6, any_model.config.vocab_size)
-    assert scores.likeliest == scores.logits_RV.argmax(-1).tolist()
-    torch.testing.assert_close(torch.tensor(scores.greatest), scores.logits_RV.amax(-1), atol=0, rtol=0)
+    assert scores.tokens == scores.logits_RV.argmax(-1).tolist()
+    torch.testing.assert_close(torch.tensor(scores.logits), scores.logits_RV.amax(-1), atol=0, rtol=0)
     torch.testing.assert_close(torch.tensor(scores.log_sum_exp), scores.logits_RV.logsumexp(-1), atol=1e-5, rtol=0)
 
 

@@ -150,7 +150,7 @@ def test_the_distribution_is_that_of_the_model(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_guesses_that_are_right_save_steps(target: Decoder) -> None:
-    engine = Engine(TorchRunner(target), None)
+    engine = Engine(TorchRunner(target), None, run_ahead_s=0)
     alone = engine.submit([1, 2, 3], replace(SAMPLED, max_new_tokens=200))
     steps = run(engine, [alone])
     engine = Engine(TorchRunner(target), None, proposer=Oracle(alone.ids))

@@ -19,7 +19,7 @@ from tallow.models.formats import load_model
 
 pytestmark = pytest.mark.smollm2
 STEP = 0.125
-"""Nats: a step of bf16 from 16 to 32, where the greatest logits are; `transformers` rounds the logits themselves, too."""
+"""Nats: a step of bf16 from 16 to 32, where the greatest logits are; `transformers` rounds logits themselves, too."""
 
 PARAMS = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True, top_log_probs=3)
 

@@ -6,7 +6,6 @@ A step takes what the scheduler gives it, lets the runner compute it, and lets t
 from __future__ import annotations
 
 import operator
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tallow.engine.block_tables import BlockTables
 from tallow.engine.blocks import BlockPool
 from tallow.engine.policies import POLICIES, PolicyName
 from tallow.engine.request import Request, RequestState, SamplingParams
+from tallow.engine.run_ahead import RUN_AHEAD_S, RunAhead
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.sampler import Sampler
 from tallow.engine.scheduler import Scheduler, Share
@@ -88,6 +88,8 @@ class Engine:
         policy: Who goes first: `first-come`, `priority` (that of the requests) or `shortest` (remaining job).
         proposer: Guesses next tokens (speculative decoding), as long as that makes answers come sooner.
         compile_limits: What compiling a request's structure may take.
+        run_ahead_s: While no request waits, a step may go on for so long, a token more of each request after the other;
+            0: a token a step.
 
     Raises:
         UsageError: A limit is not positive, the cache too small for anything, or the policy unknown.
@@ -104,6 +106,7 @@ class Engine:
         policy: PolicyName = "first-come",
         proposer: Proposer | None = None,
         compile_limits: CompileLimits | None = None,
+        run_ahead_s: float = RUN_AHEAD_S,
     ) -> None:
         if max_tokens_per_step < 1 or max_running < 1:
             raise UsageError("max_tokens_per_step and max_running must be positive", "leave them at their defaults")
@@ -130,6 +133,7 @@ class Engine:
         self._pool = BlockPool(num_blocks)
         self._scheduler = Scheduler(self._pool, POLICIES[policy], max_tokens_per_step, max_running)
         self._speculation = Speculation(proposer)
+        self._run_ahead = RunAhead(run_ahead_s if proposer is None else 0.0)  # guesses come once a step
         self._adapters = AdapterRegistry(runner)
         self._is_unchecked = False
         self._compile_limits = compile_limits or CompileLimits()
@@ -258,15 +262,15 @@ class Engine:
             return given_up
         self._is_unchecked = True
         step = Step(shares, self._guess(shares))
-        begin = time.perf_counter()
-        scores = self.runner.run(step.spans)
-        seconds = time.perf_counter() - begin
+        with uninterrupted():
+            passes = self._run_ahead.plan(shares, self._scheduler)
+        scores = self._run_ahead.run(self.runner, step, passes)
         # requests change only here: a step that fails or is interrupted before is simply done again
         with uninterrupted():
-            changed = step.take(scores, self._scheduler)
-            self._speculation.learn(step, seconds)
+            changed = dict.fromkeys(request for each in scores for request in step.take(each, self._scheduler))
+            self._speculation.learn(step, self._run_ahead.pass_s)
             self._adapters.free_unused(self._scheduler)
-        return given_up + changed
+        return [*given_up, *changed]
 
     def abort(self, request: Request) -> None:
         """End a request now and free its memory; nothing happens if it has ended already."""

@@ -28,7 +28,7 @@ from tallow.engine.packing import (
     values,
 )
 from tallow.engine.runner import Scores, Span, context_length
-from tallow.kernels import cpu, single_thread
+from tallow.kernels import Draw, cpu, single_thread
 from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.norms import LayerNorm, RMSNorm
 from tallow.models.blocks.positions import make_rotation
@@ -134,15 +134,21 @@ class NativeRunner:
         self._decoder.copy_block(source, target)
 
     def run(self, spans: Sequence[Span]) -> Scores:
+        return self.run_ahead(spans, [], [], 1)[0]
+
+    def run_ahead(
+        self, spans: Sequence[Span], draws: Sequence[Draw], stop_ids: Sequence[Sequence[int]], passes: int
+    ) -> list[Scores]:
         wanted = sum(span.wanted for span in spans)
         if wanted > len(self._logits_RV):
             self._logits_RV = torch.empty(wanted, self._logits_RV.shape[1])
             self._views.clear()
         tuples = [(span.tokens, span.start, span.wanted, span.tables, span.adapter) for span in spans]
-        summaries = self._decoder.step(tuples, self._logits_RV.data_ptr(), self._logits_RV.shape[1])
+        address, stride = self._logits_RV.data_ptr(), self._logits_RV.shape[1]
+        summaries = self._decoder.step(tuples, address, stride, draws, stop_ids, passes)
         if wanted not in self._views:
             self._views[wanted] = self._logits_RV[:wanted, : self.config.vocab_size]
-        return Scores(self._views[wanted], *summaries)
+        return [Scores(self._views[wanted], *summary, are_drawn=bool(draws)) for summary in summaries]
 
     def load_adapter(self, adapter: Adapter) -> int:
         handle, loaded, size = next(self._handles), self._native.Adapter(), 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tallow.engine.block_tables import CacheLayout
+from tallow.kernels import Draw
 from tallow.models.config import DecoderConfig
 from tallow.models.formats.adapters import Adapter
 
@@ -40,16 +41,18 @@ class Scores:
     """What a step says of the wanted tokens of its spans, in their order.
 
     Args:
-        logits_RV: fp32; the next step overwrites them.
-        likeliest: The token with the greatest logit, for each row.
-        greatest: That logit.
+        logits_RV: fp32; the next pass overwrites them.
+        tokens: For each row the token with the greatest logit, or the one that was drawn.
+        logits: Their logits.
         log_sum_exp: Of all logits of the row; NaN if some are not finite.
+        are_drawn: Whether the tokens are those of `run_ahead`'s draws.
     """
 
     logits_RV: Tensor
-    likeliest: list[int]
-    greatest: list[float]
+    tokens: list[int]
+    logits: list[float]
     log_sum_exp: list[float]
+    are_drawn: bool = False
 
 
 class Runner(Protocol):
@@ -87,6 +90,23 @@ class Runner(Protocol):
 
     def run(self, spans: Sequence[Span]) -> Scores:
         """Compute the tokens of all spans."""
+        ...
+
+    def run_ahead(
+        self, spans: Sequence[Span], draws: Sequence[Draw], stop_ids: Sequence[Sequence[int]], passes: int
+    ) -> list[Scores]:
+        """Compute the tokens of all spans, and then some more, each drawn from the logits of the one before it.
+
+        Args:
+            spans: One row is wanted of each; there are blocks for `passes` − 1 more tokens.
+            draws: How the first token after each span is drawn; the index of a later one is greater by its pass.
+            stop_ids: For each span the tokens after which nothing more is wanted of it.
+        passes: How many there may be. If there is but one, the tokens need not be drawn.
+
+        Returns:
+            The scores of each pass, up to the one after which each span has had one of its stop ids; only the logits of
+            the last are still there.
+        """
         ...
 
     def load_adapter(self, adapter: Adapter) -> int:

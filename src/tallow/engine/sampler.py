@@ -45,6 +45,11 @@ class Sampler:
             self._penalties.append(lambda logits, _ids: constraint.mask_logits(logits))
 
     @property
+    def is_plain(self) -> bool:
+        """Whether its draws are from the logits as they come."""
+        return not self._penalties
+
+    @property
     def is_greedy(self) -> bool:
         """Whether it always takes the token with the greatest logit as it comes."""
         return self.params.temperature == 0.0 and not self._penalties
@@ -67,9 +72,14 @@ class Sampler:
         Raises:
             UsageError: The structure that the answer is held to leaves no token.
         """
+        return self._penalized(logits_V, ids), self.draw(len(ids))
+
+    def draw(self, token_index: int) -> Draw:
+        """How the token at this index of the answer is drawn."""
         params = self.params
-        draw = Draw(params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p, self.seed, len(ids))
-        return self._penalized(logits_V, ids), draw
+        return Draw(
+            params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p, self.seed, token_index
+        )
 
     def _penalized(self, logits_V: Tensor, ids: Sequence[int]) -> Tensor:
         if not self._penalties:

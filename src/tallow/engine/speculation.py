@@ -202,7 +202,7 @@ class _Draft:
 
     def guess(self, scores: Scores, row: int, vocab_size: int) -> None:
         """Draw the next token as the request's sampler would draw it from these logits."""
-        request, token = self.request, scores.likeliest[row]
+        request, token = self.request, scores.tokens[row]
         if math.isnan(scores.log_sum_exp[row]):
             self.wanted = 0
             return

@@ -19,7 +19,7 @@ from tallow.kernels import Draw, choose_tokens, single_thread
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """What a step computes of one request.
 
     Args:
@@ -56,7 +56,7 @@ class Step:
 
     def __init__(self, shares: Sequence[Share], guesses: Mapping[Request, list[int]]) -> None:
         self.spans: list[Span] = []
-        self._parts: list[_Part] = []
+        self.parts: list[Part] = []
         row = 0
         for share in shares:
             request, guessed = share.request, guesses.get(share.request, [])
@@ -64,22 +64,24 @@ class Step:
             wanted = len(guessed) + (share.count if request.prompt_scores_missing else int(catches_up))
             tokens = [*request.next_ids(share.count), *guessed]
             self.spans.append(Span(tokens, request.num_computed_tokens, wanted, request.blocks.tables, request.adapter))
-            self._parts.append(_Part(share, guessed, wanted, row, catches_up))
+            self.parts.append(Part(share, guessed, wanted, row, catches_up))
             row += wanted
         self.num_rows = row if row == sum(len(span.tokens) for span in self.spans) else None
         """How many tokens it computes, if all of them get logits."""
 
     def take(self, scores: Scores, scheduler: Scheduler) -> list[Request]:
-        """Give every request what the logits say.
+        """Give every request what the logits say; of several passes those of one after the other.
 
         Returns:
             Those that got tokens or came to an end.
         """
-        turns = [turn for part in self._parts for turn in self._begin(part, scores, scheduler)]
+        # who has come to an end in an earlier pass needs no more
+        parts = [part for part in self.parts if part.share.request.state is not RequestState.FINISHED]
+        turns = [turn for part in parts for turn in self._begin(part, scores, scheduler)]
         changed = [turn.request for turn in turns]
         while turns:
             turns = _choose(turns, scores)
-        requests = dict.fromkeys([*(part.share.request for part in self._parts), *changed])
+        requests = dict.fromkeys([*(part.share.request for part in parts), *changed])
         for request in requests:
             if request.limit > 0:  # prompts that are only scored may be thousands, whose cache would fill the memory
                 request.blocks.publish(request.token_ids, request.num_computed_tokens)
@@ -93,12 +95,12 @@ class Step:
 
     def accepted(self) -> Iterator[tuple[Request, int, int]]:
         """After `take`: whose tokens were guessed, how many, and how many of them were right."""
-        for span, part in zip(self.spans, self._parts, strict=True):
+        for span, part in zip(self.spans, self.parts, strict=True):
             if part.guesses:
                 request = part.share.request
                 yield request, len(part.guesses), request.num_computed_tokens - span.start - part.share.count
 
-    def _begin(self, part: _Part, scores: Scores, scheduler: Scheduler) -> list[_Turn]:
+    def _begin(self, part: Part, scores: Scores, scheduler: Scheduler) -> list[_Turn]:
         """Take note of what has been computed; returns the turns to choose a token."""
         request = part.share.request
         request.num_computed_tokens += part.share.count
@@ -125,20 +127,21 @@ class Step:
 def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
     """Give each request its next token; returns the turns of those for whom it was as they had guessed."""
     right = []
-    tokens = _draw([turn for turn in turns if turn.request.limit > 0 and not turn.request.sampler.is_greedy], scores)
+    to_draw = [turn for turn in turns if turn.request.limit > 0 and not turn.request.sampler.is_greedy]
+    tokens = {} if scores.are_drawn else _draw(to_draw, scores)
     for turn in turns:
         request, log_sum_exp = turn.request, scores.log_sum_exp[turn.row]
         if request.limit == 0:
             request.finish("length")
             continue
-        token = tokens.get(turn, scores.likeliest[turn.row])
+        token = tokens.get(turn, scores.tokens[turn.row])
         try:
             if math.isnan(log_sum_exp):
                 raise _not_finite(request)
             if isinstance(token, TallowError):
                 raise token
             logits_V = scores.logits_RV[turn.row]
-            logit = float(logits_V[token]) if turn in tokens else scores.greatest[turn.row]
+            logit = float(logits_V[token]) if turn in tokens else scores.logits[turn.row]
             count = request.params.top_log_probs
             request.append(token, logit - log_sum_exp, _likeliest(logits_V, log_sum_exp, count) if count else None)
         except TallowError as error:
@@ -167,7 +170,7 @@ def _draw(turns: Sequence[_Turn], scores: Scores) -> dict[_Turn, int | TallowErr
     return chosen
 
 
-def _score_prompt(request: Request, part: _Part, scores: Scores) -> None:
+def _score_prompt(request: Request, part: Part, scores: Scores) -> None:
     """Log-probabilities of the tokens of the prompt that follow those just computed."""
     first = len(request.prompt_log_probs) + 1
     wanted_ids = request.prompt_ids[first : request.num_computed_tokens + 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from tallow.engine.block_tables import CacheLayout
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.runner import Scores, Span, context_length
+from tallow.kernels import Draw, choose_tokens
 from tallow.models.blocks.context import AttentionSpec, Context, attention
 from tallow.models.decoder import Decoder
 from tallow.models.formats.adapters import Adapter, LowRank
@@ -76,6 +78,25 @@ class TorchRunner:
         with torch.inference_mode():
             logits_RV = self.model.logits(hidden_TD[wanted_rows(spans)][None])[0].float()
             return make_scores(logits_RV, summarize(logits_RV))
+
+    def run_ahead(
+        self, spans: Sequence[Span], draws: Sequence[Draw], stop_ids: Sequence[Sequence[int]], passes: int
+    ) -> list[Scores]:
+        passed: list[Scores] = []
+        stopped = [False] * len(spans)
+        while len(passed) < passes and not all(stopped):
+            scores = self.run(spans)
+            rows = list(scores.logits_RV)
+            drawn = choose_tokens(rows, [draw._replace(token_index=draw.token_index + len(passed)) for draw in draws])
+            tokens = [likeliest if token < 0 else token for likeliest, token in zip(scores.tokens, drawn, strict=True)]
+            logits = [float(logits_V[token]) for logits_V, token in zip(rows, tokens, strict=True)]
+            passed.append(Scores(scores.logits_RV, tokens, logits, scores.log_sum_exp, are_drawn=True))
+            stopped = [was or token in ids for was, token, ids in zip(stopped, tokens, stop_ids, strict=True)]
+            spans = [
+                replace(span, tokens=[token], start=span.start + len(span.tokens))
+                for span, token in zip(spans, tokens, strict=True)
+            ]
+        return passed
 
     def _context(self, spans: Sequence[Span]) -> Context:
         return PagedContext(spans, self.layout, self._caches, self.device)

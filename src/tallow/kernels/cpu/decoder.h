@@ -50,8 +50,10 @@ class Decoder {
    public:
     Decoder(const Architecture &, const Ops &, int threads);
 
+    const Ops &ops() const { return ops_; }
     Pool &pool() { return pool_; }
     Arena &arena() { return arena_; }
+    int64_t vocab_size() const { return shape_.vocab_size; }
     void set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<PackedWeight> head, Norm norm,
                   const float *positions);
     void add_layer(const DecoderLayer &layer) { layers_.push_back(layer); }

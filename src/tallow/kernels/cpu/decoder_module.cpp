@@ -6,7 +6,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "decoder.h"
+#include "draws.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -65,7 +68,29 @@ using SpanTuple = std::tuple<std::vector<int32_t>, int64_t, int64_t, Tables, int
 // of each row of logits: the likeliest token, the greatest logit, the logarithm of the sum of all exponentials
 using Summaries = std::tuple<std::vector<int32_t>, std::vector<float>, std::vector<float>>;
 
-Summaries step(Decoder &decoder, const std::vector<SpanTuple> &tuples, uintptr_t logits, int64_t logits_stride) {
+// In the place of the likeliest tokens and their logits put those that are drawn.
+void draw(Decoder &decoder, const std::vector<Draw> &draws, uint32_t pass, const std::vector<Scratch> &scratch,
+          const float *logits, int64_t logits_stride, std::vector<Summary> &summaries) {
+    decoder.pool().run([&](int thread) {
+        Candidates candidates = scratch[thread].candidates();
+        for (size_t row = thread; row < draws.size(); row += scratch.size()) {
+            Draw own = draws[row];
+            own.index += pass;
+            if (own.temperature == 0) continue;
+            const float *row_logits = logits + row * logits_stride;
+            const int32_t token = decoder.ops().choose(row_logits, decoder.vocab_size(), own, candidates);
+            if (token < 0) continue;  // not finite, as the summary says
+            summaries[row].argmax = token;
+            summaries[row].greatest = row_logits[token];
+        }
+    });
+}
+
+// With a draw for each span, all of which want one row: at most so many passes, each over the tokens that were drawn in
+// the one before, until each span has one of its stop ids.
+std::vector<Summaries> step(Decoder &decoder, const std::vector<SpanTuple> &tuples, uintptr_t logits, int64_t logits_stride,
+                            const std::vector<DrawTuple> &draw_tuples, const std::vector<std::vector<int32_t>> &stop_ids,
+                            uint32_t passes) {
     std::vector<Span> spans;
     std::vector<std::vector<int32_t>> joined;
     int64_t rows = 0;
@@ -81,18 +106,39 @@ Summaries step(Decoder &decoder, const std::vector<SpanTuple> &tuples, uintptr_t
                          decoder.adapter(adapter)});
         rows += wanted;
     }
-    std::vector<Summary> summaries(rows);
+    const bool drawn = !draw_tuples.empty();
+    if (drawn ? draw_tuples.size() != spans.size() || rows != int64_t(spans.size()) : passes != 1)
+        throw nb::value_error("not a draw for each span");
+    if (stop_ids.size() != draw_tuples.size()) throw nb::value_error("not stop ids for each draw");
+    std::vector<Draw> draws;
+    for (const DrawTuple &tuple : draw_tuples) draws.push_back(draw_of(tuple));
+    std::vector<Scratch> scratch;
+    for (int thread = 0; drawn && thread < decoder.pool().size(); ++thread) scratch.emplace_back(decoder.vocab_size());
+    std::vector<std::vector<Summary>> summaries;
+    std::vector<bool> stopped(draws.size());
     {
         nb::gil_scoped_release release;
-        decoder.step(spans, reinterpret_cast<float *>(logits), logits_stride, summaries.data());
+        float *to = reinterpret_cast<float *>(logits);
+        for (uint32_t pass = 0; pass < passes; ++pass) {
+            for (size_t i = 0; pass > 0 && i < spans.size(); ++i)
+                spans[i].start += spans[i].count, spans[i].count = 1, spans[i].tokens = &summaries[pass - 1][i].argmax;
+            summaries.emplace_back(rows);
+            decoder.step(spans, to, logits_stride, summaries[pass].data());
+            if (!drawn) break;
+            draw(decoder, draws, pass, scratch, to, logits_stride, summaries[pass]);
+            for (size_t i = 0; i < spans.size(); ++i)
+                if (std::ranges::count(stop_ids[i], summaries[pass][i].argmax)) stopped[i] = true;
+            if (!std::ranges::count(stopped, false)) break;
+        }
     }
-    Summaries result;
-    for (const Summary &each : summaries) {
-        std::get<0>(result).push_back(each.argmax);
-        std::get<1>(result).push_back(each.greatest);
-        std::get<2>(result).push_back(each.log_sum_exp);
-    }
-    return result;
+    std::vector<Summaries> results(summaries.size());
+    for (size_t pass = 0; pass < results.size(); ++pass)
+        for (const Summary &each : summaries[pass]) {
+            std::get<0>(results[pass]).push_back(each.argmax);
+            std::get<1>(results[pass]).push_back(each.greatest);
+            std::get<2>(results[pass]).push_back(each.log_sum_exp);
+        }
+    return results;
 }
 
 }  // namespace
@@ -172,7 +218,7 @@ void bind_decoder(nb::module_ &m) {
         .def("add_adapter", &Decoder::add_adapter)
         .def("remove_adapter", &Decoder::remove_adapter)
         .def_prop_ro("block_bytes", &Decoder::block_bytes)
-        .def("step", &step, "spans"_a, "logits"_a, "logits_stride"_a);
+        .def("step", &step, "spans"_a, "logits"_a, "logits_stride"_a, "draws"_a, "stop_ids"_a, "passes"_a);
 }
 
 }  // namespace tallow

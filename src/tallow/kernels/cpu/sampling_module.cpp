@@ -6,40 +6,15 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstddef>
-#include <memory>
 #include <thread>
 
-#include "ops.h"
+#include "draws.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace tallow {
 namespace {
-
-// Memory for the candidates of one row: of what is not written, the system gives nothing.
-class Scratch {
-   public:
-    explicit Scratch(int64_t size) : room_(size + kLanes), memory_(new std::byte[4 * room_ * sizeof(float)]) {}
-    Candidates candidates() { return {part<int32_t>(0), part<float>(1), part<float>(2), part<int32_t>(3), 0}; }
-
-   private:
-    template <typename T>
-    T *part(int64_t index) {
-        return reinterpret_cast<T *>(memory_.get() + index * room_ * sizeof(T));
-    }
-
-    int64_t room_;
-    std::unique_ptr<std::byte[]> memory_;
-};
-
-// temperature, top_k, top_p, min_p, typical_p, seed, token_index
-using DrawTuple = std::tuple<double, int64_t, double, double, double, uint64_t, uint32_t>;
-
-Draw draw_of(const DrawTuple &tuple) {
-    return std::apply([](auto... values) { return Draw{values...}; }, tuple);
-}
 
 // Below this many logits a thread, starting it costs more than it saves.
 constexpr int64_t kLogitsPerThread = 1 << 17;
