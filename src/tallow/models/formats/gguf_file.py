@@ -137,7 +137,7 @@ class GGUFFile:
         They are copy-on-write: a page that training writes to becomes private to the process.
         """
         try:
-            mapped = np.memmap(self.path, np.uint8, "c", offset, (rows * stored.row_bytes,))
+            mapped = np.memmap(str(self.path), np.uint8, "c", offset, (rows * stored.row_bytes,))  # a Path would be resolved
         except ValueError as error:
             raise self._cut_short(stored) from error
         return torch.from_numpy(mapped)
