@@ -245,9 +245,7 @@ def _unused_name(id: int) -> str:
 def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
     """Tokens by spelling, without those that only fill the model's embedding."""
     unused = int(TokenType.UNUSED)
-    return {
-        token: id for id, token in enumerate(tokens) if not (types[id] == unused and token == _unused_name(id))
-    }
+    return {token: id for id, token in enumerate(tokens) if not (types[id] == unused and token == _unused_name(id))}
 
 
 def _from_backend(backend: tokenizers.Tokenizer, spelling: Mapping[str, str], template: Any) -> Tokenizer:
