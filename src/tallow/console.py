@@ -6,25 +6,18 @@ Standard output belongs to results.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
-
-if TYPE_CHECKING:  # imported when the first bar is shown: much of what imports this file shows none
+if TYPE_CHECKING:  # imported when something is said or shown: most of what imports this file says nothing
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 PLAIN_LINE_SECONDS = 10.0
-
-
-class _PatientConsole(Console):
-    """Goes on in silence when whoever read it has left: nobody's reading must end the work."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
 
 
 def is_main_process() -> bool:
@@ -34,12 +27,25 @@ def is_main_process() -> bool:
 
 def stderr() -> Console:
     """A console on the present standard error (made anew, so that redirection is honoured)."""
-    return _PatientConsole(stderr=True, highlight=False, quiet=not is_main_process())
+    return _console_class()(stderr=True, highlight=False, quiet=not is_main_process())
 
 
 def say(message: str) -> None:
     """One line for the person who watches."""
     stderr().print(message, markup=False, soft_wrap=True)
+
+
+@functools.cache
+def _console_class() -> type[Console]:
+    from rich.console import Console
+
+    class PatientConsole(Console):
+        """Goes on in silence when whoever read it has left: nobody's reading must end the work."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    return PatientConsole
 
 
 class ProgressBar(Protocol):

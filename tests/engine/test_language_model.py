@@ -283,7 +283,7 @@ def test_import_is_quick_and_names_are_there() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-UNNEEDED = ("jinja2", "pyarrow", "pandas", "transformers", "rich.progress", "torch._dynamo", "sympy", "tallow.train")
+UNNEEDED = ("jinja2", "pyarrow", "pandas", "transformers", "rich", "torch._dynamo", "sympy", "tallow.train")
 GENERATE = """
 import gc, sys, tallow
 model = tallow.load(sys.argv[1])

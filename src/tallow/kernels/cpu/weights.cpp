@@ -1,6 +1,7 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -8,12 +9,6 @@
 namespace tallow {
 namespace {
 #include "numbers.h"
-
-inline uint32_t magnitude_bits(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits & 0x7fffffff;
-}
 
 struct Row {
     const Source *source;  // null: zeros
@@ -72,21 +67,34 @@ void read_codes(const Row &row, Number number, int64_t inputs, int64_t group, ui
         }
 }
 
-// As quantize_groups does it, to the bit. Magnitudes are compared as integers, which vectorizes.
+// The value of greatest magnitude, the first of several.
+inline float largest_of(const float *values, int64_t count) {
+    constexpr uint32_t kMagnitude = 0x7fffffff;
+    int32_t positive = INT32_MIN;  // as signed integers, bits of positive values are greater than others,
+    uint32_t negative = 0;         // as unsigned ones those of negative values: both maxima vectorize
+    for (int64_t i = 0; i < count; ++i) {
+        positive = std::max(positive, std::bit_cast<int32_t>(values[i]));
+        negative = std::max(negative, std::bit_cast<uint32_t>(values[i]));
+    }
+    const uint32_t bits = (negative & kMagnitude) > (positive & kMagnitude) ? negative : uint32_t(positive);
+    if ((positive ^ negative) != ~kMagnitude) return std::bit_cast<float>(bits);
+    while ((std::bit_cast<uint32_t>(*values) & kMagnitude) != (bits & kMagnitude)) ++values;
+    return *values;
+}
+
+// As quantize_groups does it, to the bit.
 TALLOW_CLONES void quantize(const float *__restrict values, Number number, int64_t inputs, int64_t group,
                             uint8_t *__restrict codes, uint16_t *__restrict scales) {
     for (int64_t g = 0; g < inputs / group; ++g, values += group, codes += group) {
-        uint32_t most_bits = 0;
-        for (int64_t i = 0; i < group; ++i) most_bits = std::max(most_bits, magnitude_bits(values[i]));
-        const float *largest = values;
-        while (magnitude_bits(*largest) != most_bits) ++largest;
-        const float scale = number == Number::int4 ? *largest / -8 : std::fabs(*largest) / 127;
+        const float largest = largest_of(values, group);
+        const float scale = number == Number::int4 ? largest / -8 : std::fabs(largest) / 127;
         const float inverse = scale == 0 ? 0 : 1 / scale;
         scales[g] = to_half(scale);
         if (number == Number::int4) {
-            for (int64_t i = 0; i < group; ++i) {
-                const float code = values[i] * inverse + 8.5f;
-                codes[i] = uint8_t(int(code < 0 ? 0 : code > 15 ? 15 : code));
+            constexpr int32_t kMost = std::bit_cast<int32_t>(15.0f);
+            for (int64_t i = 0; i < group; ++i) {  // limited as bits, which order as the floats do: that vectorizes
+                const int32_t code = std::bit_cast<int32_t>(values[i] * inverse + 8.5f);
+                codes[i] = uint8_t(int(std::bit_cast<float>(std::clamp(code, 0, kMost))));
             }
             continue;
         }

@@ -137,7 +137,8 @@ class GGUFFile:
         They are copy-on-write: a page that training writes to becomes private to the process.
         """
         try:
-            mapped = np.memmap(self.path, np.uint8, "c", offset, (rows * stored.row_bytes,))
+            # as a string: numpy would resolve a Path, which takes longer than the mapping
+            mapped = np.memmap(str(self.path), np.uint8, "c", offset, (rows * stored.row_bytes,))
         except ValueError as error:
             raise self._cut_short(stored) from error
         return torch.from_numpy(mapped)

@@ -65,7 +65,7 @@ def read_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
             return _from_backend(tokenizers.Tokenizer.from_str(whole), spelling, template)
         build = _byte_level if kind == "gpt2" else _sentencepiece
         backend, add_bos = build(metadata, _vocabulary(tokens, types), types, spelling, path)
-        for special, wanted in ((True, TokenType.CONTROL), (False, TokenType.USER_DEFINED)):
+        for special, wanted in ((True, int(TokenType.CONTROL)), (False, int(TokenType.USER_DEFINED))):
             added = [token for token, type in zip(tokens, types, strict=True) if type == wanted]
             backend.add_tokens([AddedToken(token, special=special, normalized=False) for token in added])
         add_bos = metadata.get("tokenizer.ggml.add_bos_token", add_bos)
@@ -244,11 +244,8 @@ def _unused_name(id: int) -> str:
 
 def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
     """Tokens by spelling, without those that only fill the model's embedding."""
-    return {
-        token: id
-        for id, token in enumerate(tokens)
-        if not (types[id] == TokenType.UNUSED and token == _unused_name(id))
-    }
+    unused = int(TokenType.UNUSED)
+    return {token: id for id, token in enumerate(tokens) if not (types[id] == unused and token == _unused_name(id))}
 
 
 def _from_backend(backend: tokenizers.Tokenizer, spelling: Mapping[str, str], template: Any) -> Tokenizer:
@@ -291,13 +288,13 @@ def _steps(part: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     """A list of strings; empty where there is none."""
     value = metadata.get(f"tokenizer.ggml.{key}")
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+    return value if isinstance(value, list) and set(map(type, value)) <= {str} else []
 
 
 def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
     """A list of numbers; empty where there is none."""
     value = metadata.get(f"tokenizer.ggml.{key}")
-    return value if isinstance(value, list) and all(isinstance(item, int | float) for item in value) else []
+    return value if isinstance(value, list) and set(map(type, value)) <= {bool, int, float} else []
 
 
 @contextmanager
