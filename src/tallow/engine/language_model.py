@@ -16,7 +16,17 @@ from torch import Tensor
 from tallow.engine.beam_search import BeamParams, Hypothesis
 from tallow.engine.engine import SCORING, Engine
 from tallow.engine.generation import Generation, Stream
-from tallow.engine.make_runner import DEVICES, PLACEMENTS, PRECISIONS, Device, Placement, Precision, make_runner
+from tallow.engine.make_runner import (
+    CACHE_PRECISIONS,
+    DEVICES,
+    PLACEMENTS,
+    PRECISIONS,
+    CachePrecision,
+    Device,
+    Placement,
+    Precision,
+    make_runner,
+)
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
@@ -325,6 +335,7 @@ def load(
     *,
     device: Device = "auto",
     speculate: str | Path = "off",
+    cache_precision: CachePrecision = "auto",
     cache_bytes: int | None = None,
 ) -> LanguageModel:
     """Load a model that can generate.
@@ -343,11 +354,15 @@ def load(
             guesses are made while they cost more time than they save. `ngram`: what followed the last tokens
             earlier, in the prompt or the answer. Else a draft model: the name or path of a smaller one with the same
             vocabulary; it computes with 8-bit weights if it is not stored in fewer. `off`: nobody.
+        cache_precision: What keys and values are held in: `fp32`, `bf16`, or `q8` (8 bits), of which the cache holds
+            nearly twice as many tokens as of bf16. `auto`: fp32 if the model computes in it, else bf16. A GPU has only
+            what the model computes in.
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
 
     Raises:
-        UsageError: The precision or the device is unknown, there is no GPU, the path is that of an adapter, the draft
-            model has another vocabulary, or the cache is too small for anything.
+        UsageError: A precision or the device is unknown, there is no GPU, the runner for the device has no cache in
+            this precision, the path is that of an adapter, the draft model has another vocabulary, or the cache is too
+            small for anything.
         DataError: There is no such model, or it is broken.
         CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
@@ -357,12 +372,17 @@ def load(
         raise UsageError(f"a place {weights!r} for weights is unknown", f"choose one of {', '.join(PLACEMENTS)}")
     if device not in DEVICES:
         raise UsageError(f"device {device!r} is unknown", f"choose one of {', '.join(DEVICES)}")
+    if cache_precision not in CACHE_PRECISIONS:
+        raise UsageError(
+            f"a cache in precision {cache_precision!r} is unknown", f"choose one of {', '.join(CACHE_PRECISIONS)}"
+        )
     path = resolve(name_or_path)
     with uncollected():
         stored = open_model(path)
         tokenizer = stored.load_tokenizer()
         proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
-        return LanguageModel(make_runner(stored, precision, weights, device), tokenizer, path, proposer, cache_bytes)
+        runner = make_runner(stored, precision, weights, device, cache_precision)
+        return LanguageModel(runner, tokenizer, path, proposer, cache_bytes)
 
 
 def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, device: Device) -> Proposer | None:
