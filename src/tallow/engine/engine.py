@@ -338,15 +338,20 @@ class Engine:
         """
         self._scheduler.check()
 
-    def log_probs(self, ids: Sequence[int]) -> Tensor:
+    def log_probs(self, ids: Sequence[int], *, adapter: str | None = None) -> Tensor:
         """Log-probability of each token but the first, given all before it: T - 1 values, fp32.
 
         A request as others are, which steps until it is done; so others go on, too.
 
+        Args:
+            ids: The tokens.
+            adapter: The name of a loaded adapter to compute them with.
+
         Raises:
-            UsageError: There are no ids, or they are not of this vocabulary or longer than the context.
+            UsageError: There are no ids, or they are not of this vocabulary or longer than the context; or there is no
+                such adapter.
         """
-        request = self.submit(ids, SCORING)
+        request = self.submit(ids, SCORING, adapter=adapter)
         try:
             while request.state is not RequestState.FINISHED:
                 self.step()

@@ -243,18 +243,21 @@ class LanguageModel:
         ids, params = self.encode_chat(messages), self._until_turn_end(params)
         return Stream(self.engine, self.engine.submit(ids, params, adapter=adapter))
 
-    def log_probs(self, prompt: Prompt) -> Tensor:
+    def log_probs(self, prompt: Prompt, *, adapter: str | None = None) -> Tensor:
         """Log-probability of each token of a prompt but the first, given all before it: T - 1 values, fp32.
 
         `encode_prompt` tells which tokens these are.
 
         Raises:
-            UsageError: There are no tokens, or they are not of this vocabulary, or more than the context holds.
+            UsageError: There are no tokens, or they are not of this vocabulary, or more than the context holds; or
+                there is no such adapter.
             DataError: As `generate`.
         """
-        return self.engine.log_probs(self.encode_prompt(prompt))
+        return self.engine.log_probs(self.encode_prompt(prompt), adapter=adapter)
 
-    def log_probs_batch(self, sequences: Iterable[Sequence[int]]) -> Generator[Tensor, None, None]:
+    def log_probs_batch(
+        self, sequences: Iterable[Sequence[int]], *, adapter: str | None = None
+    ) -> Generator[Tensor, None, None]:
         """As `log_probs`, of any number of sequences of token ids: in their order, some of them computed together.
 
         Raises:
@@ -264,7 +267,7 @@ class LanguageModel:
         try:
             while True:
                 ahead = itertools.islice(left, SCORED_TOGETHER - len(requests))
-                requests.extend(self.engine.submit(ids, SCORING) for ids in ahead)
+                requests.extend(self.engine.submit(ids, SCORING, adapter=adapter) for ids in ahead)
                 if not requests:
                     return
                 while requests[0].state is not RequestState.FINISHED:
