@@ -350,6 +350,7 @@ class Engine:
         Raises:
             UsageError: There are no ids, or they are not of this vocabulary or longer than the context; or there is no
                 such adapter.
+            DataError: The model's logits are not finite.
         """
         request = self.submit(ids, SCORING, adapter=adapter)
         try:
@@ -357,6 +358,8 @@ class Engine:
                 self.step()
         finally:
             self.abort(request)
+        if request.error is not None:
+            raise request.error
         return torch.tensor(request.prompt_log_probs)
 
     def check(self, ids: Sequence[int], *, room_for: int) -> None:

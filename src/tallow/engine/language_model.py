@@ -251,7 +251,7 @@ class LanguageModel:
         Raises:
             UsageError: There are no tokens, or they are not of this vocabulary, or more than the context holds; or
                 there is no such adapter.
-            DataError: As `generate`.
+            DataError: As `generate`, or the model's logits are not finite.
         """
         return self.engine.log_probs(self.encode_prompt(prompt), adapter=adapter)
 
@@ -261,7 +261,7 @@ class LanguageModel:
         """As `log_probs`, of any number of sequences of token ids: in their order, some of them computed together.
 
         Raises:
-            UsageError: As `log_probs`, when it is the sequence's turn.
+            UsageError, DataError: As `log_probs`, when it is the sequence's turn.
         """
         left, requests = iter(sequences), deque[Request]()
         try:
