@@ -63,7 +63,7 @@ def install(name: str, venvs: Path) -> Path:
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_CONSTRAINT")}
     environment |= dict(peer.build)
     _run(name, [sys.executable, "-m", "venv", "--clear", str(place)], environment)
-    compiled = ["--no-cache-dir", f"--no-binary={','.join(peer.requirements)}"] if peer.build else []
+    compiled = ["--no-cache-dir"] if peer.build else []
     _run(name, [str(python), "-m", "pip", "install", "--quiet", *compiled, *peer.requirements], environment)
     if peer.unwanted:
         _run(name, [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *peer.unwanted], environment)
