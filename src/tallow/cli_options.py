@@ -34,7 +34,7 @@ PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
 CachePrecisionOption = Annotated[
     CachePrecision,
-    typer.Option(help="What keys and values are held in; auto: bf16, or fp32 if the model computes in it."),
+    typer.Option(help="What keys and values are held in; auto: fp32 beside weights in fp32, else bf16."),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 

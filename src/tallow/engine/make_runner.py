@@ -114,7 +114,7 @@ def _refuse_another_cache(cache_precision: CachePrecision, dtype: torch.dtype) -
         computed = str(dtype).removeprefix("torch.")
         raise UsageError(
             f"what computes here in {computed} has no cache in {cache_precision}, which only the C++ decoder has",
-            "leave out --cache-precision, or take --device cpu",
+            "leave out --cache-precision, or use the C++ decoder, on a CPU",
         )
 
 
