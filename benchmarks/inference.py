@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/inference.py [--rounds N] [--threads N] [--only NAME,NAME] [--out FILE.md|FILE.json]…
 
 Every engine runs alone, in a process and a virtual environment of its own, with the same threads, prompts and lengths
-(`peers/workload.py`), and they take turns round by round. The table has medians (least–greatest), and beside each speed
+(`peers/workload.py`), and they take turns round by round. Before that, short tries choose the formats and settings with
+which llama.cpp is fastest. The table has medians (least–greatest), and beside each speed
 its share of the machine's limit, measured in the same rounds. Environments and models are made once, in --cache: that
 needs the network, a C++ compiler for llama.cpp, and some 5 GB. A peer that cannot be installed or does not run has the
 reason in its row. vLLM compiles the model in its first round and finds it compiled in the next ones; it wants tcmalloc
@@ -13,13 +14,13 @@ reason in its row. vLLM compiles the model in its first round and finds it compi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from peers.install import PEERS, install, preloaded
@@ -30,16 +31,16 @@ from tallow.console import say
 from tallow.errors import DataError, TallowError
 from tallow.files import write_json, write_text
 from tallow.kernels import matmul_peak, read_bandwidth
-from tallow.models.formats import Precision, load_model
+from tallow.models.formats import load_model
 from tallow.models.formats.convert import convert
 from tallow.models.store import pull, store_directory
 
 MODEL = "smollm2-135m"
 CONFIGURATIONS = [
     ("tallow", "q4"),
-    ("llama.cpp", "q4_0"),
+    ("llama.cpp", "q4"),
     ("tallow", "q8"),
-    ("llama.cpp", "q8_0"),
+    ("llama.cpp", "q8"),
     ("tallow", "bf16"),
     ("llama.cpp", "bf16"),
     ("vllm", "bf16"),
@@ -47,6 +48,10 @@ CONFIGURATIONS = [
     ("tallow", "fp32"),
 ]
 """Engine and precision, in the order of a round: what is compared runs close together."""
+
+FORMATS = {"q4": ("q4_0", "q4_1", "iq4_nl", "q4_k_m"), "q8": ("q8_0",), "bf16": ("bf16",)}
+SETTINGS = ("flash attention", "no flash attention")
+"""llama.cpp's, of which the fastest are taken."""
 
 RUN_S = 900
 """Patience with one process."""
@@ -91,62 +96,132 @@ def compare(engines: list[str], rounds: int, threads: int, cache: Path) -> Resul
             pythons[peer] = install(peer, venvs)
         except DataError as error:
             results.missing[peer] = f"{error.message} ({error.hint})"
+    launches = {
+        f"{engine} {precision}": Launch(engine, pythons[engine], hub, precision, threads, venvs)
+        for engine, precision in CONFIGURATIONS
+        if engine in engines and engine in pythons
+    }
+    for name, launch in launches.items():
+        if launch.engine == "llama.cpp":
+            try:
+                results.tried[name], launches[name] = fastest(name, launch, models)
+            except DataError as error:
+                results.missing[name] = error.message
     for number in range(rounds):
         results.machine.append(measure_machine())
-        for engine, precision in CONFIGURATIONS:
-            name = f"{engine} {precision}"
-            if engine not in engines or engine not in pythons or name in results.missing:
+        for name, launch in launches.items():
+            if name in results.missing:
                 continue
             say(f"round {number + 1} of {rounds}: {name}")
-            model = make_model(models / f"{MODEL}-{precision}.gguf") if engine == "llama.cpp" else hub
             try:
-                figures = run(engine, precision, pythons[engine], model, threads, venvs)
-                results.figures.setdefault(name, []).append(figures)
+                results.figures.setdefault(name, []).append(Figures(**json.loads(launch.measure())))
             except DataError as error:
                 results.missing[name] = error.message
                 results.figures.pop(name, None)
     return results
 
 
-def run(engine: str, precision: str, python: Path, model: Path, threads: int, venvs: Path) -> Figures:
+@dataclass(frozen=True)
+class Launch:
     """One engine through the workload, in a process of its own.
 
-    Raises:
-        DataError: It has failed, or taken too long.
+    Args:
+        engine: Its name.
+        python: That of its virtual environment.
+        model: A directory or a file.
+        precision: Or the format of the file.
+        threads: Threads that compute.
+        venvs: Where the peers' virtual environments are.
+        setting: One of the engine's own.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    environment |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    if engine != "tallow":
-        environment.pop("PYTHONPATH", None)
-        environment["LD_PRELOAD"] = preloaded(engine, venvs)
-    script = Path(__file__).resolve().parent / "peers" / f"run_{engine.replace('.', '_')}.py"
-    command = [str(python), str(script), str(model), precision, str(threads)]
-    try:
-        # not from here: an engine's own `python -m …` would import what lies beside this file
-        done = subprocess.run(
-            command, cwd=model.parent, env=environment, capture_output=True, text=True, errors="replace", timeout=RUN_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DataError(f"did not end in {RUN_S} s") from error
-    if done.returncode:
-        log = venvs / f"{engine}.failed.txt"
-        write_text(log, done.stderr)
-        raise DataError(f"failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]} (all of it: {log})")
-    return Figures(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+    engine: str
+    python: Path
+    model: Path
+    precision: str
+    threads: int
+    venvs: Path
+    setting: str = ""
+
+    def measure(self, *options: str) -> str:
+        """The last line that it prints.
+
+        Raises:
+            DataError: It has failed, or taken too long.
+        """
+        arguments = (str(self.model), self.precision, str(self.threads), "--setting", self.setting)
+        return self.run(f"run_{self.engine.replace('.', '_')}.py", *arguments, *options).strip().splitlines()[-1]
+
+    def run(self, script: str, *arguments: str) -> str:
+        """What a script in `peers/` prints. Raises: DataError: It has failed, or taken too long."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+        environment |= {"OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        if self.engine != "tallow":
+            environment.pop("PYTHONPATH", None)
+            environment["LD_PRELOAD"] = preloaded(self.engine, self.venvs)
+        command = [str(self.python), str(Path(__file__).resolve().parent / "peers" / script), *arguments]
+        try:
+            # not from here: an engine's own `python -m …` would import what lies beside this file
+            done = subprocess.run(
+                command,
+                cwd=self.model.parent,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=RUN_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DataError(f"did not end in {RUN_S} s") from error
+        if done.returncode:
+            log = self.venvs / f"{self.engine}.failed.txt"
+            write_text(log, done.stderr)
+            last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+            raise DataError(f"failed: {last} (all of it: {log})")
+        return done.stdout
+
+
+def fastest(name: str, launch: Launch, models: Path) -> tuple[dict[str, float], Launch]:
+    """What llama.cpp's formats of this precision took with each setting, in seconds; how it is launched at its best.
+
+    Raises:
+        DataError: All have failed.
+    """
+    seconds: dict[Launch, float] = {}
+    for form, setting in itertools.product(FORMATS[launch.precision], SETTINGS):
+        say(f"{name}: trying {form}, {setting}")
+        try:
+            tried = replace(launch, model=make_gguf(launch, models, form), precision=form, setting=setting)
+            seconds[tried] = float(tried.measure("--try"))
+        except DataError as error:
+            say(f"{name}: {form}, {setting} {error.message}")
+    if not seconds:
+        raise DataError(f"failed in {', '.join(FORMATS[launch.precision])}")
+    best = min(seconds, key=lambda tried: seconds[tried])
+    return {f"{tried.precision.upper()}, {tried.setting}": value for tried, value in seconds.items()}, best
+
+
+def make_gguf(launch: Launch, models: Path, form: str) -> Path:
+    """SmolLM2-135M in a format of llama.cpp's, by its own quantizer; made once.
+
+    Raises:
+        DataError: It cannot be made.
+    """
+    source, target = make_model(models / f"{MODEL}-bf16.gguf"), models / f"{MODEL}-{form}.gguf"
+    if not target.exists():
+        launch.run("quantize_llama_cpp.py", str(source), str(target), form)
+    return target
 
 
 def make_model(path: Path) -> Path:
-    """SmolLM2-135M as a directory in bf16, or as a GGUF file in the precision that its name ends with; made once.
+    """SmolLM2-135M in bf16, as a directory or as a GGUF file; made once.
 
     Raises:
         DataError: It is not in the local store, and cannot be brought.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".gguf":
-            convert(pull(MODEL), "gguf", path, cast(Precision, path.stem.removeprefix(f"{MODEL}-")))
-        else:
-            convert(pull(MODEL), "safetensors", path, "bf16")
+        convert(pull(MODEL), "gguf" if path.suffix == ".gguf" else "safetensors", path, "bf16")
     return path
 
 

@@ -14,7 +14,7 @@ def results() -> Results:
     ours = [replace(FIGURES, decode=decode) for decode in (300.0, 100.0, 500.0)]
     q4_0 = [replace(FIGURES, decode=decode) for decode in (100.0, 50.0, 200.0)]
     bf16 = [replace(FIGURES, decode=decode) for decode in (150.0, 20.0, 100.0)]
-    figures = {"tallow q4": ours, "llama.cpp q4_0": q4_0, "llama.cpp bf16": bf16, "tallow fp32": [FIGURES]}
+    figures = {"tallow q4": ours, "llama.cpp q4": q4_0, "llama.cpp bf16": bf16, "tallow fp32": [FIGURES]}
     return Results(MACHINE, figures, {"vllm": "it cannot be installed"}, prefill_flops=2e8)
 
 
@@ -35,6 +35,15 @@ def test_the_table_has_medians_spreads_and_what_is_missing() -> None:
     assert "| vllm | it cannot be installed |" in text
     assert "| decode, 4 bit ÷ llama.cpp's best | 2.00 | 2.00–2.50 |" in text
     assert "vLLM" not in text.partition("| ratio |")[2]
+
+
+def test_the_table_has_what_was_tried_the_fastest_first() -> None:
+    tried = {"llama.cpp q4": {"Q4_0, no flash attention": 1.5, "Q4_0, flash attention": 1.25}}
+    rows = markdown(replace(results(), tried=tried)).partition("| tried before the rounds |")[2].splitlines()
+    assert rows[2:] == [
+        "| llama.cpp q4 | Q4_0, flash attention | 1.25 |",
+        "| llama.cpp q4 | Q4_0, no flash attention | 1.50 |",
+    ]
 
 
 def test_a_table_without_rows_is_left_out() -> None:

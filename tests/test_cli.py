@@ -69,6 +69,7 @@ BROKEN = [
     (["generate", "m", "--prompt", "x", "--beams", "100"], 2, "num_beams is 100"),
     (["generate", "m", "--prompt", "x", "--threads", "0"], 2, "--threads 0"),
     (["bench", "infer", "m", "--batch", "many"], 2, "'--batch'"),
+    (["bench", "infer", "m", "--cache-precision", "q4"], 2, "'--cache-precision'"),
 ]
 
 
@@ -238,12 +239,13 @@ def test_every_option_reaches_the_engine(
 ) -> None:
     options = [part for name, value in SAMPLING.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     settings = [part for name, value in OTHER_SAMPLING.items() for part in ("--set", f"{name}={_yaml(value)}")]
-    loading = ["--precision", "q8", "--weights", "memory", "--device", "cpu", "--cache-bytes", "1000"]
-    more = ["--stop", "###", "--stop", "!", "--adapter", "folder", "--speculate", "ngram"]
+    loading = ["--precision", "q8", "--weights", "memory", "--device", "cpu", "--cache-precision", "q8"]
+    more = ["--stop", "###", "--stop", "!", "--adapter", "folder", "--speculate", "ngram", "--cache-bytes", "1000"]
     assert run_tallow(monkeypatch, *command, *options, *settings, *loading, *more) == 0
     params = SamplingParams(**SAMPLING, **OTHER_SAMPLING, stop=("###", "!"))
     assert fake.asked == [(prompt, params, 1, None, "folder")]
-    assert fake.loaded == ("m", "q8", "memory", {"device": "cpu", "speculate": "ngram", "cache_bytes": 1000})
+    elsewhere = {"device": "cpu", "speculate": "ngram", "cache_precision": "q8", "cache_bytes": 1000}
+    assert fake.loaded == ("m", "q8", "memory", elsewhere)
     assert fake.adapters == {"folder": Path("folder")}
     reached = {*SAMPLING, *OTHER_SAMPLING, "stop", "structure"}
     assert reached == {field.name for field in fields(SamplingParams)}

@@ -23,7 +23,8 @@ class Peer:
     Args:
         requirements: What pip installs.
         unwanted: What comes along and is removed again.
-        build: Environment variables for what pip compiles.
+        build: Environment variables for what pip compiles; nothing that was compiled before is taken then, as pip does
+            not know with which it was.
         preload: Libraries that its documentation wants in LD_PRELOAD: below its virtual environment, or the system's.
     """
 
@@ -62,7 +63,8 @@ def install(name: str, venvs: Path) -> Path:
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_CONSTRAINT")}
     environment |= dict(peer.build)
     _run(name, [sys.executable, "-m", "venv", "--clear", str(place)], environment)
-    _run(name, [str(python), "-m", "pip", "install", "--quiet", *peer.requirements], environment)
+    compiled = ["--no-cache-dir"] if peer.build else []
+    _run(name, [str(python), "-m", "pip", "install", "--quiet", *compiled, *peer.requirements], environment)
     if peer.unwanted:
         _run(name, [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *peer.unwanted], environment)
     write_text(mark, wanted)

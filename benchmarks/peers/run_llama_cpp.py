@@ -8,16 +8,21 @@ import time
 from typing import Any
 
 import numpy as np
-from workload import Prompts, measure, read_options
+from workload import Prompts, measure, measure_try, read_options
 
 BATCH, MICRO_BATCH = 2048, 512
+"""Its defaults; smaller and larger micro-batches are not faster."""
+
+FLASH_ATTENTION = {"flash attention": 1, "no flash attention": 0}
+"""Settings to choose from, as enum llama_flash_attn_type has them."""
+
 llama: Any = importlib.import_module("llama_cpp")  # installed in its own virtual environment only
 
 
 def main() -> None:
     options = read_options()
     model = llama.llama_model_load_from_file(str(options.model).encode(), llama.llama_model_default_params())
-    runner = Runner(model, options.threads)
+    runner = Runner(model, options.threads, FLASH_ATTENTION[options.setting])
 
     def generate(prompts: Prompts, new_tokens: int) -> tuple[float, float]:
         runner.prepare(len(prompts), len(prompts[0]) + new_tokens)
@@ -28,14 +33,18 @@ def main() -> None:
             tokens_B = runner.decode(tokens_B, position)
         return first_s, time.perf_counter() - start
 
-    measure(f"llama.cpp (llama-cpp-python {llama.__version__})", generate, llama.llama_model_size(model))
+    if options.is_try:
+        measure_try(generate)
+        return
+    engine = f"llama.cpp (llama-cpp-python {llama.__version__}), {options.precision.upper()}, {options.setting}"
+    measure(engine, generate, llama.llama_model_size(model))
 
 
 class Runner:
     """Greedy generation of several streams of one length."""
 
-    def __init__(self, model: Any, threads: int) -> None:
-        self._model, self._threads = model, threads
+    def __init__(self, model: Any, threads: int, flash_attention: int) -> None:
+        self._model, self._threads, self._flash_attention = model, threads, flash_attention
         self._vocab_size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         self._context: Any = None
         self._shape = (0, 0)
@@ -49,6 +58,7 @@ class Runner:
             params = llama.llama_context_default_params()
             params.n_ctx, params.n_seq_max = streams * -(-length // 256) * 256, streams
             params.n_batch, params.n_ubatch = BATCH, MICRO_BATCH
+            params.flash_attn_type = self._flash_attention
             params.n_threads = params.n_threads_batch = self._threads
             self._context = llama.llama_init_from_model(self._model, params)
             self._batch = llama.llama_batch_init(BATCH, 0, 1)

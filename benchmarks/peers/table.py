@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .workload import Figures
 
@@ -27,12 +27,14 @@ class Results:
         figures: By configuration (such as `tallow q4`), one a round.
         missing: Configurations that gave none, and why.
         prefill_flops: Of one token of a prompt, in products with weights.
+        tried: By configuration, what each of its settings took in a short measurement, in seconds.
     """
 
     machine: list[Machine]
     figures: dict[str, list[Figures]]
     missing: dict[str, str]
     prefill_flops: float
+    tried: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 COLUMNS: dict[str, tuple[Callable[[Figures], float], str]] = {
@@ -46,11 +48,11 @@ COLUMNS: dict[str, tuple[Callable[[Figures], float], str]] = {
     "weights, MB": (lambda figures: figures.weight_mb, ",.0f"),
 }
 
-LLAMA_CPP = ("llama.cpp q4_0", "llama.cpp q8_0", "llama.cpp bf16")
+LLAMA_CPP = ("llama.cpp q4", "llama.cpp q8", "llama.cpp bf16")
 VLLM = ("vllm bf16",)
 RATIOS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "decode, 4 bit ÷ llama.cpp's best": ("decode, 1 stream", "tallow q4", LLAMA_CPP),
-    "decode, 8 bit ÷ llama.cpp Q8_0": ("decode, 1 stream", "tallow q8", ("llama.cpp q8_0",)),
+    "decode, 8 bit ÷ llama.cpp Q8_0": ("decode, 1 stream", "tallow q8", ("llama.cpp q8",)),
     "decode, bf16 ÷ llama.cpp BF16": ("decode, 1 stream", "tallow bf16", ("llama.cpp bf16",)),
     "prefill, 4 bit ÷ vLLM": ("prefill, 512", "tallow q4", VLLM),
     "prefill, bf16 ÷ vLLM": ("prefill, 512", "tallow bf16", VLLM),
@@ -79,6 +81,11 @@ def markdown(results: Results) -> str:
         [name, f"{statistics.median(values):.2f}", f"{min(values):.2f}–{max(values):.2f}"]
         for name, values in ratios(results).items()
     ]
+    tried = [
+        [name, setting, f"{seconds:.2f}"]
+        for name, settings in results.tried.items()
+        for setting, seconds in sorted(settings.items(), key=lambda item: item[1])
+    ]
     lines = [
         f"Memory is read at {_spread(memory, '.1f')} GB/s.",
         f"A matrix product reaches {bf16} GFLOP/s in bf16, {fp32} in fp32.",
@@ -87,6 +94,7 @@ def markdown(results: Results) -> str:
             ["share of the machine's limit", "prefill, of the matrix product", "decode, of the bandwidth"], of_limit
         ),
         *_table(["ratio", "median", "least–greatest"], compared),
+        *_table(["tried before the rounds", "setting", "512 in, 64 out, s"], tried),
     ]
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ import torch
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import load
-from tallow.engine.make_runner import Device, Precision
+from tallow.engine.make_runner import CachePrecision, Device, Precision
 from tallow.engine.request import RequestState, SamplingParams
 from tallow.errors import UsageError
 from tallow.kernels import matmul_peak, read_bandwidth
@@ -34,6 +34,7 @@ def infer(
     prompt_tokens: int = 512,
     new_tokens: int = 64,
     device: Device = "auto",
+    cache_precision: CachePrecision = "auto",
     *,
     torch_imported: Moment | None = None,
 ) -> dict[str, Any]:
@@ -51,11 +52,11 @@ def infer(
         takes.
 
     Raises:
-        UsageError: A number is not positive, or the sequences do not fit into the model's context.
+        UsageError: A number is not positive, the sequences do not fit into the model's context, or `load` refuses.
     """
     if min(batch, prompt_tokens) < 1 or new_tokens < 2:
         raise UsageError("batch and prompt tokens must be at least 1, new tokens at least 2", "raise them")
-    loaded = load(name, precision, device=device)
+    loaded = load(name, precision, device=device, cache_precision=cache_precision)
     exempt_from_collection()
     loaded.generate([0], SamplingParams(max_new_tokens=1))
     ready_s = Moment.now().age_s

@@ -18,6 +18,7 @@ from rich.table import Table
 import tallow
 from tallow.cli_options import (
     AnswerOptions,
+    CachePrecisionOption,
     DeviceOption,
     FormOptions,
     ModelOptions,
@@ -270,6 +271,7 @@ def bench_infer(
     model: Model,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
+    cache_precision: CachePrecisionOption = "auto",
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate for each.")] = 64,
@@ -284,7 +286,9 @@ def bench_infer(
         from tallow.bench import infer
 
     set_threads(threads)
-    result = infer(model, precision, batch, prompt_tokens, new_tokens, device, torch_imported=torch_imported)
+    result = infer(
+        model, precision, batch, prompt_tokens, new_tokens, device, cache_precision, torch_imported=torch_imported
+    )
     _print_result(result, as_json)
 
 

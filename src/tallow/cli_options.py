@@ -28,9 +28,14 @@ MAX_THREADS = 1024
 Placement = Literal["auto", "memory", "mapped"]
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 Device = Literal["auto", "cpu", "cuda"]
+CachePrecision = Literal["auto", "fp32", "bf16", "q8"]
 
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
+CachePrecisionOption = Annotated[
+    CachePrecision,
+    typer.Option(help="What keys and values are held in; auto: fp32 beside weights in fp32, else bf16."),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 
 
@@ -49,6 +54,7 @@ class ModelOptions:
     speculate: Annotated[
         str, typer.Option(metavar="off|ngram|MODEL", help="Who guesses next tokens; MODEL: a smaller one, as draft.")
     ] = "off"
+    cache_precision: CachePrecisionOption = "auto"
     cache_bytes: Annotated[
         int | None, typer.Option(help="Memory for keys and values \\[default: an eighth of the machine's, at most].")
     ] = None
@@ -63,6 +69,7 @@ class ModelOptions:
             self.weights,
             device=self.device,
             speculate=self.speculate,
+            cache_precision=self.cache_precision,
             cache_bytes=self.cache_bytes,
         )
         exempt_from_collection()

@@ -364,6 +364,15 @@ def test_a_language_model_with_adapters(model: Decoder, tokenizer: Tokenizer, fo
     changed = lm.generate("abc", GREEDY, adapter="mine")
     assert changed.ids != lm.generate("abc", GREEDY).ids
     assert lm.stream("abc", GREEDY, adapter="mine").result().ids == changed.ids
+    merged_lm = LanguageModel(
+        TorchRunner(merged(model, read_adapter(folders["one"], model.config))), tokenizer, Path("tiny")
+    )
+    expected_T = merged_lm.log_probs("abcabc")
+    assert (expected_T - lm.log_probs("abcabc")).abs().max() > 0.1
+    torch.testing.assert_close(lm.log_probs("abcabc", adapter="mine"), expected_T, atol=5e-5, rtol=1e-5)
+    ids = lm.encode_prompt("abcabc")
+    for scored_T in lm.log_probs_batch([ids, ids], adapter="mine"):
+        torch.testing.assert_close(scored_T, expected_T, atol=5e-5, rtol=1e-5)
     question = [{"role": "user", "content": "hi"}]
     assert lm.chat(question, GREEDY, adapter="mine").ids != lm.chat(question, GREEDY).ids
     lm.unload_adapter("mine")

@@ -414,6 +414,27 @@ def test_logits_that_are_not_finite_end_their_request_alone(broken: float) -> No
     assert healthy.ids == expected
 
 
+@pytest.mark.parametrize(("budget", "place"), [(2, 3), (1000, 1)])  # torch multiplies what is masked by 0
+def test_a_prompt_whose_logits_are_not_finite_is_not_scored(budget: int, place: int) -> None:
+    model = make_model(tiny(tied_embeddings=False))
+    with torch.no_grad():
+        model.embed.weight[200] = float("inf")
+    engine = Engine(TorchRunner(model), None, max_tokens_per_step=budget)
+    params, message = replace(GREEDY, temperature=1.0, prompt_log_probs=True), f"after token {place} are not finite"
+    requests = engine.submit_many([5, 9, 200, 7, 8], params, 3)
+    engine.abort(requests[1])
+    ended = [request for _ in range(10) for request in engine.step()]
+    assert ended == [requests[0], requests[2]]
+    for request in ended:
+        assert isinstance(request.error, DataError)
+        assert request.error.message == f"the model's logits {message}"
+    assert engine.state.running == engine.state.waiting == 0
+    engine.check_blocks()
+    with pytest.raises(DataError, match=message):
+        engine.log_probs([5, 9, 200, 7, 8])
+    assert engine.log_probs([5, 9, 7, 8]).isfinite().all()
+
+
 @pytest.mark.parametrize("budget", [1, 4, 1000])
 def test_log_probs_equal_the_model_without_a_cache(any_model: Decoder, budget: int) -> None:
     ids = [(7 * index) % any_model.config.vocab_size for index in range(30)]

@@ -18,6 +18,7 @@ from tallow.engine.language_model import LanguageModel, load
 from tallow.engine.request import SamplingParams
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
+from tallow.kernels import cpu
 from tallow.models.decoder import Decoder
 from tallow.models.formats import save_model
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -260,6 +261,18 @@ def test_a_cache_as_large_as_asked_for(directory: Path) -> None:
         load(directory, cache_bytes=block_bytes - 1)
 
 
+@pytest.mark.skipif(cpu.native() is None, reason="the C++ kernels are not built")
+def test_a_cache_of_8_bits(directory: Path) -> None:
+    wide, narrow = load(directory, "bf16"), load(directory, "bf16", cache_precision="q8")
+    assert narrow.engine.runner.block_bytes < 0.7 * wide.engine.runner.block_bytes
+    answer = narrow.generate("abc", PARAMS)
+    assert len(answer.ids) == 20
+    ids = [*answer.prompt_ids, *answer.ids]
+    scored_T = narrow.log_probs(ids)
+    torch.testing.assert_close(scored_T[2:], torch.tensor(answer.log_probs), atol=1e-5, rtol=0)
+    assert 0 < (scored_T - wide.log_probs(ids)).abs().mean() < 0.05
+
+
 def test_load_says_what_is_wrong(directory: Path, tmp_path: Path) -> None:
     unknown: Any = "q5"
     other = make_tokenizer()
@@ -271,6 +284,8 @@ def test_load_says_what_is_wrong(directory: Path, tmp_path: Path) -> None:
         load(directory, speculate="no-such-draft")
     with pytest.raises(UsageError, match="'q5'"):
         load(directory, unknown)
+    with pytest.raises(UsageError, match="cache in precision 'q5'"):
+        load(directory, cache_precision=unknown)
     with pytest.raises(DataError, match="no-such-model"):
         load("no-such-model")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import tallow
 from tallow.engine import make_runner as making
 from tallow.engine.engine import Engine
-from tallow.engine.make_runner import BITS, PRECISIONS, Precision, make_runner
+from tallow.engine.make_runner import BITS, CACHE_PRECISIONS, PRECISIONS, CachePrecision, Precision, make_runner
 from tallow.engine.native_runner import NativeRunner
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
@@ -119,6 +119,33 @@ def test_auto_precision(model: Decoder, native_bf16: bool, monkeypatch: pytest.M
         runner = reference(copy.deepcopy(model).to(stored), "auto")
         assert {parameter.dtype for parameter in runner.model.parameters()} == {dtype}
         log_probs(runner)
+
+
+@needs_native
+def test_the_cache_is_what_was_asked_for(model: Decoder) -> None:
+    runners = {cache: make_runner(copy.deepcopy(model), "fp32", cache_precision=cache) for cache in CACHE_PRECISIONS}
+    assert runners["q8"].precision == "float32 weights, int8 cache"
+    sizes = {cache: runner.block_bytes for cache, runner in runners.items()}
+    assert sizes["auto"] == sizes["fp32"] == 2 * sizes["bf16"]
+    assert sizes["q8"] < 0.7 * sizes["bf16"]  # heads are so small here that scales take a lot
+    scores = {cache: log_probs(runner) for cache, runner in runners.items()}
+    assert 0 < (scores["bf16"] - scores["fp32"]).abs().mean() < 0.01
+    assert 0 < (scores["q8"] - scores["fp32"]).abs().mean() < 0.03
+    assert make_runner(copy.deepcopy(model), "bf16").block_bytes == sizes["bf16"]
+
+
+@pytest.mark.parametrize(("precision", "held"), [("fp32", "fp32"), ("bf16", "bf16"), ("q8", "fp32")])
+def test_the_reference_has_only_the_cache_that_it_computes(
+    model: Decoder, precision: Precision, held: CachePrecision
+) -> None:
+    usual = reference(copy.deepcopy(model), precision).block_bytes
+    for cache in CACHE_PRECISIONS:
+        with using("reference"):
+            if cache in ("auto", held):
+                assert make_runner(copy.deepcopy(model), precision, cache_precision=cache).block_bytes == usual
+            else:
+                with pytest.raises(UsageError, match=f"has no cache in {cache}"):
+                    make_runner(copy.deepcopy(model), precision, cache_precision=cache)
 
 
 @needs_native

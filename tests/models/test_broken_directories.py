@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tests.models.tiny import CONFIG
 
 from tallow.errors import DataError
 from tallow.models.config import DecoderConfig
@@ -21,16 +22,6 @@ from tallow.models.decoder import Decoder, initialize
 from tallow.models.formats import tensor_files
 from tallow.models.formats.hub import load_directory, save_directory
 
-CONFIG = DecoderConfig(
-    vocab_size=31,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=24,
-    max_positions=32,
-)
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUGE = 10**12

@@ -42,6 +42,7 @@ def test_divergence_from_fp32(smollm2_gguf: Path, shared_data: Callable[..., Pat
     rounded = quantize_modules(load_model(smollm2_gguf, dtype=torch.float32), 4, 32)
     runners = {
         "quantizer of 4 bits": make_runner(dequantize_modules(rounded, torch.float32), "fp32"),
+        "cache of 8 bits": make_runner(stored, "fp32", cache_precision="q8"),
         **{precision: make_runner(stored, precision) for precision in ("fp32", "bf16", "q8", "q4")},
     }
     for runner in runners.values():
@@ -49,13 +50,15 @@ def test_divergence_from_fp32(smollm2_gguf: Path, shared_data: Callable[..., Pat
     text = read_text(shared_data("wikitext2", "wiki.valid.raw"))[0]
     ids = stored.load_tokenizer().encode(text[:8000])[: 2 * WINDOW]
     assert len(ids) == 2 * WINDOW
-    compared = {"bf16": "fp32", "q8": "fp32", "quantizer of 4 bits": "fp32", "q4": "quantizer of 4 bits"}
+    compared = dict.fromkeys(("bf16", "cache of 8 bits", "q8", "quantizer of 4 bits"), "fp32")
+    compared["q4"] = "quantizer of 4 bits"
     means = dict.fromkeys(compared, 0.0)
     for start in (0, WINDOW):
         found = {name: log_probs(runner, ids[start : start + WINDOW]) for name, runner in runners.items()}
         for name, true in compared.items():
             means[name] += divergence(found[true], found[name]) / 2
     assert means["bf16"] < 0.0005
+    assert 0.0005 < means["cache of 8 bits"] < 0.002  # 0.0011; of bf16's cache alone 0.00005
     assert means["q8"] < 0.005
     assert means["q4"] < 0.005
     assert 0.25 < means["quantizer of 4 bits"] < 0.34  # a grid of 16 values on another: see the lab book

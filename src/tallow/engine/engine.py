@@ -342,20 +342,28 @@ class Engine:
         """
         self._scheduler.check()
 
-    def log_probs(self, ids: Sequence[int]) -> Tensor:
+    def log_probs(self, ids: Sequence[int], *, adapter: str | None = None) -> Tensor:
         """Log-probability of each token but the first, given all before it: T - 1 values, fp32.
 
         A request as others are, which steps until it is done; so others go on, too.
 
+        Args:
+            ids: The tokens.
+            adapter: The name of a loaded adapter to compute them with.
+
         Raises:
-            UsageError: There are no ids, or they are not of this vocabulary or longer than the context.
+            UsageError: There are no ids, or they are not of this vocabulary or longer than the context; or there is no
+                such adapter.
+            DataError: The model's logits are not finite.
         """
-        request = self.submit(ids, SCORING)
+        request = self.submit(ids, SCORING, adapter=adapter)
         try:
             while request.state is not RequestState.FINISHED:
                 self.step()
         finally:
             self.abort(request)
+        if request.error is not None:
+            raise request.error
         return torch.tensor(request.prompt_log_probs)
 
     def check(self, ids: Sequence[int], *, room_for: int) -> None:

@@ -16,7 +16,17 @@ from torch import Tensor
 from tallow.engine.beam_search import BeamParams, Hypothesis
 from tallow.engine.engine import SCORING, Engine
 from tallow.engine.generation import Generation, Stream
-from tallow.engine.make_runner import DEVICES, PLACEMENTS, PRECISIONS, Device, Placement, Precision, make_runner
+from tallow.engine.make_runner import (
+    CACHE_PRECISIONS,
+    DEVICES,
+    PLACEMENTS,
+    PRECISIONS,
+    CachePrecision,
+    Device,
+    Placement,
+    Precision,
+    make_runner,
+)
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
@@ -233,28 +243,31 @@ class LanguageModel:
         ids, params = self.encode_chat(messages), self._until_turn_end(params)
         return Stream(self.engine, self.engine.submit(ids, params, adapter=adapter))
 
-    def log_probs(self, prompt: Prompt) -> Tensor:
+    def log_probs(self, prompt: Prompt, *, adapter: str | None = None) -> Tensor:
         """Log-probability of each token of a prompt but the first, given all before it: T - 1 values, fp32.
 
         `encode_prompt` tells which tokens these are.
 
         Raises:
-            UsageError: There are no tokens, or they are not of this vocabulary, or more than the context holds.
-            DataError: As `generate`.
+            UsageError: There are no tokens, or they are not of this vocabulary, or more than the context holds; or
+                there is no such adapter.
+            DataError: As `generate`, or the model's logits are not finite.
         """
-        return self.engine.log_probs(self.encode_prompt(prompt))
+        return self.engine.log_probs(self.encode_prompt(prompt), adapter=adapter)
 
-    def log_probs_batch(self, sequences: Iterable[Sequence[int]]) -> Generator[Tensor, None, None]:
+    def log_probs_batch(
+        self, sequences: Iterable[Sequence[int]], *, adapter: str | None = None
+    ) -> Generator[Tensor, None, None]:
         """As `log_probs`, of any number of sequences of token ids: in their order, some of them computed together.
 
         Raises:
-            UsageError: As `log_probs`, when it is the sequence's turn.
+            UsageError, DataError: As `log_probs`, when it is the sequence's turn.
         """
         left, requests = iter(sequences), deque[Request]()
         try:
             while True:
                 ahead = itertools.islice(left, SCORED_TOGETHER - len(requests))
-                requests.extend(self.engine.submit(ids, SCORING) for ids in ahead)
+                requests.extend(self.engine.submit(ids, SCORING, adapter=adapter) for ids in ahead)
                 if not requests:
                     return
                 while requests[0].state is not RequestState.FINISHED:
@@ -325,6 +338,7 @@ def load(
     *,
     device: Device = "auto",
     speculate: str | Path = "off",
+    cache_precision: CachePrecision = "auto",
     cache_bytes: int | None = None,
 ) -> LanguageModel:
     """Load a model that can generate.
@@ -343,11 +357,15 @@ def load(
             guesses are made while they cost more time than they save. `ngram`: what followed the last tokens
             earlier, in the prompt or the answer. Else a draft model: the name or path of a smaller one with the same
             vocabulary; it computes with 8-bit weights if it is not stored in fewer. `off`: nobody.
+        cache_precision: What keys and values are held in: `fp32`, `bf16`, or `q8` (8 bits), of which the cache holds
+            nearly twice as many tokens as of bf16. `auto`: fp32 beside weights in fp32, else bf16. A GPU has only
+            what the model computes in.
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
 
     Raises:
-        UsageError: The precision or the device is unknown, there is no GPU, the path is that of an adapter, the draft
-            model has another vocabulary, or the cache is too small for anything.
+        UsageError: A precision or the device is unknown, there is no GPU, the runner for the device has no cache in
+            this precision, the path is that of an adapter, the draft model has another vocabulary, or the cache is too
+            small for anything.
         DataError: There is no such model, or it is broken.
         CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
@@ -357,12 +375,17 @@ def load(
         raise UsageError(f"a place {weights!r} for weights is unknown", f"choose one of {', '.join(PLACEMENTS)}")
     if device not in DEVICES:
         raise UsageError(f"device {device!r} is unknown", f"choose one of {', '.join(DEVICES)}")
+    if cache_precision not in CACHE_PRECISIONS:
+        raise UsageError(
+            f"a cache in precision {cache_precision!r} is unknown", f"choose one of {', '.join(CACHE_PRECISIONS)}"
+        )
     path = resolve(name_or_path)
     with uncollected():
         stored = open_model(path)
         tokenizer = stored.load_tokenizer()
         proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
-        return LanguageModel(make_runner(stored, precision, weights, device), tokenizer, path, proposer, cache_bytes)
+        runner = make_runner(stored, precision, weights, device, cache_precision)
+        return LanguageModel(runner, tokenizer, path, proposer, cache_bytes)
 
 
 def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, device: Device) -> Proposer | None:

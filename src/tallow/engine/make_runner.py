@@ -21,10 +21,13 @@ from tallow.models.stored import LoadedModel, StoredModel
 
 Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
 PRECISIONS = ("auto", "fp32", "bf16", "q8", "q4")
+CachePrecision = Literal["auto", "fp32", "bf16", "q8"]
+CACHE_PRECISIONS = ("auto", "fp32", "bf16", "q8")
 Placement = Literal["auto", "memory", "mapped"]
 PLACEMENTS = ("auto", "memory", "mapped")
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES = ("auto", "cpu", "cuda")
+CACHE_NUMBERS: dict[str, CacheNumber] = {"fp32": "float32", "bf16": "bfloat16", "q8": "int8"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BITS: dict[str, Literal[4, 8]] = {"q8": 8, "q4": 4}
 WEIGHTS_SHARE = 0.75
@@ -32,7 +35,11 @@ WEIGHTS_SHARE = 0.75
 
 
 def make_runner(
-    model: StoredModel | Decoder, precision: Precision, weights: Placement = "memory", device: Device = "cpu"
+    model: StoredModel | Decoder,
+    precision: Precision,
+    weights: Placement = "memory",
+    device: Device = "cpu",
+    cache_precision: CachePrecision = "auto",
 ) -> Runner:
     """Make a model ready to generate.
 
@@ -42,9 +49,11 @@ def make_runner(
         precision: As `load` says.
         weights: As `load` says; only those of a stored model can be mapped.
         device: As `load` says.
+        cache_precision: As `load` says.
 
     Raises:
-        UsageError: The weights cannot be mapped, or there is no such device.
+        UsageError: The weights cannot be mapped, there is no such device, or the runner for it cannot hold keys and
+            values in this precision.
         CapacityError: The disk has no room for the file that is to be mapped.
     """
     on_gpu = _chooses_gpu(device)
@@ -63,21 +72,24 @@ def make_runner(
     in_bf16 = precision == "bf16" or (precision != "fp32" and stored == {torch.bfloat16})
     plain = stored <= {torch.float32, torch.bfloat16, torch.float16}
     if not on_gpu and prefers_fast() and plain and is_available(source.model):
-        return _native(source, precision, in_bf16, weights)
+        return _native(source, precision, in_bf16, weights, cache_precision)
     _refuse_mapping(weights)
+    dtype = torch.bfloat16 if precision == "bf16" or (in_bf16 and (on_gpu or native_bf16())) else torch.float32
+    _refuse_another_cache(cache_precision, dtype)
     decoder = source.load()
     if bits is not None and stored_bits is None:
         quantize_modules(decoder, bits, GROUP_SIZE)
-    dtype = torch.bfloat16 if precision == "bf16" or (in_bf16 and (on_gpu or native_bf16())) else torch.float32
     return _on_gpu(decoder.to("cuda", dtype)) if on_gpu else TorchRunner(decoder.to(dtype))
 
 
-def _native(source: StoredModel, precision: Precision, in_bf16: bool, placement: Placement) -> NativeRunner:
+def _native(
+    source: StoredModel, precision: Precision, in_bf16: bool, placement: Placement, cache_precision: CachePrecision
+) -> NativeRunner:
     quantized = quantized_bits(source.model) is not None
     plain: Number = "bfloat16" if in_bf16 else "float32"
     weights: Number = plain if quantized or precision not in BITS else "int8" if precision == "q8" else "int4"
     in_fp32 = precision == "fp32" or (not quantized and weights == "float32")
-    cache: CacheNumber = "float32" if in_fp32 else "bfloat16"
+    cache = CACHE_NUMBERS.get(cache_precision, "float32" if in_fp32 else "bfloat16")
     size = plan_packing(source.model, weights).num_bytes
     if source.path is None or sys.platform != "linux":
         _refuse_mapping(placement)
@@ -94,6 +106,16 @@ def _native(source: StoredModel, precision: Precision, in_bf16: bool, placement:
 def _refuse_mapping(placement: Placement) -> None:
     if placement == "mapped":
         raise UsageError("weights can be mapped by the C++ decoder only, on Linux", "leave out --weights mapped")
+
+
+def _refuse_another_cache(cache_precision: CachePrecision, dtype: torch.dtype) -> None:
+    """PyTorch's runners hold keys and values as they compute them."""
+    if cache_precision != "auto" and DTYPES.get(cache_precision) != dtype:
+        computed = str(dtype).removeprefix("torch.")
+        raise UsageError(
+            f"what computes here in {computed} has no cache in {cache_precision}, which only the C++ decoder has",
+            "leave out --cache-precision, or use the C++ decoder, on a CPU",
+        )
 
 
 def _say_speed(runner: NativeRunner, disk: float) -> None:

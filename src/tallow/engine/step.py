@@ -88,7 +88,12 @@ class Step:
             request.blocks.let_go_unseen(request.num_computed_tokens)
             if request.state is RequestState.FINISHED:
                 scheduler.remove(request)
-        ended = [request for request in requests if request.state is RequestState.FINISHED]
+        ended = [
+            each
+            for request in requests
+            if request.state is RequestState.FINISHED
+            for each in (request, *request.followers)  # they end with a prompt that cannot be scored
+        ]
         for search in dict.fromkeys(request.beams for request in requests if request.beams is not None):
             search.advance(scheduler)
         return list(dict.fromkeys([*changed, *ended]))
@@ -106,12 +111,12 @@ class Step:
         request.num_computed_tokens += part.share.count
         if request.prompt_scores_missing:
             _score_prompt(request, part, scores)
-        if not part.catches_up:
+        if not part.catches_up or request.state is RequestState.FINISHED:
             return []
         row = part.first_row + part.wanted - 1 - len(part.guesses)
         if request.beams is not None:
             if math.isnan(scores.log_sum_exp[row]):
-                request.beams.fail(_not_finite(request))
+                request.beams.fail(_not_finite(request.num_tokens))
             else:
                 request.beams.put(request, _candidates(scores, row, request.beams.num_candidates))
             return []
@@ -137,7 +142,7 @@ def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
         token = tokens.get(turn, scores.tokens[turn.row])
         try:
             if math.isnan(log_sum_exp):
-                raise _not_finite(request)
+                raise _not_finite(request.num_tokens)
             if isinstance(token, TallowError):
                 raise token
             logits_V = scores.logits_RV[turn.row]
@@ -171,12 +176,17 @@ def _draw(turns: Sequence[_Turn], scores: Scores) -> dict[_Turn, int | TallowErr
 
 
 def _score_prompt(request: Request, part: Part, scores: Scores) -> None:
-    """Log-probabilities of the tokens of the prompt that follow those just computed."""
+    """Log-probabilities of the tokens of the prompt that follow those just computed; without them, it is given up."""
     first = len(request.prompt_log_probs) + 1
     wanted_ids = request.prompt_ids[first : request.num_computed_tokens + 1]
     row = part.first_row + first - (request.num_computed_tokens - part.share.count + 1)
     logits_TV = scores.logits_RV[row : row + len(wanted_ids)]
     log_sum_exp_T = scores.log_sum_exp[row : row + len(wanted_ids)]
+    if (broken := next((index for index, value in enumerate(log_sum_exp_T) if math.isnan(value)), None)) is not None:
+        request.followers = [each for each in request.followers if each.state is not RequestState.FINISHED]
+        for each in (request, *request.followers):
+            each.finish("abort", _not_finite(first + broken))
+        return
     ids_T = torch.tensor(wanted_ids, dtype=torch.int64, device=logits_TV.device)
     logits_T = logits_TV.gather(1, ids_T[:, None])[:, 0]
     request.prompt_log_probs += map(operator.sub, logits_T.tolist(), log_sum_exp_T)
@@ -194,8 +204,8 @@ def _likeliest(logits_V: Tensor, log_sum_exp: float, count: int) -> TopLogProbs:
     return [(token, value - log_sum_exp) for token, value in zip(ids_C.tolist(), values_C.tolist(), strict=True)]
 
 
-def _not_finite(request: Request) -> DataError:
+def _not_finite(num_tokens: int) -> DataError:
     return DataError(
-        f"the model's logits after token {request.num_tokens} are not finite",
+        f"the model's logits after token {num_tokens} are not finite",
         "its weights are damaged, or overflow in this precision: try bf16 or fp32",
     )

@@ -12,22 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tests.models.tiny import CONFIG
 from torch import Tensor
 
 from tallow.errors import DataError
 from tallow.models.config import DecoderConfig
 from tallow.models.formats.adapters import LowRank, read_adapter, write_adapter
 
-CONFIG = DecoderConfig(
-    vocab_size=31,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=24,
-    max_positions=32,
-)
 SHAPES = {"attention.q_proj": (16, 16), "attention.v_proj": (8, 16), "feed_forward.down_proj": (16, 24)}
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
