@@ -16,6 +16,7 @@ from tallow.engine.policies import AGEING, POLICIES, TOKEN_AS_PREFILL, PolicyNam
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Scores, Span
 from tallow.errors import UsageError
+from tallow.kernels import Draw
 from tallow.models.formats.adapters import Adapter
 
 STEP_S = 0.01
@@ -54,13 +55,21 @@ class NoModel:
         rows = sum(span.wanted for span in spans)
         return Scores(torch.zeros(rows, self.config.vocab_size), [1] * rows, [0.0] * rows, [0.0] * rows)
 
-    def run_ahead(self, spans: Sequence[Span], *_: object) -> list[Scores]:
-        return [self.run(spans)]  # so that each step is one of time
+    def run_ahead(
+        self, spans: Sequence[Span], draws: Sequence[Draw], stop_ids: Sequence[Sequence[int]], passes: int
+    ) -> list[Scores]:
+        raise NotImplementedError
 
 
 def make_engine(policy: PolicyName, *, blocks: int = 64, budget: int = 16, max_running: int = 4) -> Engine:
     return Engine(
-        NoModel(), None, max_tokens_per_step=budget, max_running=max_running, cache_bytes=blocks, policy=policy
+        NoModel(),
+        None,
+        max_tokens_per_step=budget,
+        max_running=max_running,
+        cache_bytes=blocks,
+        policy=policy,
+        run_ahead_s=0,
     )
 
 

@@ -50,8 +50,8 @@ def test_divergence_from_fp32(smollm2_gguf: Path, shared_data: Callable[..., Pat
     text = read_text(shared_data("wikitext2", "wiki.valid.raw"))[0]
     ids = stored.load_tokenizer().encode(text[:8000])[: 2 * WINDOW]
     assert len(ids) == 2 * WINDOW
-    compared = dict.fromkeys(("bf16", "cache of 8 bits", "q8", "quantizer of 4 bits"), "fp32")
-    compared["q4"] = "quantizer of 4 bits"
+    exact = ("bf16", "cache of 8 bits", "q8", "quantizer of 4 bits")
+    compared = {**dict.fromkeys(exact, "fp32"), "q4": "quantizer of 4 bits"}
     means = dict.fromkeys(compared, 0.0)
     for start in (0, WINDOW):
         found = {name: log_probs(runner, ids[start : start + WINDOW]) for name, runner in runners.items()}
