@@ -86,14 +86,16 @@ class BlockTables:
 
     def prepare(self, start: int, end: int) -> list[Copy]:
         """Take the blocks for these tokens; one that others hold, too, is replaced by a copy before it is written."""
-        copies = []
+        copies: list[Copy] = []
         for table in self._shared_tables(start):
             shared, [own] = table[start // BLOCK_TOKENS], self._pool.allocate(1)
             copies.append((shared, own))
             table[start // BLOCK_TOKENS] = own
             self._pool.release([shared])
+        count = _blocks(end)
         for table in self.tables:
-            table.extend(self._pool.allocate(max(0, _blocks(end) - len(table))))
+            if count > len(table):
+                table.extend(self._pool.allocate(count - len(table)))
         return copies
 
     def share(self, other: BlockTables, num_tokens: int) -> None:
@@ -181,7 +183,8 @@ class BlockTables:
         index = start // BLOCK_TOKENS
         if start % BLOCK_TOKENS == 0 or index >= len(self.tables[0]):
             return []
-        return [table for table in self.tables if self._pool.is_shared(table[index])]
+        is_shared = self._pool.is_shared
+        return [table for table in self.tables if is_shared(table[index])]
 
     def _key(self, tokens: Sequence[int], index: int, names: Sequence[Name]) -> Hashable:
         """What the first table's block is the cache of: its tokens, after what came before. Compared token by token."""

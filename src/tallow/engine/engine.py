@@ -253,6 +253,7 @@ class Engine:
             for share in shares:
                 for source, target in share.copies:
                     self.runner.copy_block(source, target)
+            passes = self._run_ahead.plan(shares, self._scheduler)
         if not shares:
             if self._grammars is not None and self._scheduler.waiting and not given_up:
                 self._grammars.wait(NOTHING_READY_S)
@@ -262,8 +263,6 @@ class Engine:
             return given_up
         self._is_unchecked = True
         step = Step(shares, self._guess(shares))
-        with uninterrupted():
-            passes = self._run_ahead.plan(shares, self._scheduler)
         scores = self._run_ahead.run(self.runner, step, passes)
         # requests change only here: a step that fails or is interrupted before is simply done again
         with uninterrupted():
@@ -448,6 +447,8 @@ class Engine:
         return given_up
 
     def _guess(self, shares: Sequence[Share]) -> dict[Request, list[int]]:
+        if not self._speculation.is_on:
+            return {}
         adding = [
             share.request
             for share in shares

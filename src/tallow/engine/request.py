@@ -218,18 +218,17 @@ class Request:
     @property
     def num_new_tokens(self) -> int:
         """Tokens that the model has not seen yet."""
-        return self.num_tokens - self.num_computed_tokens
+        return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def prompt_scores_missing(self) -> int:
         """Tokens of the prompt whose log-probabilities are wanted and not there yet."""
-        wanted = len(self.prompt_ids) - 1 if self.params.prompt_log_probs else 0
-        return wanted - len(self.prompt_log_probs)
+        return len(self.prompt_ids) - 1 - len(self.prompt_log_probs) if self.params.prompt_log_probs else 0
 
     @property
     def most_at_once(self) -> int:
         """How many of its tokens one step may compute."""
-        return SCORED_AT_ONCE if self.prompt_scores_missing else self.num_tokens
+        return SCORED_AT_ONCE if self.prompt_scores_missing else len(self.token_ids)
 
     @property
     def is_ready(self) -> bool:

@@ -14,7 +14,7 @@ from tallow.engine.scheduler import Scheduler, Share
 from tallow.engine.step import Step
 
 MOST_PASSES = 16
-RUN_AHEAD_S = 0.025
+RUN_AHEAD_S = 0.05
 """So long a request that arrives may have to wait for such a step: less than for one that computes a prompt."""
 
 
@@ -33,12 +33,12 @@ class RunAhead:
     def plan(self, shares: Sequence[Share], scheduler: Scheduler) -> int:
         """How many passes this step may have; for those after the first the requests get blocks."""
         passes = min(MOST_PASSES, int(self._longest_step_s / self.pass_s))
-        if passes < 2 or scheduler.waiting or not all(map(_draws_plainly, shares)):
+        if passes < 2 or scheduler.waiting or not shares or not all(map(_draws_plainly, shares)):
             return 1
+        passes = min(passes, *(share.request.limit - len(share.request.ids) for share in shares))
         for share in shares:
             request = share.request
-            most = min(passes, request.limit - len(request.ids))
-            passes = scheduler.extend(request, request.num_tokens + most - 1) - request.num_tokens + 1
+            passes = scheduler.extend(request, request.num_tokens + passes - 1) - request.num_tokens + 1
         return passes
 
     def run(self, runner: Runner, step: Step, passes: int) -> list[Scores]:

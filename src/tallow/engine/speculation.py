@@ -233,6 +233,11 @@ class Speculation:
         self._guess_seconds = self._call_seconds = 0.0
         self._records: WeakKeyDictionary[Request, _Record] = WeakKeyDictionary()
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anybody makes guesses."""
+        return self._proposer is not None
+
     def guess(self, requests: Sequence[Request], spare: int) -> dict[Request, list[int]]:
         """Next tokens for requests that add one, at most `spare` in all."""
         if self._proposer is None or not requests:

@@ -38,6 +38,9 @@ class OutputText:
         self._held = ""
 
     def _add(self, piece: str) -> None:
+        if not self._stop:
+            self.text += piece
+            return
         if self._stopped:
             return
         text = self._held + piece
@@ -54,7 +57,7 @@ class OutputText:
 
     def _possible_start(self, text: str) -> int:
         """Length of the longest end of `text` with which some stop string begins."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        longest = max(map(len, self._stop)) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):
                 return length
