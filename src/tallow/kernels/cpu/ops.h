@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <atomic>
+#include <utility>
 
 namespace tallow {
 

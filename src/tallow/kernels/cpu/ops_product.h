@@ -1,8 +1,22 @@
 // Products of activations and packed weights, in terms of an instruction set's vocabulary.
 
 // With so few rows the memory is what one waits for; what follows is asked for a little ahead.
-constexpr int kPrefetching = 2;
+constexpr int kFew = 2;
 constexpr int64_t kAhead = 4096;
+
+// With more of them each tile asks for a slice of the next panel while it computes this one: all at once would hold it up.
+struct NextPanel {
+    const uint8_t *slice;
+    int64_t tiles;
+};
+
+// work(0) … work(N − 1), with indices that are known when it is compiled: arrays that see no others stay in registers.
+template <int N, typename Work>
+TALLOW_INLINE void unrolled(const Work &work) {
+    [&]<int... i>(std::integer_sequence<int, i...>) {
+        (work(std::integral_constant<int, i>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
 
 // The sums of R rows and one panel over all inputs. They stay in registers until they are complete: an array that is
 // read with changing indices later on would be written at each step.
@@ -10,59 +24,73 @@ template <Number N, int R>
 struct Tile {
     alignas(64) float sums[R][2][kLanes];
 
-    inline void compute(const Weight &w, int64_t panel, const Activations &x, int64_t row) {
+    inline void compute(const Weight &w, int64_t panel, const Activations &x, int64_t row, const NextPanel &next) {
         F totals[R][2];
-        for (int r = 0; r < R; ++r) totals[r][0] = totals[r][1] = fzero();
+        unrolled<R>([&](auto r) { totals[r][0] = totals[r][1] = fzero(); });
         const uint8_t *weights = w.packed + panel * w.panel_bytes();
         if constexpr (N == Number::float32)
-            add_float32(totals, w, weights, x, row);
+            add_float32(totals, w, weights, x, row, next);
         else if constexpr (N == Number::bfloat16)
-            add_bfloat16(totals, w, weights, x, row);
+            add_bfloat16(totals, w, weights, x, row, next);
         else
-            add_integer(totals, w, weights, x, row);
-        for (int r = 0; r < R; ++r)
-            for (int i = 0; i < 2; ++i) fstore(sums[r][i], totals[r][i]);
+            add_integer(totals, w, weights, x, row, next);
+        unrolled<R>([&](auto r) { fstore(sums[r][0], totals[r][0]), fstore(sums[r][1], totals[r][1]); });
     }
 
    private:
-    static inline void ask_ahead(const uint8_t *from, int64_t bytes) {
-        if constexpr (R <= kPrefetching)
+    // Called for every `bytes` of the panel in turn; lines may be asked for twice.
+    static inline void ask_ahead(NextPanel &next, const uint8_t *from, int64_t bytes) {
+        if constexpr (R <= kFew) {
             for (int64_t line = 0; line < bytes; line += 64) prefetch(from + kAhead + line);
+        } else {
+            const int64_t own = bytes / next.tiles;
+            for (int64_t line = 0; line < own; line += 64) prefetch_far(next.slice + line);
+            next.slice += own;
+        }
+    }
+    // The same for two lines, without a loop within that of the products.
+    static inline void ask_two_ahead(NextPanel &next, int64_t own, const uint8_t *from) {
+        const uint8_t *line = R <= kFew ? from + kAhead : next.slice;
+        R <= kFew ? prefetch(line) : prefetch_far(line);
+        R <= kFew ? prefetch(line + 64) : prefetch_far(line + 64);
+        next.slice += own;
     }
 
     static inline void add_float32(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
-                                   int64_t row) {
+                                   int64_t row, NextPanel next) {
         const float *values = static_cast<const float *>(x.values) + row * x.stride;
+        const int64_t own = 128 / next.tiles;
         for (int64_t k = 0; k < w.inputs; ++k, weights += 128) {
-            ask_ahead(weights, 128);
+            ask_two_ahead(next, own, weights);
             const float *from = reinterpret_cast<const float *>(weights);
             const F first = fload(from), second = fload(from + kLanes);
-            for (int r = 0; r < R; ++r) {
+            unrolled<R>([&](auto r) {
                 const F a = fset(values[r * x.stride + k]);
                 totals[r][0] = fma(a, first, totals[r][0]);
                 totals[r][1] = fma(a, second, totals[r][1]);
-            }
+            });
         }
     }
 
     static inline void add_bfloat16(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
-                                    int64_t row) {
+                                    int64_t row, NextPanel next) {
         const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
+        const int64_t own = 128 / next.tiles;
         for (int64_t k = 0; k < w.inputs; k += 2, weights += 128) {
-            ask_ahead(weights, 128);
+            ask_two_ahead(next, own, weights);
             const uint16_t *from = reinterpret_cast<const uint16_t *>(weights);
             const Pairs first = load_pairs(from), second = load_pairs(from + 2 * kLanes);
-            for (int r = 0; r < R; ++r) {
+            unrolled<R>([&](auto r) {
                 const Pairs a = broadcast_pair(values + r * x.stride + k);
                 totals[r][0] = dot2(totals[r][0], first, a);
                 totals[r][1] = dot2(totals[r][1], second, a);
-            }
+            });
         }
     }
 
     // weight = scale · (code − zero): the sum of codes times activations starts at −zero times the activations' sum.
     static inline void add_integer(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
-                                   int64_t row) {
+                                   int64_t row, NextPanel next) {
         constexpr int zero_bits = N == Number::int8 ? 7 : 3;
         constexpr int64_t bytes = N == Number::int8 ? 1024 : 512;  // of 32 inputs
         const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride;
@@ -72,13 +100,15 @@ struct Tile {
         for (int64_t g = 0; g < w.inputs / kActivationGroup;) {
             const F scale[2] = {load_half(reinterpret_cast<const uint16_t *>(weights)),
                                 load_half(reinterpret_cast<const uint16_t *>(weights) + kLanes)};
-            ask_ahead(weights, 64);
+            ask_ahead(next, weights, 64);
             weights += 64;
             for (int64_t end = g + groups_per_scale; g < end; ++g, weights += bytes, values += kActivationGroup) {
-                ask_ahead(weights, bytes);
+                ask_ahead(next, weights, bytes);
                 I dots[R][2];
-                for (int r = 0; r < R; ++r) dots[r][0] = dots[r][1] = iset(-(x_sums[r * x.groups + g] << zero_bits));
+                unrolled<R>([&](auto r) { dots[r][0] = dots[r][1] = iset(-(x_sums[r * x.groups + g] << zero_bits)); });
                 for (int step = 0; step < (N == Number::int8 ? 8 : 4); ++step) {
+                    // loads stay in the order of the memory: one that the compiler moves ahead costs up to a tenth
+                    if constexpr (R <= kFew) std::atomic_signal_fence(std::memory_order_seq_cst);
                     const I first = iload(weights + step * 128), second = iload(weights + step * 128 + 64);
                     if constexpr (N == Number::int8) {
                         add_dots(dots, first, second, values + 4 * step, x.stride);
@@ -87,29 +117,33 @@ struct Tile {
                         add_dots(dots, high_nibbles(first), high_nibbles(second), values + 4 * step + 16, x.stride);
                     }
                 }
-                for (int r = 0; r < R; ++r) {
+                unrolled<R>([&](auto r) {
                     const F x_scale = fset(x_scales[r * x.groups + g]);
-                    for (int i = 0; i < 2; ++i)
-                        totals[r][i] = fma(to_float(dots[r][i]), fmul(scale[i], x_scale), totals[r][i]);
-                }
+                    totals[r][0] = fma(to_float(dots[r][0]), fmul(scale[0], x_scale), totals[r][0]);
+                    totals[r][1] = fma(to_float(dots[r][1]), fmul(scale[1], x_scale), totals[r][1]);
+                });
             }
         }
     }
 
+    static inline I dot(I sum, I codes, I activations) {
+        return N == Number::int4 ? dot4_nibbles(sum, codes, activations) : dot4(sum, codes, activations);
+    }
+
     static inline void add_dots(I (&dots)[R][2], I first, I second, const int8_t *values, int64_t stride) {
-        for (int r = 0; r < R; ++r) {
+        unrolled<R>([&](auto r) {
             const I a = broadcast4(values + r * stride);
-            constexpr auto dot = N == Number::int4 ? dot4_nibbles : dot4;
             dots[r][0] = dot(dots[r][0], first, a);
             dots[r][1] = dot(dots[r][1], second, a);
-        }
+        });
     }
 };
 
 template <Number N, int R>
-inline void product_tile(const Weight &w, const Activations &x, const Destination &to, int64_t row, int64_t panel) {
+inline void product_tile(const Weight &w, const Activations &x, const Destination &to, int64_t row, int64_t panel,
+                         const NextPanel &next) {
     Tile<N, R> tile;
-    tile.compute(w, panel, x, row);
+    tile.compute(w, panel, x, row, next);
     for (int r = 0; r < R; ++r) {
         F both[2];
         for (int i = 0; i < 2; ++i) {
@@ -135,9 +169,9 @@ inline void product_tile(const Weight &w, const Activations &x, const Destinatio
 // Chooses the tile of this height at compile time.
 template <Number N, int R>
 inline void product_rows(int64_t height, const Weight &w, const Activations &x, const Destination &to, int64_t row,
-                         int64_t panel) {
-    if (height == R) return product_tile<N, R>(w, x, to, row, panel);
-    if constexpr (R > 1) product_rows<N, R - 1>(height, w, x, to, row, panel);
+                         int64_t panel, const NextPanel &next) {
+    if (height == R) return product_tile<N, R>(w, x, to, row, panel, next);
+    if constexpr (R > 1) product_rows<N, R - 1>(height, w, x, to, row, panel, next);
 }
 
 template <Number N>
@@ -145,10 +179,12 @@ void product(const Weight &w, const Activations &x, const Destination &to, int64
     constexpr int tallest = N == Number::int8 || N == Number::int4 ? kTallestInteger : kTallestFloat;
     const int64_t tiles = (rows + tallest - 1) / tallest;
     const int64_t least_rows = rows / tiles, taller = rows % tiles;  // so many tiles have a row more
+    const int64_t panel_bytes = w.panel_bytes(), slice_bytes = panel_bytes / tiles;
     for (; panel < end; ++panel)
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t height = least_rows + (t < taller);
-            product_rows<N, tallest>(height, w, x, to, row, panel);
+            const uint8_t *next = w.packed + (panel + 1) * panel_bytes;
+            product_rows<N, tallest>(height, w, x, to, row, panel, {next + t * slice_bytes, tiles});
             row += height;
         }
 }
