@@ -154,7 +154,9 @@ class Launch:
 
     def run(self, script: str, *arguments: str) -> str:
         """What a script in `peers/` prints. Raises: DataError: It has failed, or taken too long."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTHONDONTWRITE"))}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTHONDONTWRITE"))
+        }
         environment |= {"OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         if self.engine != "tallow":
             environment.pop("PYTHONPATH", None)

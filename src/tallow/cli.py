@@ -228,9 +228,11 @@ def generate(
     elif as_json or answers.n > 1 or answers.best_of is not None:
         found = loaded.sample(question, params, answers.n, best_of=answers.best_of, adapter=adapter)
     else:
-        for piece in loaded.stream(question, params, adapter=adapter):
-            print(piece, end="", flush=True)
-        print()
+        try:
+            for piece in loaded.stream(question, params, adapter=adapter):
+                print(piece, end="", flush=True)
+        finally:
+            print()  # also before what an error says
         return
     if as_json:
         print_json(answers.as_json(found, params))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,17 @@ def test_logits_that_are_not_finite_end_the_search(broken: float) -> None:
     assert len(healthy.results) == 2
 
 
-@pytest.mark.parametrize("values", [{"num_beams": 0}, {"num_beams": 65}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"num_beams": number} for number in (0, 65, 2.5)),
+        *({"max_new_tokens": number} for number in (0, 1.5)),
+        *({"length_penalty": penalty} for penalty in (1e9, -1e9, math.nan, math.inf, "1")),
+        {"early_stopping": "sometimes"},
+        {"stop_ids": 5},
+    ],
+    ids=str,
+)
 def test_parameters_that_make_no_sense(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):
         BeamParams(**values)

@@ -173,7 +173,7 @@ def test_regex_matches(engine: Engine, regex: str) -> None:
 
 
 def test_every_choice_comes_and_nothing_else(engine: Engine) -> None:
-    choices = ("a", "ab", 'say "no"\\', "line\nend", "日本", "nul\0", "e\u0301")
+    choices = ("a", "ab", 'say "no"\\', "line\nend", "日本", "nul\0", "delete\x7f", "e\u0301")
     assert set(answers(engine, Structure(choice=choices), 60, temperature=5.0)) == set(choices)
 
 

@@ -30,11 +30,28 @@ from tallow.recipe import Section, parse_section
         ("seed", MAX_SEED + 1),
         ("stop", "###"),
         ("stop", ("",)),
+        ("stop", (1,)),
+        ("max_new_tokens", 2.5),
+        ("max_new_tokens", None),
+        ("top_k", 1.5),
+        ("seed", 1.5),
+        ("temperature", "1"),
+        ("temperature", None),
+        ("stop_ids", 5),
+        ("stop_ids", ("a",)),
+        ("logit_bias", {"a": 1.0}),
+        ("logit_bias", {1: "a"}),
+        ("logit_bias", {1: math.inf}),
     ],
 )
 def test_nonsense_is_refused(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name):
         SamplingParams(**{name: value})
+
+
+def test_biases_from_json() -> None:
+    from_json: Any = {"17": 2}
+    assert SamplingParams(logit_bias=from_json).logit_bias == {17: 2.0}
 
 
 def test_lists_become_tuples() -> None:

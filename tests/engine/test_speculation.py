@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.engine.conftest import BYTE_TOKENS, make_model, tiny
+from tests.engine.conftest import BYTE_TOKENS, make_model, make_tokenizer, tiny
 
 from tallow.engine import speculation
 from tallow.engine.engine import Engine
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Scores, Span
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer, StepCost
+from tallow.engine.structure import Structure
 from tallow.engine.torch_runner import TorchRunner
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.decoder import Decoder
@@ -188,6 +189,19 @@ def test_guesses_come_back_when_they_are_right_again(target: Decoder) -> None:
     run(engine, [request])
     assert request.ids == alone.ids
     assert engine.state.accepted_tokens > 75
+
+
+def test_a_structure_that_ends_on_the_draft_s_way_ends_no_step() -> None:
+    """Nothing may follow three letters, but the answer must be longer: where that is seen first, nobody else suffers."""
+    target = make_model(tiny(), 0).double()
+    runner = TorchRunner(make_model(tiny(), 9).double())
+    engine = Engine(TorchRunner(target), make_tokenizer(), proposer=DraftModel(runner, 100 * runner.block_bytes))
+    impossible = replace(SAMPLED, max_new_tokens=12, min_new_tokens=10, structure=Structure(regex="[a-c]{3}"))
+    requests = [engine.submit([9, 8], replace(impossible, seed=seed)) for seed in range(6)]
+    bystander = engine.submit([5, 6, 7], GREEDY)
+    run(engine, [*requests, bystander])
+    assert all(request.error is not None for request in requests)
+    assert (bystander.error, len(bystander.ids)) == (None, 40)
 
 
 class CountingRunner(TorchRunner):

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tallow.engine.request import FinishReason, Request, TopLogProbs
+from tallow.engine.request import FinishReason, Request, TopLogProbs, number, whole_number, whole_numbers
 from tallow.engine.scheduler import Scheduler
 from tallow.errors import TallowError, UsageError
 
 MOST_BEAMS = 64
+GREATEST_PENALTY = 10.0
+"""An answer of a thousand tokens to the power of it is still a number."""
 EarlyStopping = bool | Literal["never"]
 
 
@@ -43,6 +45,15 @@ class BeamParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("num_beams", "max_new_tokens"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        object.__setattr__(self, "stop_ids", whole_numbers("stop_ids", self.stop_ids))
+        object.__setattr__(self, "length_penalty", number("length_penalty", self.length_penalty))
+        if not abs(self.length_penalty) <= GREATEST_PENALTY:
+            wanted = f"it must be from {-GREATEST_PENALTY} to {GREATEST_PENALTY}"
+            raise UsageError(f"length_penalty is {self.length_penalty}", wanted)
+        if self.early_stopping not in (True, False, "never"):
+            raise UsageError(f"early_stopping is {self.early_stopping!r}", "it must be true, false or 'never'")
         if not 1 <= self.num_beams <= MOST_BEAMS:
             raise UsageError(f"num_beams is {self.num_beams}", f"it must be from 1 to {MOST_BEAMS}")
         if self.max_new_tokens < 1:

@@ -5,7 +5,6 @@ A step takes what the scheduler gives it, lets the runner compute it, and lets t
 
 from __future__ import annotations
 
-import operator
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from tallow.engine.beam_search import BeamParams, BeamSearch
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.blocks import BlockPool
 from tallow.engine.policies import POLICIES, PolicyName
-from tallow.engine.request import Request, RequestState, SamplingParams
+from tallow.engine.request import Request, RequestState, SamplingParams, whole_numbers
 from tallow.engine.run_ahead import RUN_AHEAD_S, RunAhead
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.sampler import Sampler
@@ -188,7 +187,7 @@ class Engine:
         """
         if count < 1:
             raise UsageError(f"{count} answers cannot be given", "ask for at least one")
-        prompt_ids = tuple(map(operator.index, prompt_ids))
+        prompt_ids = whole_numbers("the prompt", prompt_ids)
         self.check(prompt_ids, room_for=min(1, params.max_new_tokens))
         if params.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer", "use stop_ids, or give the engine a tokenizer")
@@ -217,7 +216,7 @@ class Engine:
         Raises:
             UsageError: As for `submit`, or so many beams do not fit into the cache.
         """
-        prompt_ids = tuple(map(operator.index, prompt_ids))
+        prompt_ids = whole_numbers("the prompt", prompt_ids)
         self.check(prompt_ids, room_for=1)
         sampling = SamplingParams(
             max_new_tokens=params.max_new_tokens, stop_ids=params.stop_ids, ignore_eos=params.ignore_eos

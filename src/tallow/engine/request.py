@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from numbers import Real
+from typing import TYPE_CHECKING, Literal, SupportsIndex
 
 from pydantic import ConfigDict
 
@@ -25,6 +27,12 @@ FinishReason = Literal["stop", "length", "abort"]
 MAX_SEED = 2**64 - 1
 MAX_DRY_BASE = 4.0
 MAX_TOP_LOG_PROBS = 100
+
+WHOLE_NUMBERS = ("max_new_tokens", "top_k", "min_new_tokens", "dry_allowed_length", "top_log_probs")
+NUMBERS = (
+    *("temperature", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base"),
+)
 
 SCORED_AT_ONCE = 256
 """Tokens whose logits over the whole vocabulary are held together while a prompt is scored."""
@@ -97,6 +105,22 @@ class SamplingParams:
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
+        for name in WHOLE_NUMBERS:
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in NUMBERS:
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", whole_number("seed", self.seed))
+        # lists, as they come from JSON or YAML, are welcome
+        for name in ("stop_ids", "dry_breaker_ids"):
+            object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
+        _require(not isinstance(self.stop, str), "stop", self.stop, "a sequence of strings, such as ('###',)")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        # JSON has ids as strings there
+        ids = [int(id) if isinstance(id, str) and id.isdecimal() else id for id in self.logit_bias]
+        by = [number("a bias of logit_bias", bias) for bias in self.logit_bias.values()]
+        biases = dict(zip(whole_numbers("logit_bias", ids), by, strict=True))
+        object.__setattr__(self, "logit_bias", biases)
         least = 0 if self.prompt_log_probs else 1
         _require(self.max_new_tokens >= least, "max_new_tokens", self.max_new_tokens, f"at least {least}")
         _require(
@@ -113,8 +137,9 @@ class SamplingParams:
             0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0; 1 is off"
         )
         _require(self.seed is None or 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"between 0 and {MAX_SEED}")
-        _require(not isinstance(self.stop, str), "stop", self.stop, "a sequence of strings, such as ('###',)")
-        _require(all(self.stop), "stop", self.stop, "without empty strings")
+        _require(
+            all(isinstance(each, str) and each for each in self.stop), "stop", self.stop, "strings that are not empty"
+        )
         _require(
             0 <= self.min_new_tokens <= self.max_new_tokens,
             "min_new_tokens",
@@ -128,11 +153,6 @@ class SamplingParams:
         _require(1 <= self.dry_base <= MAX_DRY_BASE, "dry_base", self.dry_base, f"from 1 to {MAX_DRY_BASE}")
         _require(self.dry_allowed_length >= 1, "dry_allowed_length", self.dry_allowed_length, "at least 1")
         _require(all(map(math.isfinite, self.logit_bias.values())), "logit_bias", self.logit_bias, "of finite numbers")
-        # lists, as they come from JSON or YAML, are welcome
-        object.__setattr__(self, "dry_breaker_ids", tuple(self.dry_breaker_ids))
-        object.__setattr__(self, "logit_bias", {int(token): float(value) for token, value in self.logit_bias.items()})
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
 
     def with_seed_after(self, index: int) -> SamplingParams:
         """The same with the seed of the answer that is so many after the first of several."""
@@ -279,6 +299,41 @@ class Request:
         self.finished_s = time.perf_counter()
         if self.output is not None:
             self.output.finish()
+
+
+def whole_number(name: str, value: SupportsIndex) -> int:
+    """The value as an int.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} is {value!r}", "it must be a whole number") from None
+
+
+def whole_numbers(name: str, values: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """The values as ints.
+
+    Raises:
+        UsageError: One is none, or they are no sequence.
+    """
+    try:
+        return tuple(map(operator.index, values))
+    except TypeError:
+        raise UsageError(f"{name} is {values!r}", "it must be a sequence of whole numbers") from None
+
+
+def number(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        UsageError: It is no number.
+    """
+    if not isinstance(value, Real):
+        raise UsageError(f"{name} is {value!r}", "it must be a number")
+    return float(value)
 
 
 def _require(fits: bool, name: str, value: object, wanted: str) -> None:

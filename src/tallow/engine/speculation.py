@@ -25,6 +25,7 @@ from tallow.engine.request import Request, RequestState
 from tallow.engine.runner import Runner, Scores, Span, context_length
 from tallow.engine.step import Step
 from tallow.engine.uninterrupted import uninterrupted
+from tallow.errors import TallowError
 
 MOST_GUESSES = 8
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
@@ -209,7 +210,13 @@ class _Draft:
         if not request.sampler.is_greedy or token >= vocab_size:
             logits_V = scores.logits_RV[row, :vocab_size]
             logits_V = F.pad(logits_V, (0, vocab_size - len(logits_V)), value=-math.inf)
-            token = request.sampler.choose(logits_V, [*request.ids, *self.guesses])
+            try:
+                token = request.sampler.choose(logits_V, [*request.ids, *self.guesses])
+            except TallowError:  # the request's structure allows nothing here; its own answer may take another way
+                token = -1
+        if token < 0:
+            self.wanted = 0
+            return
         self.guesses.append(token)
         if token in request.stop_ids:
             self.wanted = len(self.guesses)

@@ -82,7 +82,7 @@ class Structure:
         if self.regex is not None:
             return _grammars({"lark_grammar": f"{HEADER}start: /{regex_to_lark(self.regex, use_ascii='')}/"})
         if self.choice:
-            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in self.choice)
+            choices = " | ".join(_quoted(choice) for choice in self.choice)
             return _grammars({"lark_grammar": f"{HEADER}start: CHOICE\nCHOICE: {choices}"})
         return _grammars({"lark_grammar": f"{HEADER}{self.grammar}"})
 
@@ -174,6 +174,11 @@ def _depths(value: Any) -> Iterator[int]:
         if isinstance(part, dict | list):
             yield depth
             waiting += [(inner, depth + 1) for inner in (part.values() if isinstance(part, dict) else part)]
+
+
+def _quoted(text: str) -> str:
+    """As a string of a grammar, which has no room for the one control character that JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _grammars(*grammars: Mapping[str, Any]) -> str:
