@@ -192,7 +192,7 @@ def test_guesses_come_back_when_they_are_right_again(target: Decoder) -> None:
 
 
 def test_a_structure_that_ends_on_the_draft_s_way_ends_no_step() -> None:
-    """Nothing may follow three letters, but the answer must be longer: where that is seen first, nobody else suffers."""
+    """Nothing may follow three letters, but the answer must be longer: nobody else suffers from that."""
     target = make_model(tiny(), 0).double()
     runner = TorchRunner(make_model(tiny(), 9).double())
     engine = Engine(TorchRunner(target), make_tokenizer(), proposer=DraftModel(runner, 100 * runner.block_bytes))
