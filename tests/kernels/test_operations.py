@@ -89,15 +89,15 @@ class Rounded:
         dtype = (torch.float32, torch.bfloat16, torch.int8, torch.int8)[number]
         self.values = torch.full((rows + 1, self.stride), 3, dtype=dtype)
         self.groups = self.inputs // 32
-        self.scales, self.sums = torch.zeros(rows, self.groups), torch.zeros(rows, self.groups, dtype=torch.int32)
+        self.scales, self.offsets = torch.zeros(rows, self.groups), torch.zeros(rows, self.groups, dtype=torch.int32)
         x = with_room(x_BI)
         for row in range(rows):
             ops.round_row(number, x[row].data_ptr(), self.inputs, self.view(), row)
 
     def view(self, first: int = 0) -> Any:
-        parts = self.values[first], self.scales[first:], self.sums[first:]
-        values, scales, sums = (part.data_ptr() for part in parts)
-        return EXTENSION.Activations(values, self.stride, scales, sums, self.groups)
+        parts = self.values[first], self.scales[first:], self.offsets[first:]
+        values, scales, offsets = (part.data_ptr() for part in parts)
+        return EXTENSION.Activations(values, self.stride, scales, offsets, self.groups)
 
     def floats(self) -> Tensor:
         values = self.values[:-1, : self.inputs].double()
@@ -118,7 +118,7 @@ def multiply(
     rows: int | None = None,
 ) -> Tensor:
     """Products of rows from the `first` on; whole panels."""
-    rows = len(x.sums) - first if rows is None else rows
+    rows = len(x.offsets) - first if rows is None else rows
     panels = -(-outputs // 32)
     out = torch.full((rows, panels * 32 + 16), 5.0)
     if into_BO is not None:
@@ -285,18 +285,19 @@ def test_rounding_to_bfloat16(ops: Any, size: int, seed: int) -> None:
     assert (rounded.values[0, size : up(size, 16)] == 0).all()
 
 
+@pytest.mark.parametrize(("number", "zero"), [(INT8, 128), (INT4, 8)])
 @given(st.integers(1, 6), st.sampled_from([1e-20, 1.0, 1e30]), seeds)
-def test_rounding_to_int8(ops: Any, groups: int, scale: float, seed: int) -> None:
+def test_rounding_to_int8(ops: Any, number: int, zero: int, groups: int, scale: float, seed: int) -> None:
     x = random(2, groups * 32, seed=seed) * scale
     x[1, :32] = torch.arange(32) - 15.5  # ties, once divided
     x[0, :32] = 0
-    rounded = Rounded(ops, INT8, x)
+    rounded = Rounded(ops, number, x)
     groups_BGg = x.unflatten(1, (-1, 32))
     greatest = groups_BGg.abs().amax(2, keepdim=True)
     codes = (groups_BGg * torch.where(greatest > 0, 127 / greatest, 0)).round()
     assert torch.equal(rounded.scales, (greatest / 127).squeeze(2))
     assert torch.equal(rounded.values[:-1, : groups * 32].float(), codes.flatten(1))
-    assert torch.equal(rounded.sums, codes.sum(2).int())
+    assert torch.equal(rounded.offsets, -zero * codes.sum(2).int())
 
 
 @given(st.integers(1, 70), seeds)

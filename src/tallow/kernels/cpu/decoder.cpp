@@ -133,8 +133,8 @@ void Decoder::make_room(int64_t rows) {
         in.values = Memory((room * inputs_stride_ + kSlack) * sizeof(float));
         in.scales = Memory(room * inputs_stride_ / kActivationGroup * sizeof(float));
         in.row = Memory((inputs_stride_ + kSlack) * sizeof(float));
-        in.sums = Memory(room * inputs_stride_ / kActivationGroup * sizeof(int32_t));
-        in.view = {in.values.as<void>(), inputs_stride_, in.scales.as<float>(), in.sums.as<int32_t>(),
+        in.offsets = Memory(room * inputs_stride_ / kActivationGroup * sizeof(int32_t));
+        in.view = {in.values.as<void>(), inputs_stride_, in.scales.as<float>(), in.offsets.as<int32_t>(),
                    inputs_stride_ / kActivationGroup};
         if (rank_stride_ == 0) continue;
         in.exact = Memory((room * inputs_stride_ + kSlack) * sizeof(float));

@@ -90,7 +90,7 @@ class Decoder {
         int64_t begin, end;
     };
     struct Inputs {
-        Memory values, scales, sums, row;
+        Memory values, scales, offsets, row;
         Activations view;
         Memory exact, low, extra;  // for adapters: x as it is, A x, B (A x)
     };

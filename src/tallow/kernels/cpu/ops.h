@@ -50,12 +50,12 @@ struct Weight {
 };
 
 // Rows of activations in the form that a weight is multiplied with: float32, bfloat16 (padded to pairs), or int8 in groups
-// of 32 with a scale and the sum of the codes.
+// of 32 with a scale and an offset.
 struct Activations {
     const void *values;
     int64_t stride;  // values of a row
     const float *scales;
-    const int32_t *sums;
+    const int32_t *offsets;  // what to add to the sums of products, as the codes of a weight do not begin at zero
     int64_t groups;  // of a row
 };
 

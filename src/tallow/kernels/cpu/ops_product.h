@@ -88,14 +88,13 @@ struct Tile {
         }
     }
 
-    // weight = scale · (code − zero): the sum of codes times activations starts at −zero times the activations' sum.
+    // weight = scale · (code − zero): the sum of codes times activations starts at the offset, −zero times the activations' sum.
     static inline void add_integer(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
                                    int64_t row, NextPanel next) {
-        constexpr int zero_bits = N == Number::int8 ? 7 : 3;
         constexpr int64_t bytes = N == Number::int8 ? 1024 : 512;  // of 32 inputs
         const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride;
         const float *x_scales = x.scales + row * x.groups;
-        const int32_t *x_sums = x.sums + row * x.groups;
+        const int32_t *offsets = x.offsets + row * x.groups;
         const int64_t groups_per_scale = w.group / kActivationGroup;
         for (int64_t g = 0; g < w.inputs / kActivationGroup;) {
             const F scale[2] = {load_half(reinterpret_cast<const uint16_t *>(weights)),
@@ -105,7 +104,7 @@ struct Tile {
             for (int64_t end = g + groups_per_scale; g < end; ++g, weights += bytes, values += kActivationGroup) {
                 ask_ahead(next, weights, bytes);
                 I dots[R][2];
-                unrolled<R>([&](auto r) { dots[r][0] = dots[r][1] = iset(-(x_sums[r * x.groups + g] << zero_bits)); });
+                unrolled<R>([&](auto r) { dots[r][0] = dots[r][1] = iset(offsets[r * x.groups + g]); });
                 for (int step = 0; step < (N == Number::int8 ? 8 : 4); ++step) {
                     // loads stay in the order of the memory: one that the compiler moves ahead costs up to a tenth
                     if constexpr (R <= kFew) std::atomic_signal_fence(std::memory_order_seq_cst);

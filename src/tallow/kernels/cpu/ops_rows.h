@@ -39,7 +39,8 @@ inline I join_lanes(I (&vectors)[4], const Join &join) {
 }
 
 // Four groups at a time; where fewer are left, the last is done again in the place of those that are missing.
-inline void round_to_int8(const float *in, int64_t size, int8_t *codes, float *scales, int32_t *sums) {
+inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *codes, float *scales,
+                          int32_t *offsets) {
     const int64_t groups = size / kActivationGroup;
     for (int64_t g = 0; g < groups; g += 4) {
         int64_t at[4];
@@ -64,7 +65,7 @@ inline void round_to_int8(const float *in, int64_t size, int8_t *codes, float *s
         istore(sum_of, join_lanes(totals, [](I a, I b) { return iadd(a, b); }));
         const size_t count = size_t(least(4, groups - g));
         std::memcpy(scales + g, scale_of, count * sizeof(float));
-        std::memcpy(sums + g, sum_of, count * sizeof(int32_t));
+        for (size_t i = 0; i < count; ++i) offsets[g + i] = -zero * sum_of[i];
     }
 }
 
@@ -82,10 +83,12 @@ void round_row(Number number, const float *in, int64_t size, const Activations &
             });
             return;
         }
-        default:
-            round_to_int8(in, size, static_cast<int8_t *>(const_cast<void *>(to.values)) + row * to.stride,
-                          const_cast<float *>(to.scales) + row * to.groups,
-                          const_cast<int32_t *>(to.sums) + row * to.groups);
+        default: {
+            int8_t *codes = static_cast<int8_t *>(const_cast<void *>(to.values)) + row * to.stride;
+            float *scales = const_cast<float *>(to.scales) + row * to.groups;
+            int32_t *offsets = const_cast<int32_t *>(to.offsets) + row * to.groups;
+            round_to_int8(in, size, number == Number::int8 ? 128 : 8, codes, scales, offsets);
+        }
     }
 }
 
