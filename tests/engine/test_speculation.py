@@ -199,7 +199,8 @@ def test_a_structure_that_ends_on_the_draft_s_way_ends_no_step() -> None:
     impossible = replace(SAMPLED, max_new_tokens=12, min_new_tokens=10, structure=Structure(regex="[a-c]{3}"))
     requests = [engine.submit([9, 8], replace(impossible, seed=seed)) for seed in range(6)]
     bystander = engine.submit([5, 6, 7], GREEDY)
-    run(engine, [*requests, bystander])
+    while any(request.state is not RequestState.FINISHED for request in (*requests, bystander)):
+        engine.step()
     assert all(request.error is not None for request in requests)
     assert (bystander.error, len(bystander.ids)) == (None, 40)
 
