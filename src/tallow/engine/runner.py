@@ -101,7 +101,7 @@ class Runner(Protocol):
             spans: One row is wanted of each; there are blocks for `passes` − 1 more tokens.
             draws: How the first token after each span is drawn; the index of a later one is greater by its pass.
             stop_ids: For each span the tokens after which nothing more is wanted of it.
-        passes: How many there may be. If there is but one, the tokens need not be drawn.
+            passes: How many there may be. If there is but one, the tokens need not be drawn.
 
         Returns:
             The scores of each pass, up to the one after which each span has had one of its stop ids; only the logits of
