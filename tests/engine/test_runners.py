@@ -218,7 +218,7 @@ def test_any_cuts_equal_the_whole(model: Decoder, data: st.DataObject) -> None:
 
 @needs_native
 @pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4", "int6"])
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_batch_invariance(weights: Number, cache: CacheNumber, instruction_set: str) -> None:
     """The same bits alone, in company, in chunks, one by one, and on any number of threads."""

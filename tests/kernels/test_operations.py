@@ -22,11 +22,13 @@ NAMES: list[str] = EXTENSION.operation_sets() if EXTENSION else []
 pytestmark = pytest.mark.skipif(EXTENSION is None, reason="installed without the C++ extension")
 
 U = 2.0**-24
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)
-SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.uint8: 4}
+FLOAT32, BFLOAT16, INT8, INT4, INT6 = range(5)
+BITS = {INT8: 8, INT4: 4, INT6: 6}
+SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CODES = {8: 3, 4: 4, 6: 5}
 STORE, ADD, ACTIVATE, GATE = range(4)
 ACTIVATIONS = {0: F.silu, 1: F.gelu, 2: lambda x: F.gelu(x, approximate="tanh")}
-NUMBERS = pytest.mark.parametrize("number", [FLOAT32, BFLOAT16, INT8, INT4])
+NUMBERS = pytest.mark.parametrize("number", [FLOAT32, BFLOAT16, *BITS])
 CACHES = pytest.mark.parametrize("number", [FLOAT32, BFLOAT16, INT8])
 seeds = st.integers(0, 2**32 - 1)
 
@@ -66,17 +68,18 @@ def pack(
     inputs, sources = 0, []
     for weight in weights:
         if isinstance(weight, QuantizedWeight):
-            inputs, values, scales = weight.in_features, weight.codes, weight.scales.data_ptr()
+            inputs = weight.in_features
+            sources.append((CODES[weight.bits], weight.codes.data_ptr(), weight.scales.data_ptr(), len(weight.codes)))
         else:
-            inputs, values, scales = weight.shape[1], weight, 0
-        sources.append((SOURCES[values.dtype], values.data_ptr(), scales, len(values)))
+            inputs = weight.shape[1]
+            sources.append((SOURCES[weight.dtype], weight.data_ptr(), 0, len(weight)))
     return packer.pack(number, sources, order.int().numpy(), inputs, group, 0 if bias is None else bias.data_ptr())
 
 
 def held(weight_OI: Tensor, number: int, group: int) -> Tensor:
     """What a packed weight stands for."""
-    if number in (INT8, INT4):
-        return dequantize(quantize_groups(weight_OI, 8 if number == INT8 else 4, group))
+    if number in BITS:
+        return dequantize(quantize_groups(weight_OI, BITS[number], group))
     return weight_OI if number == FLOAT32 else weight_OI.bfloat16().float()
 
 
@@ -86,7 +89,7 @@ class Rounded:
     def __init__(self, ops: Any, number: int, x_BI: Tensor) -> None:
         rows, self.inputs = x_BI.shape
         self.number, self.stride = number, up(self.inputs, 32) + 32
-        dtype = (torch.float32, torch.bfloat16, torch.int8, torch.int8)[number]
+        dtype = (torch.float32, torch.bfloat16, torch.int8)[min(number, INT8)]
         self.values = torch.full((rows + 1, self.stride), 3, dtype=dtype)
         self.groups = self.inputs // 32
         self.scales, self.offsets = torch.zeros(rows, self.groups), torch.zeros(rows, self.groups, dtype=torch.int32)
@@ -101,7 +104,7 @@ class Rounded:
 
     def floats(self) -> Tensor:
         values = self.values[:-1, : self.inputs].double()
-        return values * self.scales.double().repeat_interleave(32, dim=1) if self.number in (INT8, INT4) else values
+        return values * self.scales.double().repeat_interleave(32, dim=1) if self.number in BITS else values
 
 
 def multiply(
@@ -137,8 +140,7 @@ def multiply(
 @given(data=st.data(), seed=seeds)
 def test_products(ops: Any, packer: Any, number: int, mode: int, data: st.DataObject, seed: int) -> None:
     group = data.draw(st.sampled_from([32, 64, 128]))
-    integers = number in (INT8, INT4)
-    inputs = group * data.draw(st.integers(1, 3)) if integers else data.draw(st.integers(1, 90))
+    inputs = group * data.draw(st.integers(1, 3)) if number in BITS else data.draw(st.integers(1, 90))
     outputs, rows = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 12))
     activation = data.draw(st.sampled_from([0, 1, 2]))
     panels = -(-outputs // 32)
@@ -202,7 +204,7 @@ def test_what_is_not_finite_stays_visible_in_its_row_alone(ops: Any, packer: Any
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @NUMBERS
 def test_packed_floats_are_what_embed_reads_out(ops: Any, packer: Any, number: int, dtype: torch.dtype) -> None:
-    group, inputs = 64, 192 if number in (INT8, INT4) else 83
+    group, inputs = 64, 192 if number in BITS else 83
     tables = [random(29, inputs, seed=0).to(dtype), random(18, inputs, seed=1).to(dtype) * 100]
     tables[0][5] = 0
     tables[1][7] = torch.arange(inputs) / 8 - 4  # ties
@@ -221,13 +223,12 @@ def test_packed_floats_are_what_embed_reads_out(ops: Any, packer: Any, number: i
 
 
 @pytest.mark.parametrize("group", [32, 64, 96, 128])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_codes_are_packed_as_they_are(ops: Any, packer: Any, bits: int, group: int) -> None:
-    generator, inputs = torch.Generator().manual_seed(group), 2 * group
-    low, high, dtype, stored = (0, 256, torch.uint8, inputs // 2) if bits == 4 else (-128, 128, torch.int8, inputs)
-    codes = torch.randint(low, high, (37, stored), generator=generator).to(dtype)
+@pytest.mark.parametrize("number", BITS)
+def test_codes_are_packed_as_they_are(ops: Any, packer: Any, number: int, group: int) -> None:
+    generator, inputs, bits = torch.Generator().manual_seed(group), 2 * group, BITS[number]
+    stored = torch.randint(0, 256, (37, inputs * bits // 8), generator=generator).to(torch.uint8)
+    codes = stored.view(torch.int8) if bits == 8 else stored
     weight = QuantizedWeight(codes, random(37, 2, seed=group).half(), bits, group)
-    number = INT4 if bits == 4 else INT8
     packed = pack(packer, number, [weight], torch.arange(37), group, None)
     out = torch.empty(37, inputs)
     for token in range(37):
@@ -240,12 +241,17 @@ def test_codes_are_packed_as_they_are(ops: Any, packer: Any, bits: int, group: i
     assert (error <= (inputs + 8) * U * (x.floats() @ out.double().abs().T)).all()
 
 
-def test_greatest_codes_do_not_saturate(ops: Any, packer: Any) -> None:
-    for code in (-128, 127):
-        weight = QuantizedWeight(torch.full((32, 32), code, dtype=torch.int8), torch.ones(32, 1).half(), 8, 32)
-        packed = pack(packer, INT8, [weight], torch.arange(32), 32, None)
+@pytest.mark.parametrize("number", BITS)
+def test_greatest_codes_do_not_saturate(ops: Any, packer: Any, number: int) -> None:
+    bits = BITS[number]
+    for byte, code in ((0x00, -(2 ** (bits - 1))), (0xFF, 2 ** (bits - 1) - 1)):
+        codes = torch.full((32, 32 * bits // 8), byte, dtype=torch.uint8)
+        weight = QuantizedWeight(
+            (codes ^ 0x80).view(torch.int8) if bits == 8 else codes, torch.ones(32, 1).half(), bits, 32
+        )
+        packed = pack(packer, number, [weight], torch.arange(32), 32, None)
         for sign in (-127.0, 127.0):
-            result = multiply(ops, packed, Rounded(ops, INT8, torch.full((1, 32), sign)), 32)
+            result = multiply(ops, packed, Rounded(ops, number, torch.full((1, 32), sign)), 32)
             assert (result == 32 * code * sign).all()
 
 
@@ -285,7 +291,7 @@ def test_rounding_to_bfloat16(ops: Any, size: int, seed: int) -> None:
     assert (rounded.values[0, size : up(size, 16)] == 0).all()
 
 
-@pytest.mark.parametrize(("number", "zero"), [(INT8, 128), (INT4, 8)])
+@pytest.mark.parametrize(("number", "zero"), [(INT8, 128), (INT4, 8), (INT6, 32)])
 @given(st.integers(1, 6), st.sampled_from([1e-20, 1.0, 1e30]), seeds)
 def test_rounding_to_int8(ops: Any, number: int, zero: int, groups: int, scale: float, seed: int) -> None:
     x = random(2, groups * 32, seed=seed) * scale

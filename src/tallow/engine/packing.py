@@ -18,15 +18,17 @@ from tallow.models.decoder import Decoder
 from tallow.models.formats.adapters import Adapter
 from tallow.models.stored import StoredModel
 
-Number = Literal["float32", "bfloat16", "int8", "int4"]
+Number = Literal["float32", "bfloat16", "int8", "int4", "int6"]
+INTEGERS: dict[int, Number] = {4: "int4", 6: "int6", 8: "int8"}
 Integers = npt.NDArray[np.int32]
 Source = tuple[int, int, int, int]  # kind, addresses of values and scales, rows
 
 LANES = 16
 GROUP_SIZE = 32
 # as enum Number and enum Source::Kind have them
-NUMBERS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
-SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.uint8: 4}
+NUMBERS: dict[Number, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4}
+SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CODES = {8: 3, 4: 4, 6: 5}
 BLOCKS = 16  # and GGUF's number of the type of blocks
 
 
@@ -38,7 +40,7 @@ class Part:
         names: Of the modules.
         rows: Outputs of each.
         inputs: Of all of them.
-        number: What the weight is held in; `int8` and `int4` have groups of `group` inputs.
+        number: What the weight is held in; integers have groups of `group` inputs.
         by_turns: 16 rows of the first, then 16 of the second, and so on; else the rows follow each other.
     """
 
@@ -82,8 +84,8 @@ class Part:
             codes, scales = model.read(f"{name}.codes"), model.read(f"{name}.scales")
             assert isinstance(codes, Tensor)
             assert isinstance(scales, Tensor)
-            if self.number in ("int8", "int4"):
-                return SOURCES[codes.dtype], [codes.contiguous(), scales.contiguous()]
+            if self.number in INTEGERS.values():
+                return CODES[module_weight.bits], [codes.contiguous(), scales.contiguous()]
             return 0, [dequantize(QuantizedWeight(codes, scales, module_weight.bits, module_weight.group_size))]
         weight = model.read(f"{name}.weight")
         if isinstance(weight, BlockWeight):
@@ -136,7 +138,7 @@ def plan_packing(model: Decoder, weights: Number) -> Plan:
     """What the weights of a model are held in; the model may be on the meta device.
 
     Args:
-        weights: For plain weights; quantized ones stay as they are. `int4` leaves embedding and output matrix in 8
+        weights: For plain weights; quantized ones stay as they are. `int4` holds embedding and output matrix in 6
             bits; a weight whose inputs have no groups of 32 is held in bfloat16 instead.
     """
 
@@ -210,12 +212,12 @@ def _held_in(weights: Sequence[Tensor | QuantizedWeight], plain: Number, is_tabl
     forms = {(weight.bits, weight.group_size) for weight in weights if isinstance(weight, QuantizedWeight)}
     if len(forms) == 1 and all(isinstance(weight, QuantizedWeight) for weight in weights):
         [(bits, group)] = forms
-        return ("int8" if bits == 8 else "int4"), group
+        return INTEGERS[bits], group
     if forms:  # not all alike: unpacked, so that none is rounded anew
         return "float32", GROUP_SIZE
-    number = "int8" if plain == "int4" and is_table else plain
+    number = "int6" if plain == "int4" and is_table else plain
     has_groups = _shape(weights[0])[1] % GROUP_SIZE == 0
-    return (number if has_groups or number not in ("int8", "int4") else "bfloat16"), GROUP_SIZE
+    return (number if has_groups or number not in INTEGERS.values() else "bfloat16"), GROUP_SIZE
 
 
 def _by_turns(rows: int) -> Integers:

@@ -19,7 +19,12 @@ constexpr int kActivationGroup = 32;  // inputs that share a scale when activati
 
 TALLOW_INLINE constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-enum class Number : int { float32, bfloat16, int8, int4 };
+enum class Number : int { float32, bfloat16, int8, int4, int6 };
+
+TALLOW_INLINE constexpr bool is_integer(Number number) { return number != Number::float32 && number != Number::bfloat16; }
+TALLOW_INLINE constexpr int64_t weight_bits(Number number) { return number == Number::int8 ? 8 : number == Number::int6 ? 6 : 4; }
+// The code of zero: codes are stored without signs.
+TALLOW_INLINE constexpr int32_t zero_of(Number number) { return 1 << (weight_bits(number) - 1); }
 
 // The weight of a linear layer in panels of 32 outputs. A panel is read from its begin to its end; for each step of
 // inputs it holds the weights of its first 16 outputs, lane by lane, and then those of the others ([2]):
@@ -28,25 +33,27 @@ enum class Number : int { float32, bfloat16, int8, int4 };
 //   int8      for each group [2][16] scales, then [group / 4][2][16][4] bytes code + 128
 //   int4      for each group [2][16] scales, then [group / 32][4][2][16][4]: a byte of the j-th of the four holds code + 8
 //             of step j in its low half and of step j + 4 in its high half (a step: 4 inputs)
+//   int6      as int4, the lower four bits of code + 32; behind each of the four follow [16][4] bytes with the upper two
+//             bits: those of step j of the first 16 outputs and then of the others, the same of step j + 4
 // Scales are half precision. Outputs are padded with zeros to whole panels, inputs (of bfloat16) to whole pairs.
 struct Weight {
     Number number;
     int64_t outputs, inputs;
-    int64_t group;  // inputs that share a scale (int8, int4); a multiple of 32
+    int64_t group;  // inputs that share a scale (integers only); a multiple of 32
     const uint8_t *packed;
     const float *bias;  // [panel][32], or null
 
-    TALLOW_INLINE bool integers() const { return number == Number::int8 || number == Number::int4; }
+    TALLOW_INLINE bool integers() const { return is_integer(number); }
     TALLOW_INLINE int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
     TALLOW_INLINE int64_t panel_bytes() const {
         switch (number) {
             case Number::float32: return inputs * 128;
             case Number::bfloat16: return (inputs + 1) / 2 * 128;
-            case Number::int8: return inputs / group * (64 + group * 32);
-            case Number::int4: return inputs / group * (64 + group * 16);
+            default: return inputs / group * group_bytes();
         }
-        return 0;
     }
+    // Of the scales and codes of a group.
+    TALLOW_INLINE int64_t group_bytes() const { return 64 + group * weight_bits(number) * kPanel / 8; }
 };
 
 // Rows of activations in the form that a weight is multiplied with: float32, bfloat16 (padded to pairs), or int8 in groups

@@ -2,7 +2,7 @@
 
 // With so few rows the memory is what one waits for; what follows is asked for a little ahead.
 constexpr int kFew = 2;
-constexpr int64_t kAhead = 4096;
+constexpr int64_t kAhead = 8192;
 
 // With more of them each tile asks for a slice of the next panel while it computes this one: all at once would hold it up.
 struct NextPanel {
@@ -91,7 +91,8 @@ struct Tile {
     // weight = scale · (code − zero): the sum of codes times activations starts at the offset, −zero times the activations' sum.
     static inline void add_integer(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
                                    int64_t row, NextPanel next) {
-        constexpr int64_t bytes = N == Number::int8 ? 1024 : 512;  // of 32 inputs
+        constexpr int steps = N == Number::int8 ? 8 : 4;
+        constexpr int64_t bytes = weight_bits(N) * 128, step_bytes = bytes / steps;  // of 32 inputs
         const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride;
         const float *x_scales = x.scales + row * x.groups;
         const int32_t *offsets = x.offsets + row * x.groups;
@@ -102,18 +103,22 @@ struct Tile {
             ask_ahead(next, weights, 64);
             weights += 64;
             for (int64_t end = g + groups_per_scale; g < end; ++g, weights += bytes, values += kActivationGroup) {
-                ask_ahead(next, weights, bytes);
+                if constexpr (R > kFew) ask_ahead(next, weights, bytes);
                 I dots[R][2];
                 unrolled<R>([&](auto r) { dots[r][0] = dots[r][1] = iset(offsets[r * x.groups + g]); });
-                for (int step = 0; step < (N == Number::int8 ? 8 : 4); ++step) {
+                for (int step = 0; step < steps; ++step) {
                     // loads stay in the order of the memory: one that the compiler moves ahead costs up to a tenth
                     if constexpr (R <= kFew) std::atomic_signal_fence(std::memory_order_seq_cst);
-                    const I first = iload(weights + step * 128), second = iload(weights + step * 128 + 64);
+                    const uint8_t *at = weights + step * step_bytes;
+                    if constexpr (R <= kFew) ask_ahead(next, at, step_bytes);
+                    const I first = iload(at), second = iload(at + 64);
                     if constexpr (N == Number::int8) {
                         add_dots(dots, first, second, values + 4 * step, x.stride);
                     } else {
-                        add_dots(dots, low_nibbles(first), low_nibbles(second), values + 4 * step, x.stride);
-                        add_dots(dots, high_nibbles(first), high_nibbles(second), values + 4 * step + 16, x.stride);
+                        const I upper = N == Number::int6 ? iload(at + 128) : first;
+                        add_dots(dots, lower_half<0>(first, upper), lower_half<1>(second, upper), values + 4 * step, x.stride);
+                        add_dots(dots, upper_half<2>(first, upper), upper_half<3>(second, upper), values + 4 * step + 16,
+                                 x.stride);
                     }
                 }
                 unrolled<R>([&](auto r) {
@@ -125,8 +130,24 @@ struct Tile {
         }
     }
 
+    // The codes whose lower four bits are in a half of these bytes; of six bits the other two are at place kAt of `upper`.
+    template <int kAt>
+    static inline I lower_half(I bytes, I upper) {
+        const I nibbles = iand(bytes, iset(0x0f0f0f0f));
+        if constexpr (N != Number::int6)
+            return nibbles;
+        else if constexpr (kAt < 2)
+            return ior(nibbles, iand(shift_left<4 - 2 * kAt>(upper), iset(0x30303030)));
+        else
+            return ior(nibbles, iand(shift_right<2 * kAt - 4>(upper), iset(0x30303030)));
+    }
+    template <int kAt>
+    static inline I upper_half(I bytes, I upper) {
+        return lower_half<kAt>(shift_right<4>(bytes), upper);
+    }
+
     static inline I dot(I sum, I codes, I activations) {
-        return N == Number::int4 ? dot4_nibbles(sum, codes, activations) : dot4(sum, codes, activations);
+        return N == Number::int8 ? dot4(sum, codes, activations) : dot4_small(sum, codes, activations);
     }
 
     static inline void add_dots(I (&dots)[R][2], I first, I second, const int8_t *values, int64_t stride) {
@@ -175,7 +196,7 @@ inline void product_rows(int64_t height, const Weight &w, const Activations &x, 
 
 template <Number N>
 void product(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
-    constexpr int tallest = N == Number::int8 || N == Number::int4 ? kTallestInteger : kTallestFloat;
+    constexpr int tallest = is_integer(N) ? kTallestInteger : kTallestFloat;
     const int64_t tiles = (rows + tallest - 1) / tallest;
     const int64_t least_rows = rows / tiles, taller = rows % tiles;  // so many tiles have a row more
     const int64_t panel_bytes = w.panel_bytes(), slice_bytes = panel_bytes / tiles;
@@ -194,5 +215,6 @@ void multiply(const Weight &w, const Activations &x, const Destination &to, int6
         case Number::bfloat16: return product<Number::bfloat16>(w, x, to, rows, panel, end);
         case Number::int8: return product<Number::int8>(w, x, to, rows, panel, end);
         case Number::int4: return product<Number::int4>(w, x, to, rows, panel, end);
+        case Number::int6: return product<Number::int6>(w, x, to, rows, panel, end);
     }
 }

@@ -87,7 +87,7 @@ void round_row(Number number, const float *in, int64_t size, const Activations &
             int8_t *codes = static_cast<int8_t *>(const_cast<void *>(to.values)) + row * to.stride;
             float *scales = const_cast<float *>(to.scales) + row * to.groups;
             int32_t *offsets = const_cast<int32_t *>(to.offsets) + row * to.groups;
-            round_to_int8(in, size, number == Number::int8 ? 128 : 8, codes, scales, offsets);
+            round_to_int8(in, size, zero_of(number), codes, scales, offsets);
         }
     }
 }
@@ -111,7 +111,6 @@ void rotate(float *head, const float *cosines, const float *sines, int64_t half)
 void embed(const Weight &table, int64_t token, float scale, float *out) {
     const uint8_t *panel = table.packed + token / kPanel * table.panel_bytes();
     const int64_t half = token % kPanel / kLanes, lane = token % kLanes;
-    const int64_t group_bytes = 64 + table.group * (table.number == Number::int8 ? 32 : 16);
     for (int64_t i = 0; i < table.inputs; ++i) {
         float value = 0;
         if (table.number == Number::float32) {
@@ -119,14 +118,17 @@ void embed(const Weight &table, int64_t token, float scale, float *out) {
         } else if (table.number == Number::bfloat16) {
             value = from_bfloat16(reinterpret_cast<const uint16_t *>(panel)[(i / 2 * kPanel + half * kLanes + lane) * 2 + i % 2]);
         } else {
-            const uint8_t *group = panel + i / table.group * group_bytes, *codes = group + 64 + half * 64 + 4 * lane + i % 4;
-            const int64_t j = i % table.group, step = j % 32 / 4;
+            const uint8_t *group = panel + i / table.group * table.group_bytes();
+            const int64_t j = i % table.group, step = j % 32 / 4, byte = 4 * lane + i % 4;
             if (table.number == Number::int8) {
-                value = float(codes[j / 4 * 128]) - 128;
+                value = float(group[64 + j / 4 * 128 + half * 64 + byte]);
             } else {
-                const uint8_t both = codes[j / 32 * 512 + step % 4 * 128];
-                value = float(step < 4 ? both & 15 : both >> 4) - 8;
+                const uint8_t *codes = group + 64 + (j / 32 * 4 + step % 4) * weight_bits(table.number) * 32;
+                const uint8_t both = codes[half * 64 + byte];
+                value = float(step < 4 ? both & 15 : both >> 4);
+                if (table.number == Number::int6) value += float(codes[128 + byte] >> (step / 4 * 4 + half * 2) & 3) * 16;
             }
+            value -= float(zero_of(table.number));
             value *= from_half(reinterpret_cast<const uint16_t *>(group)[half * kLanes + lane]);
         }
         out[i] = value * scale;

@@ -73,6 +73,7 @@ inline F fkeep(F a, int count, F rest) {
 inline I bits_of(F a) { return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)}; }
 inline F float_of(I bits) { return {_mm256_castsi256_ps(bits.low), _mm256_castsi256_ps(bits.high)}; }
 inline I iand(I a, I b) { return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)}; }
+inline I ior(I a, I b) { return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
 inline I iadd(I a, I b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 inline I isub(I a, I b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
 inline I ixor(I a, I b) { return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)}; }
@@ -141,10 +142,6 @@ inline F load_int8(const int8_t *from) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)))};
 }
-inline I low_nibbles(I bytes) { return iand(bytes, iset(0x0f0f0f0f)); }
-inline I high_nibbles(I bytes) {
-    return low_nibbles({_mm256_srli_epi16(bytes.low, 4), _mm256_srli_epi16(bytes.high, 4)});
-}
 
 inline I store_int8(int8_t *to, F a) {
     const __m256i low = _mm256_cvtps_epi32(a.low), high = _mm256_cvtps_epi32(a.high);
@@ -166,13 +163,13 @@ inline I dot4(I sum, I unsigned_bytes, I signed_bytes) {
     return {dot4_of_8(sum.low, unsigned_bytes.low, signed_bytes.low),
             dot4_of_8(sum.high, unsigned_bytes.high, signed_bytes.high)};
 }
-inline __m256i dot4_nibbles_of_8(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
+inline __m256i dot4_small_of_8(__m256i sum, __m256i unsigned_bytes, __m256i signed_bytes) {
     const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-inline I dot4_nibbles(I sum, I unsigned_bytes, I signed_bytes) {
-    return {dot4_nibbles_of_8(sum.low, unsigned_bytes.low, signed_bytes.low),
-            dot4_nibbles_of_8(sum.high, unsigned_bytes.high, signed_bytes.high)};
+inline I dot4_small(I sum, I unsigned_bytes, I signed_bytes) {
+    return {dot4_small_of_8(sum.low, unsigned_bytes.low, signed_bytes.low),
+            dot4_small_of_8(sum.high, unsigned_bytes.high, signed_bytes.high)};
 }
 inline I broadcast4(const int8_t *from) {
     int32_t bytes;

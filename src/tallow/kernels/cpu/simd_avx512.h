@@ -44,6 +44,8 @@ inline I bits_of(F a) { return _mm512_castps_si512(a); }
 inline F float_of(I bits) { return _mm512_castsi512_ps(bits); }
 inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
+inline I iand(I a, I b) { return _mm512_and_si512(a, b); }
+inline I ior(I a, I b) { return _mm512_or_si512(a, b); }
 inline I ixor(I a, I b) { return _mm512_xor_si512(a, b); }
 template <int kBits>
 inline I shift_left(I a) {
@@ -94,8 +96,6 @@ inline F load_bfloat16(const uint16_t *from) {
 inline F load_int8(const int8_t *from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
 }
-inline I low_nibbles(I bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
-inline I high_nibbles(I bytes) { return _mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15)); }
 
 // To the nearest integers, which are stored as int8, too. The values are within ±127.
 inline I store_int8(int8_t *to, F a) {
@@ -106,8 +106,8 @@ inline I store_int8(int8_t *to, F a) {
 
 // Four neighbouring bytes of each lane times four bytes: `unsigned_bytes` 0 … 255, `signed_bytes` −128 … 127.
 inline I dot4(I sum, I unsigned_bytes, I signed_bytes) { return _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes); }
-// The same for unsigned bytes up to 15, which other instruction sets can do in fewer steps.
-inline I dot4_nibbles(I sum, I unsigned_bytes, I signed_bytes) { return dot4(sum, unsigned_bytes, signed_bytes); }
+// The same for unsigned bytes up to 63, which other instruction sets can do in fewer steps.
+inline I dot4_small(I sum, I unsigned_bytes, I signed_bytes) { return dot4(sum, unsigned_bytes, signed_bytes); }
 inline I broadcast4(const int8_t *from) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t *>(from)); }
 
 // Two neighbouring bfloat16 of each lane times two.

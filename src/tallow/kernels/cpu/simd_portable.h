@@ -128,6 +128,12 @@ inline I iadd(I a, I b) {
 inline I isub(I a, I b) {
     return parts<I>([&](int i) { return a.part[i] - b.part[i]; });
 }
+inline I iand(I a, I b) {
+    return parts<I>([&](int i) { return a.part[i] & b.part[i]; });
+}
+inline I ior(I a, I b) {
+    return parts<I>([&](int i) { return a.part[i] | b.part[i]; });
+}
 inline I ixor(I a, I b) {
     return parts<I>([&](int i) { return a.part[i] ^ b.part[i]; });
 }
@@ -192,12 +198,6 @@ inline F load_half(const uint16_t *from) {
 inline F load_int8(const int8_t *from) {
     return parts([&](int i) { return __builtin_convertvector(load<Bytes>(from + 4 * i), Floats); });
 }
-inline I low_nibbles(I bytes) {
-    return parts<I>([&](int i) { return bytes.part[i] & 0x0f0f0f0f; });
-}
-inline I high_nibbles(I bytes) {
-    return parts<I>([&](int i) { return bytes.part[i] >> 4 & 0x0f0f0f0f; });
-}
 
 inline I store_int8(int8_t *to, F a) {
     const I whole = to_nearest(a);
@@ -222,7 +222,7 @@ inline I dot4(I sum, I unsigned_bytes, I signed_bytes) {
                sum_of_pairs(odd_products(unsigned_bytes.part[i], signed_bytes.part[i]));
     });
 }
-inline I dot4_nibbles(I sum, I unsigned_bytes, I signed_bytes) {
+inline I dot4_small(I sum, I unsigned_bytes, I signed_bytes) {
     return parts<I>([&](int i) {
         return sum.part[i] + sum_of_pairs(even_products(unsigned_bytes.part[i], signed_bytes.part[i]) +
                                           odd_products(unsigned_bytes.part[i], signed_bytes.part[i]));

@@ -58,13 +58,17 @@ void read_codes(const Row &row, Number number, int64_t inputs, int64_t group, ui
         for (int64_t i = 0; i < inputs; ++i) codes[i] = uint8_t(stored[i] + 128);
         return;
     }
-    const uint8_t *stored = row.source->values + row.index * inputs / 2;
-    for (int64_t g = 0; g < groups; ++g)
+    const int64_t group_bytes = group * weight_bits(number) / 8;
+    const uint8_t *stored = row.source->values + row.index * groups * group_bytes;
+    for (int64_t g = 0; g < groups; ++g, stored += group_bytes, codes += group) {
         for (int64_t i = 0; i < group / 2; ++i) {
-            const uint8_t both = stored[g * group / 2 + i];
-            codes[g * group + i] = both & 15;
-            codes[g * group + group / 2 + i] = both >> 4;
+            codes[i] = stored[i] & 15;
+            codes[group / 2 + i] = stored[i] >> 4;
         }
+        if (number != Number::int6) continue;
+        for (int64_t i = 0; i < group; ++i)
+            codes[i] |= (stored[group / 2 + i % (group / 4)] >> i / (group / 4) * 2 & 3) << 4;
+    }
 }
 
 // The value of greatest magnitude, the first of several.
@@ -85,16 +89,17 @@ inline float largest_of(const float *values, int64_t count) {
 // As quantize_groups does it, to the bit.
 TALLOW_CLONES void quantize(const float *__restrict values, Number number, int64_t inputs, int64_t group,
                             uint8_t *__restrict codes, uint16_t *__restrict scales) {
+    const float zero = float(zero_of(number));
     for (int64_t g = 0; g < inputs / group; ++g, values += group, codes += group) {
         const float largest = largest_of(values, group);
-        const float scale = number == Number::int4 ? largest / -8 : std::fabs(largest) / 127;
+        const float scale = number == Number::int8 ? std::fabs(largest) / 127 : largest / -zero;
         const float inverse = scale == 0 ? 0 : 1 / scale;
         scales[g] = to_half(scale);
-        if (number == Number::int4) {
-            constexpr int32_t kMost = std::bit_cast<int32_t>(15.0f);
+        if (number != Number::int8) {
+            const int32_t most = std::bit_cast<int32_t>(2 * zero - 1);
             for (int64_t i = 0; i < group; ++i) {  // limited as bits, which order as the floats do: that vectorizes
-                const int32_t code = std::bit_cast<int32_t>(values[i] * inverse + 8.5f);
-                codes[i] = uint8_t(int(std::bit_cast<float>(std::clamp(code, 0, kMost))));
+                const int32_t code = std::bit_cast<int32_t>(values[i] * inverse + (zero + 0.5f));
+                codes[i] = uint8_t(int(std::bit_cast<float>(std::clamp(code, 0, most))));
             }
             continue;
         }
@@ -114,6 +119,21 @@ struct Panel {
 
     Panel(int64_t inputs, int64_t groups) : floats(kPanel * inputs), codes(kPanel * inputs), scales(kPanel * groups) {}
 };
+
+// Four inputs and the four that lie 16 behind them, of all rows: four bytes at once, as no code reaches beyond its byte.
+void pack_step(Number number, const uint8_t *codes, int64_t stride, uint8_t *packed) {
+    uint32_t upper[kLanes] = {};
+    for (int row = 0; row < kPanel; ++row) {
+        uint32_t low, high;
+        std::memcpy(&low, codes + row * stride, sizeof low);
+        std::memcpy(&high, codes + row * stride + 16, sizeof high);
+        const uint32_t nibbles = (low & 0x0f0f0f0f) | (high & 0x0f0f0f0f) << 4;
+        std::memcpy(packed + 4 * row, &nibbles, sizeof nibbles);
+        const uint32_t both = (low & 0x30303030) >> 4 | (high & 0x30303030);
+        upper[row % kLanes] |= both << row / kLanes * 2;
+    }
+    if (number == Number::int6) std::memcpy(packed + 4 * kPanel, upper, sizeof upper);
+}
 
 void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
     const int64_t inputs = w.inputs;
@@ -145,13 +165,7 @@ void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
         }
         for (int64_t i = begin; i < end; i += 32)
             for (int step = 0; step < 4; ++step)
-                for (int row = 0; row < kPanel; ++row, packed += 4) {
-                    uint32_t low, high;  // four bytes at once: none is greater than 15
-                    std::memcpy(&low, &from.codes[row * inputs + i + 4 * step], sizeof low);
-                    std::memcpy(&high, &from.codes[row * inputs + i + 4 * step + 16], sizeof high);
-                    low |= high << 4;
-                    std::memcpy(packed, &low, sizeof low);
-                }
+                pack_step(w.number, &from.codes[i + 4 * step], inputs, packed), packed += weight_bits(w.number) * 32;
     }
 }
 
@@ -191,7 +205,7 @@ void PackedWeight::fill(uint8_t *packed, const std::vector<Source> &sources, con
         rows.push_back(find(sources, row));
         if (!rows.back().source || !rows.back().source->codes()) continue;
         if (!integers) throw std::invalid_argument("codes cannot be packed as floats");
-        if (rows.back().source->kind != (number == Number::int8 ? Source::int8 : Source::int4))
+        if (rows.back().source->bits() != weight_bits(number))
             throw std::invalid_argument("codes can only be packed as they are");
     }
     pool.run([&](int thread) {

@@ -14,13 +14,14 @@ namespace tallow {
 // Rows of a weight as they are stored: float32, bfloat16 or float16 values, codes and scales as QuantizedWeight has them,
 // or blocks.
 struct Source {
-    enum Kind : int { float32, bfloat16, float16, int8, int4, blocks } kind;
+    enum Kind : int { float32, bfloat16, float16, int8, int4, int6, blocks } kind;
     const uint8_t *values;
-    const uint16_t *scales;     // int8, int4
+    const uint16_t *scales;     // of codes
     const BlockFormat *format;  // blocks
     int64_t rows;
 
-    bool codes() const { return kind == int8 || kind == int4; }
+    bool codes() const { return bits() > 0; }
+    int64_t bits() const { return kind == int8 ? 8 : kind == int6 ? 6 : kind == int4 ? 4 : 0; }
 };
 
 // Lives as long as the arena that holds it.
