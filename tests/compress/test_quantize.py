@@ -15,7 +15,7 @@ from tallow.kernels import dequantize, quantize_groups
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.formats import load_model, load_tokenizer, save_model
-from tallow.models.quantization import model_bytes, quantize_modules
+from tallow.models.quantization import model_bytes, quantize_modules, quantized_modules
 from tallow.recipe import parse_section
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -63,6 +63,19 @@ def test_writes_a_smaller_model_that_says_what_it_lost(directory: Path, tmp_path
     assert result["max_relative_error"] == max(errors.values()) == errors[result["worst_module"]] < 0.15
 
 
+@pytest.mark.parametrize(("settings", "embedding_bits"), [({}, 6), ({"bits": 8}, 8), ({"embedding_bits": 4}, 4)])
+def test_embedding_bits_follow_the_linear_layers(
+    directory: Path, tmp_path: Path, settings: dict[str, int], embedding_bits: int
+) -> None:
+    run = start(tmp_path)
+    compress(parse_section(CompressConfig, {"model": str(directory), **settings}, "compress"), run)
+    bits = {record["module"]: record["bits"] for record in run.metrics()}
+    assert bits.pop("embed") == embedding_bits
+    assert set(bits.values()) == {settings.get("bits", 4)}
+    stored = quantized_modules(load_model(run.directory / "model"))
+    assert stored["embed"].weight.bits == embedding_bits
+
+
 def test_relative_error_is_that_of_the_whole_weight() -> None:
     weight = torch.randn(5000, 64, generator=torch.Generator().manual_seed(0))
     quantized = quantize_groups(weight, 4, 32)
@@ -96,7 +109,16 @@ def test_skipping_everything_is_refused(directory: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "values", [{"bits": 5}, {"group_size": 48}, {"embedding_bits": 16}, {"method": "magic"}, {"modle": "x"}, {}]
+    "values",
+    [
+        {"bits": 5},
+        {"group_size": 48},
+        {"embedding_bits": 16},
+        {"embedding_bits": "all"},
+        {"method": "magic"},
+        {"modle": "x"},
+        {},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(values), "model")):

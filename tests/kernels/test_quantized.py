@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tallow.errors import DataError, UsageError
-from tallow.kernels import QuantizedWeight, dequantize, quantize_groups, quantized_linear, using
+from tallow.kernels import QuantizedWeight, dequantize, quantize_groups, quantized_linear, unpack_codes, using
 
 group_sizes = st.sampled_from([32, 64, 96, 128])
-bit_widths = st.sampled_from([4, 8])
+bit_widths = st.sampled_from([4, 6, 8])
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -45,9 +45,40 @@ def test_error_is_at_most_half_a_scale(
     error = (dequantize(quantized) - weight_OI).abs().unflatten(1, (-1, group_size))
     scales = quantized.scales.float().unsqueeze(2)
     # A float16 scale is off by up to 2^-11 of itself, or of the smallest normal one; a code multiplies that.
-    rounding = (scales.abs().clamp(min=2**-14) * 2**-11) * (8 if bits == 4 else 127)
-    cut = (weight_OI.unflatten(1, (-1, group_size)) / scales > 7.5) & (bits == 4)
+    rounding = (scales.abs().clamp(min=2**-14) * 2**-11) * (127 if bits == 8 else 2 ** (bits - 1))
+    cut = (weight_OI.unflatten(1, (-1, group_size)) / scales > 2 ** (bits - 1) - 0.5) & (bits < 8)
     assert (error <= torch.where(cut, 1.0, 0.5) * scales.abs() + rounding * 1.001).all()
+
+
+def test_codes_of_6_bits_lie_where_the_format_says() -> None:
+    """Groups of 64 whose element j is j - 32 and 31 - j scales: code by code, read from the bytes."""
+    ascending = torch.arange(64) - 32
+    scale = torch.tensor([0.5, -0.25])
+    weight_OI = torch.cat([ascending * scale[0], ascending.flip(0) * scale[1]])[None, :]
+    quantized = quantize_groups(weight_OI, 6, 64)
+    assert quantized.codes.shape == (1, 96)
+    assert torch.equal(quantized.scales.float(), scale[None, :])
+    groups = quantized.codes.view(2, 48).tolist()
+    codes = [
+        [(group[j % 32] >> 4 * (j // 32) & 15) | (group[32 + j % 16] >> 2 * (j // 16) & 3) << 4 for j in range(64)]
+        for group in groups
+    ]
+    assert codes == [list(range(64)), list(range(63, -1, -1))]
+    assert torch.equal(unpack_codes(quantized), torch.cat([ascending, ascending.flip(0)])[None, :].to(torch.int8))
+    assert torch.equal(dequantize(quantized), weight_OI)
+
+
+@given(group_sizes, seeds)
+def test_values_of_6_bits_are_those_of_their_definition(group_size: int, seed: int) -> None:
+    weight_OGg = random(5, 3, group_size, seed=seed)
+    quantized = quantize_groups(weight_OGg.flatten(1), 6, group_size)
+    codes_OGg = unpack_codes(quantized).view(weight_OGg.shape).int() + 32
+    largest = weight_OGg.gather(2, weight_OGg.abs().argmax(2, keepdim=True))
+    exact = (weight_OGg * (1 / (largest / -32)) + 32.5).trunc().clamp(0, 63)
+    assert torch.equal(codes_OGg, exact.int())
+    assert (codes_OGg.amin(2) == 0).all()  # of the element of largest magnitude
+    values = quantized.scales.float().unsqueeze(2) * (codes_OGg - 32)
+    assert torch.equal(dequantize(quantized), values.flatten(1))
 
 
 @given(st.integers(1, 9), group_sizes, bit_widths, seeds)
@@ -101,7 +132,15 @@ def test_a_wrong_bias_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "bits", "group_size"),
-    [((4, 64), 3, 32), ((4, 64), 4, 48), ((4, 64), 4, 0), ((4, 80), 4, 32), ((64,), 4, 32)],
+    [
+        ((4, 64), 3, 32),
+        ((4, 64), 5, 32),
+        ((4, 80), 6, 32),
+        ((4, 64), 4, 48),
+        ((4, 64), 4, 0),
+        ((4, 80), 4, 32),
+        ((64,), 4, 32),
+    ],
 )
 def test_what_cannot_be_quantized_is_refused(shape: tuple[int, ...], bits: int, group_size: int) -> None:
     with pytest.raises(UsageError):
@@ -109,7 +148,7 @@ def test_what_cannot_be_quantized_is_refused(shape: tuple[int, ...], bits: int, 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e9])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8])
 def test_weights_that_scales_cannot_hold_are_refused(value: float, bits: int) -> None:
     weight_OI = random(4, 64, seed=1)
     weight_OI[2, 40] = value
@@ -127,7 +166,10 @@ def test_weights_that_scales_cannot_hold_are_refused(value: float, bits: int) ->
         {"scales": torch.zeros(4, 2)},
         {"scales": torch.zeros(4, dtype=torch.float16)},
         {"bits": 8},
+        {"bits": 6},
         {"bits": 5},
+        {"codes": torch.zeros(4, 48, dtype=torch.uint8)},
+        {"bits": 6, "codes": torch.zeros(4, 48, dtype=torch.int8)},
         {"group_size": 0},
         {"group_size": -32},
         {"group_size": 64},
@@ -137,5 +179,6 @@ def test_parts_that_do_not_fit_are_refused(change: dict[str, Tensor | int]) -> N
     whole = quantize_groups(random(4, 64, seed=1), 4)
     parts = {"codes": whole.codes, "scales": whole.scales, "bits": 4, "group_size": 32}
     QuantizedWeight(**parts)
+    QuantizedWeight(**{**parts, "bits": 6, "codes": torch.zeros(4, 48, dtype=torch.uint8)})
     with pytest.raises(DataError):
         QuantizedWeight(**{**parts, **change})

@@ -13,6 +13,7 @@ from tallow.models.blocks.quantized import QuantizedEmbedding, QuantizedLinear
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.quantization import (
+    TABLE_BITS,
     dequantize_modules,
     dequantized_state,
     model_bytes,
@@ -48,7 +49,7 @@ def random_ids(length: int = 24) -> Tensor:
     return torch.randint(0, CONFIG.vocab_size, (2, length), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.01), (4, 0.15)])
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.01), (6, 0.04), (4, 0.15)])
 def test_quantized_logits_are_close(bits: int, tolerance: float) -> None:
     model, ids = make_model(), random_ids()
     expected = logits(model, ids)
@@ -63,7 +64,7 @@ def test_logits_are_those_of_the_dequantized_model() -> None:
     torch.testing.assert_close(logits(quantized, ids), logits(plain, ids), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8])
 def test_rounding_error_is_half_a_scale(bits: int) -> None:
     plain, quantized = make_model(), quantize_modules(make_model(), bits, 32, embedding_bits=bits)
     state = dequantized_state(quantized)
@@ -71,12 +72,13 @@ def test_rounding_error_is_half_a_scale(bits: int) -> None:
     for name, module in quantized_modules(quantized).items():
         scales = module.scales.float().repeat_interleave(32, dim=1)
         errors = (state[f"{name}.weight"] - plain.get_parameter(f"{name}.weight").detach()) / scales
-        cut = (state[f"{name}.weight"] / scales).round() == 7 if bits == 4 else torch.zeros_like(errors).bool()
+        highest = 2 ** (bits - 1) - 1
+        cut = ((state[f"{name}.weight"] / scales).round() == highest) & (bits < 8)
         assert float(errors[~cut].abs().max()) <= 0.5 + rounded_scale
         assert float(errors.abs().max()) <= 1 + rounded_scale
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8])
 def test_embedding_looks_up_and_projects_the_same_table(bits: int) -> None:
     table_VD = torch.randn(96, 64, generator=torch.Generator().manual_seed(2))
     weight = quantize_groups(table_VD, bits, 32)
@@ -140,6 +142,10 @@ def test_embedding_and_output_matrix_have_bits_of_their_own() -> None:
     bits = {name: module.weight.bits for name, module in quantized_modules(model).items()}
     assert bits.pop("embed") == bits.pop("lm_head") == 8
     assert set(bits.values()) == {4}
+    for linear_bits, table_bits in ((4, 6), (6, 6), (8, 8)):
+        targets = {target.name: target.bits for target in quantization_targets(make_model(untied), linear_bits, 32)}
+        assert targets.pop("embed") == targets.pop("lm_head") == table_bits
+        assert set(targets.values()) == {linear_bits}
     plain = quantize_modules(make_model(), 4, 32, embedding_bits=None)
     assert isinstance(plain.embed, nn.Embedding)
 
@@ -170,7 +176,7 @@ def test_biases_and_gradients_of_inputs_pass_through() -> None:
     assert linear.bias.grad is not None
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8])
 def test_rounding_again_gives_the_same_codes(bits: int) -> None:
     model = quantize_modules(make_model(), bits, 32, embedding_bits=bits)
     for name, module in quantized_modules(model).items():
@@ -213,14 +219,23 @@ def test_requantized_weights_are_the_unpacked_ones_rounded_anew(before: int, aft
     assert quantized_bits(model) == after
     assert list(quantized_modules(model)) == list(stored)  # what was left out the first time stays out
     for name, module in quantized_modules(model).items():
-        kept = name == "embed"  # 8 bits, whatever those of the linear layers
-        expected = stored[name] if kept else quantize_groups(dequantize(stored[name]), after, 32)
+        bits = TABLE_BITS[after] if name == "embed" else after
+        expected = quantize_groups(dequantize(stored[name]), bits, 32)
         assert module.weight.bits == expected.bits
         assert module.weight.group_size == expected.group_size
         assert torch.equal(module.codes, expected.codes)
         assert torch.equal(module.scales, expected.scales)
     assert quantized_modules(model)["layers.1.attention.q_proj"].get_parameter("bias").any()
     assert logits(model, random_ids()).isfinite().all()
+
+
+@pytest.mark.parametrize("embedding_bits", [8, None])
+def test_requantizing_leaves_codes_that_have_their_bits_already(embedding_bits: int | None) -> None:
+    model = quantize_modules(make_model(), 4, 64, embedding_bits=8)
+    table = model.embed.codes
+    requantize_modules(model, 8, 32, embedding_bits=embedding_bits)
+    assert model.embed.codes is table
+    assert {module.weight.bits for module in quantized_modules(model).values()} == {8}
 
 
 def test_requantized_embedding_keeps_its_dtype() -> None:

@@ -29,7 +29,8 @@ class CompressConfig(Section):
         method: `rtn`: round to nearest, in groups.
         bits: Of the linear layers' weights.
         group_size: Weights that share a scale. A row that it does not divide gets the largest smaller group that fits.
-        embedding_bits: Of the token embedding and the output matrix; null leaves them as they are.
+        embedding_bits: Of the token embedding and the output matrix; `auto` takes 6 beside 4 bits and 8 beside 8, null
+            leaves them as they are.
         skip: Names of modules that stay as they are, with all below them (`lm_head`, `layers.0`).
     """
 
@@ -37,7 +38,7 @@ class CompressConfig(Section):
     method: Literal["rtn"] = "rtn"
     bits: Literal[4, 8] = 4
     group_size: Literal[32, 64, 128, 256] = 32
-    embedding_bits: Literal[4, 8] | None = 8
+    embedding_bits: Literal["auto", 4, 6, 8] | None = "auto"
     skip: tuple[str, ...] = ()
 
 

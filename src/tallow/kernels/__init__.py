@@ -7,7 +7,7 @@ from tallow.kernels.blocks import BlockWeight, has_native_blocks, unpack_blocks
 from tallow.kernels.dispatch import Operation, prefers_fast, single_thread, using
 from tallow.kernels.paged_attention import QueryTiles, paged_attention
 from tallow.kernels.probe import free_bytes, machine_bytes, matmul_peak, read_bandwidth
-from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear
+from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear, unpack_codes
 from tallow.kernels.sampling import Draw, choose_tokens
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "read_bandwidth",
     "single_thread",
     "unpack_blocks",
+    "unpack_codes",
     "using",
 ]

@@ -1,4 +1,4 @@
-"""Weights of 4 and 8 bits in groups, and the linear layer that computes with them."""
+"""Weights of 4, 6 and 8 bits in groups, and the linear layer that computes with them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tallow.kernels import triton
 from tallow.kernels.dispatch import Operation
 
 GROUP_MULTIPLE = 32
+_CODES = {4: torch.uint8, 6: torch.uint8, 8: torch.int8}
 _BLOCK_ELEMENTS = 1 << 22
 
 
@@ -21,14 +22,16 @@ _BLOCK_ELEMENTS = 1 << 22
 class QuantizedWeight:
     """The weight of a linear layer, O outputs by I inputs, as small integers with one scale a group of inputs.
 
-    The value of an element is `scale · code` (8 bit) or `scale · (code - 8)` (4 bit).
+    The value of an element is `scale · code` (8 bit), `scale · (code - 32)` (6 bit) or `scale · (code - 8)` (4 bit).
 
     Args:
         codes: 8 bit: int8, O × I. 4 bit: uint8, O × I/2; byte j of a group of g inputs holds input j of the group
             in its low half and input j + g/2 in its high half. With groups of 32 these are the codes of GGUF's
-            Q8_0 and Q4_0, in their order.
+            Q8_0 and Q4_0, in their order. 6 bit: uint8, O × 3I/4; of the 3g/4 bytes of a group the first g/2 hold the
+            lower four bits of its codes, as 4 bits do, and the other g/4 the upper two: byte j those of the inputs j,
+            j + g/4, j + g/2 and j + 3g/4, from its lowest bits up.
         scales: float16, O × I/group_size.
-        bits: 4 or 8.
+        bits: 4, 6 or 8.
         group_size: Inputs that share a scale; a multiple of 32.
 
     Raises:
@@ -43,7 +46,7 @@ class QuantizedWeight:
     def __post_init__(self) -> None:
         codes, scales = self.codes, self.scales
         fits = (
-            (self.bits, codes.dtype) in ((4, torch.uint8), (8, torch.int8))
+            codes.dtype == _CODES.get(self.bits)
             and scales.dtype == torch.float16
             and self.group_size > 0
             and self.group_size % GROUP_MULTIPLE == 0
@@ -79,11 +82,12 @@ class QuantizedWeight:
 
 
 def quantize_groups(weight_OI: Tensor, bits: int, group_size: int = GROUP_MULTIPLE) -> QuantizedWeight:
-    """Round a weight to the nearest 4- or 8-bit codes, group by group along the inputs.
+    """Round a weight to the nearest codes of 4, 6 or 8 bits, group by group along the inputs.
 
-    8 bit: the scale is max|w| / 127. 4 bit: the scale maps the element of largest magnitude, sign included,
-    to the code -8 (so a scale may be negative, and only elements of the opposite sign beyond 7.5 scales are
-    cut, to 7). With groups of 32 the result is bit for bit GGUF's Q8_0 and Q4_0.
+    8 bit: the scale is max|w| / 127. 4 and 6 bit: the scale maps the element of largest magnitude, sign included,
+    to the code 0, which stands for -8 or -32 scales (so a scale may be negative, and only elements of the opposite
+    sign beyond 7.5 or 31.5 scales are cut, to 7 or 31). With groups of 32 the result of 8 and 4 bits is bit for bit
+    GGUF's Q8_0 and Q4_0.
     The error of an element is at most half a scale (a whole one where it was cut), plus the rounding of
     the scale to float16.
 
@@ -91,8 +95,8 @@ def quantize_groups(weight_OI: Tensor, bits: int, group_size: int = GROUP_MULTIP
         UsageError: Bits or group size are not supported, or the inputs cannot be divided into such groups.
         DataError: The weight is not finite, or too large for float16 scales.
     """
-    if bits not in (4, 8):
-        raise UsageError(f"weights cannot be quantized to {bits} bits", "choose 4 or 8")
+    if bits not in _CODES:
+        raise UsageError(f"weights cannot be quantized to {bits} bits", "choose 4, 6 or 8")
     if group_size <= 0 or group_size % GROUP_MULTIPLE:
         raise UsageError(f"group size {group_size} is not a multiple of {GROUP_MULTIPLE}", "choose 32, 64 or 128")
     if weight_OI.dim() != 2 or weight_OI.shape[1] % group_size:
@@ -101,9 +105,9 @@ def quantize_groups(weight_OI: Tensor, bits: int, group_size: int = GROUP_MULTIP
             "choose a group size that divides the number of inputs",
         )
     rows = max(1, _BLOCK_ELEMENTS // max(1, weight_OI.shape[1]))  # bounds the memory of the float32 products below
-    round_block = _round_4bit if bits == 4 else _round_8bit
     blocks = [
-        round_block(block.detach().float().unflatten(1, (-1, group_size))) for block in weight_OI.split(rows, dim=0)
+        _round_block(block.detach().float().unflatten(1, (-1, group_size)), bits)
+        for block in weight_OI.split(rows, dim=0)
     ]
     scales = torch.cat([scales for _, scales in blocks])
     if not bool(scales.isfinite().all()):
@@ -113,10 +117,19 @@ def quantize_groups(weight_OI: Tensor, bits: int, group_size: int = GROUP_MULTIP
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight that the codes stand for, O × I; computed in float32, then rounded to `dtype`."""
-    grouped = weight.codes.unflatten(1, (weight.scales.shape[1], -1))
-    if weight.bits == 4:
-        grouped = torch.cat([grouped & 15, grouped >> 4], dim=2).to(torch.int8) - 8
-    return (grouped.float() * weight.scales.float().unsqueeze(2)).to(dtype).flatten(1)
+    multiples_OGg = unpack_codes(weight).unflatten(1, (-1, weight.group_size))
+    return (multiples_OGg.float() * weight.scales.float().unsqueeze(2)).to(dtype).flatten(1)
+
+
+def unpack_codes(weight: QuantizedWeight) -> Tensor:
+    """What the scales are multiplied by, int8, O × I: the codes of 8 bits, or those of 4 and 6 bits less 8 and 32."""
+    if weight.bits == 8:
+        return weight.codes
+    bytes_OGb, half = weight.codes.unflatten(1, (weight.scales.shape[1], -1)), weight.group_size // 2
+    codes_OGg = _unfold(bytes_OGb[..., :half], 4)
+    if weight.bits == 6:
+        codes_OGg |= _unfold(bytes_OGb[..., half:], 2) << 4
+    return (codes_OGg.to(torch.int8) - 2 ** (weight.bits - 1)).flatten(1)
 
 
 @Operation
@@ -146,17 +159,34 @@ def _few_rows_on_gpu(x_BI: Tensor, weight: QuantizedWeight, bias_O: Tensor | Non
     return multiply(x_BI, weight.codes, weight.scales, bias_O, weight.bits)
 
 
-def _round_4bit(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:
-    largest = weight_OGg.gather(2, weight_OGg.abs().argmax(dim=2, keepdim=True))
-    scales = largest / -8
-    inverse = torch.where(scales == 0, 0.0, 1 / scales)
-    codes = (weight_OGg * inverse + 8.5).clamp(0, 15).to(torch.uint8)
-    low, high = codes.chunk(2, dim=2)
-    return (low | high << 4).flatten(1), scales.squeeze(2).half()
+def _round_block(weight_OGg: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes as a `QuantizedWeight` has them, and scales; each group by itself."""
+    if bits == 8:
+        scales = weight_OGg.abs().amax(dim=2, keepdim=True) / 127
+        scaled = weight_OGg * _inverse(scales)
+        rounded = scaled.trunc() + (2 * scaled.frac()).trunc()  # halves away from zero
+        return rounded.to(torch.int8).flatten(1), scales.squeeze(2).half()
+    zero = 2 ** (bits - 1)  # the code that stands for 0
+    scales = weight_OGg.gather(2, weight_OGg.abs().argmax(dim=2, keepdim=True)) / -zero
+    codes = (weight_OGg * _inverse(scales) + (zero + 0.5)).clamp(0, 2 * zero - 1).to(torch.uint8)
+    packed = _fold(codes & 15, 4)
+    if bits == 6:
+        packed = torch.cat([packed, _fold(codes >> 4, 2)], dim=2)
+    return packed.flatten(1), scales.squeeze(2).half()
 
 
-def _round_8bit(weight_OGg: Tensor) -> tuple[Tensor, Tensor]:
-    scales = weight_OGg.abs().amax(dim=2, keepdim=True) / 127
-    scaled = weight_OGg * torch.where(scales == 0, 0.0, 1 / scales)
-    rounded = scaled.trunc() + (2 * scaled.frac()).trunc()  # halves away from zero
-    return rounded.to(torch.int8).flatten(1), scales.squeeze(2).half()
+def _inverse(scales: Tensor) -> Tensor:
+    return torch.where(scales == 0, 0.0, 1 / scales)
+
+
+def _fold(codes_OGg: Tensor, width: int) -> Tensor:
+    """Codes of `width` bits into bytes: the first part of each group in the lowest bits, the next one above it."""
+    folded_OGb, *others = codes_OGg.chunk(8 // width, dim=2)
+    for part, codes_OGb in enumerate(others, start=1):
+        folded_OGb = folded_OGb | codes_OGb << part * width
+    return folded_OGb
+
+
+def _unfold(bytes_OGb: Tensor, width: int) -> Tensor:
+    """The inverse of `_fold`."""
+    return torch.cat([bytes_OGb >> shift & 2**width - 1 for shift in range(0, 8, width)], dim=2)

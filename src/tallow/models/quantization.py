@@ -1,10 +1,10 @@
 """Quantized weights in a model, by module replacement: which modules, how, and back again.
 
 The rule. Every linear layer is quantized with the same bits and groups. The token embedding and the output matrix
-(one table in most small models, and then the most sensitive weights of all) have bits of their own. Norms, biases
-and learned positions stay as they are. Groups run along a row; where the row's length is no multiple of the
-group size, the largest smaller group that fits is taken (576 inputs in groups of 128: groups of 64), and a row
-that has not even groups of 32 leaves its module as it is.
+(one table in most small models, and then the most sensitive weights of all) have bits of their own: by default 6
+beside 4, and 8 beside 8. Norms, biases and learned positions stay as they are. Groups run along a row; where the
+row's length is no multiple of the group size, the largest smaller group that fits is taken (576 inputs in groups of
+128: groups of 64), and a row that has not even groups of 32 leaves its module as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from tallow.models.blocks.quantized import QuantizedEmbedding, QuantizedLinear, 
 from tallow.models.decoder import Decoder, Embedding
 
 SMALLEST_GROUP = 32
+TABLE_BITS = {4: 6, 8: 8}
+"""Bits of the token embedding and the output matrix that go with those of the linear layers."""
+TableBits = int | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,16 @@ def quantization_targets(
     bits: int,
     group_size: int,
     *,
-    embedding_bits: int | None = 8,
+    embedding_bits: TableBits = "auto",
     skip: Sequence[str] = (),
 ) -> list[Target]:
     """All modules that can be quantized, in the model's order.
 
     Args:
-        bits: 4 or 8, of the linear layers.
+        bits: 4, 6 or 8, of the linear layers.
         group_size: Inputs that share a scale: a multiple of 32. A row that it does not divide gets a smaller one.
-        embedding_bits: 4 or 8, of the token embedding and the output matrix; None leaves them as they are.
+        embedding_bits: 4, 6 or 8, of the token embedding and the output matrix; None leaves them as they are, `auto`
+            takes those of `TABLE_BITS`.
         skip: Names of modules to leave as they are, with all below them (`lm_head`, `layers.0`).
 
     Raises:
@@ -63,7 +68,7 @@ def quantization_targets(
     for name, module in names.items():
         if not isinstance(module, nn.Linear | Embedding) or any(f"{name}.".startswith(f"{part}.") for part in skip):
             continue
-        module_bits = embedding_bits if _is_table(name, module) else bits
+        module_bits = _module_bits(name, module, bits, embedding_bits)
         group = math.gcd(module.weight.shape[1], group_size)
         if module_bits is not None and group % SMALLEST_GROUP == 0:
             targets.append(Target(name, module_bits, group))
@@ -75,7 +80,7 @@ def quantize_modules(
     bits: int,
     group_size: int,
     *,
-    embedding_bits: int | None = 8,
+    embedding_bits: TableBits = "auto",
     skip: Sequence[str] = (),
 ) -> Decoder:
     """Round the weights of a model to the nearest codes, in place, one module after the other.
@@ -88,15 +93,15 @@ def quantize_modules(
     return model
 
 
-def requantize_modules(model: Decoder, bits: int, group_size: int, *, embedding_bits: int = 8) -> Decoder:
+def requantize_modules(model: Decoder, bits: int, group_size: int, *, embedding_bits: TableBits = "auto") -> Decoder:
     """Round the weights of a quantized model anew, in place, one module after the other.
 
     Modules that are not quantized stay so, and those that have the bits already keep their codes. What the first
     rounding has lost does not come back.
     """
     for name, module in quantized_modules(model).items():
-        module_bits = embedding_bits if _is_table(name, module) else bits
-        if module.weight.bits != module_bits:
+        module_bits = _module_bits(name, module, bits, embedding_bits)
+        if module_bits not in (None, module.weight.bits):
             group = math.gcd(module.weight.in_features, group_size)
             replace_weight(model, name, quantize_groups(dequantize(module.weight), module_bits, group))
     return model
@@ -152,7 +157,7 @@ def dequantized_state(model: Decoder) -> Mapping[str, Tensor]:
     """The parameters of a model under the names of an unquantized one, each quantized weight unpacked when asked for.
 
     An unpacked weight is float32. Rounding it again in the same bits and groups gives the codes that it
-    came from, so an export to GGUF's Q8_0 or Q4_0 of a model with groups of 32 loses nothing.
+    came from.
     """
     return _DequantizedState(model)
 
@@ -168,9 +173,11 @@ def num_weights(model: Decoder) -> int:
     return model.num_parameters() + sum(weight.out_features * weight.in_features for weight in quantized)
 
 
-def _is_table(name: str, module: nn.Module) -> bool:
-    """Whether a module is the token embedding or the output matrix."""
-    return isinstance(module, Embedding | QuantizedEmbedding) or name == "lm_head"
+def _module_bits(name: str, module: nn.Module, bits: int, embedding_bits: TableBits) -> int | None:
+    """What the weight of a module is to be stored in; None leaves it as it is."""
+    if not isinstance(module, Embedding | QuantizedEmbedding) and name != "lm_head":
+        return bits
+    return TABLE_BITS.get(bits, bits) if embedding_bits == "auto" else embedding_bits
 
 
 class _DequantizedState(Mapping[str, Tensor]):

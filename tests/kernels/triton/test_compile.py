@@ -25,7 +25,7 @@ from tallow.kernels.triton import paged_attention, quantized_linear
 ATTENTION = {"heads": 8, "kv_heads": 2, "head_size": 128, "block_tokens": 16, "window": 40, "capped": True, "shares": 4,
              "M": 16, "N": 64, "D": 128}
 SUMS = {"head_size": 128, "shares": 4, "D": 128}
-PRODUCT = {"bits": 4, "group": 32, "B": 16, "N": 32, "G": 8, "H": 16}
+PRODUCT = {"group": 32, "B": 16, "N": 32, "G": 8, "H": 16}
 NUMBERS = {"queries": "*bf16", "keys": "*bf16", "values": "*bf16", "x": "*bf16", "codes": "*u8", "sums": "*fp32",
            "out": "*fp32", "scales": "*fp32", "scale": "fp32", "softcap": "fp32", "blocks": "*i32"}
 
@@ -44,7 +44,8 @@ for capability in (80, 90):
     sizes += [
         shared_bytes(paged_attention._attend, ATTENTION, target),
         shared_bytes(paged_attention._weigh, SUMS, target),
-        shared_bytes(quantized_linear._multiply, PRODUCT, target, scales="*fp16"),
+        shared_bytes(quantized_linear._multiply, PRODUCT | {"bits": 4}, target, scales="*fp16"),
+        shared_bytes(quantized_linear._multiply, PRODUCT | {"bits": 6}, target, scales="*fp16"),
     ]
 print(json.dumps(sizes))
 """

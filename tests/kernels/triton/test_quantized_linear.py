@@ -26,7 +26,7 @@ def random(*shape: int, seed: int) -> Tensor:
     outputs=st.integers(1, 70),
     groups=st.integers(1, 11),
     group_size=st.sampled_from([32, 64, 96, 128]),
-    bits=st.sampled_from([4, 8]),
+    bits=st.sampled_from([4, 6, 8]),
     dtype=st.sampled_from([torch.float32, HALF]),
     biased=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
@@ -48,7 +48,7 @@ def test_contract(
     assert ((result.double() - exact).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8])
 def test_shares_of_the_inputs(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As few programs as possible, and as many; turns that do not divide into shares evenly."""
     weight, x_BI = quantize_groups(random(40, 1600, seed=1), bits), random(3, 1600, seed=2)

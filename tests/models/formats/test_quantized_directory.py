@@ -51,6 +51,23 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, dtype: torch.dtype, ti
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_bits_follow_from_the_tensors(tmp_path: Path, bits: int, group_size: int) -> None:
+    model = quantize_modules(make_model(), bits, group_size, embedding_bits=6)
+    save_directory(model, None, tmp_path / "model")
+    stored, loaded = quantized_modules(model), quantized_modules(load_directory(tmp_path / "model"))
+    assert list(loaded) == list(stored)
+    for name, module in loaded.items():
+        assert (module.weight.bits, module.weight.group_size) == (
+            stored[name].weight.bits,
+            stored[name].weight.group_size,
+        )
+        assert module.weight.bits == (6 if name == "embed" else bits)
+        assert torch.equal(module.codes, stored[name].codes)
+        assert torch.equal(module.scales, stored[name].scales)
+
+
 def test_fused_tensors_of_the_hub(tmp_path: Path) -> None:
     """Queries, keys and values are one tensor there; here some of them are quantized and some are not."""
     model = make_model(
@@ -93,7 +110,7 @@ def test_config_names_the_quantization(tmp_path: Path) -> None:
     save_directory(quantize_modules(make_model(), 4, 64), None, tmp_path / "model")
     section = json.loads((tmp_path / "model" / "config.json").read_text())["quantization_config"]
     names = section.pop("modules")
-    assert section == {"quant_method": "tallow", "bits": 4, "group_size": 64, "embedding_bits": 8}
+    assert section == {"quant_method": "tallow", "bits": 4, "group_size": 64, "embedding_bits": 6}
     assert len(names) == 1 + 2 * 7
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert {f"{name}.{part}" for name in names for part in ("codes", "scales")} < set(stored)
@@ -145,6 +162,12 @@ def test_broken_sections_are_refused(tmp_path: Path, change: Callable[[dict[str,
         lambda tensors: tensors.update({f"{NAME}.codes": tensors[f"{NAME}.codes"][:5]}),
         lambda tensors: tensors.update({f"{NAME}.codes": tensors[f"{NAME}.codes"].view(torch.int8)}),
         lambda tensors: tensors.update({f"{NAME}.codes": tensors[f"{NAME}.codes"].float()}),
+        lambda tensors: tensors.update({f"{NAME}.codes": tensors[f"{NAME}.codes"][0]}),
+        lambda tensors: tensors.update({f"{NAME}.codes": tensors[f"{NAME}.codes"][:, :0]}),
+        lambda tensors: tensors.update({f"{NAME}.codes": tensors[f"{NAME}.codes"][:, :-1].contiguous()}),
+        lambda tensors: tensors.update({f"{NAME}.codes": torch.zeros(64, 40, dtype=torch.uint8)}),
+        lambda tensors: tensors.update({f"{NAME}.codes": torch.zeros(64, 48, dtype=torch.int8)}),
+        lambda tensors: tensors.update({f"{NAME}.codes": torch.zeros(64, 64, dtype=torch.uint8)}),
         lambda tensors: tensors.update({f"{NAME}.scales": tensors[f"{NAME}.scales"].float()}),
         lambda tensors: tensors.update({f"{NAME}.scales": tensors[f"{NAME}.scales"][0]}),
         lambda tensors: tensors.update({f"{NAME}.scales": tensors[f"{NAME}.scales"][:, :0]}),
@@ -187,4 +210,4 @@ def test_every_module_of_a_loaded_model_is_whole(tmp_path: Path) -> None:
     save_directory(quantize_modules(make_model(), 4, 32), None, tmp_path / "model")
     loaded = load_directory(tmp_path / "model")
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
-    assert all(module.weight.bits in (4, 8) for module in quantized_modules(loaded).values())
+    assert all(module.weight.bits in (4, 6) for module in quantized_modules(loaded).values())

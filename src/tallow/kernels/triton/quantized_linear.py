@@ -1,4 +1,4 @@
-"""The product of few rows with weights of 4 and 8 bits, unpacked in registers: each byte of them is read once."""
+"""The product of few rows with weights of 4, 6 and 8 bits, unpacked in registers: each byte of them is read once."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ def _multiply(
     output_O = (tl.program_id(0) * N + tl.arange(0, N)).to(tl.int64)
     real_B, real_O = row_B < rows, output_O < outputs
     half: tl.constexpr = group // 2
+    group_bytes: tl.constexpr = group * bits // 8
     within_H = tl.arange(0, H)
     sum_BO = tl.zeros((B, N), tl.float32)
     for turn in range(share * turns, (share + 1) * turns):
@@ -96,18 +97,20 @@ def _multiply(
             other=0.0,
         ).to(tl.float32)
         real_OGH = real_O[:, None, None] & real_GH[None, :, :]
-        if bits == 4:
-            place_GH = group_G[:, None] * half + within_H[None, :]
-            byte_OGH = tl.load(
-                codes + (output_O * groups * half)[:, None, None] + place_GH[None, :, :], mask=real_OGH, other=0
-            )
-            low_OGH = (byte_OGH & 15).to(tl.float32) - 8.0
-            high_OGH = (byte_OGH >> 4).to(tl.float32) - 8.0
+        address_OG = codes + (output_O * groups * group_bytes)[:, None] + (group_G * group_bytes)[None, :]
+        address_OGH = address_OG[:, :, None] + within_H[None, None, :]
+        low_OGH = tl.load(address_OGH, mask=real_OGH, other=0)
+        if bits == 8:
+            high_OGH, zero = tl.load(address_OGH + half, mask=real_OGH, other=0), 0.0
         else:
-            place_GH = group_G[:, None] * group + within_H[None, :]
-            address_OGH = codes + (output_O * groups * group)[:, None, None] + place_GH[None, :, :]
-            low_OGH = tl.load(address_OGH, mask=real_OGH, other=0).to(tl.float32)
-            high_OGH = tl.load(address_OGH + half, mask=real_OGH, other=0).to(tl.float32)
+            low_OGH, high_OGH, zero = low_OGH & 15, low_OGH >> 4, 8.0
+        if bits == 6:
+            # bits 0 and 1 of a byte belong to the first half's first half, 4 and 5 to the second's; then those above
+            upper_H = half + within_H % (half // 2)
+            upper_OGH = tl.load(address_OG[:, :, None] + upper_H[None, None, :], mask=real_OGH, other=0)
+            upper_OGH = tl.where((within_H < half // 2)[None, None, :], upper_OGH, upper_OGH >> 2)
+            low_OGH, high_OGH, zero = low_OGH | (upper_OGH & 3) << 4, high_OGH | upper_OGH & 48, 32.0
+        low_OGH, high_OGH = low_OGH.to(tl.float32) - zero, high_OGH.to(tl.float32) - zero
         # the first halves of all groups, then the second: as the codes of 4 bits lie
         input_I = tl.reshape(group_G[:, None] * group + within_H[None, :], (G * H,))
         address_BI = x + row_B[:, None] * (groups * group) + input_I[None, :]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tallow.errors import DataError, UsageError
 from tallow.files import atomic_file
-from tallow.kernels import BlockWeight, has_native_blocks
+from tallow.kernels import BlockWeight, QuantizedWeight, has_native_blocks, unpack_codes
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.formats.gguf_config import (
@@ -36,7 +36,7 @@ from tallow.models.formats.gguf_config import (
 from tallow.models.formats.gguf_file import CHUNK_ELEMENTS, GGUFFile
 from tallow.models.formats.gguf_rotary import ROPE_TENSORS, rope_tensors
 from tallow.models.formats.gguf_tokenizer import has_tokenizer, read_tokenizer, write_tokenizer
-from tallow.models.quantization import dequantized_state
+from tallow.models.quantization import dequantized_state, quantized_modules
 from tallow.models.stored import StoredModel
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -164,7 +164,8 @@ def save_gguf(model: Decoder, tokenizer: Tokenizer | None, path: Path, precision
 
     Matrices have the precision, vectors (norms, biases) and learned positions are float32. A matrix whose rows do not
     divide into blocks of 32 is F16; with `q4_0` the embedding and the output matrix are Q8_0, as llama.cpp
-    keeps them finer too.
+    keeps them finer too. Quantized weights are written without loss: as Q8_0 all of them, as Q4_0 those of 4 bits in
+    groups of 32.
 
     Raises:
         UsageError: The precision is unknown, the place cannot be written, or llama.cpp has no place for
@@ -182,14 +183,19 @@ def save_gguf(model: Decoder, tokenizer: Tokenizer | None, path: Path, precision
     metadata |= write_tokenizer(tokenizer, config.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
     metadata |= write_control_tokens(config)
     parameters, rope = dequantized_state(model), rope_tensors(config)
+    quantized = {f"{name}.weight": module.weight for name, module in quantized_modules(model).items()}
     with atomic_file(path) as temporary:
         _write_header(temporary, metadata, tensors)
         with open(temporary, "ab") as file:
             for tensor in tensors:
                 _pad(file)
                 for name in tensor.parameters:
-                    value = rope[name] if name in rope else _as_stored(name, parameters[name], config)
-                    _write_rows(file, value, tensor.kind)
+                    if name in quantized and tensor.kind == GGMLQuantizationType.Q8_0:
+                        blocks = _as_stored(name, _q8_0_blocks(quantized[name]), config)
+                        file.write(blocks.cpu().numpy().data)
+                    else:
+                        value = rope[name] if name in rope else _as_stored(name, parameters[name], config)
+                        _write_rows(file, value, tensor.kind)
             _pad(file)
 
 
@@ -313,6 +319,14 @@ def _write_rows(file: IO[bytes], tensor: Tensor, kind: GGMLQuantizationType) -> 
         values = rows[first : first + step].float().cpu().contiguous().numpy()
         with np.errstate(all="ignore"):  # a block of zeros divides by its scale
             file.write(np.ascontiguousarray(gguf.quantize(values, kind)).data)
+
+
+def _q8_0_blocks(weight: QuantizedWeight) -> Tensor:
+    """Blocks of the same values, O × bytes of a row. Rounded anew, with a scale of max/127, they would be others."""
+    block_elements, _ = gguf.GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
+    codes_OGb = unpack_codes(weight).view(torch.uint8).unflatten(1, (-1, block_elements))
+    scales_OG = weight.scales.repeat_interleave(weight.group_size // block_elements, dim=1)
+    return torch.cat([scales_OG.view(torch.uint8).unflatten(1, (-1, 2)), codes_OGb], dim=2).flatten(1)
 
 
 def _pad(file: IO[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 `config.json` has a section `quantization_config` that names the quantized modules; the weights file holds
 `<module>.codes` and `<module>.scales` under our names for them, and everything else under the hub's names. Bits and
-group size of each module follow from its tensors.
+group size of each module follow from its inputs and its tensors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tallow.errors import DataError
@@ -22,7 +21,6 @@ from tallow.models.quantization import quantized_modules, replace_weight
 
 SECTION = "quantization_config"
 METHOD = "tallow"
-BITS = {torch.uint8: 4, torch.int8: 8}
 
 
 def quantization_config(model: Decoder) -> dict[str, Any]:
@@ -101,7 +99,8 @@ def replace_stored(model: Decoder, name: str, read: Callable[[str], Tensor]) -> 
     rows, columns = module.weight.shape
     codes, scales = read(f"{name}.codes"), read(f"{name}.scales")
     group_size = columns // scales.shape[1] if scales.dim() == 2 and scales.shape[1] else 0
-    weight = QuantizedWeight(codes, scales, BITS.get(codes.dtype, 0), group_size)
+    bits = codes.shape[1] * 8 // columns if codes.dim() == 2 else 0
+    weight = QuantizedWeight(codes, scales, bits, group_size)
     if (weight.out_features, weight.in_features) != (rows, columns):
         raise DataError(
             f"the codes of {name} are of a weight {weight.out_features} × {weight.in_features}, "
