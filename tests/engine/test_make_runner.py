@@ -21,7 +21,7 @@ from tallow.errors import UsageError
 from tallow.kernels import cpu, dequantize, quantize_groups, using
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, save_model
-from tallow.models.quantization import dequantized_state, quantize_modules, quantized_modules
+from tallow.models.quantization import TABLE_BITS, dequantized_state, quantize_modules, quantized_modules
 from tallow.tokenizer.tokenizer import Tokenizer
 
 IDS = list(range(5, 45))
@@ -104,7 +104,7 @@ def test_stored_codes_are_rounded_anew(quantized: Path, capsys: pytest.CaptureFi
     assert "does not come back" in capsys.readouterr().err
     assert list(rounded) == list(stored)
     for name, module in rounded.items():
-        expected = quantize_groups(dequantize(stored[name].weight), 8 if name == "embed" else bits, 32)
+        expected = quantize_groups(dequantize(stored[name].weight), TABLE_BITS[bits] if name == "embed" else bits, 32)
         assert module.weight.bits == expected.bits
         assert torch.equal(module.codes, expected.codes)
         assert torch.equal(module.scales, expected.scales)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -265,13 +266,17 @@ def test_threads_may_share_the_keys_of_one_sequence(cache: CacheNumber, instruct
 @needs_native
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Codes are used as they are, with rounded activations; what is left is rounding to the other neighbour."""
+    """Codes are used as they are, with rounded activations: equal but where one is rounded to its other neighbour."""
     monkeypatch.setattr(quantized, "quantized_linear", lambda x, *rest: quantized_linear(rounded(x), *rest))
     model = quantize_modules(make_model(tiny(hidden_size=64, intermediate_size=96)), bits, 32)
-    ids = random_ids(model, 40)
-    expected = whole(model, ids)
-    (logits_TV,) = chunked(NativeRunner(model, "float32", "float32"), [ids], [[40]])
-    assert (logits_TV - expected).norm() < 3e-3 * expected.norm()
+    errors = []
+    for seed in range(9):
+        ids = random_ids(model, 40, seed)
+        expected = whole(model, ids)
+        (logits_TV,) = chunked(NativeRunner(model, "float32", "float32"), [ids], [[40]])
+        errors.append(float((logits_TV - expected).norm() / expected.norm()))
+    assert statistics.median(errors) < 1e-5
+    assert max(errors) < 0.02
 
 
 @needs_native

@@ -2,7 +2,7 @@
 
 // With so few rows the memory is what one waits for; what follows is asked for a little ahead.
 constexpr int kFew = 2;
-constexpr int64_t kAhead = 8192;
+constexpr int64_t kAhead = 16384;
 
 // With more of them each tile asks for a slice of the next panel while it computes this one: all at once would hold it up.
 struct NextPanel {
