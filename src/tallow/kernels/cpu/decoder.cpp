@@ -147,7 +147,7 @@ template <typename Work>
 void Decoder::over_parts(int thread, const Work &work) {
     const int64_t rows = int64_t(rows_.size()), threads = pool_.size();
     const int64_t parts = round_up((rows + kPartRows - 1) / kPartRows, threads);
-    for (int64_t part = thread; part < parts; part += threads)
+    for (int64_t part; (part = pool_.next()) < parts;)
         work(Part{thread, false, rows * part / parts, rows * (part + 1) / parts});
 }
 
@@ -163,7 +163,7 @@ void Decoder::work_together(int thread) {
             store_heads(thread, layer, i / kv_heads, i % kv_heads);
         // where each thread attends to what it has stored itself, it need not wait for the others
         if (!single_tokens_ || cut_) pool_.barrier();
-        attend_all(thread, layer);
+        attend_all(all, layer);
         pool_.barrier();
         if (cut_) join_pieces(thread);
         if (cut_) pool_.barrier();
@@ -187,7 +187,7 @@ void Decoder::work_apart(int thread) {
         });
         pool_.barrier();
         if (&layer != &layers_.back()) clear_fresh_blocks(thread, *(&layer + 1));
-        attend_all(thread, layer, &layer == &layers_.back());
+        attend_all({thread, false, 0, 0}, layer, &layer == &layers_.back());
         pool_.barrier();
         before = &layer;
     }
@@ -339,14 +339,15 @@ void Decoder::store_heads(int thread, const DecoderLayer &layer, int64_t row, in
     ops_.store_token(cache_shape_, unit, position % kLanes, key, value);
 }
 
-void Decoder::attend_all(int thread, const DecoderLayer &layer, bool only_wanted) {
-    const size_t threads = pool_.size();
+void Decoder::attend_all(const Part &part, const DecoderLayer &layer, bool only_wanted) {
+    const int64_t pieces = int64_t(pieces_.size()), threads = pool_.size();
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
-    for (size_t i = thread; i < pieces_.size(); i += threads) {
+    const auto next = [&](int64_t i) { return part.together ? i + threads : pool_.next(); };
+    for (int64_t i = next(part.thread - threads); i < pieces; i = next(i)) {
         const Task &task = tasks_[pieces_[i].task];
         const int64_t end = task.first + task.count;
         if (only_wanted && !is_wanted(task.row + task.first / sharing, task.row + (end + sharing - 1) / sharing)) continue;
-        attend(layer, pieces_[i], pieces_[std::min(i + threads, pieces_.size() - 1)]);
+        attend(layer, pieces_[i], pieces_[std::min(i + threads, pieces - 1)]);
     }
 }
 

@@ -126,7 +126,7 @@ class Decoder {
     void clear_fresh_blocks(int thread, const DecoderLayer &);
     void normalize_heads_together(int thread, const DecoderLayer &, int64_t row);
     void store_heads(int thread, const DecoderLayer &, int64_t row, int64_t kv_head);
-    void attend_all(int thread, const DecoderLayer &, bool only_wanted = false);
+    void attend_all(const Part &, const DecoderLayer &, bool only_wanted = false);
     bool is_wanted(int64_t begin, int64_t end) const;
     void attend(const DecoderLayer &, const Piece &, const Piece &next);
     void first_units(const DecoderLayer &, const Piece &, const uint8_t **units);

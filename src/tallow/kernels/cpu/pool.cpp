@@ -24,6 +24,7 @@ void Barrier::wait() {
     const unsigned round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
+        taken_.store(0, std::memory_order_relaxed);
         round_.store(round + 1, std::memory_order_release);
         return;
     }
@@ -46,7 +47,6 @@ Pool::~Pool() {
 }
 
 void Pool::run(const std::function<void(int)> &work) {
-    if (size_ == 1) return work(0);
     work_ = &work;
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -14,9 +15,12 @@ class Barrier {
    public:
     explicit Barrier(int count) : count_(count) {}
     void wait();
+    // 0, 1, 2, … to whoever asks, and from 0 again once all have met: so they share work as they come to it.
+    int64_t next() { return taken_.fetch_add(1, std::memory_order_relaxed); }
 
    private:
     const int count_;
+    alignas(64) std::atomic<int64_t> taken_{0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> round_{0};
 };
@@ -31,9 +35,8 @@ class Pool {
 
     int size() const { return size_; }
     void run(const std::function<void(int thread)> &work);
-    void barrier() {
-        if (size_ > 1) barrier_.wait();
-    }
+    void barrier() { barrier_.wait(); }
+    int64_t next() { return barrier_.next(); }
 
    private:
     void serve(int thread);
