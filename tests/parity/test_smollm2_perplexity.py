@@ -2,7 +2,7 @@
 
 Were the text the model's own, the logarithm of perplexity would grow by the mean Kullback-Leibler divergence. On so few
 tokens the growth itself says little, as it is that of the tokens which happen to follow: for 8 bits 0.7 ± 0.2 % on the
-first 2,044, and 0.49 ± 0.08 % on 16,352 (docs/benchmarks.md). The divergence is known to a twentieth of itself.
+first 2,044, and 0.40 ± 0.08 % on 16,352 (docs/benchmarks.md). The divergence is known to a twentieth of itself.
 """
 
 from __future__ import annotations
