@@ -110,7 +110,7 @@ struct Tile {
                     // loads stay in the order of the memory: one that the compiler moves ahead costs up to a tenth
                     if constexpr (R <= kFew) std::atomic_signal_fence(std::memory_order_seq_cst);
                     const uint8_t *at = weights + step * step_bytes;
-                    if constexpr (R <= kFew) ask_ahead(next, at, step_bytes);
+                    if constexpr (R <= kFew) ask_ahead(next, at, step_bytes);  // a whole group at once would wait for room
                     const I first = iload(at), second = iload(at + 64);
                     if constexpr (N == Number::int8) {
                         add_dots(dots, first, second, values + 4 * step, x.stride);
