@@ -132,7 +132,7 @@ class Engine:
         self._pool = BlockPool(num_blocks)
         self._scheduler = Scheduler(self._pool, POLICIES[policy], max_tokens_per_step, max_running)
         self._speculation = Speculation(proposer)
-        self._run_ahead = RunAhead(run_ahead_s if proposer is None else 0.0)  # guesses come once a step
+        self._run_ahead = RunAhead(run_ahead_s)
         self._adapters = AdapterRegistry(runner)
         self._is_unchecked = False
         self._compile_limits = compile_limits or CompileLimits()
@@ -252,7 +252,8 @@ class Engine:
             for share in shares:
                 for source, target in share.copies:
                     self.runner.copy_block(source, target)
-            passes = self._run_ahead.plan(shares, self._scheduler)
+            idle_steps = self._speculation.idle_steps([share.request for share in shares])
+            passes = self._run_ahead.plan(shares, self._scheduler, idle_steps)
         if not shares:
             if self._grammars is not None and self._scheduler.waiting and not given_up:
                 self._grammars.wait(NOTHING_READY_S)
@@ -261,12 +262,12 @@ class Engine:
                 self._is_unchecked = False
             return given_up
         self._is_unchecked = True
-        step = Step(shares, self._guess(shares))
+        step = Step(shares, self._guess(shares) if passes == 1 else {})
         scores = self._run_ahead.run(self.runner, step, passes)
         # requests change only here: a step that fails or is interrupted before is simply done again
         with uninterrupted():
             changed = dict.fromkeys(request for each in scores for request in step.take(each, self._scheduler))
-            self._speculation.learn(step, self._run_ahead.pass_s)
+            self._speculation.learn(step, self._run_ahead.pass_s, len(scores))
             self._adapters.free_unused(self._scheduler)
         return [*given_up, *changed]
 

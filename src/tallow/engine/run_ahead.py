@@ -30,9 +30,9 @@ class RunAhead:
         """What a pass of the last step took."""
         self._longest_step_s = longest_step_s
 
-    def plan(self, shares: Sequence[Share], scheduler: Scheduler) -> int:
-        """How many passes this step may have; for those after the first the requests get blocks."""
-        passes = min(MOST_PASSES, int(self._longest_step_s / self.pass_s))
+    def plan(self, shares: Sequence[Share], scheduler: Scheduler, most: int) -> int:
+        """How many passes this step may have, up to the `most`; for those after the first the requests get blocks."""
+        passes = min(MOST_PASSES, most, int(self._longest_step_s / self.pass_s))
         if passes < 2 or scheduler.waiting or not shares or not all(map(_draws_plainly, shares)):
             return 1
         passes = min(passes, *(share.request.limit - len(share.request.ids) for share in shares))

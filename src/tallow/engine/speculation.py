@@ -10,6 +10,7 @@ leaves the answer independent of the draft (arXiv 2408.07978).
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -245,6 +246,12 @@ class Speculation:
         """Whether anybody makes guesses."""
         return self._proposer is not None
 
+    def idle_steps(self, requests: Sequence[Request]) -> int:
+        """How many steps from now on will have no guesses; one step may take their place."""
+        if self._proposer is None:
+            return sys.maxsize
+        return min((self._records.get(request, _Record()).steps_to_probe for request in requests), default=0)
+
     def guess(self, requests: Sequence[Request], spare: int) -> dict[Request, list[int]]:
         """Next tokens for requests that add one, at most `spare` in all."""
         if self._proposer is None or not requests:
@@ -259,10 +266,15 @@ class Speculation:
             self._guess_seconds += difference * (LEARNING_RATE if self._guess_seconds else 1.0)
         return {request: guessed for request, guessed in zip(requests, guesses, strict=True) if guessed}
 
-    def learn(self, step: Step, seconds: float) -> None:
-        """What a step that has been taken says of costs and chances."""
+    def learn(self, step: Step, seconds: float, passes: int) -> None:
+        """What a step that has been taken says of costs and chances; each of its passes took so many seconds."""
         if step.num_rows is not None:
             self._cost.observe(step.num_rows, seconds)
+        if passes > 1 and self._proposer is not None:
+            for part in step.parts:
+                record = self._records[part.share.request]
+                record.idle_steps += passes
+                record.steps_to_probe -= passes
         for request, guessed, accepted in step.accepted():
             self.guessed_tokens += guessed
             self.accepted_tokens += accepted
@@ -286,6 +298,7 @@ class Speculation:
             if number == 0 and record.idle_steps >= probe_steps:
                 number = min(1, most)
             record.idle_steps += 1
+            record.steps_to_probe = 0 if number else int(probe_steps) - record.idle_steps
             spare -= number
             numbers.append(number)
         return numbers
@@ -298,10 +311,12 @@ class _Record:
     Args:
         chance: That a guess is right.
         idle_steps: Steps since the last guess.
+        steps_to_probe: Steps that will have none.
     """
 
     chance: float = FIRST_CHANCE
     idle_steps: int = 0
+    steps_to_probe: int = 0
 
 
 class StepCost:
