@@ -252,8 +252,8 @@ class Engine:
             for share in shares:
                 for source, target in share.copies:
                     self.runner.copy_block(source, target)
-            idle_steps = self._speculation.idle_steps([share.request for share in shares])
-            passes = self._run_ahead.plan(shares, self._scheduler, idle_steps)
+            unguessed = self._speculation.steps_to_probe([share.request for share in shares])
+            passes = self._run_ahead.plan(shares, self._scheduler, unguessed)
         if not shares:
             if self._grammars is not None and self._scheduler.waiting and not given_up:
                 self._grammars.wait(NOTHING_READY_S)

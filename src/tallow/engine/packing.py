@@ -16,10 +16,12 @@ from tallow.kernels import BlockWeight, QuantizedWeight, cpu, dequantize, unpack
 from tallow.models.blocks.feed_forward import FeedForward
 from tallow.models.decoder import Decoder
 from tallow.models.formats.adapters import Adapter
+from tallow.models.quantization import TABLE_BITS
 from tallow.models.stored import StoredModel
 
 Number = Literal["float32", "bfloat16", "int8", "int4", "int6"]
 INTEGERS: dict[int, Number] = {4: "int4", 6: "int6", 8: "int8"}
+TABLES: dict[Number, Number] = {INTEGERS[bits]: INTEGERS[table_bits] for bits, table_bits in TABLE_BITS.items()}
 Integers = npt.NDArray[np.int32]
 Source = tuple[int, int, int, int]  # kind, addresses of values and scales, rows
 
@@ -138,8 +140,8 @@ def plan_packing(model: Decoder, weights: Number) -> Plan:
     """What the weights of a model are held in; the model may be on the meta device.
 
     Args:
-        weights: For plain weights; quantized ones stay as they are. `int4` holds embedding and output matrix in 6
-            bits; a weight whose inputs have no groups of 32 is held in bfloat16 instead.
+        weights: For plain weights; quantized ones stay as they are. Beside integers the embedding and the output matrix
+            have the bits that `TABLE_BITS` says; a weight whose inputs have no groups of 32 is held in bfloat16.
     """
 
     def part(*names: str, by_turns: bool = False, is_table: bool = False) -> Part:
@@ -215,7 +217,7 @@ def _held_in(weights: Sequence[Tensor | QuantizedWeight], plain: Number, is_tabl
         return INTEGERS[bits], group
     if forms:  # not all alike: unpacked, so that none is rounded anew
         return "float32", GROUP_SIZE
-    number = "int6" if plain == "int4" and is_table else plain
+    number = TABLES.get(plain, plain) if is_table else plain
     has_groups = _shape(weights[0])[1] % GROUP_SIZE == 0
     return (number if has_groups or number not in INTEGERS.values() else "bfloat16"), GROUP_SIZE
 

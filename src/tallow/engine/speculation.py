@@ -246,7 +246,7 @@ class Speculation:
         """Whether anybody makes guesses."""
         return self._proposer is not None
 
-    def idle_steps(self, requests: Sequence[Request]) -> int:
+    def steps_to_probe(self, requests: Sequence[Request]) -> int:
         """How many steps from now on will have no guesses; one step may take their place."""
         if self._proposer is None:
             return sys.maxsize
