@@ -15,7 +15,8 @@ from tallow.engine import speculation
 from tallow.engine.engine import Engine
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Scores, Span
-from tallow.engine.speculation import DraftModel, NgramProposer, Proposer, StepCost
+from tallow.engine.speculation import DraftModel, NgramProposer, Proposer, Speculation, StepCost
+from tallow.engine.step import Step
 from tallow.engine.structure import Structure
 from tallow.engine.torch_runner import TorchRunner
 from tallow.models.blocks.context import SequenceContext
@@ -266,6 +267,36 @@ def test_a_draft_gives_back_what_finished_requests_held(target: Decoder) -> None
         before = engine.state.accepted_tokens
         run(engine, [engine.submit(prompt, replace(GREEDY, max_new_tokens=30))])
         assert engine.state.accepted_tokens - before > 15
+
+
+def test_guesses_must_be_worth_that_steps_cannot_run_ahead() -> None:
+    def guessed(passes: int, *, is_found: bool = True) -> int:
+        decides = Speculation(Oracle([0] * 40 if is_found else []))
+        decides.learn(Step([], {}), 0.0, 1, 5.0)  # five seconds beside the pass, which takes one
+        request = Engine(TorchRunner(small(10)), None).submit([1, 2], GREEDY)
+        request.ids.append(0)
+        return sum(len(guesses) for _ in range(20) for guesses in decides.guess([request], 8, passes).values())
+
+    assert guessed(1) == 20 * speculation.MOST_GUESSES
+    assert guessed(16) == 0
+    assert guessed(2) > 0
+
+
+def test_where_no_guess_is_found_none_is_looked_for() -> None:
+    looked_for = 0
+
+    class Blank:
+        def propose(self, requests: Sequence[Request], most: Sequence[int]) -> list[list[int]]:
+            nonlocal looked_for
+            looked_for += any(most)
+            return [[] for _ in requests]
+
+    decides = Speculation(Blank())
+    decides.learn(Step([], {}), 0.0, 1, 0.1)
+    request = Engine(TorchRunner(small(10)), None).submit([1, 2], GREEDY)
+    for _ in range(50):
+        decides.guess([request], 8, 16)
+    assert 5 < looked_for < 20
 
 
 def test_the_latest_longest_match_is_continued() -> None:

@@ -5,6 +5,7 @@ A step takes what the scheduler gives it, lets the runner compute it, and lets t
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -246,14 +247,14 @@ class Engine:
         Returns:
             The requests that got tokens, or have come to an end (see `Request.error`).
         """
+        begin = time.perf_counter()
         with uninterrupted():
             given_up = self._give_up_uncompiled()
             shares = self._scheduler.schedule()
             for share in shares:
                 for source, target in share.copies:
                     self.runner.copy_block(source, target)
-            unguessed = self._speculation.steps_to_probe([share.request for share in shares])
-            passes = self._run_ahead.plan(shares, self._scheduler, unguessed)
+            most_passes = self._run_ahead.most_passes(shares, self._scheduler)
         if not shares:
             if self._grammars is not None and self._scheduler.waiting and not given_up:
                 self._grammars.wait(NOTHING_READY_S)
@@ -262,12 +263,17 @@ class Engine:
                 self._is_unchecked = False
             return given_up
         self._is_unchecked = True
-        step = Step(shares, self._guess(shares) if passes == 1 else {})
+        passes = min(most_passes, self._speculation.steps_to_probe([share.request for share in shares]))
+        if passes > 1:
+            guesses, passes = {}, self._run_ahead.take_room(shares, self._scheduler, passes)
+        else:
+            guesses = self._guess(shares, most_passes)
+        step = Step(shares, guesses)
         scores = self._run_ahead.run(self.runner, step, passes)
         # requests change only here: a step that fails or is interrupted before is simply done again
         with uninterrupted():
             changed = dict.fromkeys(request for each in scores for request in step.take(each, self._scheduler))
-            self._speculation.learn(step, self._run_ahead.pass_s, len(scores))
+            self._speculation.learn(step, self._run_ahead.pass_s, len(scores), time.perf_counter() - begin)
             self._adapters.free_unused(self._scheduler)
         return [*given_up, *changed]
 
@@ -446,7 +452,7 @@ class Engine:
                     each.finish("abort", error)
         return given_up
 
-    def _guess(self, shares: Sequence[Share]) -> dict[Request, list[int]]:
+    def _guess(self, shares: Sequence[Share], most_passes: int) -> dict[Request, list[int]]:
         if not self._speculation.is_on:
             return {}
         adding = [
@@ -455,7 +461,7 @@ class Engine:
             if share.count == share.request.num_new_tokens == 1 and share.request.ids and share.request.beams is None
         ]
         spare = self._step_tokens - sum(share.count for share in shares)
-        guesses = self._speculation.guess(adding, spare)
+        guesses = self._speculation.guess(adding, spare, most_passes)
         for request, guessed in guesses.items():
             if request.constraint is not None:
                 del guessed[request.constraint.accepts(guessed) :]

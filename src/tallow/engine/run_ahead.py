@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from tallow.engine.runner import Runner, Scores
 from tallow.engine.scheduler import Scheduler, Share
 from tallow.engine.step import Step
+from tallow.engine.uninterrupted import uninterrupted
 
 MOST_PASSES = 16
 RUN_AHEAD_S = 0.05
@@ -30,15 +31,19 @@ class RunAhead:
         """What a pass of the last step took."""
         self._longest_step_s = longest_step_s
 
-    def plan(self, shares: Sequence[Share], scheduler: Scheduler, most: int) -> int:
-        """How many passes this step may have, up to the `most`; for those after the first the requests get blocks."""
-        passes = min(MOST_PASSES, most, int(self._longest_step_s / self.pass_s))
+    def most_passes(self, shares: Sequence[Share], scheduler: Scheduler) -> int:
+        """How many passes this step may have, as far as its requests and the time are concerned."""
+        passes = min(MOST_PASSES, int(self._longest_step_s / self.pass_s))
         if passes < 2 or scheduler.waiting or not shares or not all(map(_draws_plainly, shares)):
             return 1
-        passes = min(passes, *(share.request.limit - len(share.request.ids) for share in shares))
-        for share in shares:
-            request = share.request
-            passes = scheduler.extend(request, request.num_tokens + passes - 1) - request.num_tokens + 1
+        return min(passes, *(share.request.limit - len(share.request.ids) for share in shares))
+
+    def take_room(self, shares: Sequence[Share], scheduler: Scheduler, passes: int) -> int:
+        """How many of these passes there is room for; for those after the first the requests get blocks."""
+        with uninterrupted():
+            for share in shares:
+                request = share.request
+                passes = scheduler.extend(request, request.num_tokens + passes - 1) - request.num_tokens + 1
         return passes
 
     def run(self, runner: Runner, step: Step, passes: int) -> list[Scores]:

@@ -227,8 +227,9 @@ class Speculation:
     """Decides how many tokens are guessed.
 
     A guess is worth its row in the step as long as the chance that it is right, over what a row costs, is more than the
-    tokens a second that there are without it. Both are measured: so where guesses do not pay, none are made (but for
-    one in 32 steps or more, to see if that has changed).
+    tokens a second that there are without it; and all of them must be worth it that the step cannot run ahead. Chances
+    and costs are measured: so where guesses do not pay, none are made (but for one in 32 steps or more, to see if that
+    has changed).
 
     Args:
         proposer: Makes the guesses; None: there are none.
@@ -238,7 +239,9 @@ class Speculation:
         self.guessed_tokens = self.accepted_tokens = 0
         self._proposer = proposer
         self._cost = StepCost()
-        self._guess_seconds = self._call_seconds = 0.0
+        self._overhead_seconds = _Average()
+        self._guess_seconds = _Average()
+        self._call_seconds = self._last_guess_seconds = 0.0
         self._records: WeakKeyDictionary[Request, _Record] = WeakKeyDictionary()
 
     @property
@@ -252,24 +255,36 @@ class Speculation:
             return sys.maxsize
         return min((self._records.get(request, _Record()).steps_to_probe for request in requests), default=0)
 
-    def guess(self, requests: Sequence[Request], spare: int) -> dict[Request, list[int]]:
-        """Next tokens for requests that add one, at most `spare` in all."""
+    def guess(self, requests: Sequence[Request], spare: int, passes: int) -> dict[Request, list[int]]:
+        """Next tokens for requests that add one, at most `spare` in all; a step without any may have so many passes."""
         if self._proposer is None or not requests:
             return {}
-        most = self._numbers(requests, spare)
+        most = self._numbers(requests, spare, passes)
         begin = time.perf_counter()
         with torch.inference_mode():
             guesses = self._proposer.propose(requests, most)
+        self._call_seconds = time.perf_counter() - begin
         if total := sum(map(len, guesses)):
-            self._call_seconds = time.perf_counter() - begin
-            difference = self._call_seconds / total - self._guess_seconds
-            self._guess_seconds += difference * (LEARNING_RATE if self._guess_seconds else 1.0)
+            self._last_guess_seconds = self._call_seconds
+            self._guess_seconds.add(self._call_seconds / total)
+        for request, number, guessed in zip(requests, most, guesses, strict=True):
+            if number:
+                self._records[request].found.add(float(bool(guessed)))
         return {request: guessed for request, guessed in zip(requests, guesses, strict=True) if guessed}
 
-    def learn(self, step: Step, seconds: float, passes: int) -> None:
-        """What a step that has been taken says of costs and chances; each of its passes took so many seconds."""
+    def learn(self, step: Step, pass_seconds: float, passes: int, seconds: float) -> None:
+        """What a step that has been taken says of costs and chances.
+
+        Args:
+            step: The step.
+            pass_seconds: What each of its passes took.
+            passes: How many there were.
+            seconds: What the whole step took.
+        """
         if step.num_rows is not None:
-            self._cost.observe(step.num_rows, seconds)
+            self._cost.observe(step.num_rows, pass_seconds)
+            self._overhead_seconds.add(max(0.0, seconds - passes * pass_seconds - self._call_seconds))
+        self._call_seconds = 0.0
         if passes > 1 and self._proposer is not None:
             for part in step.parts:
                 record = self._records[part.share.request]
@@ -279,29 +294,50 @@ class Speculation:
             self.guessed_tokens += guessed
             self.accepted_tokens += accepted
             record = self._records[request]
-            record.idle_steps = 0
             for right in [1.0] * accepted + [0.0] * (accepted < guessed):
-                record.chance += LEARNING_RATE * (right - record.chance)
+                record.chance.add(right)
 
-    def _numbers(self, requests: Sequence[Request], spare: int) -> list[int]:
+    def _numbers(self, requests: Sequence[Request], spare: int, passes: int) -> list[int]:
+        records = [self._records.setdefault(request, _Record()) for request in requests]
         base, per_row = self._cost.line()
-        tokens, seconds = float(len(requests)), base + per_row * len(requests)
-        per_guess = per_row + self._guess_seconds
-        probe_steps = max(PROBE_STEPS, self._call_seconds / (PROBE_SHARE * seconds))
-        numbers = []
-        for request in requests:
-            record = self._records.setdefault(request, _Record())
-            most = min(MOST_GUESSES, request.limit - len(request.ids) - 1, spare)
-            number, gain = 0, record.chance
+        plain_tokens, plain_seconds = float(len(requests)), base + per_row * len(requests)
+        tokens, seconds = plain_tokens, plain_seconds + self._overhead_seconds.value
+        per_guess = per_row + self._guess_seconds.value
+        numbers, room = [], spare
+        for request, record in zip(requests, records, strict=True):
+            most = min(MOST_GUESSES, request.limit - len(request.ids) - 1, room)
+            number, gain, found = 0, record.chance.value, record.found.value
             while number < most and gain * seconds > per_guess * tokens:
-                tokens, seconds, gain, number = tokens + gain, seconds + per_guess, gain * record.chance, number + 1
-            if number == 0 and record.idle_steps >= probe_steps:
-                number = min(1, most)
-            record.idle_steps += 1
-            record.steps_to_probe = 0 if number else int(probe_steps) - record.idle_steps
-            spare -= number
+                tokens, seconds = tokens + found * gain, seconds + found * per_guess
+                number, gain = number + 1, gain * record.chance.value
+            room -= number
             numbers.append(number)
+        if tokens * (plain_seconds + self._overhead_seconds.value / passes) <= plain_tokens * seconds:
+            numbers, room = [0] * len(requests), spare
+        probe_steps = max(PROBE_STEPS, self._last_guess_seconds / (PROBE_SHARE * plain_seconds))
+        for index, (request, record) in enumerate(zip(requests, records, strict=True)):
+            if numbers[index] == 0 and record.idle_steps >= probe_steps:
+                numbers[index] = max(0, min(1, request.limit - len(request.ids) - 1, room))
+                room -= numbers[index]
+            record.idle_steps = 0 if numbers[index] else record.idle_steps + 1
+            record.steps_to_probe = 0 if numbers[index] else int(probe_steps) - record.idle_steps
         return numbers
+
+
+class _Average:
+    """Of what was measured, the latest counting most.
+
+    Args:
+        first: What it is taken for as long as nothing has been measured; None: the first measurement is all there is.
+    """
+
+    def __init__(self, first: float | None = None) -> None:
+        self.value = first or 0.0
+        self._is_empty = first is None
+
+    def add(self, measured: float) -> None:
+        self.value += (measured - self.value) * (1.0 if self._is_empty else LEARNING_RATE)
+        self._is_empty = False
 
 
 @dataclass
@@ -310,11 +346,13 @@ class _Record:
 
     Args:
         chance: That a guess is right.
-        idle_steps: Steps since the last guess.
+        found: The chance that there is a guess where one is wanted.
+        idle_steps: Steps since a guess was wanted.
         steps_to_probe: Steps that will have none.
     """
 
-    chance: float = FIRST_CHANCE
+    chance: _Average = field(default_factory=lambda: _Average(FIRST_CHANCE))
+    found: _Average = field(default_factory=lambda: _Average(1.0))
     idle_steps: int = 0
     steps_to_probe: int = 0
 
