@@ -37,6 +37,7 @@ from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
 if TYPE_CHECKING:
     from tallow.engine.grammar import Constraint, Grammars
 
+MAX_RUNNING = 64
 CACHE_SHARE = 8
 """The cache may take this part of the memory of the machine, or of its GPU, if nothing else is said."""
 
@@ -101,7 +102,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         *,
         max_tokens_per_step: int = 512,
-        max_running: int = 64,
+        max_running: int = MAX_RUNNING,
         cache_bytes: int | None = None,
         policy: PolicyName = "first-come",
         proposer: Proposer | None = None,
@@ -258,7 +259,7 @@ class Engine:
         if not shares:
             if self._grammars is not None and self._scheduler.waiting and not given_up:
                 self._grammars.wait(NOTHING_READY_S)
-            if self._is_unchecked and not self._scheduler.waiting and not self._scheduler.running:
+            if self._is_unchecked and self.is_idle:
                 self.check_blocks()
                 self._is_unchecked = False
             return given_up
@@ -296,6 +297,11 @@ class Engine:
             with uninterrupted():
                 search.finish(self._scheduler)
                 self._adapters.free_unused(self._scheduler)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._scheduler.waiting and not self._scheduler.running
 
     @property
     def adapters(self) -> dict[str, LoadedAdapter]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tallow.engine.beam_search import BeamParams, Hypothesis
-from tallow.engine.engine import SCORING, Engine
+from tallow.engine.engine import MAX_RUNNING, SCORING, Engine
 from tallow.engine.generation import Generation, Stream
 from tallow.engine.make_runner import (
     CACHE_PRECISIONS,
@@ -27,6 +27,7 @@ from tallow.engine.make_runner import (
     Precision,
     make_runner,
 )
+from tallow.engine.policies import PolicyName
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
@@ -37,15 +38,12 @@ from tallow.models.formats import open_model
 from tallow.models.quantization import quantized_bits
 from tallow.models.store import resolve
 from tallow.startup import uncollected
-from tallow.tokenizer.chat import Message, encode_chat_prompt
+from tallow.tokenizer.chat import Message, encode_chat_prompt, turn_end_ids
 from tallow.tokenizer.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
 SCORED_TOGETHER = 64
 """Sequences of a batch that the engine is given ahead: enough to fill its steps where they are short."""
-
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
-"""Special tokens with which chat templates end a turn, and which not every config.json names as an end token."""
 
 MOST_DRAFTS = 64
 DRAFT_CACHE_SHARE = 32
@@ -70,7 +68,7 @@ class LanguageModel:
         tokenizer: Its tokenizer.
         path: Where both came from.
         proposer: Guesses next tokens (speculative decoding).
-        cache_bytes: As `load` says.
+        cache_bytes, max_running, policy: As `load` says.
 
     Raises:
         DataError: The tokenizer has tokens that the model does not know.
@@ -84,6 +82,8 @@ class LanguageModel:
         path: Path,
         proposer: Proposer | None = None,
         cache_bytes: int | None = None,
+        max_running: int = MAX_RUNNING,
+        policy: PolicyName = "first-come",
     ) -> None:
         vocab_size = runner.config.vocab_size
         if tokenizer.vocab_size > vocab_size:
@@ -93,7 +93,9 @@ class LanguageModel:
             )
         self.tokenizer = tokenizer
         self.path = path
-        self.engine = Engine(runner, tokenizer, proposer=proposer, cache_bytes=cache_bytes)
+        self.engine = Engine(
+            runner, tokenizer, proposer=proposer, cache_bytes=cache_bytes, max_running=max_running, policy=policy
+        )
 
     @property
     def config(self) -> DecoderConfig:
@@ -304,7 +306,9 @@ class LanguageModel:
         return self.encode_prompt(prompt), self._until_turn_end(params) if _messages(prompt) else params
 
     def _until_turn_end(self, params: Params) -> Params:
-        return params if params.ignore_eos else replace(params, stop_ids=(*params.stop_ids, *self._turn_ends()))
+        return (
+            params if params.ignore_eos else replace(params, stop_ids=(*params.stop_ids, *turn_end_ids(self.tokenizer)))
+        )
 
     def _finish(self, submitted: Iterable[Request]) -> list[Generation]:
         """What requests come to; if one cannot even be submitted, none is left behind."""
@@ -323,13 +327,6 @@ class LanguageModel:
         ended = result.finish_reason == "stop"
         return self.tokenizer.decode(result.ids[:-1] if ended else result.ids)
 
-    def _turn_ends(self) -> list[int]:
-        """The special tokens with which the chat template ends a turn."""
-        template = self.tokenizer.chat_template
-        written = [token for token in TURN_ENDS if template is not None and token in template.source]
-        encoded = [self.tokenizer.encode(token, parse_special=True) for token in written]
-        return [ids[0] for ids in encoded if len(ids) == 1 and ids[0] in self.tokenizer.special_ids]
-
 
 def load(
     name_or_path: str | Path,
@@ -340,6 +337,8 @@ def load(
     speculate: str | Path = "off",
     cache_precision: CachePrecision = "auto",
     cache_bytes: int | None = None,
+    max_running: int = MAX_RUNNING,
+    policy: PolicyName = "first-come",
 ) -> LanguageModel:
     """Load a model that can generate.
 
@@ -361,6 +360,8 @@ def load(
             nearly twice as many tokens as of bf16. `auto`: fp32 beside weights in fp32, else bf16. A GPU has only
             what the model computes in.
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
+        max_running: Most answers at a time that hold blocks of the cache. The others wait.
+        policy: Who goes first: `first-come`, `priority` or `shortest` (remaining job).
 
     Raises:
         UsageError: A precision or the device is unknown, there is no GPU, the runner for the device has no cache in
@@ -385,7 +386,7 @@ def load(
         tokenizer = stored.load_tokenizer()
         proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
         runner = make_runner(stored, precision, weights, device, cache_precision)
-        return LanguageModel(runner, tokenizer, path, proposer, cache_bytes)
+        return LanguageModel(runner, tokenizer, path, proposer, cache_bytes, max_running, policy)
 
 
 def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, device: Device) -> Proposer | None:

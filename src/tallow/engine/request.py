@@ -185,7 +185,7 @@ class Request:
         adapter: The runner's handle of the adapter that it is computed with; 0: none.
         arrival: Number of its arrival.
         priority: Those with a smaller one go first where priorities count.
-        num_cached_tokens: How many of its tokens the cache had when it was last looked up, while it waits.
+        num_cached_tokens: How many of its tokens the cache had when it was last looked up, before it ran.
         ids: Tokens of the answer so far, the one that ended it included.
         log_probs: Log-probability of each of them under the model (before temperature, penalty and filters).
         top_log_probs: The likeliest tokens at each of these places, if they were asked for.

@@ -171,6 +171,7 @@ class Scheduler:
                 request.num_computed_tokens = 0
                 return False
             self._preempt(victim, shares)
+        request.num_cached_tokens = request.num_computed_tokens
         self.counts.queried_tokens += request.num_tokens
         self.counts.hit_tokens += request.num_computed_tokens
         request.state = RequestState.RUNNING

@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # at run time tokenizer.py imports this file
 Message = Mapping[str, Any]
 MESSAGE_FORM = 'a message is {"role": "user" or such, "content": text}'
 
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+"""Special tokens with which chat templates end a turn, and which not every config.json names as an end token."""
+
 CHATML = """\
 {%- macro text(content) %}
     {%- if content is string %}
@@ -166,6 +169,14 @@ class ChatTemplate:
 
         source = self.tool_source if tools and self.tool_source is not None else self.source
         return self._programs.setdefault(source, Program(source))
+
+
+def turn_end_ids(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens with which a tokenizer's chat template ends a turn."""
+    template = tokenizer.chat_template
+    written = [token for token in TURN_ENDS if template is not None and token in template.source]
+    encoded = [tokenizer.encode(token, parse_special=True) for token in written]
+    return [ids[0] for ids in encoded if len(ids) == 1 and ids[0] in tokenizer.special_ids]
 
 
 def encode_chat(
