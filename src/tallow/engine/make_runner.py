@@ -86,7 +86,7 @@ def _native(
     source: StoredModel, precision: Precision, in_bf16: bool, placement: Placement, cache_precision: CachePrecision
 ) -> NativeRunner:
     quantized = quantized_bits(source.model) is not None
-    plain: Number = "bfloat16" if in_bf16 else "float32"
+    plain: Number = "compressed_bfloat16" if in_bf16 else "float32"
     weights: Number = plain if quantized or precision not in BITS else "int8" if precision == "q8" else "int4"
     in_fp32 = precision == "fp32" or (not quantized and weights == "float32")
     cache = CACHE_NUMBERS.get(cache_precision, "float32" if in_fp32 else "bfloat16")

@@ -19,7 +19,7 @@ from tallow.models.formats.adapters import Adapter
 from tallow.models.quantization import TABLE_BITS
 from tallow.models.stored import StoredModel
 
-Number = Literal["float32", "bfloat16", "int8", "int4", "int6"]
+Number = Literal["float32", "bfloat16", "int8", "int4", "int6", "compressed_bfloat16"]
 INTEGERS: dict[int, Number] = {4: "int4", 6: "int6", 8: "int8"}
 TABLES: dict[Number, Number] = {INTEGERS[bits]: INTEGERS[table_bits] for bits, table_bits in TABLE_BITS.items()}
 Integers = npt.NDArray[np.int32]
@@ -28,7 +28,10 @@ Source = tuple[int, int, int, int]  # kind, addresses of values and scales, rows
 LANES = 16
 GROUP_SIZE = 32
 # as enum Number and enum Source::Kind have them
-NUMBERS: dict[Number, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4}
+NUMBERS: dict[Number, int] = {
+    **{"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4},
+    "compressed_bfloat16": 5,
+}
 SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {8: 3, 4: 4, 6: 5}
 BLOCKS = 16  # and GGUF's number of the type of blocks

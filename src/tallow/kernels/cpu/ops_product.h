@@ -18,20 +18,42 @@ TALLOW_INLINE void unrolled(const Work &work) {
     }(std::make_integer_sequence<int, N>{});
 }
 
+// Compressed weights of four inputs.
+constexpr int64_t kStepWeights = 4 * kPanel, kStepBytes = 192;
+
+inline void expand(I table, const uint8_t *step, Pairs (&pairs)[4]) {
+    const I codes = iload(step), low = iset(0x0f0f0f0f);
+    join_bytes(iload(step + 64), look_up(table, iand(codes, low)), pairs[0], pairs[1]);
+    join_bytes(iload(step + 128), look_up(table, iand(shift_right<4>(codes), low)), pairs[2], pairs[3]);
+}
+
+// Puts in upper bytes that have no codes; returns the place of those of later steps.
+inline int correct(const UpperBytes &upper, int exception, int64_t step, Pairs (&pairs)[4]) {
+    uint8_t bytes[2 * kStepWeights];
+    const int64_t begin = step * kStepWeights;
+    for (int i = 0; i < 4; ++i) store_pairs(reinterpret_cast<uint16_t *>(bytes) + 2 * kLanes * i, pairs[i]);
+    for (; upper.places[exception] < begin + kStepWeights; ++exception)
+        bytes[2 * (upper.places[exception] - begin) + 1] = upper.others[exception];
+    for (int i = 0; i < 4; ++i) pairs[i] = load_pairs(reinterpret_cast<uint16_t *>(bytes) + 2 * kLanes * i);
+    return exception;
+}
+
 // The sums of R rows and one panel over all inputs. They stay in registers until they are complete: an array that is
 // read with changing indices later on would be written at each step.
 template <Number N, int R>
 struct Tile {
     alignas(64) float sums[R][2][kLanes];
 
-    inline void compute(const Weight &w, int64_t panel, const Activations &x, int64_t row, const NextPanel &next) {
+    inline void compute(const Weight &w, const uint8_t *weights, const Activations &x, int64_t row, const NextPanel &next,
+                        uint16_t *expanded) {
         F totals[R][2];
         unrolled<R>([&](auto r) { totals[r][0] = totals[r][1] = fzero(); });
-        const uint8_t *weights = w.packed + panel * w.panel_bytes();
         if constexpr (N == Number::float32)
             add_float32(totals, w, weights, x, row, next);
         else if constexpr (N == Number::bfloat16)
             add_bfloat16(totals, w, weights, x, row, next);
+        else if constexpr (N == Number::compressed_bfloat16)
+            add_compressed(totals, w, weights, x, row, next, expanded);
         else
             add_integer(totals, w, weights, x, row, next);
         unrolled<R>([&](auto r) { fstore(sums[r][0], totals[r][0]), fstore(sums[r][1], totals[r][1]); });
@@ -85,6 +107,38 @@ struct Tile {
                 totals[r][0] = dot2(totals[r][0], first, a);
                 totals[r][1] = dot2(totals[r][1], second, a);
             });
+        }
+    }
+
+    // As add_bfloat16, to the bit. The panel is also written to `expanded`, unless that is null.
+    static inline void add_compressed(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
+                                      int64_t row, NextPanel next, uint16_t *expanded) {
+        const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
+        const int64_t own = kStepBytes / next.tiles;
+        for (int64_t begin = 0; begin < w.inputs; begin += kCompressedInputs) {
+            const UpperBytes &upper = *reinterpret_cast<const UpperBytes *>(weights);
+            const I table = load_table(upper.common);
+            const int64_t steps = least(w.inputs - begin, kCompressedInputs) / 4;
+            int exceptions = 0;
+            if constexpr (R <= kFew) prefetch(weights + kAhead);
+            weights += sizeof(UpperBytes);
+            for (int64_t step = 0; step < steps; ++step, weights += kStepBytes, values += 4) {
+                if constexpr (R <= kFew) prefetch(weights + kAhead + 128);
+                ask_two_ahead(next, own, weights);
+                Pairs pairs[4];
+                expand(table, weights, pairs);
+                if (upper.places[exceptions] < (step + 1) * kStepWeights) [[unlikely]]
+                    exceptions = correct(upper, exceptions, step, pairs);
+                if (expanded) {
+                    unrolled<4>([&](auto i) { store_pairs(expanded + 2 * kLanes * i, pairs[i]); });
+                    expanded += kStepWeights;
+                }
+                unrolled<R>([&](auto r) {
+                    const Pairs a = broadcast_pair(values + r * x.stride), b = broadcast_pair(values + r * x.stride + 2);
+                    totals[r][0] = dot2(dot2(totals[r][0], pairs[0], a), pairs[2], b);
+                    totals[r][1] = dot2(dot2(totals[r][1], pairs[1], a), pairs[3], b);
+                });
+            }
         }
     }
 
@@ -160,10 +214,10 @@ struct Tile {
 };
 
 template <Number N, int R>
-inline void product_tile(const Weight &w, const Activations &x, const Destination &to, int64_t row, int64_t panel,
-                         const NextPanel &next) {
+inline void product_tile(const Weight &w, const uint8_t *weights, const Activations &x, const Destination &to, int64_t row,
+                         int64_t panel, const NextPanel &next, bool expanding) {
     Tile<N, R> tile;
-    tile.compute(w, panel, x, row, next);
+    tile.compute(w, weights, x, row, next, expanding ? to.panel : nullptr);
     for (int r = 0; r < R; ++r) {
         F both[2];
         for (int i = 0; i < 2; ++i) {
@@ -188,10 +242,10 @@ inline void product_tile(const Weight &w, const Activations &x, const Destinatio
 
 // Chooses the tile of this height at compile time.
 template <Number N, int R>
-inline void product_rows(int64_t height, const Weight &w, const Activations &x, const Destination &to, int64_t row,
-                         int64_t panel, const NextPanel &next) {
-    if (height == R) return product_tile<N, R>(w, x, to, row, panel, next);
-    if constexpr (R > 1) product_rows<N, R - 1>(height, w, x, to, row, panel, next);
+inline void product_rows(int64_t height, const Weight &w, const uint8_t *weights, const Activations &x,
+                         const Destination &to, int64_t row, int64_t panel, const NextPanel &next, bool expanding = false) {
+    if (height == R) return product_tile<N, R>(w, weights, x, to, row, panel, next, expanding);
+    if constexpr (R > 1) product_rows<N, R - 1>(height, w, weights, x, to, row, panel, next, expanding);
 }
 
 template <Number N>
@@ -200,19 +254,30 @@ void product(const Weight &w, const Activations &x, const Destination &to, int64
     const int64_t tiles = (rows + tallest - 1) / tallest;
     const int64_t least_rows = rows / tiles, taller = rows % tiles;  // so many tiles have a row more
     const int64_t panel_bytes = w.panel_bytes(), slice_bytes = panel_bytes / tiles;
-    for (; panel < end; ++panel)
+    for (; panel < end; ++panel) {
+        const uint8_t *weights = w.packed + panel * panel_bytes;
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t height = least_rows + (t < taller);
-            const uint8_t *next = w.packed + (panel + 1) * panel_bytes;
-            product_rows<N, tallest>(height, w, x, to, row, panel, {next + t * slice_bytes, tiles});
+            const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles};
+            if constexpr (N == Number::compressed_bfloat16) {
+                if (t > 0) {  // of what the first tile has expanded
+                    const uint8_t *expanded = reinterpret_cast<const uint8_t *>(to.panel);
+                    product_rows<Number::bfloat16, tallest>(height, w, expanded, x, to, row, panel, next);
+                    row += height;
+                    continue;
+                }
+            }
+            product_rows<N, tallest>(height, w, weights, x, to, row, panel, next, tiles > 1);
             row += height;
         }
+    }
 }
 
 void multiply(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
     switch (w.number) {
         case Number::float32: return product<Number::float32>(w, x, to, rows, panel, end);
         case Number::bfloat16: return product<Number::bfloat16>(w, x, to, rows, panel, end);
+        case Number::compressed_bfloat16: return product<Number::compressed_bfloat16>(w, x, to, rows, panel, end);
         case Number::int8: return product<Number::int8>(w, x, to, rows, panel, end);
         case Number::int4: return product<Number::int4>(w, x, to, rows, panel, end);
         case Number::int6: return product<Number::int6>(w, x, to, rows, panel, end);
