@@ -37,6 +37,7 @@ struct UpperBytes {
 };
 constexpr uint16_t kNoPlace = 0xffff;
 constexpr int64_t kCompressedInputs = 128;  // of a block
+constexpr int64_t kCompressedStep = 192;    // bytes of four inputs besides
 
 // The weight of a linear layer in panels of 32 outputs. A panel is read from its begin to its end; for each step of
 // inputs it holds the weights of its first 16 outputs, lane by lane, and then those of the others ([2]):
@@ -66,7 +67,8 @@ struct Weight {
             case Number::float32: return inputs * 128;
             case Number::bfloat16: return (inputs + 1) / 2 * 128;
             case Number::compressed_bfloat16:
-                return (inputs + kCompressedInputs - 1) / kCompressedInputs * int64_t(sizeof(UpperBytes)) + inputs * 48;
+                return (inputs + kCompressedInputs - 1) / kCompressedInputs * int64_t(sizeof(UpperBytes)) +
+                       inputs / 4 * kCompressedStep;
             default: return inputs / group * group_bytes();
         }
     }

@@ -18,8 +18,7 @@ TALLOW_INLINE void unrolled(const Work &work) {
     }(std::make_integer_sequence<int, N>{});
 }
 
-// Compressed weights of four inputs.
-constexpr int64_t kStepWeights = 4 * kPanel, kStepBytes = 192;
+constexpr int64_t kStepWeights = 4 * kPanel;  // of four inputs of a compressed panel
 
 inline void expand(I table, const uint8_t *step, Pairs (&pairs)[4]) {
     const I codes = iload(step), low = iset(0x0f0f0f0f);
@@ -70,11 +69,11 @@ struct Tile {
             next.slice += own;
         }
     }
-    // The same for two lines, without a loop within that of the products.
-    static inline void ask_two_ahead(NextPanel &next, int64_t own, const uint8_t *from) {
+    // The same for so many lines, without a loop within that of the products.
+    template <int kLines>
+    static inline void ask_lines_ahead(NextPanel &next, int64_t own, const uint8_t *from) {
         const uint8_t *line = R <= kFew ? from + kAhead : next.slice;
-        R <= kFew ? prefetch(line) : prefetch_far(line);
-        R <= kFew ? prefetch(line + 64) : prefetch_far(line + 64);
+        unrolled<kLines>([&](auto i) { R <= kFew ? prefetch(line + 64 * i) : prefetch_far(line + 64 * i); });
         next.slice += own;
     }
 
@@ -83,7 +82,7 @@ struct Tile {
         const float *values = static_cast<const float *>(x.values) + row * x.stride;
         const int64_t own = 128 / next.tiles;
         for (int64_t k = 0; k < w.inputs; ++k, weights += 128) {
-            ask_two_ahead(next, own, weights);
+            ask_lines_ahead<2>(next, own, weights);
             const float *from = reinterpret_cast<const float *>(weights);
             const F first = fload(from), second = fload(from + kLanes);
             unrolled<R>([&](auto r) {
@@ -99,7 +98,7 @@ struct Tile {
         const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
         const int64_t own = 128 / next.tiles;
         for (int64_t k = 0; k < w.inputs; k += 2, weights += 128) {
-            ask_two_ahead(next, own, weights);
+            ask_lines_ahead<2>(next, own, weights);
             const uint16_t *from = reinterpret_cast<const uint16_t *>(weights);
             const Pairs first = load_pairs(from), second = load_pairs(from + 2 * kLanes);
             unrolled<R>([&](auto r) {
@@ -114,7 +113,7 @@ struct Tile {
     static inline void add_compressed(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
                                       int64_t row, NextPanel next, uint16_t *expanded) {
         const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
-        const int64_t own = kStepBytes / next.tiles;
+        const int64_t own = kCompressedStep / next.tiles;
         for (int64_t begin = 0; begin < w.inputs; begin += kCompressedInputs) {
             const UpperBytes &upper = *reinterpret_cast<const UpperBytes *>(weights);
             const I table = load_table(upper.common);
@@ -122,9 +121,8 @@ struct Tile {
             int exceptions = 0;
             if constexpr (R <= kFew) prefetch(weights + kAhead);
             weights += sizeof(UpperBytes);
-            for (int64_t step = 0; step < steps; ++step, weights += kStepBytes, values += 4) {
-                if constexpr (R <= kFew) prefetch(weights + kAhead + 128);
-                ask_two_ahead(next, own, weights);
+            for (int64_t step = 0; step < steps; ++step, weights += kCompressedStep, values += 4) {
+                ask_lines_ahead<3>(next, own, weights);
                 Pairs pairs[4];
                 expand(table, weights, pairs);
                 if (upper.places[exceptions] < (step + 1) * kStepWeights) [[unlikely]]
@@ -215,9 +213,9 @@ struct Tile {
 
 template <Number N, int R>
 inline void product_tile(const Weight &w, const uint8_t *weights, const Activations &x, const Destination &to, int64_t row,
-                         int64_t panel, const NextPanel &next, bool expanding) {
+                         int64_t panel, const NextPanel &next, uint16_t *expanded) {
     Tile<N, R> tile;
-    tile.compute(w, weights, x, row, next, expanding ? to.panel : nullptr);
+    tile.compute(w, weights, x, row, next, expanded);
     for (int r = 0; r < R; ++r) {
         F both[2];
         for (int i = 0; i < 2; ++i) {
@@ -243,9 +241,9 @@ inline void product_tile(const Weight &w, const uint8_t *weights, const Activati
 // Chooses the tile of this height at compile time.
 template <Number N, int R>
 inline void product_rows(int64_t height, const Weight &w, const uint8_t *weights, const Activations &x,
-                         const Destination &to, int64_t row, int64_t panel, const NextPanel &next, bool expanding = false) {
-    if (height == R) return product_tile<N, R>(w, weights, x, to, row, panel, next, expanding);
-    if constexpr (R > 1) product_rows<N, R - 1>(height, w, weights, x, to, row, panel, next, expanding);
+                         const Destination &to, int64_t row, int64_t panel, const NextPanel &next, uint16_t *expanded) {
+    if (height == R) return product_tile<N, R>(w, weights, x, to, row, panel, next, expanded);
+    if constexpr (R > 1) product_rows<N, R - 1>(height, w, weights, x, to, row, panel, next, expanded);
 }
 
 template <Number N>
@@ -254,20 +252,18 @@ void product(const Weight &w, const Activations &x, const Destination &to, int64
     const int64_t tiles = (rows + tallest - 1) / tallest;
     const int64_t least_rows = rows / tiles, taller = rows % tiles;  // so many tiles have a row more
     const int64_t panel_bytes = w.panel_bytes(), slice_bytes = panel_bytes / tiles;
+    uint16_t *expanded = tiles > 1 ? to.panel : nullptr;
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t height = least_rows + (t < taller);
             const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles};
-            if constexpr (N == Number::compressed_bfloat16) {
-                if (t > 0) {  // of what the first tile has expanded
-                    const uint8_t *expanded = reinterpret_cast<const uint8_t *>(to.panel);
-                    product_rows<Number::bfloat16, tallest>(height, w, expanded, x, to, row, panel, next);
-                    row += height;
-                    continue;
-                }
+            if (N != Number::compressed_bfloat16 || t == 0) {
+                product_rows<N, tallest>(height, w, weights, x, to, row, panel, next, expanded);
+            } else if constexpr (N == Number::compressed_bfloat16) {  // the first tile has expanded the panel
+                const uint8_t *plain = reinterpret_cast<const uint8_t *>(expanded);
+                product_rows<Number::bfloat16, tallest>(height, w, plain, x, to, row, panel, next, nullptr);
             }
-            product_rows<N, tallest>(height, w, weights, x, to, row, panel, next, tiles > 1);
             row += height;
         }
     }

@@ -113,7 +113,7 @@ inline void expand_row(const uint8_t *block, int64_t inputs, int64_t output, uin
     const UpperBytes &upper = *reinterpret_cast<const UpperBytes *>(block);
     const int64_t half = output / kLanes, lane = output % kLanes;
     for (int64_t i = 0; i < inputs; ++i) {
-        const uint8_t *step = block + sizeof upper + i / 4 * kStepBytes;
+        const uint8_t *step = block + sizeof upper + i / 4 * kCompressedStep;
         const int64_t pair = i % 4 / 2, byte = lane / 4 * 16 + half * 8 + lane % 4 * 2 + i % 2;
         out[i] = uint16_t(step[64 + 64 * pair + byte] | upper.common[step[byte] >> 4 * pair & 15] << 8);
     }
@@ -133,7 +133,7 @@ void embed(const Weight &table, int64_t token, float scale, float *out) {
         for (int64_t begin = 0; begin < table.inputs; begin += kCompressedInputs) {
             const int64_t inputs = least(table.inputs - begin, kCompressedInputs);
             expand_row(panel, inputs, token % kPanel, words);
-            panel += sizeof(UpperBytes) + inputs / 4 * kStepBytes;
+            panel += sizeof(UpperBytes) + inputs / 4 * kCompressedStep;
             for (int64_t i = 0; i < inputs; ++i) out[begin + i] = from_bfloat16(words[i]) * scale;
         }
         return;
