@@ -73,7 +73,7 @@ struct Tile {
     template <int kLines>
     static inline void ask_lines_ahead(NextPanel &next, int64_t own, const uint8_t *from) {
         const uint8_t *line = R <= kFew ? from + kAhead : next.slice;
-        unrolled<kLines>([&](auto i) { R <= kFew ? prefetch(line + 64 * i) : prefetch_far(line + 64 * i); });
+        for (int64_t end = 64 * kLines, at = 0; at < end; at += 64) R <= kFew ? prefetch(line + at) : prefetch_far(line + at);
         next.slice += own;
     }
 
