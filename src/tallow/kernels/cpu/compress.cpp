@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <iterator>
 
-#include "blocks.h"
 #include "ops.h"
 
 namespace tallow {

@@ -45,8 +45,8 @@ constexpr int64_t kCompressedStep = 192;    // bytes of four inputs besides
 //   bfloat16  [input / 2][2][16][2]
 //   compressed_bfloat16  as many bits, in three quarters of the bytes: for each 128 inputs (of the last there may be fewer,
 //             a multiple of four) their UpperBytes, then [input / 4] times [64] codes and [2][64] lower bytes, the first 64
-//             of inputs 0 and 1, the others of inputs 2 and 3: [4][2][4][2], the first 16 outputs and the others by turns
-//             of four. The codes are in the same order, those of inputs 0 and 1 in the low halves of the bytes, the others in the high.
+//             of inputs 0 and 1, the others of inputs 2 and 3: [4][2][4][2], four of the first 16 outputs and four of the
+//             others by turns. Codes have the same order: those of inputs 0 and 1 in the low halves of the bytes.
 //   int8      for each group [2][16] scales, then [group / 4][2][16][4] bytes code + 128
 //   int4      for each group [2][16] scales, then [group / 32][4][2][16][4]: a byte of the j-th of the four holds code + 8
 //             of step j in its low half and of step j + 4 in its high half (a step: 4 inputs)

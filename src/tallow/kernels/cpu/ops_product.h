@@ -19,15 +19,16 @@ TALLOW_INLINE void unrolled(const Work &work) {
 
 constexpr int64_t kStepWeights = 4 * kPanel;  // of four inputs of a compressed panel
 
+// Brings the compressed weights of four inputs into the order of bfloat16.
 inline void expand(I table, const uint8_t *step, Pairs (&pairs)[4]) {
     const I codes = iload(step), low = iset(0x0f0f0f0f);
     join_bytes(iload(step + 64), look_up(table, iand(codes, low)), pairs[0], pairs[1]);
     join_bytes(iload(step + 128), look_up(table, iand(shift_right<4>(codes), low)), pairs[2], pairs[3]);
 }
 
-// Puts in upper bytes that have no codes; returns the place of those of later steps.
+// Puts in the upper bytes that have no codes, from this exception on; returns the first exception of a later step.
 inline int correct(const UpperBytes &upper, int exception, int64_t step, Pairs (&pairs)[4]) {
-    uint8_t bytes[2 * kStepWeights];
+    alignas(64) uint8_t bytes[2 * kStepWeights];
     const int64_t begin = step * kStepWeights;
     for (int i = 0; i < 4; ++i) store_pairs(reinterpret_cast<uint16_t *>(bytes) + 2 * kLanes * i, pairs[i]);
     for (; upper.places[exception] < begin + kStepWeights; ++exception)
