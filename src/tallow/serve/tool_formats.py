@@ -28,6 +28,11 @@ class ToolFormat:
     parameter: tuple[str, tuple[str, ...], tuple[str, ...]] | None = None
     bare: bool = False
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What an answer's text must not lack, even where a tokenizer has it as a special token."""
+        return self.openers + self.closers + self.joints
+
 
 FORMATS = (
     ToolFormat(  # Mistral: [TOOL_CALLS][{"name": …, "arguments": {…}}], since 2025 [TOOL_CALLS]name[ARGS]{…}

@@ -151,7 +151,7 @@ class ToolParser:
                 yield from self._described_call()
                 called = True
             surely = surely or called or mark in form.openers
-            if surely and (mark in form.closers or mark == "]"):
+            if surely and (mark in form.closers or mark in "]};"):
                 self._text.taken.clear()
             marks = 0 if called else marks + 1
 
