@@ -135,7 +135,7 @@ def test_a_tool_is_called_where_it_must_be(client: openai.OpenAI, choice: Any) -
 
 def test_what_a_tool_has_said_is_read(client: openai.OpenAI) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    result = {"role": "tool", "tool_call_id": "call_1", "content": "2"}
+    result: Any = {"role": "tool", "tool_call_id": "call_1", "content": "2"}
     said: Any = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
     with_tools = client.chat.completions.create(model="tiny", messages=said, max_tokens=5, tools=TOOLS)
     assert with_tools.usage is not None
