@@ -172,10 +172,35 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class CalledFunction(Body):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(Body):
+    """A call in an earlier answer."""
+
+    id: str | None = None
+    type: str | None = None
+    function: CalledFunction
+
+
+class Message(Body):
+    """A turn of a conversation; what else it has is for the chat template."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    role: Annotated[str, Field(max_length=64)]
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+Messages = Annotated[list[Message], Field(min_length=1)]
+
+
 class ChatRequest(Sampling):
     """A conversation to be answered."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Messages
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = False
@@ -211,6 +236,23 @@ class CompletionRequest(Sampling):
         if len(self.prompt) > limits.prompts:
             raise ApiError(400, f"at most {limits.prompts} prompts are taken", param="prompt")
         return self.prompt  # type: ignore[return-value]
+
+
+class TokenizeRequest(Body):
+    """A text or a conversation, to be told its tokens."""
+
+    model: str | None = Field(None, max_length=256)
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Body):
+    """Tokens, to be told their text."""
+
+    model: str | None = Field(None, max_length=256)
+    tokens: list[Token]
 
 
 def check_structure(structure: dict[str, Any], limits: Limits) -> None:
