@@ -50,7 +50,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_operation(app, service)
     _add_openai(app, service)
     _add_admin(app, service)
-    told.describe(app, with_keys=keys.are_wanted)
+    told.describe(app, keys)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
 
@@ -73,6 +73,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
+        if problem["type"] == "json_invalid":
+            return tell(request, ApiError(400, "the body is not JSON"))
         place = ".".join(str(part) for part in problem["loc"][1:])
         return tell(request, ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None))
 

@@ -12,6 +12,7 @@ from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[Token], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MAX_TOKENS = 1 << 20
 MAX_TOP_LOG_PROBS = 20
@@ -68,7 +69,9 @@ class Sampling(Body):
     stop: str | list[str] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -185,12 +188,20 @@ class ToolCall(Body):
     function: CalledFunction
 
 
+class Part(Body):
+    """Of a message's content; what is not text is refused by its name."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
 class Message(Body):
     """A turn of a conversation; what else it has is for the chat template."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     role: Annotated[str, Field(max_length=64)]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[Part] | None = None
     tool_calls: list[ToolCall] | None = None
 
 
@@ -214,7 +225,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """A text to be continued, or several."""
 
-    prompt: str | list[str] | list[Token] | list[list[Token]]
+    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOG_PROBS)] | None = None
     echo: bool | None = False
@@ -225,12 +236,10 @@ class CompletionRequest(Sampling):
         """Each to be continued by itself.
 
         Raises:
-            ApiError: There are none, or too many.
+            ApiError: There are too many.
         """
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if not self.prompt:
-            raise ApiError(400, "there is no prompt", param="prompt")
         if isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
         if len(self.prompt) > limits.prompts:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
-from tallow.serve.http import ADMIN_PATHS, OPEN_PATHS
+from tallow.serve.http import ADMIN_PATHS, OPEN_PATHS, Keys
 
 REFERENCE = "#/components/schemas/{model}"
 
@@ -245,7 +245,7 @@ ERRORS: Answers = {
     },
     "5XX": {"model": ErrorBody, "description": "The engine failed (500), or cannot answer now (503, with Retry-After)"},
 }
-KEYS = {
+SECURITY_SCHEMES = {
     "key": {"type": "http", "scheme": "bearer"},
     "key in a header of its own": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
     "admin key": {"type": "http", "scheme": "bearer"},
@@ -273,31 +273,34 @@ def answers(model: type[BaseModel], chunk: type[BaseModel] | None = None) -> Ans
     return {200: {"model": model, "content": {"text/event-stream": {"itemSchema": event}}}}
 
 
-def describe(app: FastAPI, *, with_keys: bool) -> None:
-    """Add to an app's OpenAPI document what FastAPI cannot know: what streams consist of, and which keys open what.
+def describe(app: FastAPI, keys: Keys) -> None:
+    """Complete an app's OpenAPI document: what streams consist of, and which keys open what.
 
     Args:
         app: What it describes.
-        with_keys: Whether API keys are asked for; /admin always wants its own.
+        keys: Those that are asked for.
     """
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(make(), with_keys)
+            _complete(make(), keys)
         return make()
 
     app.openapi = openapi
 
 
-def _complete(document: dict[str, Any], with_keys: bool) -> None:
-    components = document["components"]
+def _complete(document: dict[str, Any], keys: Keys) -> None:
+    components, paths = document["components"], document["paths"]
     _, chunks = models_json_schema([(chunk, "serialization") for chunk in STREAMED], ref_template=REFERENCE)
     components["schemas"] |= chunks["$defs"]
-    components["securitySchemes"] = KEYS
-    for path, operations in document["paths"].items():
+    components["securitySchemes"] = SECURITY_SCHEMES
+    if not keys.open_admin:
+        for path in [path for path in paths if path.startswith(ADMIN_PATHS)]:
+            del paths[path]
+    for path, operations in paths.items():
         for operation in operations.values():
             if path.startswith(ADMIN_PATHS):
                 operation["security"] = [{"admin key": []}]
-            elif with_keys and path not in OPEN_PATHS:
+            elif keys.are_wanted and path not in OPEN_PATHS:
                 operation["security"] = [{"key": []}, {"key in a header of its own": []}]
