@@ -247,8 +247,8 @@ ERRORS: Answers = {
 }
 SECURITY_SCHEMES = {
     "key": {"type": "http", "scheme": "bearer"},
-    "key in a header of its own": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
-    "admin key": {"type": "http", "scheme": "bearer"},
+    "key-header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+    "admin-key": {"type": "http", "scheme": "bearer"},
 }
 METRICS: Answers = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 ANTHROPIC_ERRORS: Answers = {status: answer | {"model": AnthropicErrorBody} for status, answer in ERRORS.items()}
@@ -301,6 +301,6 @@ def _complete(document: dict[str, Any], keys: Keys) -> None:
     for path, operations in paths.items():
         for operation in operations.values():
             if path.startswith(ADMIN_PATHS):
-                operation["security"] = [{"admin key": []}]
+                operation["security"] = [{"admin-key": []}]
             elif keys.are_wanted and path not in OPEN_PATHS:
-                operation["security"] = [{"key": []}, {"key in a header of its own": []}]
+                operation["security"] = [{"key": []}, {"key-header": []}]
