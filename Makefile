@@ -53,7 +53,7 @@ clean:
 # All that they need is listed, so nothing needs resolving.
 .venv-clients/.installed: tests/serve/clients.txt
 	$(PYTHON) -m venv --clear .venv-clients
-	env -u PIP_CONSTRAINT .venv-clients/bin/pip install --quiet --no-deps --requirement $<
+	env -u PIP_CONSTRAINT .venv-clients/bin/pip install --quiet --no-deps --no-compile --requirement $<
 	@touch $@
 
 $(BIN)/pip:

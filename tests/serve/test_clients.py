@@ -23,7 +23,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "LIT
 def tried(client: str, served: Served, model: Path, directory: Path) -> Any:
     """What a client has been told."""
     assert PYTHON.exists(), "run `make .venv-clients/.installed`"
-    environment = {name: "1" for name in OFFLINE} | {"HOME": str(directory), "PATH": os.environ["PATH"]}
+    environment = dict.fromkeys(OFFLINE, "1") | {"HOME": str(directory), "PATH": os.environ["PATH"]}
     command = [str(PYTHON), clients.__file__, client, served.url, str(model), str(directory)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CLIENT_S)
     assert done.returncode == 0, done.stderr

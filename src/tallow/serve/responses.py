@@ -264,12 +264,10 @@ def answers(model: type[BaseModel], chunk: type[BaseModel] | None = None) -> Ans
     """
     if chunk is None:
         return {200: {"model": model}}
-    data = {"contentMediaType": "application/json", "contentSchema": {"$ref": REFERENCE.format(model=chunk.__name__)}}
-    event = {
-        "type": "object",
-        "properties": {"data": {"type": "string", "description": "The last one is [DONE]", **data}},
-        "required": ["data"],
-    }
+    chunk_schema = {"$ref": REFERENCE.format(model=chunk.__name__)}
+    told = {"contentMediaType": "application/json", "contentSchema": chunk_schema}
+    data = {"type": "string", "anyOf": [told, {"const": "[DONE]", "description": "The last one"}]}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     return {200: {"model": model, "content": {"text/event-stream": {"itemSchema": event}}}}
 
 
