@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from reprlib import repr as shown
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from tallow.engine.beam_search import BeamParams, Hypothesis
+from tallow.engine.checks import whole_number
 from tallow.engine.engine import MAX_RUNNING, SCORING, Engine
 from tallow.engine.generation import Generation, Stream
 from tallow.engine.make_runner import (
@@ -139,8 +141,8 @@ class LanguageModel:
             adapter: The name of a loaded adapter to do it with.
 
         Raises:
-            UsageError: The prompt is empty, not of this vocabulary, or leaves no room for an answer; or there is no
-                such adapter.
+            UsageError: The prompt is no `Prompt`, is empty, not of this vocabulary, or leaves no room for an answer; or
+                there is no such adapter.
             DataError: The model has no chat template, or it refuses the conversation.
         """
         return self.generate_batch([prompt], params, adapter=adapter)[0]
@@ -169,19 +171,19 @@ class LanguageModel:
         Args:
             prompt: As for `generate`.
             params: How, and how far; the seeds of the answers are this one and those after it.
-            n: How many answers to give.
-            best_of: Draw so many, and give the `n` with the best `score`: the log-probability per token. None: `n`, in
-                the order of their seeds.
+            n: How many answers to give, at most `MAX_ANSWERS`.
+            best_of: Draw so many (at most that, too), and give the `n` with the best `score`: the log-probability per
+                token. None: `n`, in the order of their seeds.
             adapter: The name of a loaded adapter to do it with.
 
         Raises:
-            UsageError: As `generate`; or no answer is wanted, `best_of` is less than `n`, or several answers at
-                temperature 0, which would be the same.
+            UsageError: As `generate`; or no answer is wanted, or too many, `best_of` is less than `n`, or several
+                answers at temperature 0, which would be the same.
             DataError: As `generate`.
         """
-        drawn = n if best_of is None else best_of
-        if drawn < n:
-            raise UsageError(f"the best {n} of {drawn} answers cannot be given", "best_of must be at least n")
+        drawn = whole_number("n", n) if best_of is None else whole_number("best_of", best_of)
+        if not 1 <= whole_number("n", n) <= drawn:
+            raise UsageError(f"{n} of {drawn} answers cannot be given", "ask for 1 at least, and draw as many or more")
         if drawn > 1 and params.temperature == 0:
             raise UsageError(
                 "at temperature 0 several answers would be the same", "raise the temperature, or search with beams"
@@ -285,12 +287,13 @@ class LanguageModel:
         """The token ids of a prompt.
 
         Raises:
+            UsageError: It is neither a text nor token ids nor messages.
             DataError: It is a conversation, and the model has no chat template, or it refuses the conversation.
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=True)
-        if messages := _messages(prompt):
-            return self.encode_chat(messages)
+        if _is_conversation(prompt):
+            return self.encode_chat(prompt)
         return [token for token in prompt if not isinstance(token, Mapping)]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -303,7 +306,7 @@ class LanguageModel:
 
     def _turn(self, prompt: Prompt, params: Params) -> tuple[list[int], Params]:
         """The tokens of a prompt, and how to answer it."""
-        return self.encode_prompt(prompt), self._until_turn_end(params) if _messages(prompt) else params
+        return self.encode_prompt(prompt), self._until_turn_end(params) if _is_conversation(prompt) else params
 
     def _until_turn_end(self, params: Params) -> Params:
         return (
@@ -409,6 +412,18 @@ def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, devi
     return DraftModel(runner, cache_bytes, vocab_size)
 
 
-def _messages(prompt: Prompt) -> list[Message]:
-    """The messages of a prompt; none if it is not a conversation."""
-    return [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, Mapping)]
+def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt consists of messages.
+
+    Raises:
+        UsageError: It is no prompt, or only some of it are messages.
+    """
+    if isinstance(prompt, str):
+        return False
+    forms = "give a text, a sequence of token ids, or the messages of a conversation"
+    if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Collection):
+        raise UsageError(f"the prompt is {shown(prompt)}", forms)
+    are_messages = {isinstance(part, Mapping) for part in prompt}
+    if len(are_messages) > 1:
+        raise UsageError("the prompt has messages and something else in it", forms)
+    return True in are_messages

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from pydantic import ConfigDict
 
+from tallow.engine.checks import flag, texts
 from tallow.errors import UsageError, reading
 
 MAX_SOURCE_BYTES = 1 << 18
@@ -53,7 +55,11 @@ class Structure:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "choice", _texts(self.choice))
+        object.__setattr__(self, "choice", texts("choice", self.choice))
+        flag("json_object", self.json_object)
+        for name in ("regex", "grammar"):
+            if not isinstance(text := getattr(self, name), str | None):
+                raise UsageError(f"{name} is {shown(text)}", "it must be a text")
         given = [name for name in self.__dataclass_fields__ if getattr(self, name) not in (None, False, ())]
         if len(given) != 1:
             named = f"both {given[0]} and {given[1]}" if given else "nothing"
@@ -133,12 +139,6 @@ def _read(path: Path, what: str) -> str:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{what} {path} is not UTF-8 text", "save it as UTF-8") from error
-
-
-def _texts(choice: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(choice, str):
-        raise UsageError(f"choice is {choice!r}", "it must be a sequence of texts, such as ('yes', 'no')")
-    return tuple(choice)
 
 
 def _schema_text(schema: Mapping[str, Any] | str) -> str:
