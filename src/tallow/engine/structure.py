@@ -116,7 +116,7 @@ def read_structure(
     """The structure that a command line names; None if it names none.
 
     Args:
-        json_schema: The schema itself if it begins with a brace, else the file that holds it.
+        json_schema: The schema itself if it is JSON or begins with a brace, else the file that holds it.
         regex: The expression.
         choice: The texts to choose from.
         grammar: The file of a grammar.
@@ -128,9 +128,22 @@ def read_structure(
     if json_schema is None and regex is None and not choice and grammar is None:
         return None
     if json_schema is not None and not json_schema.lstrip().startswith("{"):
+        if not json_schema.strip() or _is_json(json_schema):
+            raise UsageError(
+                f"the JSON schema {shown(json_schema)} is no JSON object",
+                'give one, such as {"type": "integer"}, or the name of a file that holds one',
+            )
         json_schema = _read(Path(json_schema), "JSON schema")
     text = _read(grammar, "grammar") if grammar is not None else None
     return Structure(json_schema=json_schema, regex=regex, choice=tuple(choice), grammar=text)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read(path: Path, what: str) -> str:

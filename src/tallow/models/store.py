@@ -171,7 +171,7 @@ def _model_at(path: Path) -> Path:
         hint = (
             f"name {path.parent}, whose model it is merged into"
             if merged
-            else "give it as --adapter, or merge it (docs/use.md)"
+            else "name its base model, and give the adapter by --adapter"
         )
         raise UsageError(f"{path} is an adapter, not a model", hint)
     raise DataError(
