@@ -25,6 +25,7 @@ from tallow.cli_options import (
     Precision,
     PrecisionOption,
     SamplingOptions,
+    ServeOptions,
     Threads,
     expanded,
     set_threads,
@@ -258,6 +259,33 @@ def chat(
     params = sampling.params()
     loaded, adapter = loading.load(model)
     terminal.chat(loaded, params, system, adapter)
+
+
+@app.command()
+@expanded
+def serve(
+    *,
+    source: Source = None,
+    more: Annotated[
+        list[str] | None, typer.Option("--model", metavar="[NAME=]MODEL", help="Another model; may be repeated.")
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=DIR", help="A LoRA adapter of MODEL; may be repeated."),
+    ] = None,
+    options: ServeOptions,
+    overrides: Overrides = None,
+) -> None:
+    """Serve models over HTTP: OpenAI's and Anthropic's APIs, and a chat page.
+
+    Of a recipe the section `serve` counts. By default nobody but this machine can reach it; any other --host needs
+    --keys-file.
+    """
+    from tallow.serve.server import serve
+
+    is_recipe = source is not None and _is_recipe(source)
+    models = [*([source] if source is not None and not is_recipe else []), *(more or [])]
+    serve(options.settings(Path(source) if source and is_recipe else None, models, adapters or [], overrides or []))
 
 
 @app.command()

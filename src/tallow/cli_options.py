@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import tallow
 from tallow.errors import UsageError
-from tallow.recipe import apply_overrides
+from tallow.recipe import apply_overrides, load_recipe, parse_section
 from tallow.startup import exempt_from_collection
 
 if TYPE_CHECKING:  # importing these for good would import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # importing these for good would import torch
     from tallow.engine.language_model import LanguageModel
     from tallow.engine.request import SamplingParams
     from tallow.engine.structure import Structure
+    from tallow.serve.settings import ServeSettings
 
 MAX_THREADS = 1024
 Placement = Literal["auto", "memory", "mapped"]
@@ -208,6 +209,63 @@ class AnswerOptions:
         if self.n == 1:
             return prompt | {key: getattr(answers[0], key) for key in keys}
         return prompt | {"choices": [{key: getattr(answer, key) for key in [*keys, "score"]} for answer in answers]}
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How models are served."""
+
+    host: Annotated[str | None, typer.Option(help="Where to listen \\[default: 127.0.0.1].")] = None
+    port: Annotated[int | None, typer.Option(help="0: any that is free \\[default: 8000].")] = None
+    keys_file: Annotated[Path | None, typer.Option(help="A file with an API key a line, as NAME:KEY.")] = None
+    admin_key_file: Annotated[Path | None, typer.Option(help="A file with the key for /admin.")] = None
+    precision: Annotated[Precision | None, typer.Option(help="Of MODEL \\[default: as stored].")] = None
+    device: Annotated[Device | None, typer.Option(help="\\[default: a GPU if there is one]")] = None
+    speculate: Annotated[
+        str | None, typer.Option(metavar="off|ngram|MODEL", help="Who guesses next tokens \\[default: off].")
+    ] = None
+    cache_precision: Annotated[CachePrecision | None, typer.Option(help="Of keys and values.")] = None
+    cache_bytes: Annotated[int | None, typer.Option(help="Memory for keys and values.")] = None
+    max_running: Annotated[int | None, typer.Option(help="Most answers at a time \\[default: 64].")] = None
+    policy: Annotated[
+        Literal["first-come", "priority", "shortest"] | None,
+        typer.Option(help="Who goes first \\[default: first-come]."),
+    ] = None
+    unload_after_s: Annotated[float | None, typer.Option(help="Unload a model that nobody asks for so long.")] = None
+    log: Annotated[Path | None, typer.Option(help="An SQLite file that requests are written to.")] = None
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers there, too.")] = False
+    threads: Threads = None
+
+    def settings(
+        self, recipe: Path | None, models: Sequence[str], adapters: Sequence[str], overrides: Sequence[str]
+    ) -> ServeSettings:
+        """What the section `serve` of a recipe, the options and the overrides say together.
+
+        Raises:
+            UsageError: There is no model, or something does not fit.
+        """
+        from tallow.serve.settings import ModelSettings, ServeSettings
+
+        values = apply_overrides(load_recipe(recipe) if recipe is not None else {}, overrides).get("serve") or {}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        of_models = {name: given.pop(name) for name in list(given) if name in ModelSettings.model_fields}
+        served = dict(values.get("models") or {})
+        for model in models:
+            name, _, path = model.rpartition("=")
+            name = name or Path(path).name.removesuffix(".gguf")
+            if name in served:
+                raise UsageError(f"there are two models {name}", "name one: --model NAME=MODEL")
+            served[name] = {"path": path, **of_models}
+        if not served:
+            raise UsageError("there is no model to serve", "tallow serve MODEL")
+        if adapters:
+            first = next(iter(served))
+            pairs = dict(adapter.rpartition("=")[::2] for adapter in adapters)
+            if "" in pairs:
+                raise UsageError("an adapter has no name", "--adapter NAME=DIR")
+            served[first] = {**served[first], "adapters": served[first].get("adapters", {}) | pairs}
+        return parse_section(ServeSettings, {**values, **given, "models": served}, "serve")
 
 
 def _option(name: str, params: SamplingParams) -> str:

@@ -139,7 +139,7 @@ class Recipe:
         Raises:
             UsageError: A section is unknown or is no mapping, or a setting of the run does not fit.
         """
-        unknown = [key for key in values if key not in STAGES and key not in RunSettings.model_fields]
+        unknown = [key for key in values if key not in (*STAGES, *RunSettings.model_fields, "serve")]
         if unknown:
             known = ", ".join([*RunSettings.model_fields, *STAGES])
             raise UsageError(f"unknown section {unknown[0]} in the recipe", f"known: {known}")

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,10 +28,10 @@ from tallow.errors import CapacityError, reading
 from tallow.files import PARTIAL, atomic_file, file_stamps, hash_value
 from tallow.models.store import store_directory
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the layout of packed weights; a file of another one is made anew."""
 
-HEADER_BYTES = 4096
+HEADER_BYTES = 1 << 16
 KEPT_FREE_BYTES = 1 << 30
 """Of the disk."""
 
@@ -65,23 +65,23 @@ class PackedFile:
         """Of the file's begin in memory; the weights begin `HEADER_BYTES` later."""
         return self._bytes.ctypes.data
 
-    def seal(self, identity: bytes) -> None:
-        """Write the header, once the weights are there."""
-        header = self._header(identity)
-        self._mapping[: len(header)] = header
+    def seal(self, header: bytes) -> None:
+        """Write the header, and behind it a digest of a sample of the weights, once they are there."""
+        sealed = header + self._sample()
+        self._mapping[: len(sealed)] = sealed
 
-    def is_sealed(self, identity: bytes) -> bool:
-        """Whether these weights are in the file, as far as a sample of them tells."""
-        header = self._header(identity)
-        return self._mapping[: len(header)] == header
+    def is_sealed(self, header: bytes) -> bool:
+        """Whether the file has this header, and the weights are as they were when it was written."""
+        sealed = header + self._sample()
+        return self._mapping[: len(sealed)] == sealed
 
-    def _header(self, identity: bytes) -> bytes:
-        """Which weights these are, and a digest of that and of pages at even distances, from the first to the last."""
-        digest = hashlib.sha256(identity)
-        last = HEADER_BYTES + self.num_bytes - PAGE_BYTES
-        for place in np.linspace(HEADER_BYTES, max(HEADER_BYTES, last), SAMPLED_PAGES).astype(int).tolist():
+    def _sample(self) -> bytes:
+        """A digest of pages at even distances, from the first to the last."""
+        digest, last = hashlib.sha256(), max(0, self.num_bytes - PAGE_BYTES)
+        for index in range(SAMPLED_PAGES):
+            place = HEADER_BYTES + last * index // (SAMPLED_PAGES - 1)
             digest.update(os.pread(self.descriptor, PAGE_BYTES, place))
-        return identity + digest.digest()
+        return digest.digest()
 
     def read_bandwidth(self) -> float:
         """Bytes per second that come from the disk, by reading the file's begin past all caches of the system."""
@@ -95,21 +95,22 @@ class PackedFile:
 
 
 @contextmanager
-def packed_file(model: Path, form: str, num_bytes: int) -> Iterator[PackedFile]:
+def packed_file(model: Path, form: str, num_bytes: int, incompressible: Sequence[str] = ()) -> Iterator[PackedFile]:
     """The packed weights of a model; where there are none yet, a new file to be filled within the block.
 
     Args:
         model: The model's directory or file.
         form: What they are held in: one model may have files of several.
         num_bytes: Of all of them.
+        incompressible: Modules whose weights are not compressed though the form says so; the file names them.
 
     Raises:
         CapacityError: The disk has no room for them.
         UsageError: The place cannot be written.
     """
-    identity, path = _identity(model, form, num_bytes), packed_path(model, form)
+    header, path = _header(model, form, num_bytes, incompressible), packed_path(model, form)
     packed = _open(path, num_bytes)
-    if packed is not None and packed.is_sealed(identity):
+    if packed is not None and packed.is_sealed(header):
         yield packed
         return
     size = f"{num_bytes / 1e9:,.2f} GB"
@@ -124,7 +125,21 @@ def packed_file(model: Path, form: str, num_bytes: int) -> Iterator[PackedFile]:
     with atomic_file(path) as temporary:
         packed = PackedFile(temporary, num_bytes, is_filled=False)
         yield packed
-        packed.seal(identity)
+        packed.seal(header)
+
+
+def incompressible_modules(model: Path, form: str) -> list[str]:
+    """Those that the file of a model's packed weights names, if it is there and the model has not changed since."""
+    path = packed_path(model, form)
+    if not path.exists():
+        return []
+    with reading(path, "file of packed weights"), open(path, "rb") as file:
+        text, brace, rest = file.read(HEADER_BYTES).partition(b"}")
+    if hashlib.sha256(text + brace).digest() != rest[:32]:
+        return []
+    identity = json.loads((text + brace).partition(b"\n")[2])
+    is_current = identity["layout"] == LAYOUT and identity["files"] == hash_value(file_stamps(model))
+    return identity["incompressible"] if is_current else []
 
 
 def packed_path(model: Path, form: str) -> Path:
@@ -133,10 +148,12 @@ def packed_path(model: Path, form: str) -> Path:
     return store_directory().parent / "packed" / f"{model.stem}-{form}-{key}.weights"
 
 
-def _identity(model: Path, form: str, num_bytes: int) -> bytes:
-    """What a file begins with that holds these weights of the model as it is now."""
+def _header(model: Path, form: str, num_bytes: int, incompressible: Sequence[str]) -> bytes:
+    """What a file begins with that holds these weights of the model as it is now; a digest of it is its end."""
     identity = {"layout": LAYOUT, "form": form, "bytes": num_bytes, "files": hash_value(file_stamps(model))}
-    return b"tallow packed weights\n" + json.dumps(identity, sort_keys=True).encode()
+    identity["incompressible"] = list(incompressible)
+    text = b"tallow packed weights\n" + json.dumps(identity, sort_keys=True).encode()
+    return text + hashlib.sha256(text).digest()
 
 
 def _open(path: Path, num_bytes: int) -> PackedFile | None:

@@ -1,0 +1,195 @@
+"""From a question, as all APIs put it, to deltas of its answers, as all APIs tell them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tallow.errors import DataError
+from tallow.serve.engine_process import Facts, Job, Piece
+from tallow.serve.errors import ApiError
+from tallow.serve.tools import ForcedToolParser, ToolCallDelta, ToolParser, forced_structure, tool_parser
+from tallow.tokenizer.chat import encode_chat_prompt, turn_end_ids
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Args:
+        model: The name of a model or adapter; None: the default.
+        messages: A conversation to be answered; or else
+        prompt: a text to be continued, or its tokens.
+        params: Arguments of `SamplingParams`, as JSON has them; without `max_new_tokens`: as many as fit.
+        count: How many answers.
+        log_probs: Whether those of the answers' tokens are wanted.
+        tools: Functions that may be called: `{"name", "description", "parameters"}`.
+        tool_choice: `auto`, `none`, `required`, or the name of one.
+        salt: Prefixes are shared in the cache only with questions of the same one.
+        template_variables: For the chat template.
+        timeout_s: Until it must be answered.
+    """
+
+    model: str | None
+    params: Mapping[str, Any]
+    messages: Sequence[Message] = ()
+    prompt: str | Sequence[int] = ""
+    count: int = 1
+    log_probs: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str = "auto"
+    salt: str | None = None
+    priority: int = 0
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the prompt: no tokenizer makes more tokens of it."""
+        return _size(self.messages) + _size(self.prompt) + _size(self.tools)
+
+    async def encode(self, facts: Facts) -> list[int]:
+        """Its tokens, made in a thread beside the loop.
+
+        Raises:
+            ApiError: The model cannot take it.
+        """
+        try:
+            return await asyncio.to_thread(self._encode, facts)
+        except DataError as error:
+            raise ApiError(400, f"{error.message} ({error.hint})", param="messages") from error
+
+    def _encode(self, facts: Facts) -> list[int]:
+        tokenizer = facts.tokenizer
+        if not self.messages:
+            if isinstance(self.prompt, str):
+                return tokenizer.encode(self.prompt, add_special_tokens=True)
+            return list(self.prompt)
+        tools = [{"type": "function", "function": dict(tool)} for tool in self.tools]
+        shown = tools if self.tool_choice != "none" else None
+        return encode_chat_prompt(tokenizer, self.messages, tools=shown or None, variables=self.template_variables)
+
+    def job(self, facts: Facts, prompt_ids: list[int], adapter: str | None) -> dict[str, Any]:
+        """What the engine process is told.
+
+        Raises:
+            ApiError: The prompt leaves no room for an answer.
+        """
+        room = facts.context_length - len(prompt_ids)
+        params = dict(self.params)
+        most = params.setdefault("max_new_tokens", max(room, 1))
+        if room < min(1, most):
+            raise ApiError(
+                400,
+                f"the prompt has {len(prompt_ids)} tokens, the model's context is of {facts.context_length}",
+                code="context_length_exceeded",
+                param="messages" if self.messages else "prompt",
+            )
+        params["max_new_tokens"] = min(most, max(room, 0))
+        params["min_new_tokens"] = min(params.get("min_new_tokens", 0), params["max_new_tokens"])
+        if self.messages and not params.get("ignore_eos"):
+            params["stop_ids"] = [*params.get("stop_ids", ()), *turn_end_ids(facts.tokenizer)]
+        if self.tools and self.tool_choice not in ("auto", "none"):
+            params["structure"] = {"json_schema": forced_structure(self.tools, self.tool_choice)}
+        return {
+            "prompt_ids": prompt_ids,
+            "params": params,
+            "count": self.count,
+            "salt": self.salt,
+            "adapter": adapter,
+            "priority": self.priority,
+            "log_probs": self.log_probs,
+        }
+
+    def tool_parser(self, facts: Facts) -> ToolParser | ForcedToolParser | None:
+        """What finds calls in an answer; None: there can be none."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        if self.tool_choice != "auto":
+            return ForcedToolParser(self.tools, self.tool_choice)
+        template = facts.tokenizer.chat_template
+        return tool_parser(template.tool_source or template.source if template is not None else None, self.tools)
+
+
+@dataclass
+class Delta:
+    """What one answer has grown by.
+
+    Args:
+        choice: Which.
+        text: Of its content.
+        calls: Of its tool calls.
+        piece: As the engine tells it.
+        finish_reason: `stop`, `length`, `tool_calls` or `abort`; None while it goes on.
+    """
+
+    choice: int
+    text: str
+    calls: list[ToolCallDelta]
+    piece: Piece
+    finish_reason: str | None
+
+
+class Answers:
+    """The answers to a question, while they grow.
+
+    Args:
+        name: Of the model or adapter that gives them.
+        facts: Of the model.
+        question: The question.
+        job: What the engine does for it.
+        prompt_ids: The tokens of the prompt.
+    """
+
+    def __init__(self, name: str, facts: Facts, question: Question, job: Job, prompt_ids: list[int]) -> None:
+        self.name, self.facts, self.question = name, facts, question
+        self.prompt_ids, self.num_tokens = prompt_ids, 0
+        self._job = job
+        self._parsers = [question.tool_parser(facts) for _ in range(question.count)]
+        self._has_calls = [False] * question.count
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._job.cached_tokens
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What they grow by.
+
+        Raises:
+            ApiError: There will be no more of them.
+        """
+        async for pieces in self._job.pieces():
+            for choice, piece in pieces.items():
+                self.num_tokens += len(piece.ids)
+                yield self._delta(choice, piece)
+
+    def _delta(self, choice: int, piece: Piece) -> Delta:
+        parser = self._parsers[choice]
+        if parser is None:
+            return Delta(choice, piece.text, [], piece, piece.finish_reason)
+        text, calls = parser.push(piece.text)
+        if piece.finish_reason is not None:
+            rest, last = parser.finish()
+            text, calls = text + rest, [*calls, *last]
+        self._has_calls[choice] |= bool(calls)
+        called = piece.finish_reason == "stop" and self._has_calls[choice]
+        return Delta(choice, text, calls, piece, "tool_calls" if called else piece.finish_reason)
+
+
+def _size(value: Any) -> int:
+    """Bytes of all texts in a value; a token or another number counts as one."""
+    if isinstance(value, str):
+        return len(value.encode(errors="replace"))
+    if isinstance(value, Mapping):
+        return sum(_size(key) + _size(item) for key, item in value.items())
+    if isinstance(value, Sequence):
+        return sum(map(_size, value))
+    return 1

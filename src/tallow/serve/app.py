@@ -1,0 +1,212 @@
+"""The HTTP face of a service: its routes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+import tallow
+from tallow.serve import openai_api
+from tallow.serve.errors import ApiError
+from tallow.serve.http import EventStream, Guard, Json, Keys, error_response, respond
+from tallow.serve.requests import ChatRequest, CompletionRequest
+from tallow.serve.service import Service
+
+HEALTH_STATUS = {"ready": 200, "loading": 503, "draining": 503, "dead": 503}
+
+
+def make_app(service: Service, keys: Keys) -> FastAPI:
+    """The routes of a service.
+
+    Args:
+        service: Who answers.
+        keys: Who may ask.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(title="tallow", version=tallow.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    _add_errors(app, service)
+    _add_operation(app, service)
+    _add_openai(app, service)
+    _add_admin(app, service)
+    app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
+    return app
+
+
+def salt_of(request: Request) -> str | None:
+    """What keeps the cached prefixes of one key's requests apart from those of others; None if there are no keys."""
+    user = request.state.user
+    return hashlib.sha256(user.encode()).hexdigest() if user is not None else None
+
+
+def _add_errors(app: FastAPI, service: Service) -> None:
+    def tell(request: Request, error: ApiError) -> Response:
+        service.metrics.refuse(error.status)
+        return error_response(error, request.url.path)
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return tell(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"][1:])
+        return tell(request, ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        found = tell(request, ApiError(error.status_code, str(error.detail)))
+        found.headers.update(error.headers or {})
+        return found
+
+    @app.exception_handler(Exception)
+    async def failure(request: Request, error: Exception) -> Response:
+        return tell(request, ApiError(500, f"the server failed: {type(error).__name__}"))
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """Whether requests are answered: 200 if so, 503 while it loads, drains, or when a model is dead."""
+        state = service.health
+        models = {name: engine.state for name, engine in service.engines.items()}
+        return Json({"status": state, "models": models}, HEALTH_STATUS[state])
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        """Of tallow."""
+        return {"version": tallow.__version__}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/tokenize")
+    async def tokenize(body: Annotated[dict[str, Any], Body()]) -> Response:
+        """The tokens of a text (`prompt`) or a conversation (`messages`)."""
+        _, engine, _ = service.find(_optional_text(body, "model"))
+        facts = await engine.ready()
+        ids = await openai_api.tokenize(facts, body)
+        answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": facts.context_length}
+        if body.get("return_token_strs"):
+            answer["token_strs"] = [openai_api.token_text(facts, token) for token in ids]
+        return Json(answer)
+
+    @app.post("/detokenize")
+    async def detokenize(body: Annotated[dict[str, Any], Body()]) -> Response:
+        """The text of `tokens`."""
+        _, engine, _ = service.find(_optional_text(body, "model"))
+        facts = await engine.ready()
+        tokens = body.get("tokens")
+        known = range(facts.tokenizer.vocab_size)
+        if not isinstance(tokens, list) or not all(type(token) is int and token in known for token in tokens):
+            raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
+        return Json({"prompt": facts.tokenizer.decode(tokens, skip_special_tokens=False)})
+
+
+def _add_openai(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """What `model` may be."""
+        return Json({"object": "list", "data": [_model(service, name) for name in service.names]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        """One of them."""
+        service.find(name)
+        return Json(_model(service, name))
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """The next turn of a conversation."""
+        asked = openai_api.Chat(service, body, salt_of(request))
+        if body.stream:
+            return EventStream(asked.events(), openai_api.tell_error)
+        return await respond(request, asked.whole())
+
+    @app.post("/v1/completions")
+    async def completion(body: CompletionRequest, request: Request) -> Response:
+        """A text continued."""
+        asked = openai_api.Completion(service, body, salt_of(request))
+        if body.stream:
+            return EventStream(asked.events(), openai_api.tell_error)
+        return await respond(request, asked.whole())
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    @app.get("/admin/state")
+    async def state() -> Response:
+        """What each model's engine is doing."""
+        engines = {
+            name: {"state": engine.state, "restarts": engine.num_restarts, "adapters": engine.adapters}
+            | engine.engine_state
+            for name, engine in service.engines.items()
+        }
+        return Json({"status": service.health, "requests": service.admission.num_requests, "models": engines})
+
+    @app.post("/admin/models/{name}/load")
+    async def load(name: str) -> Response:
+        """Load a model that is not, and wait until it can answer."""
+        _, engine, _ = service.find(name)
+        await engine.ready()
+        return Json({"state": engine.state})
+
+    @app.post("/admin/models/{name}/unload")
+    async def unload(name: str) -> Response:
+        """End a model's process and what it answers; the next request loads it again."""
+        _, engine, _ = service.find(name)
+        await engine.stop()
+        return Json({"state": engine.state})
+
+    @app.post("/admin/models/{name}/adapters")
+    async def load_adapter(name: str, adapter: AdapterBody) -> Response:
+        """Load a LoRA adapter from a directory of the server's machine, so that requests can name it."""
+        _, engine, _ = service.find(name)
+        if adapter.name in service.names:
+            raise ApiError(400, f"there is a model {adapter.name!r} already", param="name")
+        await engine.load_adapter(adapter.name, adapter.path)
+        return Json({"adapters": engine.adapters})
+
+    @app.delete("/admin/models/{name}/adapters/{adapter}")
+    async def unload_adapter(name: str, adapter: str) -> Response:
+        """Let no more requests name an adapter."""
+        _, engine, _ = service.find(name)
+        await engine.unload_adapter(adapter)
+        return Json({"adapters": engine.adapters})
+
+
+class AdapterBody(BaseModel):
+    """A LoRA adapter, and the name for it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    model, adapter = service.names[name]
+    engine = service.engines[model]
+    about = {"id": name, "object": "model", "created": int(service.started_s), "owned_by": "tallow"}
+    length = engine.facts.context_length if engine.facts is not None else None
+    return about | {"parent": model if adapter is not None else None, "max_model_len": length}
+
+
+def _optional_text(body: dict[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ApiError(400, f"{name} must be a string", param=name)
+    return value

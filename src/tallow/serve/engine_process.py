@@ -1,0 +1,366 @@
+"""The front's side of an engine process: jobs go in, what answers grow by comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import tokenizers
+
+from tallow.serve.errors import ApiError
+from tallow.serve.settings import Limits, ModelSettings
+from tallow.serve.wire import Closed, Update, read_message, write_message
+from tallow.tokenizer.chat import ChatTemplate
+from tallow.tokenizer.tokenizer import Tokenizer
+
+MOST_TRIES = 3
+"""So often a job is given to an engine that dies before the job has begun."""
+MOST_STARTS = 3
+"""After so many ends without a step in between an engine is not started again by itself."""
+MOST_BYTES = 1 << 28  # of a message
+
+log = logging.getLogger("tallow.serve")
+State = Literal["unloaded", "loading", "ready", "dead"]
+
+
+@dataclass
+class Piece:
+    """What one answer has grown by since it was looked at last."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
+    prompt_log_probs: list[float] = field(default_factory=list)
+    prompt_top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
+
+
+Watcher = Callable[[Update], None]
+
+
+class Job:
+    """Answers to one prompt, while they grow.
+
+    What has come up since they were looked at is kept together, so a client that reads slowly gets larger pieces, and
+    holds up nobody.
+
+    Args:
+        message: What the engine process is told.
+        watchers: Called with each update.
+    """
+
+    def __init__(self, message: dict[str, Any], watchers: Sequence[Watcher] = ()) -> None:
+        self.message = message
+        self._watchers = watchers
+        self.has_begun = False
+        self.cached_tokens = 0
+        self.num_tries = 0
+        self._unfinished = message["count"]
+        self._pieces: dict[int, Piece] = {}
+        self._error: ApiError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def is_finished(self) -> bool:
+        return self._unfinished == 0 or self._error is not None
+
+    async def pieces(self) -> AsyncIterator[dict[int, Piece]]:
+        """What the answers have grown by, by their numbers.
+
+        Raises:
+            ApiError: There will be no answer, or no more of it.
+        """
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            pieces, self._pieces = self._pieces, {}
+            if pieces:
+                yield pieces
+            if self._error is not None:
+                raise self._error
+            if self.is_finished and not self._pieces:
+                return
+
+    def grow(self, update: Update) -> None:
+        for watcher in self._watchers:
+            watcher(update)
+        if not self.has_begun:
+            self.has_begun, self.cached_tokens = True, update.cached_tokens
+        if update.error is not None:
+            self.fail(ApiError.of_engine(update.error))
+            return
+        piece = self._pieces.setdefault(update.choice, Piece())
+        piece.ids += update.ids
+        piece.text += update.text
+        piece.log_probs += update.log_probs
+        piece.top_log_probs += update.top_log_probs
+        piece.prompt_log_probs += update.prompt_log_probs
+        piece.prompt_top_log_probs += update.prompt_top_log_probs
+        piece.finish_reason = update.finish_reason
+        self._unfinished -= update.finish_reason is not None
+        self._news.set()
+
+    def fail(self, error: ApiError) -> None:
+        if not self.is_finished:
+            self._error = error
+            self._news.set()
+
+
+class Facts(NamedTuple):
+    """What a process that is ready says of its model."""
+
+    context_length: int
+    vocab_size: int
+    hidden_size: int
+    precision: str
+    weight_bytes: int
+    eos_ids: list[int]
+    tokenizer: Tokenizer
+
+
+class EngineProcess:
+    """A model in a process of its own.
+
+    Args:
+        settings: The model.
+        limits: How long what may take.
+        threads: CPU threads; None: all cores.
+    """
+
+    def __init__(self, settings: ModelSettings, limits: Limits, threads: int | None = None) -> None:
+        self.settings = settings
+        self.state: State = "unloaded"
+        self.engine_state: dict[str, int] = {}
+        self.facts: Facts | None = None
+        self.error: ApiError | None = None
+        self.num_restarts = 0
+        self.last_used_s = time.monotonic()
+        self.adapters = dict(settings.adapters)
+        self.jobs: dict[int, Job] = {}
+        self._limits, self._threads = limits, threads
+        self._calls: dict[int, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._heard_s = 0.0
+        self._fruitless_starts = 0
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether nobody has asked for so long that it is to be unloaded."""
+        after_s = self.settings.unload_after_s
+        if after_s is None or self.state != "ready" or self.jobs:
+            return False
+        return time.monotonic() - self.last_used_s > after_s
+
+    def start(self) -> None:
+        """Begin to load the model, if that is not done or under way."""
+        if self._task is None or self._task.done():
+            self.state, self.error, self._fruitless_starts = "loading", None, 0
+            self._ready.clear()
+            self._task = asyncio.create_task(self._keep_running())
+
+    async def ready(self) -> Facts:
+        """Wait until the model can answer.
+
+        Raises:
+            ApiError: It cannot be loaded.
+        """
+        self.start()
+        await self._ready.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.facts is not None
+        return self.facts
+
+    async def stop(self) -> None:
+        """End the process; jobs that are not finished fail."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        self._fail_all(ApiError(503, "the model has been unloaded", retry_after_s=1))
+        self.state = "unloaded"
+
+    def submit(self, message: Mapping[str, Any], *watchers: Watcher) -> Job:
+        """Let the engine answer; `message` holds the arguments of `worker.Host._begin` but for the job's number."""
+        number = next(self._numbers)
+        job = self.jobs[number] = Job({"do": "answer", "job": number, **message}, watchers)
+        self.last_used_s = time.monotonic()
+        if self.state == "ready":
+            self._give(job)
+        return job
+
+    def abort(self, job: Job) -> None:
+        """End a job, finished or not; its memory is free within a step."""
+        number = job.message["job"]
+        if self.jobs.pop(number, None) is not None and not job.is_finished:
+            self._send({"do": "abort", "job": number})
+        self.last_used_s = time.monotonic()
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Load a LoRA adapter so that requests can name it.
+
+        Raises:
+            ApiError: It cannot be loaded.
+        """
+        await self._call({"do": "load_adapter", "name": name, "path": path})
+        self.adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let no more requests name an adapter.
+
+        Raises:
+            ApiError: There is none of this name.
+        """
+        await self._call({"do": "unload_adapter", "name": name})
+        self.adapters.pop(name, None)
+
+    async def _call(self, message: dict[str, Any]) -> None:
+        await self.ready()
+        number = next(self._numbers)
+        self._calls[number] = asyncio.get_running_loop().create_future()
+        self._send(message | {"call": number})
+        try:
+            await asyncio.wait_for(self._calls[number], self._limits.load_s)
+        finally:
+            self._calls.pop(number, None)
+
+    def _give(self, job: Job) -> None:
+        job.num_tries += 1
+        self._send(job.message)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self.state == "ready" and self._writer is not None and not self._writer.is_closing():
+            write_message(self._writer, message)
+
+    async def _keep_running(self) -> None:
+        """Start the process, listen to it, and start it again when it has died."""
+        try:
+            while True:
+                with suppress(Closed):
+                    await self._run_once()
+                if self.error is not None or self._fruitless_starts >= MOST_STARTS:
+                    break
+                self.num_restarts += 1
+                self._fail_begun()
+                log.error("the engine process of %s has ended; starting it again", self.settings.path)
+            self.error = self.error or ApiError(503, "the engine does not stay alive", retry_after_s=60)
+            self.state = "dead"
+            self._fail_all(self.error)
+            self._ready.set()
+        finally:
+            self._kill()
+
+    async def _run_once(self) -> None:
+        self.state = "loading"
+        self._fruitless_starts += 1
+        reader = await self._launch()
+        watch = asyncio.create_task(self._watch())
+        try:
+            async with asyncio.timeout(self._limits.load_s):
+                message = await read_message(reader)
+            if "failed" in message:
+                error = ApiError.of_engine(message["failed"])
+                self.error = ApiError(503, f"the model cannot be loaded: {error.message}", retry_after_s=60)
+                return
+            self._become_ready(message["ready"])
+            while True:
+                self._hear(await read_message(reader))
+        except TimeoutError:
+            log.error("%s was not ready after %g s", self.settings.path, self._limits.load_s)
+        finally:
+            watch.cancel()
+            self._kill()
+
+    async def _launch(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        environment = dict(os.environ)
+        if self._threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self._threads)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tallow.serve.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=MOST_BYTES)
+        loading = self.settings.model_dump(mode="json", exclude={"path", "adapters", "unload_after_s"})
+        write_message(self._writer, loading | {"name_or_path": self.settings.path, "adapters": self.adapters})
+        return reader
+
+    def _become_ready(self, facts: dict[str, Any]) -> None:
+        backend = tokenizers.Tokenizer.from_str(facts.pop("tokenizer"))
+        tokens, source, tool_source = facts.pop("special_tokens"), facts.pop("template"), facts.pop("tool_template")
+        template = ChatTemplate(source, tokens, tool_source=tool_source) if source is not None else None
+        self.engine_state = facts.pop("state")
+        self.facts = Facts(**facts, tokenizer=Tokenizer(backend, tokens, template))
+        self.state, self._heard_s = "ready", time.monotonic()
+        self._ready.set()
+        for job in self.jobs.values():
+            self._give(job)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        self._heard_s = time.monotonic()
+        if "state" in message:
+            self.engine_state = message["state"]
+        for update in itertools.starmap(Update, message.get("updates", ())):
+            self._fruitless_starts = 0
+            if (job := self.jobs.get(update.job)) is not None:
+                job.grow(update)
+        if (refused := message.get("refused")) is not None and (job := self.jobs.get(refused["job"])) is not None:
+            job.fail(ApiError.of_engine(refused["error"]))
+        if (reply := message.get("reply")) is not None and (call := self._calls.get(reply["call"])) is not None:
+            if reply["error"] is None:
+                call.set_result(None)
+            else:
+                call.set_exception(ApiError.of_engine(reply["error"]))
+
+    async def _watch(self) -> None:
+        """Kill a process that has work and says nothing."""
+        while True:
+            await asyncio.sleep(min(1.0, self._limits.stall_s / 4))
+            if all(job.is_finished for job in self.jobs.values()):
+                self._heard_s = time.monotonic()
+            elif self.state == "ready" and time.monotonic() - self._heard_s > self._limits.stall_s:
+                log.error("the engine process of %s has hung for %g s", self.settings.path, self._limits.stall_s)
+                self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _fail_begun(self) -> None:
+        """Jobs that had begun are lost with their engine, the others wait for the next."""
+        self._ready.clear()
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(ApiError(503, "the engine has died", retry_after_s=1))
+        for job in self.jobs.values():
+            if job.has_begun or job.num_tries >= MOST_TRIES:
+                job.fail(ApiError(500, "the engine failed while it answered; try again"))
+
+    def _fail_all(self, error: ApiError) -> None:
+        for job in self.jobs.values():
+            job.fail(error)
+        self.jobs.clear()

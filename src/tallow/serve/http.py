@@ -1,0 +1,242 @@
+"""What FastAPI does not do for a server that strangers may reach: bounded bodies, keys, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tallow.errors import UsageError, reading
+from tallow.serve.errors import ApiError
+from tallow.serve.settings import Limits
+
+OPEN_PATHS = frozenset({"/health"})
+ADMIN_PATHS = ("/admin/",)
+Result = TypeVar("Result")
+
+
+class Json(Response):
+    """An object as JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+def error_response(error: ApiError, path: str) -> Json:
+    """An error in the words of the API that the path belongs to."""
+    body = error.as_anthropic() if path.startswith("/v1/messages") else error.as_openai()
+    return Json(body, error.status, error.headers)
+
+
+class EventStream(Response):
+    """Server-sent events, which end when the client leaves.
+
+    The first event is waited for before anything is sent: so what cannot be answered at all is told by the status.
+
+    Args:
+        events: What is sent, each whole.
+        tell: How an error after the first event is told.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], tell: Callable[[ApiError], bytes]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events, self._tell = events, tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await while_client_stays(receive, self._send(scope, receive, send))
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await anext(self._events, b"")
+        except ApiError as error:
+            await error_response(error, scope["path"])(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            while body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                body = await anext(self._events, b"")
+        except ApiError as error:
+            await send({"type": "http.response.body", "body": self._tell(error), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def sse(data: Any, event: str | None = None) -> bytes:
+    """One server-sent event."""
+    name = f"event: {event}\n".encode() if event is not None else b""
+    return b"%bdata: %b\n\n" % (name, data if isinstance(data, bytes) else orjson.dumps(data))
+
+
+async def while_client_stays(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of some work, which is cancelled when the client leaves; None then."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return None
+    finally:
+        gone.cancel()
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def respond(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
+    """The object that some work makes, unless the client leaves before."""
+    found = await while_client_stays(request.receive, work)
+    return Json(found) if found is not None else Response(status_code=499)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Keys:
+    """Who may use the server.
+
+    Args:
+        keys: Names and keys; none: everybody may.
+        admin_key: For /admin; None: nobody may.
+    """
+
+    def __init__(self, keys: Mapping[str, str], admin_key: str | None) -> None:
+        self._keys = {name: _digest(key) for name, key in keys.items()}
+        self._admin_key = _digest(admin_key) if admin_key is not None else None
+
+    @classmethod
+    def read(cls, keys_file: Path | None, admin_key_file: Path | None) -> Keys:
+        """From files.
+
+        Raises:
+            DataError: One is missing or cannot be read.
+            UsageError: One holds no key.
+        """
+        keys = _read_keys(keys_file) if keys_file is not None else {}
+        admin_keys = _read_keys(admin_key_file) if admin_key_file is not None else {}
+        return cls(keys, next(iter(admin_keys.values()), None))
+
+    @property
+    def are_wanted(self) -> bool:
+        return bool(self._keys)
+
+    def check(self, path: str, headers: Mapping[bytes, bytes]) -> str | None:
+        """The name of who asks; None if nobody is asked for a key.
+
+        Raises:
+            ApiError: There is no key that opens this path (401), or there is nothing (404).
+        """
+        if path in OPEN_PATHS:
+            return None
+        given = headers.get(b"x-api-key", b"")
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            given = token.strip()
+        digest = hashlib.sha256(given).digest()
+        if path.startswith(ADMIN_PATHS):
+            if self._admin_key is None:
+                raise ApiError(404, f"there is no {path}")
+            if not hmac.compare_digest(self._admin_key, digest):
+                raise ApiError(401, "this needs the admin key", code="invalid_api_key")
+            return "admin"
+        # each is compared, so that the time says nothing of which
+        names = [name for name, key in self._keys.items() if hmac.compare_digest(key, digest)]
+        if self._keys and not names:
+            raise ApiError(401, "this needs an API key: Authorization: Bearer KEY", code="invalid_api_key")
+        return names[0] if names else None
+
+
+class Guard:
+    """Lets only those through who have a key, and bodies that are not too large or too slow.
+
+    The name of who asks becomes `request.state.user`.
+
+    Args:
+        app: What is guarded.
+        keys: Who may.
+        limits: How large, how slow.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits) -> None:
+        self._app, self._keys, self._limits = app, keys, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        try:
+            user = self._keys.check(scope["path"], headers)
+            length = headers.get(b"content-length", b"0")
+            if not length.isdigit() or int(length) > self._limits.body_bytes:
+                raise self._too_large()
+            body = await self._body(receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
+        except ApiError as error:
+            await error_response(error, scope["path"])(scope, receive, send)
+            return
+        if body is None:
+            return
+        scope.setdefault("state", {})["user"] = user
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body; None if the client has left."""
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > self._limits.body_bytes:
+                        raise self._too_large()
+        except TimeoutError as error:
+            raise ApiError(408, f"the body has not arrived within {self._limits.body_s:g} s") from error
+        return bytes(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._limits.body_bytes:,} bytes")
+
+
+def _read_keys(path: Path) -> dict[str, str]:
+    with reading(path, "key file"):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    keys: dict[str, str] = {}
+    for number, line in enumerate(filter(None, lines), start=1):
+        name, colon, key = line.partition(":")
+        keys[name.strip() if colon else f"key {number}"] = key.strip() if colon else line
+    if not keys or not all(keys.values()):
+        raise UsageError(f"key file {path} holds no key, or an empty one", "put a key in each line, as name:key")
+    return keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

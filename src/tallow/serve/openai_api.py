@@ -1,0 +1,401 @@
+"""OpenAI's completions and chat completions: questions from their requests, their answers from deltas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from tallow.serve.answers import Answers, Delta, Question
+from tallow.serve.engine_process import Facts, Piece
+from tallow.serve.errors import ApiError
+from tallow.serve.http import sse
+from tallow.serve.requests import ChatRequest, CompletionRequest, NamedTool
+from tallow.serve.service import Service
+
+DONE = sse(b"[DONE]")
+
+
+def tell_error(error: ApiError) -> bytes:
+    """An error within a stream."""
+    return sse(error.as_openai()) + DONE
+
+
+class Chat:
+    """One chat completion.
+
+    Args:
+        service: Who answers.
+        request: What is asked.
+        salt: Of who asks.
+
+    Raises:
+        ApiError: It asks for what there is not.
+    """
+
+    def __init__(self, service: Service, request: ChatRequest, salt: str | None) -> None:
+        limits = service.settings.limits
+        self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        self._service, self._request = service, request
+        self._wants_log_probs = bool(request.logprobs)
+        if request.top_logprobs and not self._wants_log_probs:
+            raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
+        if len(request.messages) > limits.messages:
+            raise ApiError(400, f"a conversation has at most {limits.messages} messages", param="messages")
+        tools = [tool.function.model_dump(exclude_none=True) for tool in request.tools or ()]
+        params = request.params(request.max_completion_tokens or request.max_tokens, limits)
+        if self._wants_log_probs:
+            params["top_log_probs"] = request.top_logprobs or 0
+        self.question = Question(
+            model=request.model,
+            params=params,
+            messages=[check_message(message, index) for index, message in enumerate(request.messages)],
+            count=request.answers(limits),
+            log_probs=self._wants_log_probs,
+            tools=tools,
+            tool_choice=_tool_choice(request, tools, limits.tools),
+            salt=_join_salts(salt, request.cache_salt),
+            priority=request.priority,
+            template_variables=request.chat_template_kwargs,
+            timeout_s=request.timeout,
+        )
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer at once."""
+        messages = [{"role": "assistant", "content": "", "refusal": None} for _ in range(self.question.count)]
+        scores: list[list[dict[str, Any]]] = [[] for _ in messages]
+        reasons: list[str | None] = [None] * len(messages)
+        async with self._service.answer(self.question) as answers:
+            async for delta in answers.deltas():
+                message = messages[delta.choice]
+                message["content"] += delta.text
+                for call in delta.calls:
+                    _add_call(message.setdefault("tool_calls", []), call)
+                scores[delta.choice] += self._log_probs(answers.facts, delta.piece)
+                reasons[delta.choice] = delta.finish_reason
+        choices = [
+            {
+                "index": index,
+                "message": message | ({"content": message["content"] or None} if "tool_calls" in message else {}),
+                "logprobs": {"content": scores[index], "refusal": None} if self._wants_log_probs else None,
+                "finish_reason": reasons[index],
+            }
+            for index, message in enumerate(messages)
+        ]
+        return self._head(answers, "chat.completion") | {"choices": choices, "usage": usage(answers)}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer piece by piece."""
+        options = self._request.stream_options
+        with_usage = {"usage": None} if options is not None and options.include_usage else {}
+        begun: set[int] = set()
+        async with self._service.answer(self.question) as answers:
+            head = self._head(answers, "chat.completion.chunk") | with_usage
+            async for delta in answers.deltas():
+                content: dict[str, Any] = {}
+                if delta.choice not in begun:
+                    begun.add(delta.choice)
+                    content = {"role": "assistant", "content": ""}
+                if delta.text:
+                    content["content"] = delta.text
+                if delta.calls:
+                    content["tool_calls"] = [_call_delta(call) for call in delta.calls]
+                scores = self._log_probs(answers.facts, delta.piece)
+                if not content and not scores and delta.finish_reason is None:
+                    continue
+                choice: dict[str, Any] = {"index": delta.choice, "delta": content, "finish_reason": delta.finish_reason}
+                choice["logprobs"] = {"content": scores, "refusal": None} if scores else None
+                yield sse(head | {"choices": [choice]})
+            if with_usage:
+                yield sse(head | {"choices": [], "usage": usage(answers)})
+        yield DONE
+
+    def _head(self, answers: Answers, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": answers.name,
+            "system_fingerprint": None,
+            "service_tier": None,
+        }
+
+    def _log_probs(self, facts: Facts, piece: Piece) -> list[dict[str, Any]]:
+        if not self._wants_log_probs:
+            return []
+        tops = piece.top_log_probs or [[]] * len(piece.ids)
+        return [
+            _scored(facts, token, score) | {"top_logprobs": [_scored(facts, *pair) for pair in top]}
+            for token, score, top in zip(piece.ids, piece.log_probs, tops, strict=True)
+        ]
+
+
+class Completion:
+    """Continuations of one or more texts.
+
+    Args:
+        service: Who answers.
+        request: What is asked.
+        salt: Of who asks.
+
+    Raises:
+        ApiError: It asks for what there is not.
+    """
+
+    def __init__(self, service: Service, request: CompletionRequest, salt: str | None) -> None:
+        limits = service.settings.limits
+        self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self._service, self._request = service, request
+        self._count = request.answers(limits)
+        if request.suffix:
+            raise ApiError(400, "there is no suffix: this model only continues", param="suffix")
+        if request.best_of not in (None, self._count):
+            raise ApiError(400, "best_of is n here", param="best_of")
+        self._most = 16 if request.max_tokens is None else request.max_tokens
+        if self._most == 0 and not request.echo:
+            raise ApiError(400, "max_tokens 0 needs echo: there would be nothing to tell", param="max_tokens")
+        params = request.params(self._most, limits)
+        if request.logprobs is not None:
+            params["top_log_probs"] = request.logprobs
+            params["prompt_log_probs"] = bool(request.echo)
+        elif self._most == 0:
+            params["max_new_tokens"], params["prompt_log_probs"] = 0, True
+        prompts = request.prompts(limits)
+        if len(prompts) * self._count > limits.prompts:
+            raise ApiError(400, f"at most {limits.prompts} answers are given to all prompts together", param="n")
+        self.questions = [
+            Question(
+                model=request.model,
+                params=params,
+                prompt=prompt,
+                count=self._count,
+                log_probs=request.logprobs is not None,
+                salt=_join_salts(salt, request.cache_salt),
+                priority=request.priority,
+                timeout_s=request.timeout,
+            )
+            for prompt in prompts
+        ]
+
+    async def whole(self) -> dict[str, Any]:
+        """All answers at once."""
+        tasks = [asyncio.create_task(self._answer(index, question)) for index, question in enumerate(self.questions)]
+        try:
+            parts = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        choices = [choice for part in parts for choice in part["choices"]]
+        total = {
+            key: sum(part["usage"][key] for part in parts)
+            for key in ("prompt_tokens", "completion_tokens", "total_tokens")
+        }
+        return parts[0] | {"choices": choices, "usage": parts[0]["usage"] | total}
+
+    async def _answer(self, index: int, question: Question) -> dict[str, Any]:
+        texts = [""] * self._count
+        scores = [_TokenScores() for _ in texts]
+        reasons: list[str | None] = [None] * self._count
+        async with self._service.answer(question) as answers:
+            echoed = await asyncio.to_thread(_decode, answers) if self._request.echo else ""
+            async for delta in answers.deltas():
+                if echoed and not scores[delta.choice].tokens:
+                    scores[delta.choice].add_prompt(answers, delta.piece)
+                scores[delta.choice].add(answers.facts, delta.piece)
+                texts[delta.choice] += delta.text
+                reasons[delta.choice] = delta.finish_reason
+        with_scores = self._request.logprobs is not None
+        choices = [
+            {
+                "index": index * self._count + choice,
+                "text": echoed + text,
+                "logprobs": scores[choice].as_json(self._request.logprobs or 0) if with_scores else None,
+                "finish_reason": reasons[choice],
+            }
+            for choice, text in enumerate(texts)
+        ]
+        return self._head(answers) | {"choices": choices, "usage": usage(answers)}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """All answers piece by piece, those to several prompts one after the other."""
+        options = self._request.stream_options
+        counts = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        head: dict[str, Any] = {}
+        for index, question in enumerate(self.questions):
+            begun: set[int] = set()
+            async with self._service.answer(question) as answers:
+                head = self._head(answers)
+                async for delta in answers.deltas():
+                    yield self._event(head, index, answers, delta, delta.choice in begun)
+                    begun.add(delta.choice)
+                counts = {key: counts[key] + usage(answers)[key] for key in counts}
+        if options is not None and options.include_usage:
+            yield sse(head | {"choices": [], "usage": counts})
+        yield DONE
+
+    def _event(self, head: dict[str, Any], index: int, answers: Answers, delta: Delta, is_begun: bool) -> bytes:
+        scores = _TokenScores()
+        text = delta.text
+        if self._request.echo and not is_begun:
+            text = _decode(answers) + text
+            scores.add_prompt(answers, delta.piece)
+        scores.add(answers.facts, delta.piece)
+        with_scores = self._request.logprobs is not None
+        choice = {
+            "index": index * self._count + delta.choice,
+            "text": text,
+            "logprobs": scores.as_json(self._request.logprobs or 0) if with_scores else None,
+            "finish_reason": delta.finish_reason,
+        }
+        return sse(head | {"choices": [choice]})
+
+    def _head(self, answers: Answers) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": answers.name,
+            "system_fingerprint": None,
+        }
+
+
+class _TokenScores:
+    """Log-probabilities in the form of completions."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+        self._scores: list[float | None] = []
+        self._tops: list[dict[str, float] | None] = []
+
+    def add_prompt(self, answers: Answers, piece: Piece) -> None:
+        """The tokens of the prompt; there is no score of the first."""
+        ids = answers.prompt_ids
+        if not piece.prompt_log_probs and len(ids) > 1:
+            return
+        self._add(answers.facts, ids[:1], [None], [None])
+        tops: list[Any] = list(piece.prompt_top_log_probs) or [[]] * (len(ids) - 1)
+        self._add(answers.facts, ids[1:], list(piece.prompt_log_probs), tops)
+
+    def add(self, facts: Facts, piece: Piece) -> None:
+        scores: list[float | None] = list(piece.log_probs)
+        self._add(facts, piece.ids[: len(scores)], scores, list(piece.top_log_probs) or [[]] * len(scores))
+
+    def _add(self, facts: Facts, ids: list[int], scores: list[float | None], tops: list[Any]) -> None:
+        for token, score, top in zip(ids, scores, tops, strict=True):
+            self.tokens.append(token_text(facts, token))
+            self._scores.append(score)
+            named = {token_text(facts, other): other_score for other, other_score in top} if top is not None else None
+            if named is not None and score is not None:
+                named.setdefault(self.tokens[-1], score)  # as OpenAI: the token itself is always named
+            self._tops.append(named)
+
+    def as_json(self, num_top: int) -> dict[str, Any]:
+        offsets, offset = [], 0
+        for token in self.tokens:
+            offsets.append(offset)
+            offset += len(token)
+        return {
+            "tokens": self.tokens,
+            "token_logprobs": self._scores,
+            "top_logprobs": self._tops if num_top else None,
+            "text_offset": offsets,
+        }
+
+
+def usage(answers: Answers) -> dict[str, Any]:
+    """What was computed."""
+    return {
+        "prompt_tokens": answers.num_prompt_tokens,
+        "completion_tokens": answers.num_tokens,
+        "total_tokens": answers.num_prompt_tokens + answers.num_tokens,
+        "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
+    }
+
+
+async def tokenize(facts: Facts, body: Mapping[str, Any]) -> list[int]:
+    """The tokens of the `prompt` or the `messages` of a body.
+
+    Raises:
+        ApiError: It has neither.
+    """
+    prompt, messages = body.get("prompt"), body.get("messages")
+    if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+        question = Question(None, {}, [check_message(message, index) for index, message in enumerate(messages)])
+        return await question.encode(facts)
+    if not isinstance(prompt, str):
+        raise ApiError(400, "give a prompt, or messages", param="prompt")
+    special = body.get("add_special_tokens", True)
+    return await asyncio.to_thread(facts.tokenizer.encode, prompt, add_special_tokens=bool(special))
+
+
+def token_text(facts: Facts, token: int) -> str:
+    """A token as text; bytes that are none become the replacement character."""
+    return facts.tokenizer.token_bytes(token).decode(errors="replace")
+
+
+def check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """A message whose content is text.
+
+    Raises:
+        ApiError: It has something else, which this server does not take (or fetch).
+    """
+    content = message.get("content")
+    if not isinstance(message.get("role"), str):
+        raise ApiError(400, f"message {index} has no role", param=f"messages[{index}].role")
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text", "output_text", "refusal"):
+            raise ApiError(
+                400,
+                f"content of type {kind!r} is not taken: this model reads text only",
+                param=f"messages[{index}].content",
+                code="unsupported_content",
+            )
+    plain = {key: value for key, value in message.items() if key != "role"}
+    if isinstance(content, list):
+        plain["content"] = "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
+    role = "system" if message["role"] == "developer" else message["role"]
+    return {"role": role, **plain}
+
+
+def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], most: int) -> str:
+    choice = request.tool_choice
+    if len(tools) > most:
+        raise ApiError(400, f"at most {most} tools are taken", param="tools")
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in [tool["name"] for tool in tools]:
+            raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice")
+        return choice.function.name
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice needs tools", param="tool_choice")
+    return choice or "auto"
+
+
+def _join_salts(of_key: str | None, given: str | None) -> str | None:
+    return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
+
+
+def _add_call(calls: list[dict[str, Any]], delta: Any) -> None:
+    if delta.index == len(calls):
+        calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}})
+    calls[delta.index]["function"]["arguments"] += delta.arguments
+
+
+def _call_delta(delta: Any) -> dict[str, Any]:
+    if delta.id is None:
+        return {"index": delta.index, "function": {"arguments": delta.arguments}}
+    function = {"name": delta.name, "arguments": delta.arguments}
+    return {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+
+
+def _scored(facts: Facts, token: int, score: float) -> dict[str, Any]:
+    spelled = facts.tokenizer.token_bytes(token)
+    return {"token": spelled.decode(errors="replace"), "logprob": score, "bytes": list(spelled)}
+
+
+def _decode(answers: Answers) -> str:
+    if isinstance(answers.question.prompt, str):
+        return answers.question.prompt
+    return answers.facts.tokenizer.decode(answers.prompt_ids)

@@ -1,0 +1,103 @@
+"""`tallow serve`: listens, drains when it is told to end, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from tallow.console import say
+from tallow.errors import UsageError
+from tallow.serve.app import make_app
+from tallow.serve.http import Keys
+from tallow.serve.service import Service
+from tallow.serve.settings import ServeSettings
+
+KEEP_ALIVE_S = 75
+MOST_HEADER_BYTES = 1 << 16
+BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but for signals, which are ours: while it drains it still says so."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        UsageError: The port is taken, or the host is open to others and no keys are set.
+        DataError: A file of keys is missing.
+    """
+    keys = Keys.read(settings.keys_file, settings.admin_key_file)
+    if not keys.are_wanted and not _is_loopback(settings.host):
+        raise UsageError(
+            f"{settings.host} can be reached by others, and no keys are set",
+            "name a file of keys with --keys-file, or listen on 127.0.0.1",
+        )
+    service = Service(settings)
+    with _listen(settings.host, settings.port) as listening:
+        config = uvicorn.Config(
+            make_app(service, keys),
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            server_header=False,
+        )
+        server = _Server(config)
+        host, port = listening.getsockname()[:2]
+        say(f"serving {', '.join(service.names)} at http://{f'[{host}]' if ':' in host else host}:{port}")
+        config.get_loop_factory()
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_run(server, service, listening))
+
+
+async def _run(server: uvicorn.Server, service: Service, listening: socket.socket) -> None:
+    loop, ending = asyncio.get_running_loop(), asyncio.Event()
+    tasks = set()
+
+    async def end() -> None:
+        say("draining: requests that are being answered are finished, new ones refused")
+        await service.drain()
+        server.should_exit = True
+
+    def on_signal() -> None:
+        if ending.is_set():  # a second time: at once
+            server.should_exit = server.force_exit = True
+            return
+        ending.set()
+        tasks.add(asyncio.create_task(end()))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await server.serve([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror}", "choose another --port") from error
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,116 @@
+"""The server without its HTTP: models by name, questions to them, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from tallow.serve.admission import Admission
+from tallow.serve.answers import Answers, Question
+from tallow.serve.engine_process import EngineProcess
+from tallow.serve.errors import ApiError
+from tallow.serve.metrics import Metrics
+from tallow.serve.settings import ServeSettings
+
+TICK_S = 0.5
+
+
+class Service:
+    """Models that answer questions.
+
+    Args:
+        settings: Of the server.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.started_s = time.time()
+        self.admission = Admission(settings.limits)
+        self.engines: Mapping[str, EngineProcess] = {
+            name: EngineProcess(model, settings.limits, settings.threads) for name, model in settings.models.items()
+        }
+        self.metrics = Metrics(self.engines, self.admission)
+
+    @property
+    def health(self) -> str:
+        """`draining`, `dead` (a model cannot answer), `loading`, or `ready`."""
+        if self.admission.is_draining:
+            return "draining"
+        states = {engine.state for engine in self.engines.values()}
+        return "dead" if "dead" in states else "loading" if "loading" in states else "ready"
+
+    @property
+    def names(self) -> dict[str, tuple[str, str | None]]:
+        """What requests may ask for: the model behind each name, and its adapter."""
+        names: dict[str, tuple[str, str | None]] = {}
+        for model, engine in self.engines.items():
+            names |= {adapter: (model, adapter) for adapter in engine.adapters}
+        return names | {model: (model, None) for model in self.engines}
+
+    def find(self, name: str | None) -> tuple[str, EngineProcess, str | None]:
+        """The name in full, the model and the adapter that a request asks for.
+
+        Raises:
+            ApiError: There is no such model (404).
+        """
+        name = name or next(iter(self.engines))
+        if name not in (names := self.names):
+            raise ApiError(404, f"there is no model {name!r}", param="model", code="model_not_found")
+        model, adapter = names[name]
+        return name, self.engines[model], adapter
+
+    @asynccontextmanager
+    async def answer(self, question: Question) -> AsyncIterator[Answers]:
+        """Put a question; leaving the block ends the answers.
+
+        Raises:
+            ApiError: It cannot be answered, is not answered in time, or there are too many others.
+        """
+        name, engine, adapter = self.find(question.model)
+        place = self.admission.enter(question.num_bytes)
+        seconds = min(question.timeout_s or self.settings.limits.request_s, self.settings.limits.request_s)
+        with self.metrics.request(name) as record:
+            try:
+                async with asyncio.timeout(seconds):
+                    facts = await engine.ready()
+                    prompt_ids = await question.encode(facts)
+                    place.reserve(len(prompt_ids))
+                    record.num_prompt_tokens = len(prompt_ids)
+                    job = engine.submit(question.job(facts, prompt_ids, adapter), place.watch, record.watch)
+                    try:
+                        yield Answers(name, facts, question, job, prompt_ids)
+                    finally:
+                        engine.abort(job)
+            except TimeoutError as error:
+                raise ApiError(408, f"there was no answer within {seconds:g} s", code="timeout") from error
+            finally:
+                place.leave()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Within this block models are loaded: the first and those that stay at once, others when asked for."""
+        for index, engine in enumerate(self.engines.values()):
+            if index == 0 or engine.settings.unload_after_s is None:
+                engine.start()
+        unloading = asyncio.create_task(self._unload_idle())
+        try:
+            yield
+        finally:
+            unloading.cancel()
+            await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+
+    async def _unload_idle(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            for engine in self.engines.values():
+                if engine.is_overdue:
+                    await engine.stop()
+
+    async def drain(self) -> None:
+        """Take no more requests, and wait until those that there are have been answered, or for `drain_s`."""
+        self.admission.is_draining = True
+        end_s = time.monotonic() + self.settings.limits.drain_s
+        while self.admission.num_requests and time.monotonic() < end_s:
+            await asyncio.sleep(0.05)

@@ -1,0 +1,99 @@
+"""What a server is told: the models that it serves, where it listens, who may use it, and its bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tallow.recipe import Section
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ModelSettings(Section):
+    """A model, and how it is loaded (as by `tallow.load`).
+
+    Args:
+        path: A model directory, a GGUF file, a run directory, or a name in the local store.
+        adapters: LoRA adapters by the names under which requests ask for them.
+        max_running: Most answers at a time; the others wait.
+        policy: Who of those that wait goes first.
+        unload_after_s: Seconds without a request after which its process ends; None: never. The next request loads it.
+    """
+
+    path: str
+    adapters: dict[str, str] = Field(default_factory=dict)
+    precision: Literal["auto", "fp32", "bf16", "q8", "q4"] = "auto"
+    weights: Literal["auto", "memory", "mapped"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    speculate: str = "off"
+    cache_precision: Literal["auto", "fp32", "bf16", "q8"] = "auto"
+    cache_bytes: Count | None = None
+    max_running: Count = 64
+    policy: Literal["first-come", "priority", "shortest"] = "first-come"
+    unload_after_s: Seconds | None = None
+
+
+class Limits(Section):
+    """What is too much.
+
+    Args:
+        body_bytes: Of a request.
+        body_s: Seconds until a request's body must have arrived.
+        requests: Unfinished ones at a time; more are refused (429).
+        queued_tokens: Of the prompts whose answers have not begun, counted by their bytes before they are encoded.
+        answers: `n` of a request.
+        prompts: Of a completion request.
+        stop_strings, stop_characters: How many, and how long each.
+        schema_bytes, schema_depth: Of a schema or another structure.
+        messages, tools: Of a conversation.
+        request_s: Seconds until a request must have been answered; requests may ask for less (`timeout`).
+        load_s: Seconds until a model must be ready.
+        stall_s: Seconds without a step after which an engine with work is taken for dead, and started again.
+        drain_s: Seconds that unfinished requests have when the server is told to end.
+    """
+
+    body_bytes: Count = 8 << 20
+    body_s: Seconds = 30.0
+    requests: Count = 512
+    queued_tokens: Count = 1 << 20
+    answers: Count = 16
+    prompts: Count = 128
+    stop_strings: Count = 16
+    stop_characters: Count = 256
+    schema_bytes: Count = 1 << 16
+    schema_depth: Count = 32
+    messages: Count = 2048
+    tools: Count = 128
+    request_s: Seconds = 600.0
+    load_s: Seconds = 600.0
+    stall_s: Seconds = 120.0
+    drain_s: Seconds = 30.0
+
+
+class ServeSettings(Section):
+    """A server.
+
+    Args:
+        models: By the names under which requests ask for them; the first is the default.
+        host, port: Where it listens. Any host but a loopback one needs keys.
+        keys_file: A file with an API key a line (`name:key`, or the key alone); None: none is asked for.
+        admin_key_file: A file with the key that /admin asks for; None: there is no /admin.
+        limits: What is too much.
+        log: An SQLite file that requests are written to; None: none is.
+        log_prompts: Write prompts and answers there, too.
+        threads: CPU threads of each model; None: all cores.
+    """
+
+    models: dict[str, ModelSettings]
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    keys_file: Path | None = None
+    admin_key_file: Path | None = None
+    limits: Limits = Limits()
+    log: Path | None = None
+    log_prompts: bool = False
+    threads: Count | None = None
