@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -66,7 +66,7 @@ def test_an_answer_that_nobody_waits_for_ends(served: Served) -> None:
 
 def test_deadlines_are_kept(served: Served) -> None:
     begin = time.monotonic()
-    answer = post(served, max_tokens=490, ignore_eos=True, n=16, timeout=0.05)
+    answer = post(served, max_tokens=900, ignore_eos=True, n=16, timeout=0.05)
     assert time.monotonic() - begin < 5
     assert answer.status_code == 408
     assert answer.json()["error"]["code"] == "timeout"
@@ -87,7 +87,7 @@ def test_an_engine_that_dies_is_started_again(serve: Callable[..., Served]) -> N
     def ask(**body: Any) -> None:
         results.append(post(served, **body).status_code)
 
-    first = threading.Thread(target=ask, kwargs={"max_tokens": 490, "ignore_eos": True})
+    first = threading.Thread(target=ask, kwargs={"max_tokens": 900, "ignore_eos": True})
     first.start()
     wait(lambda: metric(served, "vllm:num_requests_running") == 1 or not first.is_alive())
     queued = [threading.Thread(target=ask) for _ in range(4)]
@@ -229,7 +229,7 @@ async def _one(client: httpx.AsyncClient, chance: random.Random) -> int | str:
     return 500 if any('"error"' in line for line in lines) else 200
 
 
-async def _numbered(answer: httpx.Response, most: int | None) -> Any:
+async def _numbered(answer: httpx.Response, most: int | None) -> AsyncIterator[tuple[str, int]]:
     number = 0
     async for line in answer.aiter_lines():
         yield line, number

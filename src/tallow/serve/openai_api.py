@@ -14,6 +14,7 @@ from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
 from tallow.serve.requests import ChatRequest, CompletionRequest, NamedTool
 from tallow.serve.service import Service
+from tallow.serve.tool_choice import MAX_CALLS
 
 DONE = sse(b"[DONE]")
 
@@ -56,6 +57,7 @@ class Chat:
             log_probs=self._wants_log_probs,
             tools=tools,
             tool_choice=_tool_choice(request, tools, limits.tools),
+            most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
             salt=_join_salts(salt, request.cache_salt),
             priority=request.priority,
             template_variables=request.chat_template_kwargs,
@@ -367,7 +369,7 @@ def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], most: int) -
     if isinstance(choice, NamedTool):
         if choice.function.name not in [tool["name"] for tool in tools]:
             raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice")
-        return choice.function.name
+        return f":{choice.function.name}"
     if choice == "required" and not tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
     return choice or "auto"
