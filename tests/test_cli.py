@@ -252,6 +252,7 @@ OTHER_SAMPLING = {
     "logit_bias": {42: -100.0, 7: 0.5},
     "top_log_probs": 3,
     "prompt_log_probs": True,
+    "shown_special_ids": (9,),
 }
 
 
