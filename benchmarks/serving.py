@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     with _engine(options.model, options.precision) as engine, _server(options.model, options.precision) as (port, pid):
         print(
-            f"| {options.precision}, tokens/s | engine | HTTP | ratio | HTTP, streamed | ratio |\n|---|---|---|---|---|---|"
+            f"| {options.precision}, tokens/s | engine | HTTP | ratio | HTTP, streamed | ratio |\n" + "|---" * 6 + "|"
         )
         for prompt_tokens, new_tokens in SHAPES:
             found: dict[str, list[float]] = {"engine": [], "whole": [], "stream": []}
