@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 import tallow
-from tallow.serve import openai_api
+from tallow.serve import openai_api, page
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Guard, Json, Keys, error_response, respond
 from tallow.serve.requests import ChatRequest, CompletionRequest
@@ -40,6 +40,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_errors(app, service)
     _add_operation(app, service)
     _add_openai(app, service)
+    page.add_routes(app, service)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
 
