@@ -129,6 +129,7 @@ class Host:
                 for request in list(self._jobs.get(message["job"], [])):
                     self.model.engine.abort(request)
                     self._tell(request)
+                self.connection.send({"state": asdict(self.model.engine.state)})  # there may be no step that tells it
             case "state":
                 self.connection.send({"state": asdict(self.model.engine.state)})
             case "load_adapter":
