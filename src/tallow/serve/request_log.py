@@ -177,6 +177,7 @@ class RequestLog:
     def _insert(self, connection: sqlite3.Connection, rows: list[LoggedRequest]) -> None:
         names, places = ", ".join(LoggedRequest._fields), ", ".join("?" * len(LoggedRequest._fields))
         while True:
+            is_last_try = self._is_closing.is_set()
             try:
                 with connection:
                     connection.executemany(f"INSERT INTO requests ({names}) VALUES ({places})", rows)
@@ -185,9 +186,10 @@ class RequestLog:
                 if not self._has_complained:
                     self._has_complained = True
                     log.error("requests are answered, but cannot be written to %s: %s", self._path, error)
-                if self._is_closing.wait(RETRY_S):
-                    self.num_lost += len(rows)
-                    return
+            if is_last_try:
+                self.num_lost += len(rows)
+                return
+            self._is_closing.wait(RETRY_S)
 
     def close(self) -> None:
         """Write what waits to be written; if that takes long, do without."""
