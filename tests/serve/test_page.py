@@ -171,6 +171,24 @@ def test_markdown_takes_linear_time_at_worst(page: Page) -> None:
         assert took < 5000, hostile[:10]
 
 
+def test_a_phone_shows_it_all(browser: Browser, served: Served) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, color_scheme="dark")
+    page = visit(context, served)
+    wide = "x" * 200
+    stub_answer(
+        page, f"{wide}\n```\n{wide}\n```\n| {'a | ' * 40}\n|{'---|' * 41}\n[{wide}](https://example.org/{wide})"
+    )
+    say(page, wide)
+    expect(page.get_by_role("button", name="Regenerate")).to_be_visible()
+    for button in ("Settings", "New conversation", "Send"):
+        expect(page.get_by_role("button", name=button, exact=True)).to_be_in_viewport(ratio=1)
+    for element in ("html", "#scroll", "#log"):
+        assert page.locator(element).evaluate("found => found.scrollWidth <= found.clientWidth"), element
+    page.get_by_role("button", name="Settings").click()
+    expect(page.locator("#key")).to_be_in_viewport(ratio=1)
+    context.close()
+
+
 def test_what_the_server_says_is_shown(page: Page) -> None:
     set_up(page, temperature="200")
     say(page, "too hot")
@@ -218,10 +236,11 @@ def alice(browser: Browser, guarded: Served) -> Iterator[Page]:
     context.close()
 
 
-def test_an_answer_streams_and_is_stopped(alice: Page, guarded: Served) -> None:
-    def never_end(route: Route) -> None:
-        route.continue_(post_data=json.dumps({**(route.request.post_data_json or {}), "ignore_eos": True}))
+def never_end(route: Route) -> None:
+    route.continue_(post_data=json.dumps({**(route.request.post_data_json or {}), "ignore_eos": True}))
 
+
+def test_an_answer_streams_and_is_stopped(alice: Page, guarded: Served) -> None:
     alice.route("**/v1/chat/completions", never_end)
     say(alice, "never end")
     text, below = alice.locator(".assistant .text"), alice.locator(".below")
@@ -238,6 +257,16 @@ def test_an_answer_streams_and_is_stopped(alice: Page, guarded: Served) -> None:
         while 'vllm:num_requests_running{model_name="tiny"} 0.0' not in client.get("/metrics").text:
             assert time.monotonic() < deadline, "nobody reads it, and yet it goes on"
             time.sleep(0.1)
+
+
+def test_a_reload_amid_an_answer_keeps_what_there_is(alice: Page) -> None:
+    alice.route("**/v1/chat/completions", never_end)
+    say(alice, "never end")
+    expect(alice.locator(".assistant .text")).not_to_be_empty()
+    alice.reload()
+    expect(alice.locator(".assistant .text")).not_to_be_empty()
+    expect(alice.locator(".below")).to_contain_text("interrupted")
+    expect(alice.get_by_role("button", name="Regenerate")).to_be_visible()
 
 
 def test_the_browser_asks_for_the_key(alice: Page, guarded: Served) -> None:

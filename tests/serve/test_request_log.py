@@ -110,6 +110,16 @@ def test_texts_are_written_only_if_wished(path: Path, open_log: Callable[..., Re
     assert (rows[3].title, json.loads(rows[3].prompt or "")) == ("?", half_a_pair.messages)
 
 
+def test_what_is_nested_too_deeply_is_left_out(path: Path, open_log: Callable[..., RequestLog]) -> None:
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    log = open_log(with_texts=True)
+    take(log, Question(model=None, params={}, messages=[{"role": "user", "content": "x", "more": nested}]))
+    log.close()
+    assert [(row.status, row.prompt) for row in all_columns(path)] == [(200, None)]
+
+
 def test_a_locked_file_holds_up_nobody_and_loses_nothing(
     path: Path, open_log: Callable[..., RequestLog], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

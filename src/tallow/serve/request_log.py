@@ -280,14 +280,21 @@ def _row(
         last_s - record.arrived_s,
         ",".join(record.finish_reasons),
     )
-    if not texts.are_wanted or question.num_bytes > MOST_TEXT_BYTES:
+    try:
+        return row._replace(**_text_columns(who, question, texts))
+    except RecursionError:  # a client can nest a message so deeply that it can be read, but not written
         return row
-    return row._replace(
-        conversation=who.conversation if question.messages else None,
-        title=_title(question),
-        prompt=json.dumps(list(question.messages) or question.prompt),
-        answers=json.dumps(["".join(texts.answers[choice]) for choice in sorted(texts.answers)]),
-    )
+
+
+def _text_columns(who: Caller, question: Question, texts: LoggedTexts) -> dict[str, str | None]:
+    if not texts.are_wanted or question.num_bytes > MOST_TEXT_BYTES:
+        return {}
+    return {
+        "conversation": who.conversation if question.messages else None,
+        "title": _title(question),
+        "prompt": json.dumps(list(question.messages) or question.prompt),
+        "answers": json.dumps(["".join(texts.answers[choice]) for choice in sorted(texts.answers)]),
+    }
 
 
 def _title(question: Question) -> str | None:
