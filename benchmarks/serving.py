@@ -1,7 +1,7 @@
 """What HTTP costs: the server beside its own engine, with the same prompts, by turns.
 
-`python benchmarks/serving.py [--model smollm2-135m] [--precision q4]`: a Markdown table. The clients are as light as can
-be (they share the machine's cores with the server), and their time counts against the server.
+`python benchmarks/serving.py [--model smollm2-135m] [--precision q4]`: a Markdown table. The clients are as light as
+can be (they share the machine's cores with the server), and their time counts against the server.
 """
 
 from __future__ import annotations

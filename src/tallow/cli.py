@@ -290,13 +290,24 @@ def serve(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory, such as runs/quickstart.")], as_json: Json = False
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|LOG", help="A run directory, or the log of requests that a server has written."),
+    ],
+    as_json: Json = False,
 ) -> None:
-    """Write the HTML page that sums up a run."""
+    """Write the HTML page that sums up a run, or what a server had to do."""
+    if source.is_file():
+        from tallow.report.load import summarize_log
+        from tallow.report.page import write_log_report
+
+        load = summarize_log(source)
+        _print_result({"report": str(write_log_report(load)), **load.as_json()}, as_json)
+        return
     from tallow.report.page import write_report
     from tallow.report.summary import summarize
 
-    _print_result({"report": str(write_report(summarize(run)))}, as_json)
+    _print_result({"report": str(write_report(summarize(source)))}, as_json)
 
 
 @bench.command("infer")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import tallow
-from tallow.serve import openai_api
+from tallow.serve import openai_api, page
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Guard, Json, Keys, error_response, respond
 from tallow.serve.requests import ChatRequest, CompletionRequest
@@ -42,6 +42,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_operation(app, service)
     _add_openai(app, service)
     _add_admin(app, service)
+    page.add_routes(app, service)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
 

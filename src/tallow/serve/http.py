@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -17,10 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tallow.errors import UsageError, reading
 from tallow.serve.errors import ApiError
+from tallow.serve.request_log import Caller, caller
 from tallow.serve.settings import Limits
 
 OPEN_PATHS = frozenset({"/health"})
 ADMIN_PATHS = ("/admin/",)
+PAGE_PATH = "/"
+"""Where a browser may ask for the key: on any other path it would ask in the midst of a conversation."""
+CONVERSATION_HEADER = b"x-conversation"
+MOST_CONVERSATION_BYTES = 64
 Result = TypeVar("Result")
 
 
@@ -36,7 +42,9 @@ class Json(Response):
 def error_response(error: ApiError, path: str) -> Json:
     """An error in the words of the API that the path belongs to."""
     body = error.as_anthropic() if path.startswith("/v1/messages") else error.as_openai()
-    return Json(body, error.status, error.headers)
+    challenge = {"WWW-Authenticate": 'Basic realm="tallow", charset="UTF-8"'}
+    asks = error.status == 401 and path == PAGE_PATH
+    return Json(body, error.status, error.headers | (challenge if asks else {}))
 
 
 class EventStream(Response):
@@ -148,6 +156,8 @@ class Keys:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
             given = token.strip()
+        elif scheme.lower() == b"basic" and (path == PAGE_PATH or _is_of_own_page(headers)):
+            given = _password(token)
         digest = hashlib.sha256(given).digest()
         if path.startswith(ADMIN_PATHS):
             if self._admin_key is None:
@@ -194,6 +204,8 @@ class Guard:
         if body is None:
             return
         scope.setdefault("state", {})["user"] = user
+        conversation = headers.get(CONVERSATION_HEADER, b"")[:MOST_CONVERSATION_BYTES].decode("latin-1")
+        caller.set(Caller(user, scope["path"], conversation or None))
         given = False
 
         async def replay() -> Message:
@@ -236,6 +248,23 @@ def _read_keys(path: Path) -> dict[str, str]:
     if not keys or not all(keys.values()):
         raise UsageError(f"key file {path} holds no key, or an empty one", "put a key in each line, as name:key")
     return keys
+
+
+def _password(token: bytes) -> bytes:
+    """Of HTTP's basic authentication; the name before the colon does not matter."""
+    try:
+        return base64.b64decode(token.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
+def _is_of_own_page(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether no other site's page has made this request: a browser adds a password that it knows to those, too."""
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site in (b"none", b"same-origin")
+    origin = headers.get(b"origin")
+    return origin is None or origin.partition(b"://")[2] == headers.get(b"host")
 
 
 def _digest(key: str) -> bytes:
