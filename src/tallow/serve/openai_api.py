@@ -12,8 +12,9 @@ from tallow.serve.answers import Answers, Delta, Question
 from tallow.serve.engine_process import Facts, Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
-from tallow.serve.requests import ChatRequest, CompletionRequest, NamedTool
+from tallow.serve.requests import ChatRequest, CompletionRequest, NamedTool, check_tools
 from tallow.serve.service import Service
+from tallow.serve.settings import Limits
 
 DONE = sse(b"[DONE]")
 
@@ -55,8 +56,8 @@ class Chat:
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
             tools=tools,
-            tool_choice=_tool_choice(request, tools, limits.tools),
-            salt=_join_salts(salt, request.cache_salt),
+            tool_choice=_tool_choice(request, tools, limits),
+            salt=join_salts(salt, request.cache_salt),
             priority=request.priority,
             template_variables=request.chat_template_kwargs,
             timeout_s=request.timeout,
@@ -172,7 +173,7 @@ class Completion:
                 prompt=prompt,
                 count=self._count,
                 log_probs=request.logprobs is not None,
-                salt=_join_salts(salt, request.cache_salt),
+                salt=join_salts(salt, request.cache_salt),
                 priority=request.priority,
                 timeout_s=request.timeout,
             )
@@ -335,7 +336,7 @@ def token_text(facts: Facts, token: int) -> str:
     return facts.tokenizer.token_bytes(token).decode(errors="replace")
 
 
-def check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+def check_message(message: dict[str, Any], index: int, param: str = "messages") -> dict[str, Any]:
     """A message whose content is text.
 
     Raises:
@@ -343,16 +344,11 @@ def check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     """
     content = message.get("content")
     if not isinstance(message.get("role"), str):
-        raise ApiError(400, f"message {index} has no role", param=f"messages[{index}].role")
+        raise ApiError(400, f"message {index} has no role", param=f"{param}[{index}].role")
     for part in content if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise ApiError(
-                400,
-                f"content of type {kind!r} is not taken: this model reads text only",
-                param=f"messages[{index}].content",
-                code="unsupported_content",
-            )
+            raise unsupported_content(kind, f"{param}[{index}].content")
     plain = {key: value for key, value in message.items() if key != "role"}
     if isinstance(content, list):
         plain["content"] = "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
@@ -360,20 +356,20 @@ def check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     return {"role": role, **plain}
 
 
-def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], most: int) -> str:
-    choice = request.tool_choice
-    if len(tools) > most:
-        raise ApiError(400, f"at most {most} tools are taken", param="tools")
-    if isinstance(choice, NamedTool):
-        if choice.function.name not in [tool["name"] for tool in tools]:
-            raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice")
-        return choice.function.name
-    if choice == "required" and not tools:
-        raise ApiError(400, "tool_choice needs tools", param="tool_choice")
-    return choice or "auto"
+def unsupported_content(kind: object, param: str) -> ApiError:
+    """What is said of images, files and the like."""
+    message = f"content of type {kind!r} is not taken: this model reads text only"
+    return ApiError(400, message, param=param, code="unsupported_content")
 
 
-def _join_salts(of_key: str | None, given: str | None) -> str | None:
+def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], limits: Limits) -> str:
+    given = request.tool_choice
+    choice = given.function.name if isinstance(given, NamedTool) else given or "auto"
+    check_tools(tools, choice, limits)
+    return choice
+
+
+def join_salts(of_key: str | None, given: str | None) -> str | None:
     return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
 
 
