@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,12 +11,19 @@ import orjson
 import pytest
 from pydantic import BaseModel
 from tests.serve.conftest import KEY, Served
+from tests.serve.scripted import ScriptedService, events_of, says, sent
 
-from tallow.serve.answers import Delta
-from tallow.serve.anthropic_api import CountTokensRequest, MessagesRequest, _content, question, tell_error
+from tallow.serve.anthropic_api import (
+    CountTokensRequest,
+    MessageAnswer,
+    MessagesRequest,
+    content_of,
+    question,
+    tell_error,
+)
 from tallow.serve.blocks import Block, Blocks
-from tallow.serve.engine_process import Piece
 from tallow.serve.errors import ApiError
+from tallow.serve.http import EventStream
 from tallow.serve.settings import Limits
 from tallow.serve.tools import ToolCallDelta
 
@@ -40,19 +48,24 @@ class Choice(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> anthropic.Anthropic:
+def client(served: Served) -> Any:
     return anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0)
 
 
 def asked(messages: list[Any], **fields: Any) -> Any:
-    return question(MessagesRequest(messages=messages, max_tokens=5, **fields), Limits(), 5)
+    return question(MessagesRequest.model_validate({"messages": messages, "max_tokens": 5} | fields), Limits(), 5)
 
 
 def text_of(message: Any) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
 
-def test_a_conversation_is_answered(client: anthropic.Anthropic) -> None:
+def error_of(refused: anthropic.APIStatusError) -> Any:
+    assert isinstance(refused.body, dict)
+    return refused.body["error"]
+
+
+def test_a_conversation_is_answered(client: Any) -> None:
     request = ASKED | {"system": "Be brief.", "extra_body": LETTERS}
     message = client.messages.create(**request)
     assert message.type == "message"
@@ -68,11 +81,11 @@ def test_a_conversation_is_answered(client: anthropic.Anthropic) -> None:
         assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == counted.input_tokens
 
 
-def test_the_events_are_the_message_in_pieces(client: anthropic.Anthropic) -> None:
+def test_the_events_are_the_message_in_pieces(client: Any) -> None:
     request = ASKED | {"extra_body": LETTERS}
     whole = client.messages.create(**request)
     events = list(client.messages.create(**request, stream=True))
-    deltas = [event.delta.text for event in events if event.type == "content_block_delta"]  # type: ignore[union-attr]
+    deltas = [event.delta.text for event in events if event.type == "content_block_delta"]
     assert "".join(deltas) == text_of(whole)
     assert [event.type for event in events] == [
         "message_start",
@@ -89,7 +102,7 @@ def test_the_events_are_the_message_in_pieces(client: anthropic.Anthropic) -> No
     assert message.usage.output_tokens == whole.usage.output_tokens
 
 
-def test_a_stop_sequence_is_named(client: anthropic.Anthropic) -> None:
+def test_a_stop_sequence_is_named(client: Any) -> None:
     request = ASKED | {"extra_body": LETTERS}
     text = text_of(client.messages.create(**request))
     stop = text[10:12]
@@ -103,7 +116,7 @@ def test_a_stop_sequence_is_named(client: anthropic.Anthropic) -> None:
     assert text_of(streamed) == text_of(message)
 
 
-def test_a_full_context_is_told_from_a_reached_limit(client: anthropic.Anthropic) -> None:
+def test_a_full_context_is_told_from_a_reached_limit(client: Any) -> None:
     request = ASKED | {"max_tokens": 600, "extra_body": REPEATABLE | {"ignore_eos": True}}
     message = client.messages.create(**request)
     assert message.stop_reason == "model_context_window_exceeded"
@@ -113,7 +126,7 @@ def test_a_full_context_is_told_from_a_reached_limit(client: anthropic.Anthropic
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "paint"}])
-def test_a_tool_is_called_and_its_result_sent_back(client: anthropic.Anthropic, choice: Any) -> None:
+def test_a_tool_is_called_and_its_result_sent_back(client: Any, choice: Any) -> None:
     choice = choice | {"disable_parallel_tool_use": True}
     request = ASKED | {"tools": [TOOL], "tool_choice": choice, "max_tokens": 200}
     message = client.messages.create(**request)
@@ -127,7 +140,7 @@ def test_a_tool_is_called_and_its_result_sent_back(client: anthropic.Anthropic, 
         pieces = [event.partial_json for event in stream if event.type == "input_json"]
         streamed = stream.get_final_message()
     assert json.loads("".join(pieces)) == call.input
-    assert streamed.content[0].input == call.input  # type: ignore[union-attr]
+    assert streamed.content[0].input == call.input
     assert streamed.stop_reason == "tool_use"
 
     result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "done"}]}
@@ -135,26 +148,26 @@ def test_a_tool_is_called_and_its_result_sent_back(client: anthropic.Anthropic, 
     assert client.messages.create(**ASKED | {"messages": history}).usage.output_tokens
 
 
-def test_a_call_that_is_cut_is_the_same_in_a_stream(client: anthropic.Anthropic) -> None:
+def test_a_call_that_is_cut_is_the_same_in_a_stream(client: Any) -> None:
     request = ASKED | {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "paint"}, "max_tokens": 8}
     message = client.messages.create(**request)
     with client.messages.stream(**request) as stream:
         streamed = stream.get_final_message()
     assert message.stop_reason == streamed.stop_reason == "max_tokens"
-    assert streamed.content[0].input == message.content[0].input  # type: ignore[union-attr]
+    assert streamed.content[0].input == message.content[0].input
 
 
-def test_a_schema_is_kept(client: anthropic.Anthropic) -> None:
+def test_a_schema_is_kept(client: Any) -> None:
     message = client.messages.parse(**ASKED | {"max_tokens": 100}, output_format=Choice)
     assert message.stop_reason == "end_turn"
     assert isinstance(message.parsed_output, Choice)
 
 
-def test_what_there_is_not_is_refused_clearly(client: anthropic.Anthropic) -> None:
+def test_what_there_is_not_is_refused_clearly(client: Any) -> None:
     image = {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1:1/never-fetched.png"}}
     with pytest.raises(anthropic.BadRequestError, match="reads text only") as refused:
         client.messages.create(**ASKED | {"messages": [{"role": "user", "content": [image]}]})
-    assert refused.value.body["error"]["type"] == "invalid_request_error"  # type: ignore[index]
+    assert error_of(refused.value)["type"] == "invalid_request_error"
     with pytest.raises(anthropic.BadRequestError, match="no thinking apart"):
         client.messages.create(**ASKED, thinking={"type": "enabled", "budget_tokens": 1024})
     with pytest.raises(anthropic.BadRequestError, match="cannot be begun"):
@@ -174,10 +187,12 @@ def test_a_key_is_wanted(serve: Any, tmp_path: Any) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"alpha:{KEY}\n")
     url = serve("--keys-file", str(keys)).url
+    wrong: Any = anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0)
     with pytest.raises(anthropic.AuthenticationError, match="needs an API key") as refused:
-        anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0).messages.create(**ASKED)
-    assert refused.value.body["error"]["type"] == "authentication_error"  # type: ignore[index]
-    assert text_of(anthropic.Anthropic(base_url=url, api_key=KEY).messages.create(**ASKED))
+        wrong.messages.create(**ASKED)
+    assert error_of(refused.value)["type"] == "authentication_error"
+    right: Any = anthropic.Anthropic(base_url=url, api_key=KEY)
+    assert right.messages.create(**ASKED).content
 
 
 def test_blocks_become_turns() -> None:
@@ -256,7 +271,7 @@ def test_tools_and_choices(choice: dict[str, Any], expected: str) -> None:
 
 
 def test_counting_needs_no_max_tokens() -> None:
-    assert "max_new_tokens" not in question(CountTokensRequest(messages=MESSAGES), Limits()).params
+    assert "max_new_tokens" not in question(CountTokensRequest.model_validate({"messages": MESSAGES}), Limits()).params
 
 
 @pytest.mark.parametrize(
@@ -273,17 +288,16 @@ def test_counting_needs_no_max_tokens() -> None:
     ],
 )
 def test_the_input_of_a_call_is_always_an_object(arguments: str, expected: dict[str, Any]) -> None:
-    content = _content(Block("1", "f", arguments))
+    content = content_of(Block("1", "f", arguments))
     assert json.loads(orjson.dumps(content)) == {"type": "tool_use", "id": "1", "name": "f", "input": expected}
 
 
 def test_an_answer_falls_into_blocks() -> None:
-    first = [ToolCallDelta(0, "1", "f", '{"a"'), ToolCallDelta(0, None, None, ": 1}")]
     deltas = [
-        Delta(0, "I ", [], Piece(), None),
-        Delta(0, "look.", first, Piece(), None),
-        Delta(0, "", [ToolCallDelta(1, "2", "g", "{}")], Piece(), None),
-        Delta(0, "Done.", [], Piece(), "tool_calls"),
+        says("I "),
+        says("look.", ToolCallDelta(0, "1", "f", '{"a"'), ToolCallDelta(0, None, None, ": 1}")),
+        says("", ToolCallDelta(1, "2", "g", "{}")),
+        says("Done.", end="tool_calls"),
     ]
     expected = {
         True: [(None, "I look."), ("f", '{"a": 1}'), ("g", "{}"), (None, "Done.")],
@@ -301,14 +315,55 @@ def test_an_answer_falls_into_blocks() -> None:
 
 
 def test_an_empty_answer_has_an_empty_text() -> None:
-    steps = Blocks(parallel_calls=True).grow(Delta(0, "", [], Piece(), "stop"))
+    steps = Blocks(parallel_calls=True).grow(says("", end="stop"))
     assert [(step.kind, step.block.text) for step in steps] == [("begin", ""), ("end", "")]
 
 
-def test_an_error_within_the_events() -> None:
-    told = tell_error(ApiError(503, "the engine has died"))
-    assert told.startswith(b"event: error\ndata: ")
-    assert json.loads(told.split(b"data: ")[1]) == {
-        "type": "error",
-        "error": {"type": "overloaded_error", "message": "the engine has died"},
+def test_text_and_calls_are_told_in_order() -> None:
+    deltas = [says("I look."), says("", ToolCallDelta(0, "1", "f", '{"a": 1}')), says("", end="tool_calls")]
+    request = MessagesRequest.model_validate({"messages": MESSAGES, "max_tokens": 9})
+    service: Any = ScriptedService(deltas)
+    whole = asyncio.run(MessageAnswer(service, request, None).whole())
+    assert orjson.loads(orjson.dumps(whole["content"])) == [
+        {"type": "text", "text": "I look."},
+        {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}},
+    ]
+    assert whole["stop_reason"] == "tool_use"
+    assert whole["usage"] == {
+        "input_tokens": 4,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 3,
+        "output_tokens": 3,
     }
+    events = streamed(deltas)
+    assert [(event["type"].removeprefix("content_"), event.get("index")) for event in events] == [
+        ("message_start", None),
+        *[("block_start", 0), ("block_delta", 0), ("block_stop", 0)],
+        *[("block_start", 1), ("block_delta", 1), ("block_stop", 1)],
+        ("message_delta", None),
+        ("message_stop", None),
+    ]
+    assert events[4]["content_block"] == {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+    assert events[5]["delta"] == {"type": "input_json_delta", "partial_json": '{"a": 1}'}
+    assert events[-2] == {
+        "type": "message_delta",
+        "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+        "usage": whole["usage"],
+    }
+
+
+def test_an_error_ends_the_events() -> None:
+    events = streamed([says("I ")], ApiError(503, "the engine has died"))
+    assert [event["type"] for event in events] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "error",
+    ]
+    assert events[-1]["error"] == {"type": "overloaded_error", "message": "the engine has died"}
+
+
+def streamed(deltas: list[Any], error: ApiError | None = None) -> list[dict[str, Any]]:
+    service: Any = ScriptedService(deltas, error)
+    answer = MessageAnswer(service, MessagesRequest.model_validate({"messages": MESSAGES, "max_tokens": 9}), None)
+    return events_of(asyncio.run(sent(EventStream(answer.events(), tell_error))))

@@ -47,10 +47,6 @@ class ToolChoice(Body):
         return (self.name or "") if self.type == "tool" else {"any": "required"}.get(self.type, self.type)
 
 
-class Thinking(Body):
-    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-
-
 class JsonFormat(Body):
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
@@ -67,7 +63,7 @@ class CountTokensRequest(Sampling):
     system: str | list[dict[str, Any]] = ""
     tools: list[CustomTool] = Field(default_factory=list)
     tool_choice: ToolChoice = ToolChoice()
-    thinking: Thinking | None = None
+    thinking: dict[str, Any] = Field(default_factory=dict)
     output_config: OutputConfig = OutputConfig()
     stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
 
@@ -100,7 +96,7 @@ class MessageAnswer:
         """The message at once."""
         async for _ in self.events():
             pass
-        return self._message | {"content": [_content(block) for block in self._blocks.blocks]}
+        return self._message | {"content": [content_of(block) for block in self._blocks.blocks]}
 
     async def events(self) -> AsyncIterator[bytes]:
         """The message piece by piece."""
@@ -159,7 +155,7 @@ def question(
     Raises:
         ApiError: It asks for what there is not.
     """
-    if request.thinking is not None and request.thinking.type == "enabled":
+    if request.thinking.get("type") == "enabled":  # the other types leave it to the model
         raise ApiError(400, "there is no thinking apart from the answer: leave thinking out", param="thinking")
     if request.messages and request.messages[-1].role == "assistant":
         raise ApiError(400, "an answer cannot be begun here: the last message must be the user's", param="messages")
@@ -223,7 +219,7 @@ def _tell(step: Step) -> bytes:
     is_text = step.block.name is None
     if step.kind == "begin":
         empty = Block(step.block.call_id, step.block.name, "" if is_text else "{}")
-        return _event("content_block_start", index=step.position, content_block=_content(empty))
+        return _event("content_block_start", index=step.position, content_block=content_of(empty))
     if step.kind == "end":
         return _event("content_block_stop", index=step.position)
     delta = {"type": "text_delta", "text": step.piece}
@@ -236,7 +232,8 @@ def _event(kind: str, **fields: Any) -> bytes:
     return sse({"type": kind} | fields, kind)
 
 
-def _content(block: Block) -> dict[str, Any]:
+def content_of(block: Block) -> dict[str, Any]:
+    """A block as a message has it."""
     if block.name is None:
         return {"type": "text", "text": block.text}
     return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _input(block.text)}

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 import tallow
 from tallow.serve import anthropic_api, openai_api, responses_api
 from tallow.serve.errors import ApiError
-from tallow.serve.http import EventStream, Guard, Json, Keys, error_response, respond, salt_of
+from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error_response, respond, salt_of
 from tallow.serve.requests import ChatRequest, CompletionRequest
 from tallow.serve.service import Service
 
@@ -36,6 +36,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
 
     app = FastAPI(title="tallow", version=tallow.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
+    app.router.route_class = StrictRoute
     _add_errors(app, service)
     _add_operation(app, service)
     _add_openai(app, service)

@@ -19,7 +19,7 @@ from tallow.serve.answers import Answers, Question
 from tallow.serve.blocks import Block, Blocks, Conversation, Step
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, respond, salt_of, sse
-from tallow.serve.openai_api import check_message, join_salts, unsupported_content
+from tallow.serve.openai_api import check_message, join_salts
 from tallow.serve.requests import MAX_TOKENS, Body, Sampling, ToolName, check_structure, check_tools
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
@@ -30,6 +30,11 @@ NOT_THERE = {
     "prompt": "prompts are not stored; send its text as instructions",
     "background": "responses are not stored; stream this one, or wait for it",
     "top_logprobs": "log-probabilities are told by /v1/chat/completions",
+}
+HELD_TO = {"store": False, "truncation": "disabled", "reasoning": {"effort": None, "summary": None}}
+ECHOED = {
+    *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "top_p"),
+    *("tools", "tool_choice", "previous_response_id", "background"),
 }
 
 
@@ -80,13 +85,12 @@ class ResponsesRequest(Sampling):
     text: TextConfig = TextConfig()
     tools: list[FunctionTool] = Field(default_factory=list)
     tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools = "auto"
-    parallel_tool_calls: bool | None = True
+    parallel_tool_calls: bool = True
     metadata: dict[str, str] | None = None
-    store: bool | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
-    background: bool | None = None
+    background: bool | None = False
     top_logprobs: int | None = None
 
 
@@ -107,7 +111,7 @@ class ResponseAnswer:
         self._service, self._request = service, request
         self._name, self._usage = "", None
         self._status, self._error = "in_progress", None
-        self._blocks = Blocks(parallel_calls=request.parallel_tool_calls is not False)
+        self._blocks = Blocks(parallel_calls=request.parallel_tool_calls)
         self._num_events = 0
         self.question = question(request, service.settings.limits, salt)
 
@@ -175,20 +179,9 @@ class ResponseAnswer:
             "model": self._name,
             "output": [self._item(index, block) for index, block in enumerate(blocks)],
             "usage": self._usage,
-            "instructions": request.instructions,
-            "max_output_tokens": request.max_output_tokens,
-            "metadata": request.metadata or {},
-            "parallel_tool_calls": request.parallel_tool_calls is not False,
-            "temperature": 1.0 if request.temperature is None else request.temperature,
-            "top_p": 1.0 if request.top_p is None else request.top_p,
             "text": {"format": request.text.format.model_dump(by_alias=True, exclude_none=True)},
-            "tools": [tool.model_dump() for tool in request.tools],
-            "tool_choice": choice if isinstance(choice := request.tool_choice, str) else choice.model_dump(),
-            "background": False,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "store": False,
-            "truncation": "disabled",
+            **request.model_dump(include=ECHOED),
+            **HELD_TO,
         }
 
     def _item(self, index: int, block: Block, *, begins: bool = False) -> dict[str, Any]:
@@ -222,15 +215,17 @@ def question(request: ResponsesRequest, limits: Limits, salt: str | None = None)
         if getattr(request, name):
             raise ApiError(400, f"there is no {name} here: {why}", param=name, code="unsupported_parameter")
     params = request.params(request.max_output_tokens, limits)
+    check_structure(request.text.format.model_dump(), limits, "text.format")
     if (structure := request.text.format.structure()) is not None:
-        check_structure(structure, limits, "text.format")
         params["structure"] = structure
-    given, choice = request.tools, request.tool_choice
-    if isinstance(choice, AllowedTools):
-        allowed = {tool.name for tool in choice.tools}
-        given, choice = [tool for tool in given if tool.name in allowed], choice.mode
-    tools = [tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True) for tool in given]
-    choice = choice if isinstance(choice, str) else choice.name
+    tools = [tool.model_dump(exclude_none=True, exclude={"type", "strict"}) for tool in request.tools]
+    choice = request.tool_choice
+    if isinstance(choice, NamedTool):
+        choice = choice.name
+    elif isinstance(choice, AllowedTools):
+        check_tools(tools, "auto", limits)
+        allowed, choice = {tool.name for tool in choice.tools}, choice.mode
+        tools = [tool for tool in tools if tool["name"] in allowed]
     check_tools(tools, choice, limits)
     return Question(
         model=request.model,
@@ -260,7 +255,8 @@ def _conversation(request: ResponsesRequest) -> Conversation:
             case {"role": "user" | "assistant" | "system" | "developer" as role, "content": str() | list() as content}:
                 conversation.say("system" if role == "developer" else role, _text(role, content, index))
             case _:
-                raise unsupported_content(item.get("type", "message"), f"input[{index}]")
+                message = f"an item of type {item.get('type')!r} is not taken, or not in this form"
+                raise ApiError(400, message, param=f"input[{index}]", code="unsupported_content")
     return conversation
 
 
