@@ -61,7 +61,8 @@ def stable(response: Any) -> Any:
 
 
 def test_a_response_that_is_cut_says_so(client: Any) -> None:
-    response = client.responses.create(**ASKED, instructions="Be brief.", metadata={"a": "b"})
+    ignored = {"parallel_tool_calls": None, "reasoning": {"effort": "low"}, "store": True, "include": []}
+    response = client.responses.create(**ASKED, **ignored, instructions="Be brief.", metadata={"a": "b"})
     assert response.status == "incomplete"
     assert response.incomplete_details is not None
     assert response.incomplete_details.reason == "max_output_tokens"
@@ -71,6 +72,8 @@ def test_a_response_that_is_cut_says_so(client: Any) -> None:
     assert response.usage is not None
     assert response.usage.output_tokens == 20
     assert response.store is False
+    assert response.reasoning.effort is None
+    assert response.parallel_tool_calls
     assert response.metadata == {"a": "b"}
     assert response.instructions == "Be brief."
 

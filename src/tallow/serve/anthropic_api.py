@@ -34,7 +34,7 @@ class CustomTool(Body):
     type: Literal["custom"] | None = None
     name: ToolName
     description: str | None = None
-    input_schema: dict[str, Any]
+    parameters: dict[str, Any] = Field(alias="input_schema")
 
 
 class ToolChoice(Body):
@@ -163,10 +163,7 @@ def question(
     if (form := request.output_config.format) is not None:
         params["structure"] = {"json_schema": form.schema_}
         check_structure(params["structure"], limits, "output_config.format")
-    tools = [
-        {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
-        for tool in request.tools
-    ]
+    tools = [tool.model_dump(exclude_none=True, exclude={"type"}) for tool in request.tools]
     choice = request.tool_choice.of_question
     check_tools(tools, choice, limits)
     return Question(

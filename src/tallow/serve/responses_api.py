@@ -33,7 +33,7 @@ NOT_THERE = {
 }
 HELD_TO = {"store": False, "truncation": "disabled", "reasoning": {"effort": None, "summary": None}}
 ECHOED = {
-    *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "top_p"),
+    *("instructions", "max_output_tokens", "metadata", "temperature", "top_p"),
     *("tools", "tool_choice", "previous_response_id", "background"),
 }
 
@@ -85,7 +85,7 @@ class ResponsesRequest(Sampling):
     text: TextConfig = TextConfig()
     tools: list[FunctionTool] = Field(default_factory=list)
     tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools = "auto"
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool | None = True
     metadata: dict[str, str] | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
@@ -111,7 +111,7 @@ class ResponseAnswer:
         self._service, self._request = service, request
         self._name, self._usage = "", None
         self._status, self._error = "in_progress", None
-        self._blocks = Blocks(parallel_calls=request.parallel_tool_calls)
+        self._blocks = Blocks(parallel_calls=request.parallel_tool_calls is not False)
         self._num_events = 0
         self.question = question(request, service.settings.limits, salt)
 
@@ -179,6 +179,7 @@ class ResponseAnswer:
             "model": self._name,
             "output": [self._item(index, block) for index, block in enumerate(blocks)],
             "usage": self._usage,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
             "text": {"format": request.text.format.model_dump(by_alias=True, exclude_none=True)},
             **request.model_dump(include=ECHOED),
             **HELD_TO,
