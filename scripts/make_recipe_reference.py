@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tallow.recipe import Section
+from tallow.serve.server import serve
+from tallow.serve.settings import ServeSettings
 from tallow.stages import STAGES, RunSettings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
@@ -63,8 +65,9 @@ def make_page() -> str:
     """The whole page as Markdown."""
     shown: set[type] = set()
     parts = [HEAD, "## The run as a whole\n", table(RunSettings, None, "")]
-    for name, stage in STAGES.items():
-        config, function = stage.load()
+    serving: tuple[type[Section], Callable[..., Any]] = (ServeSettings, serve)
+    sections = {name: stage.load() for name, stage in STAGES.items()} | {"serve": serving}
+    for name, (config, function) in sections.items():
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
         parts += [f"## {name}\n", f"{as_markdown(summary)}\n", table(config, None, f"{name}.")]
         for prefix, group, default in inner_groups(config, None, f"{name}."):
@@ -94,15 +97,17 @@ def inner_groups(group: type, defaults: object, prefix: str) -> Iterator[tuple[s
         inner = group_in(setting.annotation)
         if inner is not None:
             default = setting.default if isinstance(setting.default, inner) else None
-            yield f"{prefix}{setting.name}.", inner, default
-            yield from inner_groups(inner, default, f"{prefix}{setting.name}.")
+            place = f"{prefix}{setting.name}." + ("NAME." if get_origin(setting.annotation) is dict else "")
+            yield place, inner, default
+            yield from inner_groups(inner, default, place)
 
 
 def settings(group: type, defaults: object) -> Iterator[Setting]:
     """The settings of a section or of a dataclass, with the values in `defaults` if that is one of these."""
     if issubclass(group, Section):
         for name, field in group.model_fields.items():
-            yield Setting(name, field.annotation, field.metadata, getattr(defaults, name, field.default))
+            default = field.default if field.default_factory is None else field.get_default(call_default_factory=True)
+            yield Setting(name, field.annotation, field.metadata, getattr(defaults, name, default))
     else:
         hints = get_type_hints(group)
         for field in dataclasses.fields(group):

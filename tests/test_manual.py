@@ -23,7 +23,7 @@ from tallow.recipe import Section
 from tallow.train.config import Beta
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/install.md", "docs/models.md", "docs/use.md"]
+PAGES = ["README.md", "docs/install.md", "docs/models.md", "docs/use.md", "docs/serving.md"]
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

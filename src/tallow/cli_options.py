@@ -254,9 +254,9 @@ class ServeOptions:
             raise UsageError("there is no model to serve", "tallow serve MODEL")
         if adapters:
             first = next(iter(served))
-            pairs = dict(adapter.rpartition("=")[::2] for adapter in adapters)
-            if "" in pairs:
-                raise UsageError("an adapter has no name", "--adapter NAME=DIR")
+            pairs = {adapter.partition("=")[0]: adapter.partition("=")[2] for adapter in adapters}
+            if not all(pairs) or not all(pairs.values()):
+                raise UsageError("an adapter needs a name and a directory", "--adapter NAME=DIR")
             served[first] = {**served[first], "adapters": served[first].get("adapters", {}) | pairs}
         return parse_section(ServeSettings, {**values, **given, "models": served}, "serve")
 

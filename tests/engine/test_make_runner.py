@@ -154,8 +154,8 @@ def test_memory_of_weights(model: Decoder) -> None:
     sizes = {precision: make_runner(copy.deepcopy(model), precision).weight_bytes for precision in PRECISIONS}
     # the vocabulary is filled up to whole panels of 32
     assert weights * 4 <= sizes["fp32"] == sizes["auto"] < weights * 4.5
-    assert sizes["fp32"] == 2 * sizes["bf16"]
-    assert sizes["q8"] < 0.57 * sizes["bf16"]
+    assert sizes["bf16"] <= (0.5 if cpu.operation_set() == "portable" else 0.4) * sizes["fp32"]
+    assert sizes["q8"] < 0.29 * sizes["fp32"]
     assert sizes["q4"] < 0.8 * sizes["q8"]
 
 

@@ -157,6 +157,37 @@ def test_streamed_layers(stored: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
             assert "GB once" in said
 
 
+def spread_over_40_binades(weight: Tensor) -> None:
+    with torch.no_grad():
+        weight *= torch.exp2(torch.randint(-40, 1, weight.shape, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("bad", ["one", "all"])
+def test_weights_that_cannot_be_compressed_stay_plain(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tiny(**SHAPE))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and (bad == "all" or name == "layers.1.feed_forward.down_proj.weight"):
+            spread_over_40_binades(parameter)
+    path = FORMATS["fp32 directory"](model, tmp_path)
+    plain = NativeRunner(model, "bfloat16")
+    held = make_runner(load_model(path), "bf16")
+    assert isinstance(held, NativeRunner)
+    if bad == "all" or cpu.operation_set() == "portable":
+        assert held.weight_bytes == plain.weight_bytes
+    else:
+        assert held.weight_bytes < 0.8 * plain.weight_bytes
+    for runner in (held, mapped(path, "bf16")):
+        assert torch.equal(log_probs(runner), log_probs(plain))
+    monkeypatch.setattr(Part, "sources", None)
+    capfd.readouterr()
+    again = mapped(path, "bf16")
+    assert again.weight_bytes == held.weight_bytes
+    assert torch.equal(log_probs(again), log_probs(plain))
+    assert "packing" not in capfd.readouterr().err
+
+
 def test_memory_that_is_enough_is_taken(stored: Path, home: Path) -> None:
     mapped(stored, weights="auto")
     assert not home.exists()

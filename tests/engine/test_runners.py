@@ -219,7 +219,7 @@ def test_any_cuts_equal_the_whole(model: Decoder, data: st.DataObject) -> None:
 
 @needs_native
 @pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4", "int6"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "compressed_bfloat16", "int8", "int4", "int6"])
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_batch_invariance(weights: Number, cache: CacheNumber, instruction_set: str) -> None:
     """The same bits alone, in company, in chunks, one by one, and on any number of threads."""
@@ -237,6 +237,29 @@ def test_batch_invariance(weights: Number, cache: CacheNumber, instruction_set: 
     ]:
         where = company.index(ids)
         assert torch.equal(chunked(runner(threads), company, cuts)[where], alone)
+
+
+@needs_native
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_compressed_weights_equal_plain_ones(instruction_set: str) -> None:
+    model = make_model(tiny(hidden_size=136, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=260))
+    with torch.no_grad():
+        model.embed.weight[7, ::2] = -0.0
+        tiny_values = torch.tensor(2.0) ** torch.arange(-130, -118)  # some of them subnormal
+        model.get_parameter("layers.1.feed_forward.up_proj.weight")[3, :12] = tiny_values
+    ids, others = random_ids(model, 90), [random_ids(model, 40, seed) for seed in range(1, 41)]
+    plain, compressed = (
+        NativeRunner(model, weights, instruction_set=instruction_set) for weights in ("bfloat16", "compressed_bfloat16")
+    )
+    assert compressed.weight_bytes < 0.78 * plain.weight_bytes
+    assert compressed.precision == plain.precision == "bfloat16 weights, bfloat16 cache"
+    cuts = [1, 1, 2, 3, 10, 11, 40, 22]
+    for expected, result in zip(*(chunked(runner, [ids], [cuts]) for runner in (plain, compressed)), strict=True):
+        assert torch.equal(result, expected)
+    for together in (2, 7, 11, 40):  # a token each
+        first = [other[:2] for other in others[:together]]
+        for pair in zip(*(chunked(r, first, [[1, 1]] * together) for r in (plain, compressed)), strict=True):
+            assert torch.equal(*pair)
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def serving(log: Path, *arguments: str) -> Iterator[Served]:
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with a token for each byte and a ChatML template; its answers are noise."""
     path = tmp_path_factory.mktemp("serve") / "tiny"
-    save_model(make_model(tiny(max_positions=512, num_layers=2)), make_tokenizer(), path)
+    save_model(make_model(tiny(max_positions=1024, num_layers=2)), make_tokenizer(), path)
     return path
 
 

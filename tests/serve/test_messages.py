@@ -116,12 +116,15 @@ def test_a_stop_sequence_is_named(client: Any) -> None:
     assert text_of(streamed) == text_of(message)
 
 
-def test_a_full_context_is_told_from_a_reached_limit(client: Any) -> None:
-    request = ASKED | {"max_tokens": 600, "extra_body": REPEATABLE | {"ignore_eos": True}}
+def test_a_full_context_is_told_from_a_reached_limit(client: Any, served: Served) -> None:
+    with served.client() as plain:
+        context_length = plain.get("/v1/models/tiny").json()["max_model_len"]
+    request = ASKED | {"max_tokens": context_length, "extra_body": REPEATABLE | {"ignore_eos": True}}
     message = client.messages.create(**request)
     assert message.stop_reason == "model_context_window_exceeded"
     assert (
-        message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) + message.usage.output_tokens == 512
+        message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) + message.usage.output_tokens
+        == context_length
     )
 
 
@@ -145,7 +148,11 @@ def test_a_tool_is_called_and_its_result_sent_back(client: Any, choice: Any) -> 
 
     result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "done"}]}
     history = [*MESSAGES, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
-    assert client.messages.create(**ASKED | {"messages": history}).usage.output_tokens
+    counted = client.messages.count_tokens(model="tiny", messages=history, tools=[TOOL])
+    assert (
+        counted.input_tokens > client.messages.count_tokens(model="tiny", messages=MESSAGES, tools=[TOOL]).input_tokens
+    )
+    assert client.messages.create(**ASKED | {"messages": history, "tools": [TOOL]}).usage.output_tokens
 
 
 def test_a_call_that_is_cut_is_the_same_in_a_stream(client: Any) -> None:
@@ -178,8 +185,8 @@ def test_what_there_is_not_is_refused_clearly(client: Any) -> None:
         client.messages.create(**ASKED | {"max_tokens": 0})
     with pytest.raises(anthropic.NotFoundError, match="no model 'other'"):
         client.messages.create(**ASKED | {"model": "other"}, stream=True)
-    long = ASKED | {"messages": [{"role": "user", "content": "a" * 600}]}
-    with pytest.raises(anthropic.BadRequestError, match="context is of 512"):
+    long = ASKED | {"messages": [{"role": "user", "content": "a" * 5000}]}
+    with pytest.raises(anthropic.BadRequestError, match="context is of"):
         client.messages.create(**long, stream=True)
 
 
@@ -257,7 +264,7 @@ def test_an_input_that_cannot_be_read_is_refused() -> None:
         ({"type": "auto"}, "auto"),
         ({"type": "none"}, "none"),
         ({"type": "any"}, "required"),
-        ({"type": "tool", "name": "paint"}, "paint"),
+        ({"type": "tool", "name": "paint"}, ":paint"),
     ],
 )
 def test_tools_and_choices(choice: dict[str, Any], expected: str) -> None:
@@ -265,6 +272,8 @@ def test_tools_and_choices(choice: dict[str, Any], expected: str) -> None:
     assert found.tool_choice == expected
     assert found.tools == [{"name": "paint", "description": "Paints.", "parameters": TOOL["input_schema"]}]
     assert found.params["stop"] == ["x"]
+    assert found.most_calls > 1
+    assert asked(MESSAGES, tool_choice=choice | {"disable_parallel_tool_use": True}, tools=[TOOL]).most_calls == 1
     for wrong in ({"type": "any"}, {"type": "tool", "name": "f"}, {"type": "tool"}):
         with pytest.raises(ApiError, match="tool"):
             asked(MESSAGES, tool_choice=wrong)
@@ -299,23 +308,19 @@ def test_an_answer_falls_into_blocks() -> None:
         says("", ToolCallDelta(1, "2", "g", "{}")),
         says("Done.", end="tool_calls"),
     ]
-    expected = {
-        True: [(None, "I look."), ("f", '{"a": 1}'), ("g", "{}"), (None, "Done.")],
-        False: [(None, "I look."), ("f", '{"a": 1}'), (None, "Done.")],
-    }
-    for parallel in (True, False):
-        blocks = Blocks(parallel_calls=parallel)
-        steps = [step for delta in deltas for step in blocks.grow(delta)]
-        assert [(block.name, block.text) for block in blocks.blocks] == expected[parallel]
-        for position, block in enumerate(blocks.blocks):
-            own = [step for step in steps if step.position == position]
-            assert [own[0].kind, own[-1].kind] == ["begin", "end"]
-            assert "".join(step.piece for step in own) == block.text
-        assert [step.position for step in steps] == sorted(step.position for step in steps)
+    blocks = Blocks()
+    steps = [step for delta in deltas for step in blocks.grow(delta)]
+    expected = [(None, "I look."), ("f", '{"a": 1}'), ("g", "{}"), (None, "Done.")]
+    assert [(block.name, block.text) for block in blocks.blocks] == expected
+    for position, block in enumerate(blocks.blocks):
+        own = [step for step in steps if step.position == position]
+        assert [own[0].kind, own[-1].kind] == ["begin", "end"]
+        assert "".join(step.piece for step in own) == block.text
+    assert [step.position for step in steps] == sorted(step.position for step in steps)
 
 
 def test_an_empty_answer_has_an_empty_text() -> None:
-    steps = Blocks(parallel_calls=True).grow(says("", end="stop"))
+    steps = Blocks().grow(says("", end="stop"))
     assert [(step.kind, step.block.text) for step in steps] == [("begin", ""), ("end", "")]
 
 

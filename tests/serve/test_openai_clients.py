@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import openai
 import pytest
 from tests.serve.conftest import Served
 
-MESSAGES = [{"role": "user", "content": "Say something."}]
+MESSAGES: Any = [{"role": "user", "content": "Say something."}]
 
 
 @pytest.fixture(scope="module")
@@ -24,29 +25,31 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_a_conversation_is_answered(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, seed=3, n=2)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, seed=3, n=2)
     assert len(answer.choices) == 2
     assert answer.usage is not None
     assert answer.usage.completion_tokens <= 24
-    again = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, seed=3, n=2)  # type: ignore[arg-type]
+    again = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, seed=3, n=2)
     assert [choice.message.content for choice in again.choices] == [choice.message.content for choice in answer.choices]
     assert again.usage is not None
     assert again.usage.prompt_tokens_details is not None
-    assert again.usage.prompt_tokens_details.cached_tokens >= 16
+    assert (again.usage.prompt_tokens_details.cached_tokens or 0) >= 16
 
 
 def test_a_stream_is_the_whole_in_pieces(client: openai.OpenAI) -> None:
     settings = {"model": "tiny", "messages": MESSAGES, "max_tokens": 20, "seed": 1, "n": 2, "logprobs": True}
-    whole = client.chat.completions.create(**settings, top_logprobs=2)  # type: ignore[call-overload]
-    texts, scores, reasons, usage = ["", ""], [[], []], [None, None], None
+    whole = client.chat.completions.create(**settings, top_logprobs=2)
+    texts, usage = ["", ""], None
+    scores: list[list[Any]] = [[], []]
+    reasons: list[str | None] = [None, None]
     chunks = client.chat.completions.create(
         **settings, top_logprobs=2, stream=True, stream_options={"include_usage": True}
-    )  # type: ignore[call-overload]
+    )
     for chunk in chunks:
         usage = chunk.usage or usage
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
-            scores[choice.index] += choice.logprobs.content if choice.logprobs else []
+            scores[choice.index] += (choice.logprobs.content or []) if choice.logprobs else []
             reasons[choice.index] = choice.finish_reason or reasons[choice.index]
     assert texts == [choice.message.content for choice in whole.choices]
     assert scores == [choice.logprobs.content for choice in whole.choices]
@@ -75,7 +78,7 @@ def test_a_schema_is_kept(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     answer = client.chat.completions.create(
         model="tiny",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         max_tokens=200,
         temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "number", "schema": schema}},
@@ -92,3 +95,50 @@ def test_images_are_refused_clearly(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="reads text only") as refused:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [image]}])  # type: ignore[list-item]
     assert refused.value.code == "unsupported_content"
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": "Adds.",
+            "parameters": {"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]},
+        },
+    }
+    for name in ("add", "sum")
+]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "sum"}}], ids=["any", "one"])
+def test_a_tool_is_called_where_it_must_be(client: openai.OpenAI, choice: Any) -> None:
+    settings: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, "seed": 1}
+    settings |= {"max_tokens": 200, "parallel_tool_calls": False}
+    answer = client.chat.completions.create(**settings)
+    [call] = answer.choices[0].message.tool_calls or []
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].message.content is None
+    assert call.type == "function"
+    assert call.function.name in (("add", "sum") if choice == "required" else ("sum",))
+    assert json.loads(call.function.arguments)["a"] in (1, 22)
+    arguments, names, reasons = "", [], []
+    for chunk in client.chat.completions.create(**settings, stream=True):
+        [part] = chunk.choices
+        reasons.append(part.finish_reason)
+        for delta in part.delta.tool_calls or ():
+            names += [delta.function.name] if delta.function and delta.function.name else []
+            arguments += delta.function.arguments or "" if delta.function else ""
+    assert names == [call.function.name]
+    assert arguments == call.function.arguments
+    assert reasons[-1] == "tool_calls"
+
+
+def test_what_a_tool_has_said_is_read(client: openai.OpenAI) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    result: Any = {"role": "tool", "tool_call_id": "call_1", "content": "2"}
+    said: Any = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    with_tools = client.chat.completions.create(model="tiny", messages=said, max_tokens=5, tools=TOOLS)
+    assert with_tools.usage is not None
+    told = client.chat.completions.create(model="tiny", messages=[*MESSAGES, result], max_tokens=5)
+    assert told.usage is not None
+    assert with_tools.usage.prompt_tokens > told.usage.prompt_tokens + 200  # tools and call are part of the prompt

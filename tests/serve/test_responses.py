@@ -125,7 +125,7 @@ def test_a_tool_is_called_and_its_result_sent_back(client: Any, choice: Any) -> 
 
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
     history = [{"role": "user", "content": "Paint."}, call.to_dict(), result]
-    answer = client.responses.create(**ASKED | {"input": history})
+    answer = client.responses.create(**ASKED | {"input": history, "tools": [TOOL]})
     assert answer.usage is not None
     assert answer.usage.input_tokens > whole.usage.input_tokens
 
@@ -153,8 +153,8 @@ def test_what_there_is_not_is_refused_clearly(client: Any) -> None:
         client.responses.create(**ASKED, tools=[{"type": "web_search"}])
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.responses.create(**ASKED | {"model": "other"}, stream=True)
-    with pytest.raises(openai.BadRequestError, match="context is of 512"):
-        client.responses.create(**ASKED | {"input": "a" * 600}, stream=True)
+    with pytest.raises(openai.BadRequestError, match="context is of"):
+        client.responses.create(**ASKED | {"input": "a" * 5000}, stream=True)
 
 
 def test_items_become_turns() -> None:
@@ -237,6 +237,9 @@ def test_settings_reach_the_engine() -> None:
     found = asked("a", tools=[TOOL, other], tool_choice=allowed)
     assert [tool["name"] for tool in found.tools] == ["other"]
     assert found.tool_choice == "auto"
+    assert found.most_calls > 1
+    found = asked("a", tools=[TOOL], tool_choice={"type": "function", "name": "paint"}, parallel_tool_calls=False)
+    assert (found.tool_choice, found.most_calls) == (":paint", 1)
 
 
 def test_text_and_calls_are_told_in_order() -> None:

@@ -426,7 +426,7 @@ class Engine:
                 stop_ids=stop_ids,
                 sampler=Sampler(params, prompt_ids, stop_ids, constraint),
                 blocks=BlockTables(self._pool, self.runner.layout, root=(cache_salt, handle)),
-                output=OutputText(StreamDecoder(self.tokenizer), params.stop) if self.tokenizer is not None else None,
+                output=self._output(params),
                 constraint=constraint,
                 adapter=handle,
                 arrival=self._scheduler.arrive(),
@@ -434,6 +434,11 @@ class Engine:
             )
 
         return make
+
+    def _output(self, params: SamplingParams) -> OutputText | None:
+        if self.tokenizer is None:
+            return None
+        return OutputText(StreamDecoder(self.tokenizer, shown=params.shown_special_ids), params.stop)
 
     def _constraint(self, params: SamplingParams, stop_ids: frozenset[int]) -> Constraint | None:
         if params.structure is None:

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 
 from tallow.console import say
-from tallow.engine.native_runner import CacheNumber, NativeRunner, is_available
-from tallow.engine.packed_file import packed_file
+from tallow.engine.native_runner import CacheNumber, Incompressible, NativeRunner, is_available
+from tallow.engine.packed_file import incompressible_modules, packed_file
 from tallow.engine.packing import GROUP_SIZE, Number, plan_packing
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import UsageError
-from tallow.kernels import free_bytes, prefers_fast, triton
+from tallow.kernels import cpu, free_bytes, prefers_fast, triton
 from tallow.models.decoder import Decoder
 from tallow.models.quantization import dequantize_modules, quantize_modules, quantized_bits, requantize_modules
 from tallow.models.stored import LoadedModel, StoredModel
@@ -86,19 +86,39 @@ def _native(
     source: StoredModel, precision: Precision, in_bf16: bool, placement: Placement, cache_precision: CachePrecision
 ) -> NativeRunner:
     quantized = quantized_bits(source.model) is not None
-    plain: Number = "bfloat16" if in_bf16 else "float32"
+    can_expand = cpu.operation_set() != "portable"  # which looks bytes up one by one: several times slower
+    plain: Number = "float32" if not in_bf16 else "compressed_bfloat16" if can_expand else "bfloat16"
     weights: Number = plain if quantized or precision not in BITS else "int8" if precision == "q8" else "int4"
     in_fp32 = precision == "fp32" or (not quantized and weights == "float32")
     cache = CACHE_NUMBERS.get(cache_precision, "float32" if in_fp32 else "bfloat16")
-    size = plan_packing(source.model, weights).num_bytes
+    form = precision if quantized else weights
+    known = incompressible_modules(source.path, form) if source.path is not None else []
+    try:
+        return _place(source, weights, cache, placement, form, known)
+    except Incompressible as error:
+        known = error.modules
+    return _place(source, weights, cache, placement, form, known)
+
+
+def _place(
+    source: StoredModel, weights: Number, cache: CacheNumber, placement: Placement, form: str, incompressible: list[str]
+) -> NativeRunner:
+    """A runner whose weights are in memory or in a file.
+
+    Raises:
+        Incompressible: As `NativeRunner` does.
+    """
+    size = plan_packing(source.model, weights, incompressible).num_bytes
     if source.path is None or sys.platform != "linux":
         _refuse_mapping(placement)
-        return NativeRunner(source, weights, cache)
+        return NativeRunner(source, weights, cache, incompressible=incompressible)
     if placement == "memory" or (placement == "auto" and size <= WEIGHTS_SHARE * free_bytes()):
-        return NativeRunner(source, weights, cache)
-    with packed_file(source.path, precision if quantized else weights, size) as file:
+        return NativeRunner(source, weights, cache, incompressible=incompressible)
+    with packed_file(source.path, form, size, incompressible) as file:
         resident_bytes = WEIGHTS_SHARE * free_bytes(mapped=True)
-        runner = NativeRunner(source, weights, cache, file=file, resident_bytes=resident_bytes)
+        runner = NativeRunner(
+            source, weights, cache, file=file, resident_bytes=resident_bytes, incompressible=incompressible
+        )
     _say_speed(runner, file.read_bandwidth())
     return runner
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +53,14 @@ def is_available(model: Decoder) -> bool:
     return cpu.native() is not None and on_cpu and model.config.head_size <= LONGEST_HEAD
 
 
+class Incompressible(Exception):
+    """The bfloat16 weights of these modules do not fit when they are compressed."""
+
+    def __init__(self, modules: list[str]) -> None:
+        super().__init__(", ".join(modules))
+        self.modules = modules
+
+
 class NativeRunner:
     """Runs a copy of a model's weights in the layout in which they are multiplied.
 
@@ -68,6 +76,10 @@ class NativeRunner:
         instruction_set: One of `cpu.native().operation_sets()`; None: the best, or what TALLOW_CPU names.
         file: Where the packed weights are, or are to be put; None: in memory of their own.
         resident_bytes: How much of the file may stay in memory. Layers beyond that are read anew for each step.
+        incompressible: As `plan_packing` says.
+
+    Raises:
+        Incompressible: There are such modules, and others than these.
     """
 
     def __init__(
@@ -80,6 +92,7 @@ class NativeRunner:
         instruction_set: str | None = None,
         file: PackedFile | None = None,
         resident_bytes: float = math.inf,
+        incompressible: Collection[str] = (),
     ) -> None:
         self._source = source = LoadedModel(model) if isinstance(model, Decoder) else model
         self.config = source.model.config
@@ -98,14 +111,19 @@ class NativeRunner:
             self.instruction_set,
             threads or torch.get_num_threads(),
         )
-        plan = plan_packing(source.model, weights)
-        held = " and ".join(sorted({part.number for layer in plan.layers for part in layer}))
+        plan = plan_packing(source.model, weights, incompressible)
+        numbers = {part.number.removeprefix("compressed_") for layer in plan.layers for part in layer}
+        held = " and ".join(sorted(numbers))
         self.precision = f"{held} weights, {cache} cache"
         if file is not None:
             self._decoder.pack_into(file.address + HEADER_BYTES, file.num_bytes, file.is_filled)
             self._read_ahead(plan, file, resident_bytes)
         with single_thread():
-            self._add_weights(plan)
+            try:
+                self._add_weights(plan)
+            except self._native.Incompressible:
+                modules = [part.names[0] for part in plan if not self._fits(part)]
+                raise Incompressible([*incompressible, *modules]) from None
         del self._source
         self._logits_RV = torch.empty(0, -(-self.config.vocab_size // (2 * LANES)) * 2 * LANES)
         self._views: dict[int, Tensor] = {}  # of the logits' first rows: to make one takes longer than to look it up
@@ -210,6 +228,19 @@ class NativeRunner:
             packed = self._decoder.pack(number, sources, part.order, part.inputs, part.group, address)
         self.weight_bytes += packed.bytes
         return packed
+
+    def _fits(self, part: Part) -> bool:
+        """Whether a weight fits that is to be compressed, which is tried in memory that is not kept."""
+        if part.number != "compressed_bfloat16":
+            return True
+        sources, _, _kept = part.sources(self._source)
+        try:
+            self._decoder.pack(
+                NUMBERS[part.number], sources, part.order, part.inputs, part.group, 0, self._native.Adapter()
+            )
+        except self._native.Incompressible:
+            return False
+        return True
 
     def _pack_floats(self, values_OI: Tensor, order: Integers, adapter: object) -> Any:
         """A matrix of an adapter, in that adapter's memory."""

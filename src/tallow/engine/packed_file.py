@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from tallow.errors import CapacityError, reading
 from tallow.files import atomic_file, file_stamps, hash_value
 from tallow.models.store import store_directory
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the layout of packed weights; a file of another one is made anew."""
 
-HEADER_BYTES = 4096
+HEADER_BYTES = 1 << 16
 KEPT_FREE_BYTES = 1 << 30
 """Of the disk."""
 
@@ -70,19 +70,20 @@ class PackedFile:
 
 
 @contextmanager
-def packed_file(model: Path, form: str, num_bytes: int) -> Iterator[PackedFile]:
+def packed_file(model: Path, form: str, num_bytes: int, incompressible: Sequence[str] = ()) -> Iterator[PackedFile]:
     """The packed weights of a model; where there are none yet, a new file to be filled within the block.
 
     Args:
         model: The model's directory or file.
         form: What they are held in: one model may have files of several.
         num_bytes: Of all of them.
+        incompressible: Modules whose weights are not compressed though the form says so; the file names them.
 
     Raises:
         CapacityError: The disk has no room for them.
         UsageError: The place cannot be written.
     """
-    header, path = _header(model, form, num_bytes), packed_path(model, form)
+    header, path = _header(model, form, num_bytes, incompressible), packed_path(model, form)
     if _is_current(path, header, num_bytes):
         yield PackedFile(path, num_bytes, is_filled=True)
         return
@@ -104,15 +105,30 @@ def packed_file(model: Path, form: str, num_bytes: int) -> Iterator[PackedFile]:
         packed.write_header(header)
 
 
+def incompressible_modules(model: Path, form: str) -> list[str]:
+    """Those that the file of a model's packed weights names, if it is there and the model has not changed since."""
+    path = packed_path(model, form)
+    if not path.exists():
+        return []
+    with reading(path, "file of packed weights"), open(path, "rb") as file:
+        text, brace, rest = file.read(HEADER_BYTES).partition(b"}")
+    if hashlib.sha256(text + brace).digest() != rest[:32]:
+        return []
+    identity = json.loads((text + brace).partition(b"\n")[2])
+    is_current = identity["layout"] == LAYOUT and identity["files"] == hash_value(file_stamps(model))
+    return identity["incompressible"] if is_current else []
+
+
 def packed_path(model: Path, form: str) -> Path:
     """Where the packed weights of a model are, or would be."""
     key = hash_value([str(model.resolve()), form])[:16]
     return store_directory().parent / "packed" / f"{model.stem}-{form}-{key}.weights"
 
 
-def _header(model: Path, form: str, num_bytes: int) -> bytes:
+def _header(model: Path, form: str, num_bytes: int, incompressible: Sequence[str]) -> bytes:
     """What a file begins with that holds these weights of the model as it is now; a digest of it is its end."""
     identity = {"layout": LAYOUT, "form": form, "bytes": num_bytes, "files": hash_value(file_stamps(model))}
+    identity["incompressible"] = list(incompressible)
     text = b"tallow packed weights\n" + json.dumps(identity, sort_keys=True).encode()
     return text + hashlib.sha256(text).digest()
 

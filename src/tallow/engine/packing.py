@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,16 +19,21 @@ from tallow.models.formats.adapters import Adapter
 from tallow.models.quantization import TABLE_BITS
 from tallow.models.stored import StoredModel
 
-Number = Literal["float32", "bfloat16", "int8", "int4", "int6"]
+Number = Literal["float32", "bfloat16", "int8", "int4", "int6", "compressed_bfloat16"]
 INTEGERS: dict[int, Number] = {4: "int4", 6: "int6", 8: "int8"}
 TABLES: dict[Number, Number] = {INTEGERS[bits]: INTEGERS[table_bits] for bits, table_bits in TABLE_BITS.items()}
 Integers = npt.NDArray[np.int32]
 Source = tuple[int, int, int, int]  # kind, addresses of values and scales, rows
 
 LANES = 16
+COMPRESSED_AT_ONCE = 4
+"""Inputs."""
 GROUP_SIZE = 32
 # as enum Number and enum Source::Kind have them
-NUMBERS: dict[Number, int] = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4}
+NUMBERS: dict[Number, int] = {
+    **{"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4},
+    "compressed_bfloat16": 5,
+}
 SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {8: 3, 4: 4, 6: 5}
 BLOCKS = 16  # and GGUF's number of the type of blocks
@@ -125,6 +130,10 @@ class Plan:
     embedding: Part
     head: Part | None
 
+    def __iter__(self) -> Iterator[Part]:
+        yield from itertools.chain(*self.layers)
+        yield from (self.embedding,) if self.head is None else (self.embedding, self.head)
+
     @property
     def end_bytes(self) -> int:
         """Of what is in use in no layer."""
@@ -133,25 +142,27 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """Of all packed weights."""
-        return sum(layer.num_bytes for layer in self.layers) + self.end_bytes
+        return sum(part.num_bytes for part in self)
 
 
-def plan_packing(model: Decoder, weights: Number) -> Plan:
+def plan_packing(model: Decoder, weights: Number, incompressible: Collection[str] = ()) -> Plan:
     """What the weights of a model are held in; the model may be on the meta device.
 
     Args:
         weights: For plain weights; quantized ones stay as they are. Beside integers the embedding and the output matrix
             have the bits that `TABLE_BITS` says; a weight whose inputs have no groups of 32 is held in bfloat16.
+        incompressible: Names of modules that are held in bfloat16 where it would be compressed.
     """
 
     def part(*names: str, by_turns: bool = False, is_table: bool = False) -> Part:
         modules = [model.get_submodule(name) for name in names]
         held = [_weight(module.weight) for module in modules]
         number, group = _held_in(held, weights, is_table)
+        inputs = _shape(held[0])[1]
+        if number == "compressed_bfloat16" and (inputs % COMPRESSED_AT_ONCE or names[0] in incompressible):
+            number = "bfloat16"
         has_bias = getattr(modules[0], "bias", None) is not None
-        return Part(
-            names, tuple(_shape(each)[0] for each in held), _shape(held[0])[1], number, group, has_bias, by_turns
-        )
+        return Part(names, tuple(_shape(each)[0] for each in held), inputs, number, group, has_bias, by_turns)
 
     def layer(index: int) -> LayerParts:
         at = f"layers.{index}"

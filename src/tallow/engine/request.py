@@ -74,6 +74,7 @@ class SamplingParams:
         top_log_probs: Name so many of the likeliest tokens at each place of the answer, with their log-probabilities.
         prompt_log_probs: Score the tokens of the prompt, too, and name the likeliest at each of their places.
         structure: What the answer must look like; None: anything.
+        shown_special_ids: Special tokens that the text shows; it leaves out the others.
 
     Raises:
         UsageError: A value makes no sense.
@@ -103,6 +104,7 @@ class SamplingParams:
     top_log_probs: int = 0
     prompt_log_probs: bool = False
     structure: Structure | None = None
+    shown_special_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in WHOLE_NUMBERS:
@@ -112,7 +114,7 @@ class SamplingParams:
         if self.seed is not None:
             object.__setattr__(self, "seed", whole_number("seed", self.seed))
         # lists, as they come from JSON or YAML, are welcome
-        for name in ("stop_ids", "dry_breaker_ids"):
+        for name in ("stop_ids", "dry_breaker_ids", "shown_special_ids"):
             object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
         _require(not isinstance(self.stop, str), "stop", self.stop, "a sequence of strings, such as ('###',)")
         object.__setattr__(self, "stop", tuple(self.stop))

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tallow.errors import DataError
+from tallow.errors import DataError, UsageError
 from tallow.serve.engine_process import Facts, Job, Piece
 from tallow.serve.errors import ApiError
-from tallow.serve.tools import ForcedToolParser, ToolCallDelta, ToolParser, forced_structure, tool_parser
+from tallow.serve.tool_choice import MAX_CALLS, forced_structure
+from tallow.serve.tool_formats import tool_format
+from tallow.serve.tools import ToolCallDelta, ToolParser, forced_tool_parser, tool_parser
 from tallow.tokenizer.chat import encode_chat_prompt, turn_end_ids
 
 Message = Mapping[str, Any]
+TOOLS_TOLD = """\
+You can call these functions; each line describes one as JSON:
+{tools}
+To call one, answer with a JSON object of its name and its arguments between these tags, and nothing else:
+<tool_call>
+{{"name": "the function's name", "arguments": {{"its": "arguments"}}}}
+</tool_call>"""
+CALL_WRITTEN = '<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,8 @@ class Question:
         count: How many answers.
         log_probs: Whether those of the answers' tokens are wanted.
         tools: Functions that may be called: `{"name", "description", "parameters"}`.
-        tool_choice: `auto`, `none`, `required`, or the name of one.
+        tool_choice: `auto`, `none`, `required`, or the name of one after a colon.
+        most_calls: Of tools, in one answer.
         salt: Prefixes are shared in the cache only with questions of the same one.
         template_variables: For the chat template.
         timeout_s: Until it must be answered.
@@ -42,6 +54,7 @@ class Question:
     log_probs: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str = "auto"
+    most_calls: int = MAX_CALLS
     salt: str | None = None
     priority: int = 0
     template_variables: Mapping[str, Any] = field(default_factory=dict)
@@ -69,9 +82,12 @@ class Question:
             if isinstance(self.prompt, str):
                 return tokenizer.encode(self.prompt, add_special_tokens=True)
             return list(self.prompt)
-        tools = [{"type": "function", "function": dict(tool)} for tool in self.tools]
-        shown = tools if self.tool_choice != "none" else None
-        return encode_chat_prompt(tokenizer, self.messages, tools=shown or None, variables=self.template_variables)
+        messages, tools = self.messages, [{"type": "function", "function": dict(tool)} for tool in self.tools]
+        if not self._may_call:
+            tools = []
+        elif "tools" not in (_template_source(facts) or ""):
+            messages, tools = with_tools_told(messages, tools), []
+        return encode_chat_prompt(tokenizer, messages, tools=tools or None, variables=self.template_variables)
 
     def job(self, facts: Facts, prompt_ids: list[int], adapter: str | None) -> dict[str, Any]:
         """What the engine process is told.
@@ -93,8 +109,8 @@ class Question:
         params["min_new_tokens"] = min(params.get("min_new_tokens", 0), params["max_new_tokens"])
         if self.messages and not params.get("ignore_eos"):
             params["stop_ids"] = [*params.get("stop_ids", ()), *turn_end_ids(facts.tokenizer)]
-        if self.tools and self.tool_choice not in ("auto", "none"):
-            params["structure"] = {"json_schema": forced_structure(self.tools, self.tool_choice)}
+        if self._may_call:
+            params |= self._tool_params(facts)
         return {
             "prompt_ids": prompt_ids,
             "params": params,
@@ -105,14 +121,34 @@ class Question:
             "log_probs": self.log_probs,
         }
 
-    def tool_parser(self, facts: Facts) -> ToolParser | ForcedToolParser | None:
+    def tool_parser(self, facts: Facts) -> ToolParser | None:
         """What finds calls in an answer; None: there can be none."""
-        if not self.tools or self.tool_choice == "none":
+        if not self._may_call:
             return None
         if self.tool_choice != "auto":
-            return ForcedToolParser(self.tools, self.tool_choice)
-        template = facts.tokenizer.chat_template
-        return tool_parser(template.tool_source or template.source if template is not None else None, self.tools)
+            return forced_tool_parser(self.tools, self._function)
+        return tool_parser(_template_source(facts), self.tools)
+
+    @property
+    def _may_call(self) -> bool:
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def _function(self) -> str | None:
+        """The one that must be called."""
+        return self.tool_choice[1:] if self.tool_choice.startswith(":") else None
+
+    def _tool_params(self, facts: Facts) -> dict[str, Any]:
+        """What the parser of calls needs of the answer."""
+        if self.tool_choice != "auto":
+            try:
+                schema = forced_structure(self.tools, self._function, max_calls=self.most_calls)
+            except UsageError as error:
+                raise ApiError(400, f"{error.message} ({error.hint})", param="tools") from error
+            return {"structure": {"json_schema": schema}}
+        tokenizer = facts.tokenizer
+        found = (tokenizer.backend.token_to_id(tag) for tag in tool_format(_template_source(facts)).tags)
+        return {"shown_special_ids": [token for token in found if token in tokenizer.special_ids]}
 
 
 @dataclass
@@ -179,9 +215,39 @@ class Answers:
         if piece.finish_reason is not None:
             rest, last = parser.finish()
             text, calls = text + rest, [*calls, *last]
+        calls = [call for call in calls if call.index < self.question.most_calls]
         self._has_calls[choice] |= bool(calls)
         called = piece.finish_reason == "stop" and self._has_calls[choice]
         return Delta(choice, text, calls, piece, "tool_calls" if called else piece.finish_reason)
+
+
+def with_tools_told(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages that tell a model of its tools where its chat template does not, in the form that most were taught."""
+    told = TOOLS_TOLD.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+    plain = [_with_calls_written(message) for message in messages]
+    if plain[0].get("role") == "system":
+        return [{**plain[0], "content": f"{plain[0].get('content') or ''}\n\n{told}"}, *plain[1:]]
+    return [{"role": "system", "content": told}, *plain]
+
+
+def _with_calls_written(message: Message) -> Message:
+    """An earlier answer whose calls are part of its text."""
+    if not message.get("tool_calls"):
+        return message
+    functions = [call.get("function", call) for call in message["tool_calls"]]
+    written = [CALL_WRITTEN.format(name=each["name"], arguments=_json_text(each["arguments"])) for each in functions]
+    plain = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**plain, "content": "\n".join([*filter(None, [message.get("content")]), *written])}
+
+
+def _json_text(value: Any) -> str:
+    """A value as JSON, unless it is that already."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _template_source(facts: Facts) -> str | None:
+    template = facts.tokenizer.chat_template
+    return None if template is None else template.tool_source or template.source
 
 
 def _size(value: Any) -> int:

@@ -21,6 +21,7 @@ from tallow.serve.openai_api import join_salts, unsupported_content
 from tallow.serve.requests import MAX_TOKENS, Body, Sampling, ToolName, check_structure, check_tools
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
+from tallow.serve.tool_choice import MAX_CALLS
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -44,7 +45,7 @@ class ToolChoice(Body):
 
     @property
     def of_question(self) -> str:
-        return (self.name or "") if self.type == "tool" else {"any": "required"}.get(self.type, self.type)
+        return f":{self.name}" if self.type == "tool" else {"any": "required"}.get(self.type, self.type)
 
 
 class JsonFormat(Body):
@@ -88,7 +89,7 @@ class MessageAnswer:
 
     def __init__(self, service: Service, request: MessagesRequest, salt: str | None) -> None:
         self._service, self._most_tokens = service, request.max_tokens
-        self._blocks = Blocks(parallel_calls=not request.tool_choice.disable_parallel_tool_use)
+        self._blocks = Blocks()
         self._message: dict[str, Any] = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
         self.question = question(request, service.settings.limits, request.max_tokens, salt)
 
@@ -172,6 +173,7 @@ def question(
         messages=_conversation(request).messages(limits),
         tools=tools,
         tool_choice=choice,
+        most_calls=1 if request.tool_choice.disable_parallel_tool_use else MAX_CALLS,
         salt=join_salts(salt, request.cache_salt),
         priority=request.priority,
         timeout_s=request.timeout,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import tallow
@@ -42,6 +43,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_openai(app, service)
     responses_api.add_routes(app, service)
     anthropic_api.add_routes(app, service)
+    _add_admin(app, service)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
 
@@ -140,6 +142,55 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         if body.stream:
             return EventStream(asked.events(), openai_api.tell_error)
         return await respond(request, asked.whole())
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    @app.get("/admin/state")
+    async def state() -> Response:
+        """What each model's engine is doing."""
+        engines = {
+            name: {"state": engine.state, "restarts": engine.num_restarts, "adapters": engine.adapters}
+            | engine.engine_state
+            for name, engine in service.engines.items()
+        }
+        return Json({"status": service.health, "requests": service.admission.num_requests, "models": engines})
+
+    @app.post("/admin/models/{name}/load")
+    async def load(name: str) -> Response:
+        """Load a model that is not, and wait until it can answer."""
+        _, engine, _ = service.find(name)
+        await engine.ready()
+        return Json({"state": engine.state})
+
+    @app.post("/admin/models/{name}/unload")
+    async def unload(name: str) -> Response:
+        """End a model's process and what it answers; the next request loads it again."""
+        _, engine, _ = service.find(name)
+        await engine.stop()
+        return Json({"state": engine.state})
+
+    @app.post("/admin/models/{name}/adapters")
+    async def load_adapter(name: str, adapter: AdapterBody) -> Response:
+        """Load a LoRA adapter from a directory of the server's machine, so that requests can name it."""
+        _, engine, _ = service.find(name)
+        if adapter.name in service.names:
+            raise ApiError(400, f"there is a model {adapter.name!r} already", param="name")
+        await engine.load_adapter(adapter.name, adapter.path)
+        return Json({"adapters": engine.adapters})
+
+    @app.delete("/admin/models/{name}/adapters/{adapter}")
+    async def unload_adapter(name: str, adapter: str) -> Response:
+        """Let no more requests name an adapter."""
+        _, engine, _ = service.find(name)
+        await engine.unload_adapter(adapter)
+        return Json({"adapters": engine.adapters})
+
+
+class AdapterBody(BaseModel):
+    """A LoRA adapter, and the name for it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

@@ -108,15 +108,10 @@ class Step(NamedTuple):
 
 
 class Blocks:
-    """The one answer to a question, in blocks: at least one, in the end.
+    """The one answer to a question, in blocks: at least one, in the end."""
 
-    Args:
-        parallel_calls: Whether it may have several calls; those behind the first are left out else.
-    """
-
-    def __init__(self, *, parallel_calls: bool) -> None:
+    def __init__(self) -> None:
         self.blocks: list[Block] = []
-        self._parallel_calls = parallel_calls
 
     def grow(self, delta: Delta) -> list[Step]:
         """What a delta changes."""
@@ -126,8 +121,6 @@ class Blocks:
                 steps += self._begin(Block())
             steps.append(self._grow(delta.text))
         for call in delta.calls:
-            if call.index > 0 and not self._parallel_calls:
-                continue
             if call.name is not None:
                 steps += self._begin(Block(call.id, call.name))
             steps.append(self._grow(call.arguments))

@@ -246,7 +246,7 @@ class EngineProcess:
         self._send(job.message)
 
     def _send(self, message: dict[str, Any]) -> None:
-        if self._writer is not None and not self._writer.is_closing():
+        if self.state == "ready" and self._writer is not None and not self._writer.is_closing():
             write_message(self._writer, message)
 
     async def _keep_running(self) -> None:
@@ -302,7 +302,7 @@ class EngineProcess:
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=MOST_BYTES)
         loading = self.settings.model_dump(mode="json", exclude={"path", "adapters", "unload_after_s"})
-        self._send(loading | {"name_or_path": self.settings.path, "adapters": self.adapters})
+        write_message(self._writer, loading | {"name_or_path": self.settings.path, "adapters": self.adapters})
         return reader
 
     def _become_ready(self, facts: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tallow.serve.http import sse
 from tallow.serve.requests import ChatRequest, CompletionRequest, NamedTool, check_tools
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
+from tallow.serve.tool_choice import MAX_CALLS
 
 DONE = sse(b"[DONE]")
 
@@ -57,6 +58,7 @@ class Chat:
             log_probs=self._wants_log_probs,
             tools=tools,
             tool_choice=_tool_choice(request, tools, limits),
+            most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
             salt=join_salts(salt, request.cache_salt),
             priority=request.priority,
             template_variables=request.chat_template_kwargs,
@@ -364,7 +366,7 @@ def unsupported_content(kind: object, param: str) -> ApiError:
 
 def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], limits: Limits) -> str:
     given = request.tool_choice
-    choice = given.function.name if isinstance(given, NamedTool) else given or "auto"
+    choice = f":{given.function.name}" if isinstance(given, NamedTool) else given or "auto"
     check_tools(tools, choice, limits)
     return choice
 

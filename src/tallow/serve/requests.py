@@ -245,8 +245,8 @@ def check_tools(tools: Sequence[Mapping[str, Any]], choice: str, limits: Limits)
         check_structure(tool, limits, "tools")
     if choice == "required" and not tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
-    if choice not in ("auto", "none", "required", *(tool["name"] for tool in tools)):
-        raise ApiError(400, f"there is no tool {choice!r}", param="tool_choice")
+    if choice not in ("auto", "none", "required", *(f":{tool['name']}" for tool in tools)):
+        raise ApiError(400, f"there is no tool {choice[1:]!r}", param="tool_choice")
 
 
 def _depth(value: Any, most: int) -> int:

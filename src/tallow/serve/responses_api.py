@@ -23,6 +23,7 @@ from tallow.serve.openai_api import check_message, join_salts
 from tallow.serve.requests import MAX_TOKENS, Body, Sampling, ToolName, check_structure, check_tools
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
+from tallow.serve.tool_choice import MAX_CALLS
 
 NOT_THERE = {
     "previous_response_id": "responses are not stored; send the whole conversation as input",
@@ -111,7 +112,7 @@ class ResponseAnswer:
         self._service, self._request = service, request
         self._name, self._usage = "", None
         self._status, self._error = "in_progress", None
-        self._blocks = Blocks(parallel_calls=request.parallel_tool_calls is not False)
+        self._blocks = Blocks()
         self._num_events = 0
         self.question = question(request, service.settings.limits, salt)
 
@@ -222,7 +223,7 @@ def question(request: ResponsesRequest, limits: Limits, salt: str | None = None)
     tools = [tool.model_dump(exclude_none=True, exclude={"type", "strict"}) for tool in request.tools]
     choice = request.tool_choice
     if isinstance(choice, NamedTool):
-        choice = choice.name
+        choice = f":{choice.name}"
     elif isinstance(choice, AllowedTools):
         check_tools(tools, "auto", limits)
         allowed, choice = {tool.name for tool in choice.tools}, choice.mode
@@ -234,6 +235,7 @@ def question(request: ResponsesRequest, limits: Limits, salt: str | None = None)
         messages=_conversation(request).messages(limits),
         tools=tools,
         tool_choice=choice,
+        most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
         salt=join_salts(salt, request.cache_salt),
         priority=request.priority,
         timeout_s=request.timeout,

@@ -19,6 +19,12 @@ class ModelSettings(Section):
     Args:
         path: A model directory, a GGUF file, a run directory, or a name in the local store.
         adapters: LoRA adapters by the names under which requests ask for them.
+        precision: What its weights are held in; `auto`: as stored.
+        weights: Where they are; `auto`: mapped from a file if memory has no room.
+        device: `auto`: a GPU if there is one.
+        speculate: Who guesses next tokens: `off`, `ngram`, or the name or path of a smaller model.
+        cache_precision: What keys and values are held in; `auto`: fp32 beside weights in fp32, else bf16.
+        cache_bytes: Memory for them; None: an eighth of the machine's, at most.
         max_running: Most answers at a time; the others wait.
         policy: Who of those that wait goes first.
         unload_after_s: Seconds without a request after which its process ends; None: never. The next request loads it.
@@ -47,9 +53,12 @@ class Limits(Section):
         queued_tokens: Of the prompts whose answers have not begun, counted by their bytes before they are encoded.
         answers: `n` of a request.
         prompts: Of a completion request.
-        stop_strings, stop_characters: How many, and how long each.
-        schema_bytes, schema_depth: Of a schema or another structure.
-        messages, tools: Of a conversation.
+        stop_strings: Of a request.
+        stop_characters: Of each of them.
+        schema_bytes: Of a schema or another structure.
+        schema_depth: Objects and arrays inside each other in it.
+        messages: Of a conversation.
+        tools: That a model may call.
         request_s: Seconds until a request must have been answered; requests may ask for less (`timeout`).
         load_s: Seconds until a model must be ready.
         stall_s: Seconds without a step after which an engine with work is taken for dead, and started again.
@@ -79,7 +88,8 @@ class ServeSettings(Section):
 
     Args:
         models: By the names under which requests ask for them; the first is the default.
-        host, port: Where it listens. Any host but a loopback one needs keys.
+        host: Where it listens. Any but a loopback address needs keys.
+        port: 0: any that is free.
         keys_file: A file with an API key a line (`name:key`, or the key alone); None: none is asked for.
         admin_key_file: A file with the key that /admin asks for; None: there is no /admin.
         limits: What is too much.

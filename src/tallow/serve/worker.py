@@ -77,17 +77,16 @@ class Host:
         """
         engine = self.model.engine
         while True:
-            for message in self.connection.receive(wait=engine.is_idle):
+            was_idle = engine.is_idle
+            for message in self.connection.receive(wait=was_idle):
                 self._obey(message)
-            if engine.is_idle:
-                continue
-            updates = self._step()
-            message: dict[str, Any] = {"updates": updates} if updates else {}
-            if engine.is_idle or time.monotonic() - self._told_s > STATE_S:
+            updates = self._step() if not engine.is_idle else []
+            news: dict[str, Any] = {"updates": updates} if updates else {}
+            if engine.is_idle != was_idle or time.monotonic() - self._told_s > STATE_S:
                 self._told_s = time.monotonic()
-                message["state"] = asdict(engine.state)
-            if message:
-                self.connection.send(message)
+                news["state"] = asdict(engine.state)
+            if news:
+                self.connection.send(news)
 
     def _step(self) -> list[Update]:
         try:

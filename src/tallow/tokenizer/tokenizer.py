@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -217,11 +217,16 @@ class StreamDecoder:
     What `push` returns is final: all that it returns and `flush` at the end make up `Tokenizer.decode` of all ids.
     So a character whose bytes are still coming is held back, and, where bytes are tokens of their own (`<0xE4>`),
     a run of them until it has ended: the decoder judges such a run as a whole.
+
+    Args:
+        tokenizer: Whose tokens they are.
+        skip_special_tokens: Leave out special tokens, but for
+        shown: these.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, shown: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skipped = tokenizer.special_ids.difference(shown) if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._context: list[int] = []  # the last token written: decoders treat the first of a sequence differently
         self._waiting: list[int] = []

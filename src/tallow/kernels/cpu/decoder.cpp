@@ -132,6 +132,7 @@ void Decoder::make_room(int64_t rows) {
         const int64_t room = thread == 0 ? std::max(rows, kPartRows) : kPartRows;
         in.values = Memory((room * inputs_stride_ + kSlack) * sizeof(float));
         in.scales = Memory(room * inputs_stride_ / kActivationGroup * sizeof(float));
+        in.panel = Memory(inputs_stride_ * kPanel * sizeof(uint16_t));
         in.row = Memory((inputs_stride_ + kSlack) * sizeof(float));
         in.offsets = Memory(room * inputs_stride_ / kActivationGroup * sizeof(int32_t));
         in.view = {in.values.as<void>(), inputs_stride_, in.scales.as<float>(), in.offsets.as<int32_t>(),
@@ -275,6 +276,7 @@ void Decoder::multiply(const Part &part, const Weight &w, const Inputs &in, Dest
     const int64_t shares = part.together ? pool_.size() : 1, share = part.together ? part.thread : 0;
     const int64_t begin = w.panels() * share / shares, end = w.panels() * (share + 1) / shares;
     to.out += part.begin * to.stride;
+    to.panel = inputs_[part.thread].panel.as<uint16_t>();
     if (!runs_.empty()) adapt(part, w, in, begin, end, to);
     if (begin < end) ops_.multiply(w, in.view, to, part.end - part.begin, begin, end);
     if (part.together) pool_.barrier();

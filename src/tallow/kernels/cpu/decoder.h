@@ -91,6 +91,7 @@ class Decoder {
     };
     struct Inputs {
         Memory values, scales, offsets, row;
+        Memory panel;  // of a compressed weight, expanded
         Activations view;
         Memory exact, low, extra;  // for adapters: x as it is, A x, B (A x)
     };

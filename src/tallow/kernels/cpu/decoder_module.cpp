@@ -148,6 +148,7 @@ void bind_decoder(nb::module_ &m) {
     m.def("packed_bytes", [](int number, int64_t outputs, int64_t inputs, int64_t group, bool bias) {
         return PackedWeight::room(Number(number), outputs, inputs, group, bias);
     });
+    nb::exception<Incompressible>(m, "Incompressible");
     nb::class_<Norm>(m, "Norm").def(nb::new_(&make_norm), "kind"_a, "weight"_a, "bias"_a, "eps"_a);
     nb::class_<PackedWeight>(m, "PackedWeight").def_prop_ro("bytes", &PackedWeight::bytes);
     nb::class_<Adapter>(m, "Adapter")

@@ -19,17 +19,34 @@ constexpr int kActivationGroup = 32;  // inputs that share a scale when activati
 
 TALLOW_INLINE constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-enum class Number : int { float32, bfloat16, int8, int4, int6 };
+enum class Number : int { float32, bfloat16, int8, int4, int6, compressed_bfloat16 };
 
-TALLOW_INLINE constexpr bool is_integer(Number number) { return number != Number::float32 && number != Number::bfloat16; }
+TALLOW_INLINE constexpr bool is_integer(Number number) {
+    return number == Number::int8 || number == Number::int4 || number == Number::int6;
+}
 TALLOW_INLINE constexpr int64_t weight_bits(Number number) { return number == Number::int8 ? 8 : number == Number::int6 ? 6 : 4; }
 // The code of zero: codes are stored without signs.
 TALLOW_INLINE constexpr int32_t zero_of(Number number) { return 1 << (weight_bits(number) - 1); }
+
+// A weight's sign and most of its exponent: few of the 256 occur, as those of a layer's weights are of similar magnitude.
+struct UpperBytes {
+    uint8_t common[16];  // what codes stand for
+    // Weights that have others, by rising places among the 4,096 of the block as bfloat16 would lie; then kNoPlace.
+    uint16_t places[16];
+    uint8_t others[16];
+};
+constexpr uint16_t kNoPlace = 0xffff;
+constexpr int64_t kCompressedInputs = 128;  // of a block
+constexpr int64_t kCompressedStep = 192;    // bytes of four inputs besides
 
 // The weight of a linear layer in panels of 32 outputs. A panel is read from its begin to its end; for each step of
 // inputs it holds the weights of its first 16 outputs, lane by lane, and then those of the others ([2]):
 //   float32   [input][2][16]
 //   bfloat16  [input / 2][2][16][2]
+//   compressed_bfloat16  as many bits, in three quarters of the bytes: for each 128 inputs (of the last there may be fewer,
+//             a multiple of four) their UpperBytes, then [input / 4] times [64] codes and [2][64] lower bytes, the first 64
+//             of inputs 0 and 1, the others of inputs 2 and 3: [4][2][4][2], four of the first 16 outputs and four of the
+//             others by turns. Codes have the same order: those of inputs 0 and 1 in the low halves of the bytes.
 //   int8      for each group [2][16] scales, then [group / 4][2][16][4] bytes code + 128
 //   int4      for each group [2][16] scales, then [group / 32][4][2][16][4]: a byte of the j-th of the four holds code + 8
 //             of step j in its low half and of step j + 4 in its high half (a step: 4 inputs)
@@ -49,6 +66,9 @@ struct Weight {
         switch (number) {
             case Number::float32: return inputs * 128;
             case Number::bfloat16: return (inputs + 1) / 2 * 128;
+            case Number::compressed_bfloat16:
+                return (inputs + kCompressedInputs - 1) / kCompressedInputs * int64_t(sizeof(UpperBytes)) +
+                       inputs / 4 * kCompressedStep;
             default: return inputs / group * group_bytes();
         }
     }
@@ -161,6 +181,7 @@ struct Destination {
     Activation activation;
     const float *extra;  // added to the products before anything else (what adapters contribute), or null
     int64_t extra_stride;
+    uint16_t *panel = nullptr;  // room for a panel in bfloat16, where the weight is compressed
 };
 
 struct Ops {

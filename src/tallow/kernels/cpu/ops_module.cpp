@@ -62,11 +62,12 @@ void bind_operations(nb::module_ &m) {
              }),
              "values"_a, "stride"_a, "scales"_a, "offsets"_a, "groups"_a);
     nb::class_<Destination>(m, "Destination")
-        .def(nb::new_([](int mode, uintptr_t out, int64_t stride, int activation, uintptr_t extra, int64_t extra_stride) {
-                 return Destination{Destination::Mode(mode), at(out),  stride,
-                                    Activation(activation),  at(extra), extra_stride};
+        .def(nb::new_([](int mode, uintptr_t out, int64_t stride, int activation, uintptr_t extra, int64_t extra_stride,
+                         uintptr_t panel) {
+                 return Destination{Destination::Mode(mode), at(out),     stride,      Activation(activation),
+                                    at(extra),               extra_stride, at<uint16_t>(panel)};
              }),
-             "mode"_a, "out"_a, "stride"_a, "activation"_a, "extra"_a, "extra_stride"_a);
+             "mode"_a, "out"_a, "stride"_a, "activation"_a, "extra"_a, "extra_stride"_a, "panel"_a);
     nb::class_<CacheShape>(m, "CacheShape")
         .def(nb::new_([](int number, int64_t kv_heads, int64_t head_size) {
                  return CacheShape{Number(number), kv_heads, head_size};

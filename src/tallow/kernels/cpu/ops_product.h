@@ -2,7 +2,6 @@
 
 // With so few rows the memory is what one waits for; what follows is asked for a little ahead.
 constexpr int kFew = 2;
-constexpr int64_t kAhead = 16384;
 
 // With more of them each tile asks for a slice of the next panel while it computes this one: all at once would hold it up.
 struct NextPanel {
@@ -18,26 +17,50 @@ TALLOW_INLINE void unrolled(const Work &work) {
     }(std::make_integer_sequence<int, N>{});
 }
 
+constexpr int64_t kStepWeights = 4 * kPanel;  // of four inputs of a compressed panel
+
+// Brings the compressed weights of four inputs into the order of bfloat16.
+inline void expand(I table, const uint8_t *step, Pairs (&pairs)[4]) {
+    const I codes = iload(step), low = iset(0x0f0f0f0f);
+    join_bytes(iload(step + 64), look_up(table, iand(codes, low)), pairs[0], pairs[1]);
+    join_bytes(iload(step + 128), look_up(table, iand(shift_right<4>(codes), low)), pairs[2], pairs[3]);
+}
+
+// Puts in the upper bytes that have no codes, from this exception on; returns the first exception of a later step.
+inline int correct(const UpperBytes &upper, int exception, int64_t step, Pairs (&pairs)[4]) {
+    alignas(64) uint8_t bytes[2 * kStepWeights];
+    const int64_t begin = step * kStepWeights;
+    for (int i = 0; i < 4; ++i) store_pairs(reinterpret_cast<uint16_t *>(bytes) + 2 * kLanes * i, pairs[i]);
+    for (; upper.places[exception] < begin + kStepWeights; ++exception)
+        bytes[2 * (upper.places[exception] - begin) + 1] = upper.others[exception];
+    for (int i = 0; i < 4; ++i) pairs[i] = load_pairs(reinterpret_cast<uint16_t *>(bytes) + 2 * kLanes * i);
+    return exception;
+}
+
 // The sums of R rows and one panel over all inputs. They stay in registers until they are complete: an array that is
 // read with changing indices later on would be written at each step.
 template <Number N, int R>
 struct Tile {
     alignas(64) float sums[R][2][kLanes];
 
-    inline void compute(const Weight &w, int64_t panel, const Activations &x, int64_t row, const NextPanel &next) {
+    inline void compute(const Weight &w, const uint8_t *weights, const Activations &x, int64_t row, const NextPanel &next,
+                        uint16_t *expanded) {
         F totals[R][2];
         unrolled<R>([&](auto r) { totals[r][0] = totals[r][1] = fzero(); });
-        const uint8_t *weights = w.packed + panel * w.panel_bytes();
         if constexpr (N == Number::float32)
             add_float32(totals, w, weights, x, row, next);
         else if constexpr (N == Number::bfloat16)
             add_bfloat16(totals, w, weights, x, row, next);
+        else if constexpr (N == Number::compressed_bfloat16)
+            add_compressed(totals, w, weights, x, row, next, expanded);
         else
             add_integer(totals, w, weights, x, row, next);
         unrolled<R>([&](auto r) { fstore(sums[r][0], totals[r][0]), fstore(sums[r][1], totals[r][1]); });
     }
 
    private:
+    static constexpr int64_t kAhead = N == Number::compressed_bfloat16 ? 4096 : 16384;  // bytes; measured
+
     // Called for every `bytes` of the panel in turn; lines may be asked for twice.
     static inline void ask_ahead(NextPanel &next, const uint8_t *from, int64_t bytes) {
         if constexpr (R <= kFew) {
@@ -48,11 +71,12 @@ struct Tile {
             next.slice += own;
         }
     }
-    // The same for two lines, without a loop within that of the products.
-    static inline void ask_two_ahead(NextPanel &next, int64_t own, const uint8_t *from) {
+    // The same for so many lines, without a loop within that of the products (nor a lambda: GCC would think that it does
+    // nothing, and leave it out).
+    template <int kLines>
+    static inline void ask_lines_ahead(NextPanel &next, int64_t own, const uint8_t *from) {
         const uint8_t *line = R <= kFew ? from + kAhead : next.slice;
-        R <= kFew ? prefetch(line) : prefetch_far(line);
-        R <= kFew ? prefetch(line + 64) : prefetch_far(line + 64);
+        for (int at = 0; at < 64 * kLines; at += 64) R <= kFew ? prefetch(line + at) : prefetch_far(line + at);
         next.slice += own;
     }
 
@@ -61,7 +85,7 @@ struct Tile {
         const float *values = static_cast<const float *>(x.values) + row * x.stride;
         const int64_t own = 128 / next.tiles;
         for (int64_t k = 0; k < w.inputs; ++k, weights += 128) {
-            ask_two_ahead(next, own, weights);
+            ask_lines_ahead<2>(next, own, weights);
             const float *from = reinterpret_cast<const float *>(weights);
             const F first = fload(from), second = fload(from + kLanes);
             unrolled<R>([&](auto r) {
@@ -77,7 +101,7 @@ struct Tile {
         const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
         const int64_t own = 128 / next.tiles;
         for (int64_t k = 0; k < w.inputs; k += 2, weights += 128) {
-            ask_two_ahead(next, own, weights);
+            ask_lines_ahead<2>(next, own, weights);
             const uint16_t *from = reinterpret_cast<const uint16_t *>(weights);
             const Pairs first = load_pairs(from), second = load_pairs(from + 2 * kLanes);
             unrolled<R>([&](auto r) {
@@ -85,6 +109,37 @@ struct Tile {
                 totals[r][0] = dot2(totals[r][0], first, a);
                 totals[r][1] = dot2(totals[r][1], second, a);
             });
+        }
+    }
+
+    // As add_bfloat16, to the bit. The panel is also written to `expanded`, unless that is null.
+    static inline void add_compressed(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
+                                      int64_t row, NextPanel next, uint16_t *expanded) {
+        const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
+        const int64_t own = kCompressedStep / next.tiles;
+        for (int64_t begin = 0; begin < w.inputs; begin += kCompressedInputs) {
+            const UpperBytes &upper = *reinterpret_cast<const UpperBytes *>(weights);
+            const I table = load_table(upper.common);
+            const int64_t steps = least(w.inputs - begin, kCompressedInputs) / 4;
+            int exceptions = 0;
+            if constexpr (R <= kFew) prefetch(weights + kAhead);
+            weights += sizeof(UpperBytes);
+            for (int64_t step = 0; step < steps; ++step, weights += kCompressedStep, values += 4) {
+                ask_lines_ahead<3>(next, own, weights);
+                Pairs pairs[4];
+                expand(table, weights, pairs);
+                if (upper.places[exceptions] < (step + 1) * kStepWeights) [[unlikely]]
+                    exceptions = correct(upper, exceptions, step, pairs);
+                if (expanded) {
+                    unrolled<4>([&](auto i) { store_pairs(expanded + 2 * kLanes * i, pairs[i]); });
+                    expanded += kStepWeights;
+                }
+                unrolled<R>([&](auto r) {
+                    const Pairs a = broadcast_pair(values + r * x.stride), b = broadcast_pair(values + r * x.stride + 2);
+                    totals[r][0] = dot2(dot2(totals[r][0], pairs[0], a), pairs[2], b);
+                    totals[r][1] = dot2(dot2(totals[r][1], pairs[1], a), pairs[3], b);
+                });
+            }
         }
     }
 
@@ -160,10 +215,10 @@ struct Tile {
 };
 
 template <Number N, int R>
-inline void product_tile(const Weight &w, const Activations &x, const Destination &to, int64_t row, int64_t panel,
-                         const NextPanel &next) {
+inline void product_tile(const Weight &w, const uint8_t *weights, const Activations &x, const Destination &to, int64_t row,
+                         int64_t panel, const NextPanel &next, uint16_t *expanded) {
     Tile<N, R> tile;
-    tile.compute(w, panel, x, row, next);
+    tile.compute(w, weights, x, row, next, expanded);
     for (int r = 0; r < R; ++r) {
         F both[2];
         for (int i = 0; i < 2; ++i) {
@@ -188,10 +243,10 @@ inline void product_tile(const Weight &w, const Activations &x, const Destinatio
 
 // Chooses the tile of this height at compile time.
 template <Number N, int R>
-inline void product_rows(int64_t height, const Weight &w, const Activations &x, const Destination &to, int64_t row,
-                         int64_t panel, const NextPanel &next) {
-    if (height == R) return product_tile<N, R>(w, x, to, row, panel, next);
-    if constexpr (R > 1) product_rows<N, R - 1>(height, w, x, to, row, panel, next);
+inline void product_rows(int64_t height, const Weight &w, const uint8_t *weights, const Activations &x,
+                         const Destination &to, int64_t row, int64_t panel, const NextPanel &next, uint16_t *expanded) {
+    if (height == R) return product_tile<N, R>(w, weights, x, to, row, panel, next, expanded);
+    if constexpr (R > 1) product_rows<N, R - 1>(height, w, weights, x, to, row, panel, next, expanded);
 }
 
 template <Number N>
@@ -200,19 +255,28 @@ void product(const Weight &w, const Activations &x, const Destination &to, int64
     const int64_t tiles = (rows + tallest - 1) / tallest;
     const int64_t least_rows = rows / tiles, taller = rows % tiles;  // so many tiles have a row more
     const int64_t panel_bytes = w.panel_bytes(), slice_bytes = panel_bytes / tiles;
-    for (; panel < end; ++panel)
+    uint16_t *expanded = tiles > 1 ? to.panel : nullptr;
+    for (; panel < end; ++panel) {
+        const uint8_t *weights = w.packed + panel * panel_bytes;
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t height = least_rows + (t < taller);
-            const uint8_t *next = w.packed + (panel + 1) * panel_bytes;
-            product_rows<N, tallest>(height, w, x, to, row, panel, {next + t * slice_bytes, tiles});
+            const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles};
+            if (N != Number::compressed_bfloat16 || t == 0) {
+                product_rows<N, tallest>(height, w, weights, x, to, row, panel, next, expanded);
+            } else if constexpr (N == Number::compressed_bfloat16) {  // the first tile has expanded the panel
+                const uint8_t *plain = reinterpret_cast<const uint8_t *>(expanded);
+                product_rows<Number::bfloat16, tallest>(height, w, plain, x, to, row, panel, next, nullptr);
+            }
             row += height;
         }
+    }
 }
 
 void multiply(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
     switch (w.number) {
         case Number::float32: return product<Number::float32>(w, x, to, rows, panel, end);
         case Number::bfloat16: return product<Number::bfloat16>(w, x, to, rows, panel, end);
+        case Number::compressed_bfloat16: return product<Number::compressed_bfloat16>(w, x, to, rows, panel, end);
         case Number::int8: return product<Number::int8>(w, x, to, rows, panel, end);
         case Number::int4: return product<Number::int4>(w, x, to, rows, panel, end);
         case Number::int6: return product<Number::int6>(w, x, to, rows, panel, end);

@@ -76,7 +76,8 @@ void round_row(Number number, const float *in, int64_t size, const Activations &
             over_vectors(size, [&](int64_t i, int lanes) { fstore(out + i, fkeep(fload(in + i), lanes, fzero())); });
             return;
         }
-        case Number::bfloat16: {
+        case Number::bfloat16:
+        case Number::compressed_bfloat16: {
             uint16_t *out = static_cast<uint16_t *>(const_cast<void *>(to.values)) + row * to.stride;
             over_vectors(size, [&](int64_t i, int lanes) {
                 store_bfloat16(out + i, fkeep(fload(in + i), lanes, fzero()));
@@ -107,10 +108,36 @@ void rotate(float *head, const float *cosines, const float *sines, int64_t half)
     }
 }
 
+// One row of a block of a compressed table, `output` counted within the panel.
+inline void expand_row(const uint8_t *block, int64_t inputs, int64_t output, uint16_t *out) {
+    const UpperBytes &upper = *reinterpret_cast<const UpperBytes *>(block);
+    const int64_t half = output / kLanes, lane = output % kLanes;
+    for (int64_t i = 0; i < inputs; ++i) {
+        const uint8_t *step = block + sizeof upper + i / 4 * kCompressedStep;
+        const int64_t pair = i % 4 / 2, byte = lane / 4 * 16 + half * 8 + lane % 4 * 2 + i % 2;
+        out[i] = uint16_t(step[64 + 64 * pair + byte] | upper.common[step[byte] >> 4 * pair & 15] << 8);
+    }
+    for (int i = 0; upper.places[i] != kNoPlace; ++i)
+        if (upper.places[i] % (2 * kPanel) / 2 == output) {
+            uint16_t &word = out[upper.places[i] / (2 * kPanel) * 2 + upper.places[i] % 2];
+            word = uint16_t((word & 0xff) | upper.others[i] << 8);
+        }
+}
+
 // One row of a packed table of token vectors.
 void embed(const Weight &table, int64_t token, float scale, float *out) {
     const uint8_t *panel = table.packed + token / kPanel * table.panel_bytes();
     const int64_t half = token % kPanel / kLanes, lane = token % kLanes;
+    if (table.number == Number::compressed_bfloat16) {
+        uint16_t words[kCompressedInputs];
+        for (int64_t begin = 0; begin < table.inputs; begin += kCompressedInputs) {
+            const int64_t inputs = least(table.inputs - begin, kCompressedInputs);
+            expand_row(panel, inputs, token % kPanel, words);
+            panel += sizeof(UpperBytes) + inputs / 4 * kCompressedStep;
+            for (int64_t i = 0; i < inputs; ++i) out[begin + i] = from_bfloat16(words[i]) * scale;
+        }
+        return;
+    }
     for (int64_t i = 0; i < table.inputs; ++i) {
         float value = 0;
         if (table.number == Number::float32) {

@@ -131,6 +131,13 @@ inline void istore(void *to, I value) {
     _mm256_storeu_si256(halves, value.low);
     _mm256_storeu_si256(halves + 1, value.high);
 }
+inline I load_table(const uint8_t *from) {
+    const __m256i twice = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+    return {twice, twice};
+}
+inline I look_up(I table, I places) {
+    return {_mm256_shuffle_epi8(table.low, places.low), _mm256_shuffle_epi8(table.high, places.high)};
+}
 inline I iset(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
 inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 inline F load_half(const uint16_t *from) {
@@ -181,6 +188,11 @@ struct Pairs {
     I bits;
 };
 inline Pairs load_pairs(const uint16_t *from) { return {iload(from)}; }
+inline void join_bytes(I lower, I upper, Pairs &first, Pairs &second) {
+    first.bits = {_mm256_unpacklo_epi8(lower.low, upper.low), _mm256_unpacklo_epi8(lower.high, upper.high)};
+    second.bits = {_mm256_unpackhi_epi8(lower.low, upper.low), _mm256_unpackhi_epi8(lower.high, upper.high)};
+}
+inline void store_pairs(uint16_t *to, Pairs a) { istore(to, a.bits); }
 inline Pairs broadcast_pair(const uint16_t *from) {
     int32_t pair;
     std::memcpy(&pair, from, sizeof pair);

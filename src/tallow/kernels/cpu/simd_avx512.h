@@ -84,6 +84,12 @@ inline I imax(I a, I b) { return _mm512_max_epi32(a, b); }
 inline int32_t igreatest(I a) { return _mm512_reduce_max_epi32(a); }
 inline I iload(const void *from) { return _mm512_loadu_si512(from); }
 inline void istore(void *to, I value) { _mm512_storeu_si512(to, value); }
+// The same 16 bytes in each four lanes.
+inline I load_table(const uint8_t *from) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
+// Bytes of a table at places 0 … 15, a byte each.
+inline I look_up(I table, I places) { return _mm512_shuffle_epi8(table, places); }
 inline I iset(int32_t value) { return _mm512_set1_epi32(value); }
 inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline F load_half(const uint16_t *from) {
@@ -118,6 +124,12 @@ inline Pairs load_pairs(const uint16_t *from) { return {_mm512_loadu_si512(from)
 inline Pairs broadcast_pair(const uint16_t *from) {
     return {_mm512_set1_epi32(*reinterpret_cast<const int32_t *>(from))};
 }
+// Words of lower and upper bytes: of the first eight in each four lanes, and of the others.
+inline void join_bytes(I lower, I upper, Pairs &first, Pairs &second) {
+    first.bits = _mm512_unpacklo_epi8(lower, upper);
+    second.bits = _mm512_unpackhi_epi8(lower, upper);
+}
+inline void store_pairs(uint16_t *to, Pairs a) { istore(to, a.bits); }
 #ifdef __AVX512BF16__
 inline F dot2(F sum, Pairs a, Pairs b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a.bits), reinterpret_cast<__m512bh>(b.bits));

@@ -183,6 +183,19 @@ inline int32_t igreatest(I a) {
 }
 inline I iload(const void *from) { return load<I>(from); }
 inline void istore(void *to, I value) { std::memcpy(to, &value, sizeof value); }
+struct AllBytes {
+    uint8_t byte[4 * kLanes];
+};
+inline I load_table(const uint8_t *from) {
+    const Words table = load<Words>(from);
+    return {table, table, table, table};
+}
+inline I look_up(I table, I places) {
+    const AllBytes from = bits_as<AllBytes>(table);
+    AllBytes found = bits_as<AllBytes>(places);
+    for (uint8_t &byte : found.byte) byte = from.byte[byte];
+    return bits_as<I>(found);
+}
 inline I iset(int32_t value) {
     const uint32_t word = uint32_t(value);
     return parts<I>([&](int) { return Words{word, word, word, word}; });
@@ -234,6 +247,14 @@ struct Pairs {
     I bits;
 };
 inline Pairs load_pairs(const uint16_t *from) { return {iload(from)}; }
+inline void join_bytes(I lower, I upper, Pairs &first, Pairs &second) {
+    const auto low = bits_as<AllBytes>(lower), high = bits_as<AllBytes>(upper);
+    uint16_t words[2][2 * kLanes];
+    for (int i = 0; i < 4 * kLanes; ++i) words[i / 8 % 2][i / 16 * 8 + i % 8] = uint16_t(low.byte[i] | high.byte[i] << 8);
+    first = load_pairs(words[0]);
+    second = load_pairs(words[1]);
+}
+inline void store_pairs(uint16_t *to, Pairs a) { istore(to, a.bits); }
 inline Pairs broadcast_pair(const uint16_t *from) { return {iset(load<int32_t>(from))}; }
 inline F first_of(Pairs a) {
     return parts([&](int i) { return bits_as<Floats>(a.bits.part[i] << 16); });

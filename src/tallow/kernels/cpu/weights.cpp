@@ -1,10 +1,13 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+
+#include "compress.h"
 
 namespace tallow {
 namespace {
@@ -143,7 +146,7 @@ void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
             for (int row = 0; row < kPanel; ++row) *out++ = from.floats[row * inputs + i];
         return;
     }
-    if (w.number == Number::bfloat16) {
+    if (w.number == Number::bfloat16 || w.number == Number::compressed_bfloat16) {
         uint16_t *out = reinterpret_cast<uint16_t *>(packed);
         for (int64_t i = 0; i < inputs; i += 2)
             for (int row = 0; row < kPanel; ++row) {
@@ -176,6 +179,7 @@ PackedWeight::PackedWeight(Number number, const std::vector<Source> &sources, co
     : view_{number, int64_t(order.size()), inputs, group, nullptr, nullptr} {
     if (view_.integers() && (group % kActivationGroup || inputs % group))
         throw std::invalid_argument("inputs cannot be divided into groups");
+    if (number == Number::compressed_bfloat16 && inputs % 4) throw std::invalid_argument("inputs cannot be compressed");
     const int64_t panels = view_.panels();
     bytes_ = view_.panel_bytes() * panels;
     uint8_t *packed = arena.take<uint8_t>(bytes_);
@@ -208,9 +212,12 @@ void PackedWeight::fill(uint8_t *packed, const std::vector<Source> &sources, con
         if (rows.back().source->bits() != weight_bits(number))
             throw std::invalid_argument("codes can only be packed as they are");
     }
+    const bool compressed = number == Number::compressed_bfloat16;
+    std::atomic<bool> fits = true;
     pool.run([&](int thread) {
         Panel gathered(inputs, groups);
-        for (int64_t panel = thread; panel < panels; panel += pool.size()) {
+        std::vector<uint16_t> words(compressed ? kPanel * inputs : 0);
+        for (int64_t panel = thread; panel < panels && fits; panel += pool.size()) {
             for (int i = 0; i < kPanel; ++i) {
                 const int64_t at = panel * kPanel + i;
                 const Row row = at < int64_t(rows.size()) ? rows[at] : Row{nullptr, 0};
@@ -224,9 +231,12 @@ void PackedWeight::fill(uint8_t *packed, const std::vector<Source> &sources, con
                 read_floats(row, inputs, floats);
                 if (integers) quantize(floats, number, inputs, group, codes, scales);
             }
-            pack_panel(view_, gathered, packed + panel * view_.panel_bytes());
+            uint8_t *place = packed + panel * view_.panel_bytes();
+            pack_panel(view_, gathered, compressed ? reinterpret_cast<uint8_t *>(words.data()) : place);
+            if (compressed && !compress_panel(words.data(), inputs, place)) fits = false;
         }
     });
+    if (!fits) throw Incompressible();
 }
 
 }  // namespace tallow

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 #include "blocks.h"
@@ -24,12 +25,17 @@ struct Source {
     int64_t bits() const { return kind == int8 ? 8 : kind == int6 ? 6 : kind == int4 ? 4 : 0; }
 };
 
+// More of a weight's upper bytes are rare than a compressed block has room for: it is to be packed as bfloat16.
+struct Incompressible : std::runtime_error {
+    Incompressible() : std::runtime_error("a weight cannot be compressed") {}
+};
+
 // Lives as long as the arena that holds it.
 class PackedWeight {
    public:
     // `order` names for each row of the result a row of the sources, counted through all of them, or −1 for zeros.
     // Integers are made of floats as quantize_groups makes them; codes can only be packed as they are. Where the arena
-    // is filled already, the sources are not looked at, and of the bias only whether there is one.
+    // is filled already, the sources are not looked at, and of the bias only whether there is one. May throw Incompressible.
     PackedWeight(Number number, const std::vector<Source> &sources, const std::vector<int32_t> &order, int64_t inputs,
                  int64_t group, const float *bias, Pool &pool, Arena &arena);
 

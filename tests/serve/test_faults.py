@@ -1,0 +1,243 @@
+"""Clients that leave, engines that die or hang, a server that is told to end; and a soak of all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from tests.serve.conftest import Served
+
+CHAT = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
+LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
+SOAK_REQUESTS = 2000
+SOAK_CLIENTS = 24
+MOST_GROWTH = 24 << 20
+
+
+def post(served: Served, **body: Any) -> httpx.Response:
+    with served.client() as client:
+        return client.post("/v1/chat/completions", json=CHAT | body)
+
+
+def metric(served: Served, name: str) -> float:
+    """The sum of a metric over its labels."""
+    with served.client() as client:
+        text = client.get("/metrics").text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.name == name)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def is_quiet(served: Served) -> bool:
+    """Whether nothing is computed, and all blocks of the cache are free."""
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc", "tallow:requests")
+    return all(metric(served, name) == 0 for name in names)
+
+
+def test_an_answer_that_nobody_waits_for_ends(served: Served) -> None:
+    made = metric(served, "vllm:generation_tokens_total")
+    for is_stream in (True, False):
+        with served.client() as client:
+            try:
+                with client.stream(
+                    "POST", "/v1/chat/completions", json=LONG | {"stream": is_stream, "n": 16}, timeout=0.3
+                ) as answer:
+                    next(answer.iter_lines(), None)
+            except httpx.TimeoutException:
+                pass
+        wait(lambda: is_quiet(served), 10)
+    assert metric(served, "vllm:generation_tokens_total") - made < 2 * 16 * 400
+
+
+def test_deadlines_are_kept(served: Served) -> None:
+    begin = time.monotonic()
+    answer = post(served, max_tokens=900, ignore_eos=True, n=16, timeout=0.05)
+    assert time.monotonic() - begin < 5
+    assert answer.status_code == 408
+    assert answer.json()["error"]["code"] == "timeout"
+    with (
+        served.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=LONG | {"n": 16, "timeout": 0.2}) as stream,
+    ):
+        text = stream.read().decode()
+    assert '"code":"timeout"' in text or '"finish_reason":"length"' in text
+    wait(lambda: is_quiet(served), 10)
+
+
+def test_an_engine_that_dies_is_started_again(serve: Callable[..., Served]) -> None:
+    served = serve("--max-running", "1")
+    [engine] = served.engine_pids()
+    results: list[int] = []
+
+    def ask(**body: Any) -> None:
+        results.append(post(served, **body).status_code)
+
+    first = threading.Thread(target=ask, kwargs={"max_tokens": 900, "ignore_eos": True})
+    first.start()
+    wait(lambda: metric(served, "vllm:num_requests_running") == 1 or not first.is_alive())
+    queued = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in queued:
+        thread.start()
+    os.kill(engine, signal.SIGKILL)
+    wait(lambda: served.health()["status"] != "ready" or served.engine_pids() != [engine])
+    for thread in (first, *queued):
+        thread.join(60)
+    counts = Counter(results)
+    assert counts[200] >= 4  # what was queued goes on
+    assert counts[200] + counts[500] == 5
+    assert served.health()["status"] == "ready"
+    assert served.engine_pids() != [engine]
+    assert metric(served, "tallow:engine_restarts_total") == 1
+
+
+def test_an_engine_that_hangs_is_started_again(serve: Callable[..., Served]) -> None:
+    served = serve("--set", "serve.limits.stall_s=1.5")
+    [engine] = served.engine_pids()
+    os.kill(engine, signal.SIGSTOP)
+    assert post(served).status_code == 200  # it had not begun: the next engine answers it
+    assert served.engine_pids() != [engine]
+
+
+def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served]) -> None:
+    served = serve("--model=broken=/no/such/model")
+    wait(lambda: served.health()["status"] == "dead")
+    assert served.health()["models"] == {"tiny": "ready", "broken": "dead"}
+    answer = post(served, model="broken")
+    assert answer.status_code == 503
+    assert "cannot be loaded" in answer.json()["error"]["message"]
+    assert post(served, model="tiny").status_code == 200
+
+
+def test_idle_models_are_unloaded_and_come_back(serve: Callable[..., Served]) -> None:
+    served = serve("--unload-after-s", "0.5")
+    wait(lambda: not served.engine_pids())
+    assert served.health()["status"] == "ready"
+    assert served.health()["models"] == {"tiny": "unloaded"}
+    assert post(served).status_code == 200
+    assert len(served.engine_pids()) == 1
+
+
+def test_what_is_being_answered_is_finished_before_the_end(serve: Callable[..., Served]) -> None:
+    served = serve()
+    with served.client() as client, client.stream("POST", "/v1/chat/completions", json=LONG | {"n": 16}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        served.process.send_signal(signal.SIGTERM)
+        wait(lambda: served.health()["status"] == "draining")
+        refused = post(served)
+        rest = list(lines)
+    assert refused.status_code == 503
+    assert "retry-after" in refused.headers
+    assert rest[-2] == "data: [DONE]"
+    assert served.process.wait(20) == 0
+
+
+def test_soak(serve: Callable[..., Served]) -> None:
+    """2,000 requests of all kinds, one crash: each is answered or accounted for, and nothing is left behind."""
+    served = serve("--set", "serve.limits.requests=20")
+    outcomes = asyncio.run(_soak(served))
+    assert sum(outcomes.values()) == SOAK_REQUESTS
+    assert set(outcomes) <= {200, 400, 404, 408, 413, 429, 500, 503, "left", "broken off"}, outcomes
+    assert outcomes[200] > SOAK_REQUESTS / 4
+    assert outcomes[500] + outcomes["broken off"] <= 20  # no more than the crash can take along
+    wait(lambda: is_quiet(served))
+    assert served.health()["status"] == "ready"
+    assert metric(served, "tallow:engine_restarts_total") == 1
+    assert post(served).status_code == 200
+
+
+async def _soak(served: Served) -> Counter[int | str]:
+    chance = random.Random(5)
+    outcomes: Counter[int | str] = Counter()
+    numbers = iter(range(SOAK_REQUESTS))
+    memory: list[int] = []
+
+    async def worker(client: httpx.AsyncClient) -> None:
+        for number in numbers:
+            if number == SOAK_REQUESTS // 2:
+                os.kill(served.engine_pids()[0], signal.SIGKILL)
+            if number in (SOAK_REQUESTS // 4, SOAK_REQUESTS - 1):
+                memory.append(_rss(served.process.pid))
+            outcomes[await _one(client, chance)] += 1
+            status = (await client.get("/health")).json()["status"]
+            assert status in ("ready", "loading")
+
+    limits = httpx.Limits(max_connections=SOAK_CLIENTS)
+    async with httpx.AsyncClient(base_url=served.url, timeout=60, limits=limits) as client:
+        await asyncio.gather(*(worker(client) for _ in range(SOAK_CLIENTS)))
+    assert memory[1] - memory[0] < MOST_GROWTH
+    return outcomes
+
+
+async def _one(client: httpx.AsyncClient, chance: random.Random) -> int | str:
+    """One request of a random kind, and what becomes of it."""
+    kind = chance.choice(
+        ("whole", "whole", "stream", "leave", "leave at once", "bad", "deadline", "completion", "schema")
+    )
+    text = "".join(chance.choice("abcdefgh ") for _ in range(chance.randrange(1, 300)))
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": chance.randrange(1, 40),
+        "temperature": chance.choice((0, 1)),
+        "n": chance.choice((1, 1, 1, 3)),
+    }
+    path = "/v1/chat/completions"
+    if kind == "bad":
+        content = chance.choice(
+            (b"{", b"[]", b"\xff\xfe", b'{"messages": 5}', b'{"model": "other", "messages": [{"role": "user"}]}')
+        )
+        return (await client.post(path, content=content, headers={"Content-Type": "application/json"})).status_code
+    if kind == "completion":
+        return (await client.post("/v1/completions", json={"prompt": [text, text[:5]], "max_tokens": 5})).status_code
+    if kind == "deadline":
+        body |= {"timeout": 0.01, "max_tokens": 400}
+    if kind == "schema":
+        body["structured_outputs"] = {"regex": "[a-c]{1,5}"}
+    if kind not in ("stream", "leave", "leave at once"):
+        try:
+            return (await client.post(path, json=body)).status_code
+        except httpx.RemoteProtocolError:
+            return "broken off"
+    if kind == "leave at once":
+        try:
+            await client.post(path, json=body | {"max_tokens": 400, "ignore_eos": True}, timeout=chance.random() * 0.05)
+        except httpx.TimeoutException:
+            return "left"
+    async with client.stream("POST", path, json=body | {"stream": True}) as answer:
+        lines = [line async for line, _ in _numbered(answer, 3 if kind == "leave" else None)]
+    if answer.status_code != 200:
+        return answer.status_code
+    if kind == "leave":
+        return "left"
+    if "data: [DONE]" not in lines[-2:]:
+        return "broken off"
+    return 500 if any('"error"' in line for line in lines) else 200
+
+
+async def _numbered(answer: httpx.Response, most: int | None) -> AsyncIterator[tuple[str, int]]:
+    number = 0
+    async for line in answer.aiter_lines():
+        yield line, number
+        number += 1
+        if number == most:
+            return
+
+
+def _rss(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,51 @@
+"""What the server counts; and that the manual and the dashboard name what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from tests.serve.conftest import Served
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+NAME = re.compile(r"\b(?:vllm|tallow):[a-z_0-9]+")
+
+
+def samples(served: Served) -> dict[str, float]:
+    """Sums over labels."""
+    with served.client() as client:
+        text = client.get("/metrics").text
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def test_requests_are_counted(served: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 7, "ignore_eos": True, "n": 2}
+    with served.client() as client:
+        assert client.post("/v1/chat/completions", json=body).status_code == 200  # what is counted exists from now on
+        assert client.post("/v1/chat/completions", json={"messages": 5}).status_code == 400
+        before = samples(served)
+        usage = client.post("/v1/chat/completions", json=body).json()["usage"]
+        assert client.post("/v1/chat/completions", json={"messages": 5}).status_code == 400
+    after = samples(served)
+    grown = {name: value - before[name] for name, value in after.items() if name in before}
+    assert grown["vllm:prompt_tokens_total"] == usage["prompt_tokens"]
+    assert grown["vllm:generation_tokens_total"] == usage["completion_tokens"] == 14
+    assert grown["vllm:request_success_total"] == 2
+    assert grown["vllm:time_to_first_token_seconds_count"] == grown["vllm:e2e_request_latency_seconds_count"] == 1
+    assert grown["vllm:prefix_cache_hits_total"] > 0
+    assert grown["tallow:errors_total"] == 1
+    assert 0 < grown["vllm:time_to_first_token_seconds_sum"] <= grown["vllm:e2e_request_latency_seconds_sum"] < 60
+
+
+def test_the_manual_and_the_dashboard_name_metrics_that_there_are(served: Served) -> None:
+    known = set(samples(served))
+    known |= {name.rsplit("_", 1)[0] for name in known if name.endswith(("_count", "_sum"))}
+    for page in ("serving.md", "grafana.json"):
+        named = set(NAME.findall((DOCS / page).read_text(encoding="utf-8")))
+        assert len(named) > 8
+        assert named <= known, page

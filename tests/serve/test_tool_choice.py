@@ -1,0 +1,81 @@
+"""Schemas of answers that must call a tool, as llguidance takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from tallow.engine.structure import Structure
+from tallow.errors import UsageError
+from tallow.serve.tool_choice import forced_structure
+
+LIST = {"type": "object", "properties": {"x": {"type": "integer"}, "next": {"$ref": "#/$defs/List"}}, "required": ["x"]}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "parameters": {
+                "properties": {"list": {"$ref": "#/$defs/List"}},
+                "required": ["list"],
+                "additionalProperties": False,
+                "$defs": {"List": LIST | {"additionalProperties": False}},
+            },
+        },
+    },
+    {"type": "function", "name": "now"},
+    {
+        "type": "function",
+        "function": {
+            "name": "tree",
+            "parameters": {"properties": {"child": {"$ref": "#"}}, "additionalProperties": False},
+        },
+    },
+]
+
+
+def fits(schema: dict[str, Any], answer: str) -> bool:
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, Structure(json_schema=schema).source())
+    assert not matcher.is_error(), matcher.get_error()
+    ids = tokenizer.tokenize_str(answer)
+    return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(("answer", "fitting"), [
+    ('[{"name": "add", "arguments": {"list": {"x": 1, "next": {"x": 2}}}}]', True),
+    ('[{"name": "now", "arguments": {}}, {"name": "tree", "arguments": {"child": {"child": {}}}}]', True),
+    ("[]", False),
+    ('[{"name": "other", "arguments": {}}]', False),
+    ('[{"name": "add", "arguments": {"list": {"x": "1"}}}]', False),
+    ('[{"name": "tree", "arguments": {"child": {"other": {}}}}]', False),
+    ('[{"name": "now", "arguments": {"a": 1}}]', False),
+    ('[{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]', False),
+])  # fmt: skip
+def test_any_tool(answer: str, fitting: bool) -> None:
+    assert fits(forced_structure(TOOLS, max_calls=2), answer) is fitting
+
+
+@pytest.mark.parametrize(("function", "answer", "fitting"), [
+    ("add", '{"list": {"x": 1, "next": {"x": 2}}}', True),
+    ("add", "{}", False),
+    ("now", "{}", True),
+    ("now", '{"a": 1}', False),
+    ("tree", '{"child": {}}', True),
+])  # fmt: skip
+def test_one_tool(function: str, answer: str, fitting: bool) -> None:
+    assert fits(forced_structure(TOOLS, function), answer) is fitting
+
+
+def test_what_cannot_be_forced() -> None:
+    with pytest.raises(UsageError, match="names other"):
+        forced_structure(TOOLS, "other")
+    with pytest.raises(UsageError, match="no tools"):
+        forced_structure([])
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"items": deep}
+    with pytest.raises(UsageError, match="nested too deeply"):
+        forced_structure([{"name": "deep", "parameters": deep}])
