@@ -148,10 +148,11 @@ def test_a_tool_is_called_and_its_result_sent_back(client: Any, choice: Any) -> 
 
     result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "done"}]}
     history = [*MESSAGES, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
-    counted = client.messages.count_tokens(model="tiny", messages=history, tools=[TOOL])
-    assert (
-        counted.input_tokens > client.messages.count_tokens(model="tiny", messages=MESSAGES, tools=[TOOL]).input_tokens
+    before, after = (
+        client.messages.count_tokens(model="tiny", messages=messages, tools=[TOOL]).input_tokens
+        for messages in (MESSAGES, history)
     )
+    assert after > before + len('{"name": "paint", "arguments": {"colour": "red"}}')
     assert client.messages.create(**ASKED | {"messages": history, "tools": [TOOL]}).usage.output_tokens
 
 

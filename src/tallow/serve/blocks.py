@@ -40,15 +40,7 @@ class Conversation:
         Raises:
             ApiError: The arguments are no JSON object.
         """
-        try:
-            source = arguments if isinstance(arguments, str) else orjson.dumps(arguments)
-            value = from_json(source, allow_inf_nan=False)
-        except (ValueError, orjson.JSONEncodeError) as error:
-            raise ApiError(400, f"the arguments of {call_id!r} are not JSON: {error}", param=self._param) from error
-        if not isinstance(value, dict):
-            raise ApiError(400, f"the arguments of {call_id!r} are no JSON object", param=self._param)
-        # an object, as templates write it as JSON themselves
-        call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
+        call = tool_call(call_id, name, arguments, self._param)
         self._turn("assistant").setdefault("tool_calls", []).append(call)
         self._called[call_id] = name
 
@@ -79,6 +71,26 @@ class Conversation:
         if not self._messages or self._messages[-1]["role"] != role:
             self._messages.append({"role": role, "content": []})
         return self._messages[-1]
+
+
+def tool_call(call_id: str | None, name: str, arguments: str | Mapping[str, Any], param: str) -> dict[str, Any]:
+    """A call as chat templates take it: they write its arguments as JSON themselves.
+
+    Args:
+        arguments: An object, or its JSON; an empty text is an empty object.
+        param: The field that it comes from.
+
+    Raises:
+        ApiError: The arguments are no JSON object.
+    """
+    try:
+        source = arguments if isinstance(arguments, str) else orjson.dumps(arguments)
+        value = from_json(source or "{}", allow_inf_nan=False)
+    except (ValueError, orjson.JSONEncodeError) as error:
+        raise ApiError(400, f"the arguments of a call of {name!r} are not JSON: {error}", param=param) from error
+    if not isinstance(value, dict):
+        raise ApiError(400, f"the arguments of a call of {name!r} are no JSON object", param=param)
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": value}}
 
 
 @dataclass

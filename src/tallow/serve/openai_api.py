@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
+from tallow.serve.blocks import tool_call
 from tallow.serve.engine_process import Facts, Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
@@ -354,6 +355,9 @@ def check_message(message: dict[str, Any], index: int, param: str = "messages") 
     plain = {key: value for key, value in message.items() if key != "role"}
     if isinstance(content, list):
         plain["content"] = "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
+    if (calls := message.get("tool_calls")) is not None:
+        listed = calls if isinstance(calls, list) else [calls]
+        plain["tool_calls"] = [_call(call, f"{param}[{index}].tool_calls") for call in listed]
     role = "system" if message["role"] == "developer" else message["role"]
     return {"role": role, **plain}
 
@@ -362,6 +366,13 @@ def unsupported_content(kind: object, param: str) -> ApiError:
     """What is said of images, files and the like."""
     message = f"content of type {kind!r} is not taken: this model reads text only"
     return ApiError(400, message, param=param, code="unsupported_content")
+
+
+def _call(call: Any, param: str) -> dict[str, Any]:
+    match call:
+        case {"function": {"name": str(name), "arguments": str() | dict() as arguments}}:
+            return tool_call(call.get("id"), name, arguments, param)
+    raise ApiError(400, "a tool call has a function with a name and arguments", param=param)
 
 
 def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], limits: Limits) -> str:
