@@ -281,6 +281,11 @@ class Request:
         """The text of the answer as far as it may be shown: it only grows, and never holds a stop string or a part."""
         return self.output.text if self.output is not None else ""
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that has ended the answer; None if none has."""
+        return self.output.stopped_by if self.output is not None else None
+
     def next_ids(self, count: int) -> list[int]:
         """The next `count` tokens that the model has to see."""
         return self.token_ids[self.num_computed_tokens : self.num_computed_tokens + count]

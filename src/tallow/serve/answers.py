@@ -212,10 +212,10 @@ class Answers:
         if parser is None:
             return Delta(choice, piece.text, [], piece, piece.finish_reason)
         text, calls = parser.push(piece.text)
-        calls = [call for call in calls if call.index < self.question.most_calls]
         if piece.finish_reason is not None:
             rest, last = parser.finish()
             text, calls = text + rest, [*calls, *last]
+        calls = [call for call in calls if call.index < self.question.most_calls]
         self._has_calls[choice] |= bool(calls)
         called = piece.finish_reason == "stop" and self._has_calls[choice]
         return Delta(choice, text, calls, piece, "tool_calls" if called else piece.finish_reason)
@@ -234,9 +234,15 @@ def _with_calls_written(message: Message) -> Message:
     """An earlier answer whose calls are part of its text."""
     if not message.get("tool_calls"):
         return message
-    written = [CALL_WRITTEN.format(**call.get("function", call)) for call in message["tool_calls"]]
+    functions = [call.get("function", call) for call in message["tool_calls"]]
+    written = [CALL_WRITTEN.format(name=each["name"], arguments=_json_text(each["arguments"])) for each in functions]
     plain = {key: value for key, value in message.items() if key != "tool_calls"}
     return {**plain, "content": "\n".join([*filter(None, [message.get("content")]), *written])}
+
+
+def _json_text(value: Any) -> str:
+    """A value as JSON, unless it is that already."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _template_source(facts: Facts) -> str | None:

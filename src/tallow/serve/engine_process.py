@@ -44,6 +44,7 @@ class Piece:
     top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
+    stopped_by: str | None = None
 
 
 Watcher = Callable[[Update], None]
@@ -107,7 +108,7 @@ class Job:
         piece.top_log_probs += update.top_log_probs
         piece.prompt_log_probs += update.prompt_log_probs
         piece.prompt_top_log_probs += update.prompt_top_log_probs
-        piece.finish_reason = update.finish_reason
+        piece.finish_reason, piece.stopped_by = update.finish_reason, update.stopped_by
         self._unfinished -= update.finish_reason is not None
         self._news.set()
 

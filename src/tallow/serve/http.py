@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tallow.errors import UsageError, reading
@@ -37,6 +40,28 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         return orjson.dumps(content)
+
+
+class StrictRequest(Request):
+    """Its body is JSON as other programs can read it, too: no half surrogate pairs, no NaN, not nested too deeply."""
+
+    async def json(self) -> Any:
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            raise HTTPException(400, f"the body cannot be read: {error}") from error
+
+
+class StrictRoute(APIRoute):
+    """A route for such requests."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
 
 
 def error_response(error: ApiError, path: str) -> Json:
@@ -109,6 +134,12 @@ async def respond(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
     """The object that some work makes, unless the client leaves before."""
     found = await while_client_stays(request.receive, work)
     return Json(found) if found is not None else Response(status_code=499)
+
+
+def salt_of(request: Request) -> str | None:
+    """What keeps the cached prefixes of one key's requests apart from those of others; None if there are no keys."""
+    user = request.state.user
+    return hashlib.sha256(user.encode()).hexdigest() if user is not None else None
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -49,7 +49,8 @@ class _Answer:
         self.num_ids, self.num_characters, self.is_begun = len(request.ids), len(request.text), True
         error = request.error.as_json()["error"] if request.error is not None else None
         reason = request.finish_reason
-        return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, request.num_cached_tokens, error)
+        cached, stop = request.num_cached_tokens, request.stopped_by
+        return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, cached, error, stop)
 
 
 @dataclass
