@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from array import array
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.conftest import make_model, make_tokenizer, tiny
 from tests.engine.lora import merged, random_adapter
-from tests.engine.test_runners import INSTRUCTION_SETS, RUNNERS, MakeRunner, make_runner, needs_native, random_ids
+from tests.engine.test_runners import INSTRUCTION_SETS, MakeRunner, make_runner, needs_native, random_ids
 from torch import Tensor
 from transformers import AutoModel
 
@@ -23,7 +24,7 @@ from tallow.engine.language_model import LanguageModel
 from tallow.engine.native_runner import NativeRunner
 from tallow.engine.packing import Number
 from tallow.engine.request import Request, RequestState, SamplingParams
-from tallow.engine.runner import Runner
+from tallow.engine.runner import Span
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
@@ -125,7 +126,7 @@ def test_the_last_token_is_computed_where_the_cache_has_all(model: Decoder, make
 def test_adapters(model: Decoder, make_runner: MakeRunner, tmp_path: Path) -> None:
     """Each of its own; the C++ decoder puts their rows into another order than the requests have."""
     engine, ids = Engine(make_runner(model), None), random_ids(model, 20)
-    expected = {None: reference(model, ids)}
+    expected: dict[str | None, Tensor] = {None: reference(model, ids)}
     for seed, name in enumerate(("one", "two")):
         adapter = random_adapter(model.config, seed)
         write_adapter(adapter, model.config, tmp_path / name, "tiny")
@@ -221,25 +222,14 @@ def test_a_broken_model_says_so(tokenizer: Tokenizer) -> None:
         LanguageModel(TorchRunner(model), tokenizer, Path("tiny")).embed("abc")
 
 
-def test_hidden_states_are_of_the_wanted_rows(any_model: Decoder) -> None:
-    """Several of a span, none of another: in the order of the spans, as logits are."""
-    for make in RUNNERS.values():
-        runner: Runner = make(any_model)
-        engine = Engine(runner, None, cache_bytes=1 << 22)
-        seen: list[Tensor] = []
-        inner = runner.run
-
-        def watched(spans, inner=inner, seen=seen):  # noqa: ANN001, ANN202
-            scores = inner(spans)
-            for row, logits_V in enumerate(scores.logits_RV):
-                with torch.inference_mode():
-                    again_V = any_model.logits(scores.hidden(row)[None, None])[0, 0]
-                torch.testing.assert_close(again_V, logits_V, atol=2e-5, rtol=1e-5)
-                seen.append(again_V)
-            return scores
-
-        runner.run = watched  # type: ignore[method-assign]
-        scoring = SamplingParams(max_new_tokens=1, prompt_log_probs=True)
-        requests = [engine.submit(random_ids(any_model, 9), scoring), engine.submit_embedding(random_ids(any_model, 12))]
-        run(engine, *requests)
-        assert len(seen) == 10
+def test_hidden_states_are_of_the_wanted_rows(any_model: Decoder, make_runner: MakeRunner) -> None:
+    """Several of a span, none of another: in the order of the spans, as their logits are."""
+    runner = make_runner(any_model)
+    runner.allocate(9)
+    tables = [[array("i", [place + 3 * table]) for table in range(len(runner.layout.windows))] for place in range(3)]
+    parts = [(random_ids(any_model, 12), 5), ([4, 6], 0), ([3], 1)]
+    scores = runner.run([Span(ids, 0, count, table) for (ids, count), table in zip(parts, tables, strict=True)])
+    assert len(scores.logits_RV) == 6
+    with torch.inference_mode():
+        hidden_RD = torch.stack([scores.hidden(row) for row in range(6)])
+        torch.testing.assert_close(any_model.logits(hidden_RD[None])[0], scores.logits_RV, atol=2e-5, rtol=1e-5)

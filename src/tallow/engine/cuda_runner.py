@@ -105,9 +105,7 @@ class CudaRunner(TorchRunner):
             # a slice where that will do: most steps want every row
             chosen = slice(count) if len(rows) == count else rows
             hidden_TD = self._hidden_TD[size]
-            return make_scores(
-                self._logits_TV[chosen], self._summary_3T[:, chosen], lambda row: hidden_TD[rows[row]]
-            )
+            return make_scores(self._logits_TV[chosen], self._summary_3T[:, chosen], lambda row: hidden_TD[rows[row]])
 
     def _compute(self, size: int) -> None:
         """From the buffer of inputs to those of logits and what they come to."""

@@ -284,8 +284,8 @@ class LanguageModel:
     def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Tensor:
         """A prompt as a vector: the final hidden state of its last token (after the last norm), at length 1: D, fp32.
 
-        Of two prompts the product of their vectors is the cosine of the angle between them. A model that was trained for
-        it is wanted where the similarity of texts is to follow from that; the tokens are those of `encode_prompt`.
+        The product of two such vectors is the cosine of the angle between them. It says how similar two texts are if
+        the model was trained for that; others give a rough guess. The tokens are those of `encode_prompt`.
 
         Raises:
             UsageError: As `log_probs`.

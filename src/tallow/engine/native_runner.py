@@ -167,7 +167,7 @@ class NativeRunner:
         if wanted not in self._views:
             self._views[wanted] = self._logits_RV[:wanted, : self.config.vocab_size]
         view, are_drawn = self._views[wanted], bool(draws)
-        return [Scores(view, *summary, self._hidden, are_drawn) for summary in summaries]
+        return [Scores(view, *summary, hidden=self._hidden, are_drawn=are_drawn) for summary in summaries]
 
     def _hidden(self, row: int) -> Tensor:
         hidden_D = torch.empty(self.config.hidden_size)

@@ -84,7 +84,9 @@ class Step:
             turns = _choose(turns, scores)
         requests = dict.fromkeys([*(part.share.request for part in parts), *changed])
         for request in requests:
-            if request.limit > 0 or request.wants_embedding:  # prompts that are only scored may be thousands, whose cache would fill the memory
+            if (
+                request.limit > 0 or request.wants_embedding
+            ):  # prompts that are only scored may be thousands, whose cache would fill the memory
                 request.blocks.publish(request.token_ids, request.num_computed_tokens)
             request.blocks.let_go_unseen(request.num_computed_tokens)
             if request.state is RequestState.FINISHED:
