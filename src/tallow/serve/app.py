@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -14,9 +13,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import tallow
-from tallow.serve import openai_api
+from tallow.serve import embeddings_api, openai_api
 from tallow.serve.errors import ApiError
-from tallow.serve.http import EventStream, Guard, Json, Keys, error_response, respond
+from tallow.serve.http import EventStream, Guard, Json, Keys, error_response, respond, salt_of
 from tallow.serve.requests import ChatRequest, CompletionRequest
 from tallow.serve.service import Service
 
@@ -41,15 +40,10 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_errors(app, service)
     _add_operation(app, service)
     _add_openai(app, service)
+    embeddings_api.add_routes(app, service)
     _add_admin(app, service)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
-
-
-def salt_of(request: Request) -> str | None:
-    """What keeps the cached prefixes of one key's requests apart from those of others; None if there are no keys."""
-    user = request.state.user
-    return hashlib.sha256(user.encode()).hexdigest() if user is not None else None
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:

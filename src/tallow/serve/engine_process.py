@@ -44,6 +44,7 @@ class Piece:
     top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
+    embedding: list[float] | None = None
 
 
 Watcher = Callable[[Update], None]
@@ -108,6 +109,7 @@ class Job:
         piece.prompt_log_probs += update.prompt_log_probs
         piece.prompt_top_log_probs += update.prompt_top_log_probs
         piece.finish_reason = update.finish_reason
+        piece.embedding = update.embedding
         self._unfinished -= update.finish_reason is not None
         self._news.set()
 

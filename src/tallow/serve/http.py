@@ -103,6 +103,12 @@ async def respond(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
     return Json(found) if found is not None else Response(status_code=499)
 
 
+def salt_of(request: Request) -> str | None:
+    """What keeps the cached prefixes of one key's requests apart from those of others; None if there are no keys."""
+    user = request.state.user
+    return hashlib.sha256(user.encode()).hexdigest() if user is not None else None
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

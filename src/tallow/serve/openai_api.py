@@ -58,7 +58,7 @@ class Chat:
             tools=tools,
             tool_choice=_tool_choice(request, tools, limits.tools),
             most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
-            salt=_join_salts(salt, request.cache_salt),
+            salt=join_salts(salt, request.cache_salt),
             priority=request.priority,
             template_variables=request.chat_template_kwargs,
             timeout_s=request.timeout,
@@ -174,7 +174,7 @@ class Completion:
                 prompt=prompt,
                 count=self._count,
                 log_probs=request.logprobs is not None,
-                salt=_join_salts(salt, request.cache_salt),
+                salt=join_salts(salt, request.cache_salt),
                 priority=request.priority,
                 timeout_s=request.timeout,
             )
@@ -375,7 +375,7 @@ def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], most: int) -
     return choice or "auto"
 
 
-def _join_salts(of_key: str | None, given: str | None) -> str | None:
+def join_salts(of_key: str | None, given: str | None) -> str | None:
     return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
 
 

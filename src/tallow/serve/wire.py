@@ -27,6 +27,7 @@ class Update(NamedTuple):
         prompt_log_probs, prompt_top_log_probs: Of the prompt, if asked for; with an answer's first update.
         cached_tokens: Of the prompt, found in the cache.
         error: What has ended it.
+        embedding: Of the prompt, if that was asked for; with the last update.
     """
 
     job: int
@@ -40,6 +41,7 @@ class Update(NamedTuple):
     prompt_top_log_probs: list[list[tuple[int, float]]]
     cached_tokens: int
     error: dict[str, str] | None
+    embedding: list[float] | None
 
 
 class Closed(Exception):
