@@ -246,6 +246,30 @@ class Engine:
         self._scheduler.add(first)
         return search
 
+    def submit_embedding(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        cache_salt: Hashable = None,
+        adapter: str | None = None,
+        priority: int = 0,
+    ) -> Request:
+        """Put a request in the queue whose result is the `embedding` of its tokens; it has no answer.
+
+        Args:
+            prompt_ids: The tokens.
+            cache_salt, adapter, priority: As for `submit`.
+
+        Raises:
+            UsageError: As for `submit`; but the tokens may fill the context.
+        """
+        prompt_ids = whole_numbers("the prompt", prompt_ids)
+        self.check(prompt_ids, room_for=0)
+        request = self._request_maker(prompt_ids, cache_salt, adapter, priority)(SamplingParams())
+        request.limit, request.wants_embedding = 0, True
+        self._scheduler.add(request)
+        return request
+
     def step(self) -> list[Request]:
         """One pass of the model over the next tokens of as many requests as the budget allows.
 

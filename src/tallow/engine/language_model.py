@@ -283,6 +283,32 @@ class LanguageModel:
             for request in requests:
                 self.engine.abort(request)
 
+    def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Tensor:
+        """A prompt as a vector: the final hidden state of its last token (after the last norm), at length 1: D, fp32.
+
+        The product of two such vectors is the cosine of the angle between them. It says how similar two texts are if
+        the model was trained for that; others give a rough guess. The tokens are those of `encode_prompt`.
+
+        Raises:
+            UsageError: As `log_probs`.
+            DataError: As `log_probs`.
+        """
+        return self.embed_batch([prompt], adapter=adapter)[0]
+
+    def embed_batch(self, prompts: Sequence[Prompt], *, adapter: str | None = None) -> Tensor:
+        """Many prompts as vectors, N D, fp32: the same, to the bit on a CPU, as one by one, sooner.
+
+        Raises:
+            UsageError, DataError: As `embed`, for any of the prompts.
+        """
+        requests = self._complete(
+            self.engine.submit_embedding(self.encode_prompt(prompt), adapter=adapter) for prompt in prompts
+        )
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+        return torch.tensor([request.embedding for request in requests]).reshape(-1, self.config.hidden_size)
+
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt.
 
@@ -314,7 +340,11 @@ class LanguageModel:
         )
 
     def _finish(self, submitted: Iterable[Request]) -> list[Generation]:
-        """What requests come to; if one cannot even be submitted, none is left behind."""
+        """What requests come to."""
+        return [Generation.of(request) for request in self._complete(submitted)]
+
+    def _complete(self, submitted: Iterable[Request]) -> list[Request]:
+        """Requests, when they have come to an end; if one cannot even be submitted, none is left behind."""
         requests: list[Request] = []
         try:
             for request in submitted:
@@ -324,7 +354,7 @@ class LanguageModel:
         finally:
             for request in requests:
                 self.engine.abort(request)
-        return [Generation.of(request) for request in requests]
+        return requests
 
     def _text(self, result: Hypothesis) -> str:
         ended = result.finish_reason == "stop"

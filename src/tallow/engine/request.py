@@ -212,10 +212,12 @@ class Request:
         top_log_probs: The likeliest tokens at each of these places, if they were asked for.
         prompt_log_probs: Log-probability of each token of the prompt but the first, if they were asked for.
         prompt_top_log_probs: The likeliest tokens at each of these places.
+        wants_embedding: Whether it ends with the prompt, whose embedding is all that is wanted.
+        embedding: The final hidden state of the prompt's last token, at length 1: D values, if they were asked for.
         followers: Requests with the same prompt that begin with their answers when it has been computed.
         beams: The search of which it is a part.
-        finish_reason: `stop` (an end token, a stop string, a complete structure), `length`, or `abort`; None while it
-            goes on.
+        finish_reason: `stop` (an end token, a stop string, a complete structure, an embedding), `length`, or `abort`;
+            None while it goes on.
         error: Why the engine gave it up; None if it did not.
         submitted_s, first_token_s, finished_s: Moments on the clock of `time.perf_counter`, in seconds.
     """
@@ -238,6 +240,8 @@ class Request:
     top_log_probs: list[TopLogProbs] = field(default_factory=list)
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[TopLogProbs] = field(default_factory=list)
+    wants_embedding: bool = False
+    embedding: list[float] | None = None
     followers: list[Request] = field(default_factory=list)
     beams: BeamSearch | None = None
     num_computed_tokens: int = 0

@@ -38,6 +38,7 @@ class Question:
         params: Arguments of `SamplingParams`, as JSON has them; without `max_new_tokens`: as many as fit.
         count: How many answers.
         log_probs: Whether those of the answers' tokens are wanted.
+        embed: Whether the prompt's embedding is wanted, and no answer.
         tools: Functions that may be called: `{"name", "description", "parameters"}`.
         tool_choice: `auto`, `none`, `required`, or the name of one after a colon.
         most_calls: Of tools, in one answer.
@@ -52,6 +53,7 @@ class Question:
     prompt: str | Sequence[int] = ""
     count: int = 1
     log_probs: bool = False
+    embed: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str = "auto"
     most_calls: int = MAX_CALLS
@@ -103,7 +105,7 @@ class Question:
                 400,
                 f"the prompt has {len(prompt_ids)} tokens, the model's context is of {facts.context_length}",
                 code="context_length_exceeded",
-                param="messages" if self.messages else "prompt",
+                param="messages" if self.messages else "input" if self.embed else "prompt",
             )
         params["max_new_tokens"] = min(most, max(room, 0))
         params["min_new_tokens"] = min(params.get("min_new_tokens", 0), params["max_new_tokens"])
@@ -119,6 +121,7 @@ class Question:
             "adapter": adapter,
             "priority": self.priority,
             "log_probs": self.log_probs,
+            "embed": self.embed,
         }
 
     def tool_parser(self, facts: Facts) -> ToolParser | None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import tallow
-from tallow.serve import anthropic_api, openai_api, page, responses_api
+from tallow.serve import anthropic_api, embeddings_api, openai_api, page, responses_api
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error_response, respond, salt_of
 from tallow.serve.requests import ChatRequest, CompletionRequest
@@ -43,6 +43,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_openai(app, service)
     responses_api.add_routes(app, service)
     anthropic_api.add_routes(app, service)
+    embeddings_api.add_routes(app, service)
     _add_admin(app, service)
     page.add_routes(app, service)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ class Piece:
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
     stopped_by: str | None = None
+    embedding: list[float] | None = None
 
 
 Watcher = Callable[[Update], None]
@@ -109,6 +110,7 @@ class Job:
         piece.prompt_log_probs += update.prompt_log_probs
         piece.prompt_top_log_probs += update.prompt_top_log_probs
         piece.finish_reason, piece.stopped_by = update.finish_reason, update.stopped_by
+        piece.embedding = update.embedding
         self._unfinished -= update.finish_reason is not None
         self._news.set()
 

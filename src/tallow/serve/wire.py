@@ -28,6 +28,7 @@ class Update(NamedTuple):
         cached_tokens: Of the prompt, found in the cache.
         error: What has ended it.
         stopped_by: The stop string that has ended it, if one has.
+        embedding: Of the prompt, if that was asked for; with the last update.
     """
 
     job: int
@@ -42,6 +43,7 @@ class Update(NamedTuple):
     cached_tokens: int
     error: dict[str, str] | None
     stopped_by: str | None
+    embedding: list[float] | None
 
 
 class Closed(Exception):

@@ -48,9 +48,9 @@ class _Answer:
             prompt = request.prompt_log_probs, request.prompt_top_log_probs
         self.num_ids, self.num_characters, self.is_begun = len(request.ids), len(request.text), True
         error = request.error.as_json()["error"] if request.error is not None else None
-        reason = request.finish_reason
-        cached, stop = request.num_cached_tokens, request.stopped_by
-        return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, cached, error, stop)
+        reason, cached = request.finish_reason, request.num_cached_tokens
+        stop, embedding = request.stopped_by, request.embedding
+        return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, cached, error, stop, embedding)
 
 
 @dataclass
@@ -146,17 +146,19 @@ class Host:
         adapter: str | None,
         priority: int,
         log_probs: bool,
+        embed: bool,
     ) -> None:
         engine = self.model.engine
+        common: dict[str, Any] = {
+            "cache_salt": salt,
+            "adapter": adapter,
+            "priority": priority if engine.policy == "priority" else 0,
+        }
         try:
-            requests = engine.submit_many(
-                prompt_ids,
-                _sampling_params(params),
-                count,
-                cache_salt=salt,
-                adapter=adapter,
-                priority=priority if engine.policy == "priority" else 0,
-            )
+            if embed:
+                requests = [engine.submit_embedding(prompt_ids, **common)]
+            else:
+                requests = engine.submit_many(prompt_ids, _sampling_params(params), count, **common)
         except TallowError as error:
             self.connection.send({"refused": {"job": job, "error": error.as_json()["error"]}})
             return
