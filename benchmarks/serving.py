@@ -152,9 +152,7 @@ async def _send(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = {"prompt": prompt, "max_tokens": new_tokens, "ignore_eos": True, "temperature": 0, "stream": stream}
     data = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-    )
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
     writer.write(head.encode() + b"Connection: close\r\n\r\n" + data)
     return reader, writer
 
@@ -182,7 +180,7 @@ async def _idle(port: int, pid: int) -> int:
     writers = []
     for _ in range(IDLE_CONNECTIONS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"}")
         writers.append(writer)
     memory = _rss(pid)

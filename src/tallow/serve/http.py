@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -225,6 +226,8 @@ class Guard:
         headers = dict(scope["headers"])
         try:
             user = self._keys.check(scope["path"], headers)
+            if not self._keys.are_wanted and not _names_this_machine(headers.get(b"host", b"")):
+                raise ApiError(403, "without keys this server answers only to localhost", code="wrong_host")
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length) > self._limits.body_bytes:
                 raise self._too_large()
@@ -279,6 +282,21 @@ def _read_keys(path: Path) -> dict[str, str]:
     if not keys or not all(keys.values()):
         raise UsageError(f"key file {path} holds no key, or an empty one", "put a key in each line, as name:key")
     return keys
+
+
+def _names_this_machine(host: bytes) -> bool:
+    """Whether a request was meant for this machine: a site whose name leads here now could read what it answers."""
+    name = host.decode("latin-1").rpartition("@")[2]
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    return is_loopback(name)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _password(token: bytes) -> bytes:

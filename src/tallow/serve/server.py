@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import uvicorn
 from tallow.console import say
 from tallow.errors import UsageError
 from tallow.serve.app import make_app
-from tallow.serve.http import Keys
+from tallow.serve.http import Keys, is_loopback
 from tallow.serve.service import Service
 from tallow.serve.settings import ServeSettings
 
@@ -39,7 +38,7 @@ def serve(settings: ServeSettings) -> None:
         DataError: A file of keys is missing.
     """
     keys = Keys.read(settings.keys_file, settings.admin_key_file)
-    if not keys.are_wanted and not _is_loopback(settings.host):
+    if not keys.are_wanted and not is_loopback(settings.host):
         raise UsageError(
             f"{settings.host} can be reached by others, and no keys are set",
             "name a file of keys with --keys-file, or listen on 127.0.0.1",
@@ -94,10 +93,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise UsageError(f"cannot listen at {host}:{port}: {error.strerror}", "choose another --port") from error
     return listening
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -42,8 +42,8 @@ class Update(NamedTuple):
     prompt_top_log_probs: list[list[tuple[int, float]]]
     cached_tokens: int
     error: dict[str, str] | None
-    stopped_by: str | None
-    embedding: list[float] | None
+    stopped_by: str | None = None
+    embedding: list[float] | None = None
 
 
 class Closed(Exception):
