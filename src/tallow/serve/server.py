@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from tallow.console import say
+from tallow.console import is_main_process, say
 from tallow.errors import UsageError
+from tallow.serve import torchrun
 from tallow.serve.app import make_app
 from tallow.serve.http import Keys
 from tallow.serve.service import Service
@@ -38,6 +39,10 @@ def serve(settings: ServeSettings) -> None:
         UsageError: The port is taken, or the host is open to others and no keys are set.
         DataError: A file of keys is missing.
     """
+    if torchrun.num_processes() > 1:
+        settings = torchrun.spread(settings)
+        if not is_main_process():
+            torchrun.follow(settings)
     keys = Keys.read(settings.keys_file, settings.admin_key_file)
     if not keys.are_wanted and not _is_loopback(settings.host):
         raise UsageError(

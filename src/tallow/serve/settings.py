@@ -21,6 +21,7 @@ class ModelSettings(Section):
         adapters: LoRA adapters by the names under which requests ask for them.
         max_running: Most answers at a time; the others wait.
         policy: Who of those that wait goes first.
+        tensor_parallel: Processes that it is spread over, on CPUs (1, or as many as `torchrun` has started).
         unload_after_s: Seconds without a request after which its process ends; None: never. The next request loads it.
     """
 
@@ -34,6 +35,7 @@ class ModelSettings(Section):
     cache_bytes: Count | None = None
     max_running: Count = 64
     policy: Literal["first-come", "priority", "shortest"] = "first-come"
+    tensor_parallel: Count = 1
     unload_after_s: Seconds | None = None
 
 
@@ -86,6 +88,7 @@ class ServeSettings(Section):
         log: An SQLite file that requests are written to; None: none is.
         log_prompts: Write prompts and answers there, too.
         threads: CPU threads of each model; None: all cores.
+        replicas: Servers of all models, on Ray; requests go where the beginning of their prompt is cached.
     """
 
     models: dict[str, ModelSettings]
@@ -97,3 +100,4 @@ class ServeSettings(Section):
     log: Path | None = None
     log_prompts: bool = False
     threads: Count | None = None
+    replicas: Count = 1
