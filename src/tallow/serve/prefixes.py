@@ -52,11 +52,12 @@ class Prefixes:
     def __init__(self) -> None:
         self._owners: OrderedDict[bytes, set[str]] = OrderedDict()
         self._loads: Counter[str] = Counter()
-        self._num_sent: Counter[str] = Counter()
+        self._turns: dict[str, int] = {}  # the number of the last request that each was sent
+        self._num_sent = 0
 
     def rank(self, names: Sequence[bytes], replicas: Collection[str]) -> list[str]:
         """The replicas, best first: those not much busier than another before the others, then those that have been
-        sent the longest of these beginnings, then those with the fewest requests now, and ever."""
+        sent the longest of these beginnings, then those with the fewest requests, then those whose turn it is."""
         least = min((self._loads[replica] for replica in replicas), default=0)
         lengths = self._lengths(names)
         return sorted(
@@ -65,14 +66,15 @@ class Prefixes:
                 self._loads[replica] >= least + MOST_BEHIND,
                 -lengths[replica],
                 self._loads[replica],
-                self._num_sent[replica],
+                self._turns.get(replica, 0),
             ),
         )
 
     def send(self, names: Sequence[bytes], replica: str) -> None:
         """A request with these beginnings goes there."""
         self._loads[replica] += 1
-        self._num_sent[replica] += 1
+        self._num_sent += 1
+        self._turns[replica] = self._num_sent
         for name in reversed(names):  # so that the shortest are forgotten last
             self._owners.setdefault(name, set()).add(replica)
             self._owners.move_to_end(name)
@@ -85,12 +87,12 @@ class Prefixes:
 
     def keep(self, replicas: Collection[str]) -> None:
         """Forget all other replicas."""
-        gone = (self._num_sent.keys() | self._loads.keys()) - set(replicas)
+        gone = self._turns.keys() - set(replicas)
         if not gone:
             return
-        for counts in (self._loads, self._num_sent):
-            for replica in gone:
-                counts.pop(replica, None)
+        for replica in gone:
+            del self._turns[replica]
+            self._loads.pop(replica, None)
         for owners in self._owners.values():
             owners -= gone
 
