@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_the_longest_beginning_wins() -> None:
 
 
 def test_new_prompts_go_where_least_is_done() -> None:
-    known, counts = Prefixes(), dict.fromkeys(BOTH, 0)
+    known, counts = Prefixes(), Counter[str]()
     for index in range(10):
         asked = names(prompt=f"{index}{LONG}")
         counts[known.rank(asked, BOTH)[0]] += 1

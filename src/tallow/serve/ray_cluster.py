@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
+import shutil
+import tempfile
 from typing import Any
 
 from tallow.errors import UsageError
@@ -31,7 +34,10 @@ def start_ray(replicas: int) -> None:
     if is_own_cluster():
         # whoever reaches Ray's ports, not all of which can be kept to this machine, could run programs here
         os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        directory = tempfile.mkdtemp(prefix="tallow-ray-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)  # Ray's own exit, registered later, comes before
         options = {
+            "_temp_dir": directory,
             "num_cpus": max(replicas, os.cpu_count() or 1),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
