@@ -231,9 +231,13 @@ class ServeOptions:
         Literal["first-come", "priority", "shortest"] | None,
         typer.Option(help="Who goes first \\[default: first-come]."),
     ] = None
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="Spread a model over so many processes \\[default: 1, or those of torchrun].")
+    ] = None
     unload_after_s: Annotated[float | None, typer.Option(help="Unload a model that nobody asks for so long.")] = None
     log: Annotated[Path | None, typer.Option(help="An SQLite file that requests are written to.")] = None
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers there, too.")] = False
+    replicas: Annotated[int | None, typer.Option(help="Servers of all models, on Ray \\[default: 1].")] = None
     threads: Threads = None
 
     def settings(

@@ -30,9 +30,11 @@ from tallow.engine.make_runner import (
     make_runner,
 )
 from tallow.engine.policies import PolicyName
+from tallow.engine.process_group import start_group
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
+from tallow.engine.tensor_parallel import check_divisible
 from tallow.errors import DataError, UsageError
 from tallow.kernels import machine_bytes
 from tallow.models.config import DecoderConfig
@@ -372,6 +374,7 @@ def load(
     cache_bytes: int | None = None,
     max_running: int = MAX_RUNNING,
     policy: PolicyName = "first-come",
+    tensor_parallel: int = 1,
 ) -> LanguageModel:
     """Load a model that can generate.
 
@@ -395,11 +398,13 @@ def load(
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
         max_running: Most answers at a time that hold blocks of the cache. The others wait.
         policy: Who goes first: `first-come`, `priority` or `shortest` (remaining job).
+        tensor_parallel: Processes that the model is spread over, on CPUs; each has an equal share of its heads. They
+            are started here and end with this one, unless `torchrun` has started this one and so many others.
 
     Raises:
         UsageError: A precision or the device is unknown, there is no GPU, the runner for the device has no cache in
-            this precision, the path is that of an adapter, the draft model has another vocabulary, or the cache is too
-            small for anything.
+            this precision, the path is that of an adapter, the draft model has another vocabulary, the cache is too
+            small for anything, or the model cannot be spread over so many processes.
         DataError: There is no such model, or it is broken.
         CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
@@ -418,7 +423,12 @@ def load(
         stored = open_model(path)
         tokenizer = stored.load_tokenizer()
         proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
-        runner = make_runner(stored, precision, weights, device, cache_precision)
+        group = None
+        if tensor_parallel != 1:
+            check_divisible(stored.model.config, tensor_parallel)
+            settings = {"name_or_path": str(path), "precision": precision, "cache_precision": cache_precision}
+            group = start_group(tensor_parallel, settings)
+        runner = make_runner(stored, precision, weights, device, cache_precision, group)
         return LanguageModel(runner, tokenizer, path, proposer, cache_bytes, max_running, policy)
 
 

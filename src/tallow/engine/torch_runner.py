@@ -49,7 +49,8 @@ class TorchRunner:
         return values * torch.empty(0, dtype=self._dtype).element_size()
 
     def allocate(self, num_blocks: int) -> None:
-        shape = (num_blocks * BLOCK_TOKENS, self.config.num_kv_heads, self.config.head_size)
+        config = self.model.config  # of a share of a model: its heads only
+        shape = (num_blocks * BLOCK_TOKENS, config.num_kv_heads, config.head_size)
         with torch.inference_mode():
             # what no token was written to is masked, but must be finite
             self._caches = [

@@ -19,6 +19,7 @@ import tokenizers
 
 from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits, ModelSettings
+from tallow.serve.torchrun import num_processes
 from tallow.serve.wire import Closed, Update, read_message, write_message
 from tallow.tokenizer.chat import ChatTemplate
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -257,7 +258,8 @@ class EngineProcess:
             while True:
                 with suppress(Closed):
                     await self._run_once()
-                if self.error is not None or self._fruitless_starts >= MOST_STARTS:
+                # torchrun's processes find each other once: it starts all of them again, if it is told to
+                if self.error is not None or self._fruitless_starts >= MOST_STARTS or num_processes() > 1:
                     break
                 self.num_restarts += 1
                 self._fail_begun()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tallow.engine.language_model import LanguageModel, load
+from tallow.engine.process_group import ProcessLost
 from tallow.engine.request import Request, RequestState, SamplingParams, TopLogProbs
 from tallow.engine.structure import Structure
 from tallow.errors import TallowError, UsageError
@@ -100,7 +101,7 @@ class Host:
         """A step that fails takes those along that were in it; what waits goes on."""
         log.exception("a step of the engine failed")
         self._num_failures += 1
-        if self._num_failures >= MOST_FAILURES:
+        if self._num_failures >= MOST_FAILURES or isinstance(error, ProcessLost):
             raise error
         reason = TallowError(f"the engine failed: {error}", "try again")
         failed = [request for request in self._answers if request.state is RequestState.RUNNING]
