@@ -1,7 +1,7 @@
 """What HTTP costs: the server beside its own engine, with the same prompts, by turns.
 
-`python benchmarks/serving.py [--model smollm2-135m] [--precision q4]`: a Markdown table. The clients are as light as can
-be (they share the machine's cores with the server), and their time counts against the server.
+`python benchmarks/serving.py [--model smollm2-135m] [--precision q4]`: a Markdown table. The clients are as light as
+can be (they share the machine's cores with the server), and their time counts against the server.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     with _engine(options.model, options.precision) as engine, _server(options.model, options.precision) as (port, pid):
         print(
-            f"| {options.precision}, tokens/s | engine | HTTP | ratio | HTTP, streamed | ratio |\n|---|---|---|---|---|---|"
+            f"| {options.precision}, tokens/s | engine | HTTP | ratio | HTTP, streamed | ratio |\n" + "|---" * 6 + "|"
         )
         for prompt_tokens, new_tokens in SHAPES:
             found: dict[str, list[float]] = {"engine": [], "whole": [], "stream": []}
@@ -152,10 +152,8 @@ async def _send(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = {"prompt": prompt, "max_tokens": new_tokens, "ignore_eos": True, "temperature": 0, "stream": stream}
     data = json.dumps(body).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-    )
-    writer.write(head.encode() + b"Connection: close\r\n\r\n" + data)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return reader, writer
 
 
@@ -182,7 +180,7 @@ async def _idle(port: int, pid: int) -> int:
     writers = []
     for _ in range(IDLE_CONNECTIONS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"}")
         writers.append(writer)
     memory = _rss(pid)

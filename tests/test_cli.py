@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tallow.engine.beam_search import BeamParams
 from tallow.engine.generation import Generation
 from tallow.engine.request import SamplingParams
 from tallow.engine.structure import Structure
+from tallow.errors import UsageError
 
 
 def run_tallow(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -64,8 +66,21 @@ BROKEN = [
     (["generate", "m", "--prompt", "x", "--n", "0"], 2, "'--n'"),
     (["generate", "m", "--prompt", "x", "--length-penalty", "2"], 2, "for beam search"),
     (["generate", "m", "--prompt", "x", "--beams", "2", "--n", "3"], 2, "at most 2 answers"),
-    (["generate", "m", "--prompt", "x", "--beams", "2", "--best-of", "2"], 2, "at most 2 answers"),
-    (["generate", "m", "--prompt", "x", "--beams", "2", "--temperature", "1"], 2, "does not sample"),
+    (["generate", "m", "--prompt", "x", "--beams", "0"], 2, "'--beams'"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--best-of", "2"], 2, "--beams excludes --best-of"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--temperature", "1"], 2, "excludes --temperature"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--log-probs", "2"], 2, "excludes --log-probs"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--regex", "a"], 2, "excludes --regex"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--choice", "a", "--stop", "b"], 2, "--stop and --choice"),
+    (["generate", "m", "--prompt", "x", "--beams", "2", "--set", "dry_multiplier=1"], 2, "--set dry_multiplier"),
+    (
+        ["generate", "m", "--prompt", "x", "--beams", "2", "--set", "structure={json_object: true}"],
+        2,
+        "--set structure",
+    ),
+    (["generate", "m", "--prompt", "x", "--json-schema", "true"], 2, "'true' is no JSON object"),
+    (["generate", "m", "--prompt", "x", "--json-schema", "[]"], 2, "'[]' is no JSON object"),
+    (["generate", "m", "--prompt", "x", "--json-schema", ""], 2, "'' is no JSON object"),
     (["generate", "m", "--prompt", "x", "--beams", "100"], 2, "num_beams is 100"),
     (["generate", "m", "--prompt", "x", "--threads", "0"], 2, "--threads 0"),
     (["bench", "infer", "m", "--batch", "many"], 2, "'--batch'"),
@@ -125,6 +140,14 @@ def test_plain_errors_go_to_standard_error_with_a_hint(
     assert "→" in captured.err
 
 
+def test_the_hint_of_a_setting_is_one_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, example in ((["generate", "m", "--prompt", "x"], "typical_p"), (["pretrain"], "pretrain.loop.steps")):
+        assert run_tallow(monkeypatch, *command, "--set", "temperature") == 2
+        assert f"→ e.g. --set {example}=" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +187,7 @@ class FakeModel:
         self.loaded: tuple[object, ...] = ()
         self.adapters: dict[str, Path] = {}
         self.asked: list[tuple[object, ...]] = []
+        self.pieces: Iterable[str] = ["pie", "ces"]
 
     def load(self, *arguments: object, **options: object) -> FakeModel:
         self.loaded = (*arguments, options)
@@ -182,9 +206,9 @@ class FakeModel:
         self.asked.append((prompt, params, adapter))
         return ANSWERS
 
-    def stream(self, prompt: object, params: SamplingParams, *, adapter: str | None) -> list[str]:
+    def stream(self, prompt: object, params: SamplingParams, *, adapter: str | None) -> Iterable[str]:
         self.asked.append((prompt, params, adapter))
-        return ["pie", "ces"]
+        return self.pieces
 
 
 ANSWERS = [
@@ -228,6 +252,7 @@ OTHER_SAMPLING = {
     "logit_bias": {42: -100.0, 7: 0.5},
     "top_log_probs": 3,
     "prompt_log_probs": True,
+    "shown_special_ids": (9,),
 }
 
 
@@ -347,6 +372,25 @@ def test_answers_as_text(
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.parametrize(("pieces", "shown"), [([], ""), (["pie"], "pie\n")])
+def test_an_error_begins_its_own_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake: FakeModel,
+    pieces: list[str],
+    shown: str,
+) -> None:
+    def broken() -> Iterator[str]:
+        yield from pieces
+        raise UsageError("the prompt is empty")
+
+    fake.pieces = broken()
+    assert run_tallow(monkeypatch, "generate", "m", "--prompt", "x") == 2
+    captured = capsys.readouterr()
+    assert captured.out == shown
+    assert captured.err.startswith("error: the prompt is empty")
+
+
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tallow(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"tallow {tallow.__version__}\n"
@@ -369,9 +413,48 @@ def test_interruption_outside_of_training(
     assert run_tallow(monkeypatch, *arguments) == 5
     captured = capsys.readouterr()
     if as_json:
-        assert json.loads(captured.out)["error"]["type"] == "Interrupted"
+        error = json.loads(captured.out)["error"]
+        assert error["type"] == "Interrupted"
+        assert "begins anew" in error["hint"]
     else:
         assert "error: interrupted" in captured.err
+
+
+@pytest.mark.parametrize(("command", "work"), [(["run", "x.yaml"], "run_recipe"), (["prepare", "x.yaml"], "run_stage")])
+def test_after_an_interruption_stages_go_on(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    work: str,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (workplace / "x.txt").write_text("some text to prepare")
+    monkeypatch.setattr(f"tallow.cli.{work}", interrupted)
+    assert run_tallow(monkeypatch, *command, "--json") == 5
+    assert json.loads(capsys.readouterr().out)["error"]["hint"] == "run the same command again to go on"
+
+
+INTERRUPTED_EARLY = """
+import os, signal, sys
+from tallow.__main__ import main
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+
+
+def test_an_interruption_while_the_command_line_is_imported() -> None:
+    command = [sys.executable, "-c", INTERRUPTED_EARLY, "report", "no-such-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.startswith("error: interrupted")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

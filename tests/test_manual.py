@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -17,10 +18,14 @@ from tests.engine.lora import random_adapter
 from typer.core import TyperGroup
 
 from tallow.cli import app
+from tallow.engine.language_model import load
+from tallow.engine.request import SamplingParams
+from tallow.engine.structure import Structure
 from tallow.models.formats import save_model
 from tallow.models.formats.adapters import write_adapter
 from tallow.recipe import Section
 from tallow.train.config import Beta
+from tallow.tune.examples import encode_record
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "docs/install.md", "docs/models.md", "docs/use.md", "docs/serving.md"]
@@ -119,6 +124,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter = directory / "runs" / "mine" / "tune" / "adapter"
     write_adapter(random_adapter(model.config, 0), model.config, adapter, "runs/mine/pretrain")
     return directory
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [Structure(json_schema=text) for text in code("json")] + [Structure(grammar=text) for text in code("lark")],
+    ids=["person.json", "sums.lark"],
+)
+def test_every_form_can_be_taken(runs: Path, structure: Structure) -> None:
+    params = SamplingParams(max_new_tokens=10, structure=structure)
+    assert load(runs / "runs" / "quickstart").generate("12 + 30 = ", params).ids
+
+
+def test_every_record_can_be_learned() -> None:
+    tokenizer = make_tokenizer()
+    [examples] = (
+        [encode_record(json.loads(line), tokenizer, line) for line in text.splitlines()] for text in code("jsonl")
+    )
+    assert all(any(example.learned) for example in examples)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))

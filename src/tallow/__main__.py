@@ -1,6 +1,17 @@
-"""`python -m tallow`."""
+"""Where the command line begins, as `tallow` and as `python -m tallow`."""
 
-from tallow.cli import main
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    """Entry point. Ctrl-C is held back until the command line, which takes a while to import, can answer it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    from tallow.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

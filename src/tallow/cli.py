@@ -32,7 +32,7 @@ from tallow.cli_options import (
 )
 from tallow.console import is_main_process
 from tallow.errors import DataError, UsageError
-from tallow.exits import escape, print_json, run_command
+from tallow.exits import escape, print_json, resumable, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 from tallow.startup import Moment, uncollected
 
@@ -105,7 +105,8 @@ def run(
 
     recipe = Recipe.load(Path(source), overrides or [])
     directory = recipe.directory(run)
-    run_recipe(recipe, directory, fresh=_fresh(fresh, resume))
+    with resumable():
+        run_recipe(recipe, directory, fresh=_fresh(fresh, resume))
     if not is_main_process():
         return
     summary = summarize(directory)
@@ -229,11 +230,13 @@ def generate(
     elif as_json or answers.n > 1 or answers.best_of is not None:
         found = loaded.sample(question, params, answers.n, best_of=answers.best_of, adapter=adapter)
     else:
+        piece = ""
         try:
             for piece in loaded.stream(question, params, adapter=adapter):
                 print(piece, end="", flush=True)
         finally:
-            print()  # also before what an error says
+            if piece:
+                print()  # also before what an error says
         return
     if as_json:
         print_json(answers.as_json(found, params))
@@ -287,13 +290,24 @@ def serve(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory, such as runs/quickstart.")], as_json: Json = False
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|LOG", help="A run directory, or the log of requests that a server has written."),
+    ],
+    as_json: Json = False,
 ) -> None:
-    """Write the HTML page that sums up a run."""
+    """Write the HTML page that sums up a run, or what a server had to do."""
+    if source.is_file():
+        from tallow.report.load import summarize_log
+        from tallow.report.page import write_log_report
+
+        load = summarize_log(source)
+        _print_result({"report": str(write_log_report(load)), **load.as_json()}, as_json)
+        return
     from tallow.report.page import write_report
     from tallow.report.summary import summarize
 
-    _print_result({"report": str(write_report(summarize(run)))}, as_json)
+    _print_result({"report": str(write_report(summarize(source)))}, as_json)
 
 
 @bench.command("infer")
@@ -363,7 +377,8 @@ def _do_stage(name: str, recipe: Recipe, directory: Path, fresh: bool, as_json: 
     for section in recipe.stages:  # a mistake in a later section is told now, not hours later
         resolve(recipe, section, directory)
     stage_run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
-    result = run_stage(name, resolve(recipe, name, directory), stage_run)
+    with resumable():
+        result = run_stage(name, resolve(recipe, name, directory), stage_run)
     if is_main_process():
         product = stage_run.directory / STAGES[name].product
         _print_result({**result, "product": str(product)}, as_json)
@@ -402,7 +417,3 @@ def _format(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-if __name__ == "__main__":
-    main()

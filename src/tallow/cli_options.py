@@ -110,7 +110,8 @@ class SamplingOptions:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "settings"}
         values |= {"stop": self.stop or [], **more}
         try:
-            return TypeAdapter(tallow.SamplingParams).validate_python(apply_overrides(values, self.settings or []))
+            values = apply_overrides(values, self.settings or [], "key=value", "typical_p=0.9")
+            return TypeAdapter(tallow.SamplingParams).validate_python(values)
         except ValidationError as error:
             problem = error.errors()[0]
             known = ", ".join(field.name for field in fields(tallow.SamplingParams))
@@ -148,8 +149,10 @@ class AnswerOptions:
     """How many answers, how they are sought, and what is told of them."""
 
     n: Annotated[int, typer.Option(min=1, help="How many answers.")] = 1
-    best_of: Annotated[int | None, typer.Option(help="Draw so many, and give the likeliest of them.")] = None
-    beams: Annotated[int | None, typer.Option(help="Search along so many beams for the likeliest answers.")] = None
+    best_of: Annotated[int | None, typer.Option(min=1, help="Draw so many, and give the likeliest of them.")] = None
+    beams: Annotated[int | None, typer.Option(min=1, help="Search along so many beams for the likeliest answers.")] = (
+        None
+    )
     length_penalty: Annotated[
         float | None, typer.Option(help="Of a beam search: above 0 longer answers are preferred \\[default: 1].")
     ] = None
@@ -167,16 +170,20 @@ class AnswerOptions:
             if self.length_penalty is not None:
                 raise UsageError("--length-penalty is for beam search", "give --beams, too")
             return None
-        if self.best_of is not None or self.n > self.beams:
-            raise UsageError(
-                f"{self.beams} beams end in at most {self.beams} answers", "take more --beams, no --best-of"
-            )
+        if self.best_of is not None:
+            raise UsageError("--beams excludes --best-of", "leave one of them out")
+        if self.n > self.beams:
+            raise UsageError(f"{self.beams} beams end in at most {self.beams} answers", "take more --beams")
         from tallow.engine.beam_search import BeamParams
 
         shared = {name: getattr(params, name) for name in ("max_new_tokens", "stop_ids", "ignore_eos")}
-        if params != tallow.SamplingParams(**shared):
+        plain = tallow.SamplingParams(**shared)
+        others = [field.name for field in fields(params) if getattr(params, field.name) != getattr(plain, field.name)]
+        if others:
             raise UsageError(
-                "a beam search does not sample", f"with --beams, only {', '.join(shared)} can be set of sampling"
+                f"--beams excludes {' and '.join(_option(name, params) for name in others)}",
+                "leave it out; besides --n and --length-penalty a beam search takes --max-new-tokens, "
+                "--set stop_ids=[ID, …] and --set ignore_eos=true",
             )
         if self.length_penalty is not None:
             shared |= {"length_penalty": self.length_penalty}
@@ -224,9 +231,13 @@ class ServeOptions:
         Literal["first-come", "priority", "shortest"] | None,
         typer.Option(help="Who goes first \\[default: first-come]."),
     ] = None
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="Spread a model over so many processes \\[default: 1, or those of torchrun].")
+    ] = None
     unload_after_s: Annotated[float | None, typer.Option(help="Unload a model that nobody asks for so long.")] = None
     log: Annotated[Path | None, typer.Option(help="An SQLite file that requests are written to.")] = None
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers there, too.")] = False
+    replicas: Annotated[int | None, typer.Option(help="Servers of all models, on Ray \\[default: 1].")] = None
     threads: Threads = None
 
     def settings(
@@ -259,6 +270,15 @@ class ServeOptions:
                 raise UsageError("an adapter needs a name and a directory", "--adapter NAME=DIR")
             served[first] = {**served[first], "adapters": served[first].get("adapters", {}) | pairs}
         return parse_section(ServeSettings, {**values, **given, "models": served}, "serve")
+
+
+def _option(name: str, params: SamplingParams) -> str:
+    """The option that sets this of the sampling parameters."""
+    option = "log_probs" if name == "top_log_probs" else name
+    if params.structure is not None and name == "structure":
+        option = next(field.name for field in fields(params.structure) if getattr(params.structure, field.name))
+    own = {field.name for group in (SamplingOptions, AnswerOptions, FormOptions) for field in fields(group)}
+    return f"--{option.replace('_', '-')}" if option in own else f"--set {name}"
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:

@@ -61,7 +61,7 @@ class CapacityError(TallowError):
 
 
 class Interrupted(TallowError):
-    """The user (or a signal) stopped the work; what is done is saved and `--resume` goes on."""
+    """The user (or a signal) stopped the work; what a stage has done is saved, and the same command goes on."""
 
     exit_code = 5
 

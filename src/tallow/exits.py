@@ -9,8 +9,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -31,6 +31,7 @@ def run_command(command: Callable[[Sequence[str]], Any]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     signal.signal(signal.SIGTERM, _interrupt)  # so that what is half-written is removed
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `__main__`
         code = command(arguments)
         if code == TYPER_INTERRUPTED:
             raise KeyboardInterrupt
@@ -40,6 +41,19 @@ def run_command(command: Callable[[Sequence[str]], Any]) -> int:
             traceback.print_exc()
         code = _report_failure(error, as_json)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Within this block is work with which the same command goes on after Ctrl-C.
+
+    Raises:
+        Interrupted: By Ctrl-C or SIGTERM.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted", "run the same command again to go on") from error
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -90,7 +104,7 @@ def _as_tallow_error(error: BaseException) -> TallowError:
     if isinstance(error, TallowError):
         return error
     if isinstance(error, typer.Abort | KeyboardInterrupt):
-        return Interrupted("interrupted", "run the same command again to go on")
+        return Interrupted("interrupted", "run again, the same command begins anew")
     if isinstance(error, TyperException):
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")

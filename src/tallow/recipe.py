@@ -80,8 +80,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(
+    values: Mapping[str, Any],
+    overrides: Sequence[str],
+    form: str = "section.key=value",
+    example: str = "pretrain.loop.steps=100",
+) -> dict[str, Any]:
     """Lay `section.key=value` settings over recipe values; a value is read as YAML.
+
+    Args:
+        values: By section, or whatever else is named before the first dot.
+        overrides: The settings.
+        form, example: What an error says of how a setting is written.
 
     Raises:
         UsageError: An override has no `=`, an empty key, or runs through something not a mapping.
@@ -91,9 +101,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         dotted, equals, text = override.partition("=")
         keys = dotted.strip().split(".")
         if not equals or not all(keys):
-            raise UsageError(
-                f"--set {override} is not of the form section.key=value", "e.g. --set pretrain.loop.steps=100"
-            )
+            raise UsageError(f"--set {override} is not of the form {form}", f"e.g. --set {example}")
         try:
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
@@ -117,7 +125,7 @@ def parse_section(kind: type[SectionType], values: Mapping[str, Any] | None, nam
         return kind.model_validate(values or {})
     except ValidationError as error:
         problems = [_describe(kind, name, problem) for problem in error.errors()[:3]]
-        raise UsageError("; ".join(problems), "see the recipe reference in docs/recipe.md") from error
+        raise UsageError("; ".join(problems), "correct it in the recipe, or by --set") from error
 
 
 def replace_setting(section: SectionType, setting: str, value: Any) -> SectionType:

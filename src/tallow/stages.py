@@ -145,7 +145,10 @@ class Recipe:
             raise UsageError(f"unknown section {unknown[0]} in the recipe", f"known: {known}")
         for key in STAGES:
             if values.get(key) is not None and not isinstance(values[key], dict):
-                raise UsageError(f"section {key} of the recipe must be a mapping of settings", "see docs/recipe.md")
+                raise UsageError(
+                    f"section {key} of the recipe must be a mapping of settings",
+                    f"write it as {key}: {{setting: value}}",
+                )
         settings = {key: values[key] for key in RunSettings.model_fields if key in values}
         return cls(
             parse_section(RunSettings, settings, "recipe"),

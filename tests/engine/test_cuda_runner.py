@@ -179,6 +179,21 @@ def test_an_engine_generates_the_same(model: Decoder) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.usefixtures("small_graphs")
+def test_embeddings_equal_the_reference(any_model: Decoder) -> None:
+    """Of steps that are recorded, filled up, and too large; each when others have run since its graph was recorded."""
+    embeddings = []
+    for runner in (make_runner(any_model), TorchRunner(any_model)):
+        engine = Engine(runner, None, cache_bytes=1 << 20)
+        embeddings.append([])
+        for lengths in ([3], [8], [1, 20], [2, 3], [3], [7, 1], [2]):
+            requests = [engine.submit_embedding(random_ids(any_model, length, length)) for length in lengths]
+            while any(request.state is not RequestState.FINISHED for request in requests):
+                engine.step()
+            embeddings[-1] += [request.embedding for request in requests]
+    torch.testing.assert_close(torch.tensor(embeddings[0]), torch.tensor(embeddings[1]), atol=1e-4, rtol=0)
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_graphs_compute_what_the_reference_does(any_model: Decoder, dtype: torch.dtype) -> None:

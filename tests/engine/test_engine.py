@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from hypothesis import strategies as st
 from tests.engine.conftest import CONFIGS, make_model, tiny
 
 from tallow.engine.beam_search import BeamParams, BeamSearch
-from tallow.engine.engine import SCORING, Engine
+from tallow.engine.engine import MAX_ANSWERS, SCORING, Engine
 from tallow.engine.policies import POLICIES
-from tallow.engine.request import Request, RequestState, SamplingParams
+from tallow.engine.request import GREATEST_CHANGE, Request, RequestState, SamplingParams
 from tallow.engine.runner import context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, StepCost
 from tallow.engine.torch_runner import TorchRunner
@@ -259,9 +260,13 @@ def test_scoring_several_times_ends(model: Decoder) -> None:
     assert requests[0].prompt_log_probs == requests[1].prompt_log_probs
 
 
-def test_no_answers_are_refused(model: Decoder) -> None:
-    with pytest.raises(UsageError, match="0 answers"):
-        Engine(TorchRunner(model), None).submit_many([1], GREEDY, 0)
+@pytest.mark.parametrize("count", [0, MAX_ANSWERS + 1])
+def test_no_answers_and_too_many_are_refused(model: Decoder, count: int) -> None:
+    engine = Engine(TorchRunner(model), None)
+    with pytest.raises(UsageError, match=f"{count:,} answers"):
+        engine.submit_many([1], GREEDY, count)
+    assert engine.state.waiting == 0
+    assert len(engine.submit_many([1], GREEDY, MAX_ANSWERS)) == MAX_ANSWERS
 
 
 @pytest.mark.parametrize("budget", [1, 5, 64])
@@ -289,12 +294,25 @@ def test_the_likeliest_tokens_are_those_of_the_model(any_model: Decoder, budget:
         torch.testing.assert_close(values, top.values, atol=1e-4, rtol=0)
 
 
-def test_stop_ids_are_of_the_vocabulary(model: Decoder) -> None:
+@pytest.mark.parametrize("unknown", [-1, 259])
+@pytest.mark.parametrize("name", ["stop_ids", "dry_breaker_ids", "logit_bias"])
+def test_named_tokens_are_of_the_vocabulary(model: Decoder, name: str, unknown: int) -> None:
     engine = Engine(TorchRunner(model), None)
-    for unknown in (-1, 259):
-        with pytest.raises(UsageError, match=f"stop_ids has token {unknown}"):
-            engine.submit([1], replace(GREEDY, stop_ids=(3, unknown), min_new_tokens=2))
+    tokens: Any = {3: 1.0, unknown: 1.0} if name == "logit_bias" else (3, unknown)
+    with pytest.raises(UsageError, match=f"{name} has token {unknown}"):
+        engine.submit([1], replace(GREEDY, min_new_tokens=2, **{name: tokens}))
     assert engine.state.waiting == 0
+
+
+def test_the_greatest_changes_of_logits_leave_tokens(model: Decoder) -> None:
+    for change in (
+        {"logit_bias": {1: GREATEST_CHANGE, 2: -GREATEST_CHANGE}},
+        {"repetition_penalty": GREATEST_CHANGE, "frequency_penalty": GREATEST_CHANGE},
+        {"repetition_penalty": 1 / GREATEST_CHANGE, "presence_penalty": -GREATEST_CHANGE},
+        {"dry_multiplier": GREATEST_CHANGE, "dry_base": 4.0, "dry_allowed_length": 1},
+    ):
+        params = replace(SAMPLED, max_new_tokens=30, ignore_eos=True, temperature=1e-30, **change)
+        assert len(answer(model, [5, 6] * 4, params)) == 30
 
 
 def test_a_seed_gives_the_same_answer_in_any_company(exact_model: Decoder) -> None:
@@ -492,6 +510,13 @@ def test_stop_strings_need_a_tokenizer(model: Decoder) -> None:
 def test_limits_are_positive(model: Decoder, limits: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="positive"):
         Engine(TorchRunner(model), None, **limits)
+
+
+@pytest.mark.parametrize("name", ["max_tokens_per_step", "max_running", "cache_bytes"])
+@pytest.mark.parametrize("value", ["1", 1.5e8, math.nan, True])
+def test_limits_are_whole_numbers(model: Decoder, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{name} is"):
+        Engine(TorchRunner(model), None, **{name: value})
 
 
 def test_frequencies_that_change_with_the_length_end_the_context(model: Decoder) -> None:

@@ -14,6 +14,7 @@ from tests.engine.conftest import make_model, make_tokenizer, tiny
 
 import tallow
 from tallow.engine.beam_search import BeamParams
+from tallow.engine.engine import MAX_ANSWERS
 from tallow.engine.language_model import LanguageModel, load
 from tallow.engine.request import SamplingParams
 from tallow.engine.torch_runner import TorchRunner
@@ -67,6 +68,16 @@ def test_a_batch_equals_its_members(lm: LanguageModel) -> None:
     batch = lm.generate_batch(prompts, PARAMS)
     assert [answer.ids for answer in batch] == [lm.generate(prompt, PARAMS).ids for prompt in prompts]
     assert lm.engine.state.running == 0
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, 5, b"abc", QUESTION[0], [1, *QUESTION], [*QUESTION, "x"], [True], ["a"], [None], iter([1])]
+)
+def test_what_is_no_prompt(lm: LanguageModel, prompt: Any) -> None:
+    for ask in (lm.generate, lm.stream, lm.beam_search, lm.log_probs):
+        with pytest.raises(UsageError, match="the prompt"):
+            ask(prompt)
+    assert lm.engine.state.waiting == 0
 
 
 def test_a_bad_prompt_leaves_no_request_behind(lm: LanguageModel) -> None:
@@ -177,15 +188,17 @@ def test_the_best_of_several_are_those_with_the_likeliest_tokens(lm: LanguageMod
 @pytest.mark.parametrize(
     ("temperature", "n", "best_of", "message"),
     [
-        (1.0, 3, 2, "best 3 of 2"),
+        (1.0, 3, 2, "3 of 2"),
+        (1.0, -1, 5, "-1 of 5"),
+        (1.0, None, None, "n is None"),
+        (1.0, 1, 2.5, "best_of is 2.5"),
+        (1.0, 1, MAX_ANSWERS + 1, "1,025 answers"),
         (0.0, 2, None, "temperature 0"),
         (0.0, 1, 2, "temperature 0"),
-        (1.0, 0, None, "0 ans"),
+        (1.0, 0, None, "0 of 0"),
     ],
 )
-def test_samples_that_make_no_sense(
-    lm: LanguageModel, temperature: float, n: int, best_of: int | None, message: str
-) -> None:
+def test_samples_that_make_no_sense(lm: LanguageModel, temperature: float, n: Any, best_of: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         lm.sample("abc", replace(PARAMS, temperature=temperature), n, best_of=best_of)
 
@@ -275,11 +288,14 @@ def test_a_cache_of_8_bits(directory: Path) -> None:
 
 def test_load_says_what_is_wrong(directory: Path, tmp_path: Path) -> None:
     unknown: Any = "q5"
+    nothing: Any = None
     other = make_tokenizer()
     other.backend.add_tokens(["hello"])
     save_model(make_model(tiny(vocab_size=260)), other, tmp_path / "other")
     with pytest.raises(UsageError, match="another vocabulary"):
         load(directory, speculate=tmp_path / "other")
+    with pytest.raises(UsageError, match="None is no model"):
+        load(directory, speculate=nothing)
     with pytest.raises(DataError, match="no-such-draft"):
         load(directory, speculate="no-such-draft")
     with pytest.raises(UsageError, match="'q5'"):

@@ -20,7 +20,7 @@ from tallow.engine import make_runner as making
 from tallow.engine.engine import Engine
 from tallow.engine.make_runner import PRECISIONS, Placement, Precision, make_runner
 from tallow.engine.native_runner import NativeRunner
-from tallow.engine.packed_file import packed_path
+from tallow.engine.packed_file import HEADER_BYTES, packed_file, packed_path
 from tallow.engine.packing import Part
 from tallow.engine.runner import Runner
 from tallow.errors import CapacityError, UsageError
@@ -124,7 +124,7 @@ def test_the_second_start_packs_nothing(
     assert "packing" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "model"])
+@pytest.mark.parametrize("damage", ["cut", "header", "body", "end", "model"])
 def test_a_file_that_does_not_fit_is_made_anew(stored: Path, damage: str) -> None:
     expected = log_probs(mapped(stored))
     path = packed_path(stored, "int4")
@@ -133,12 +133,61 @@ def test_a_file_that_does_not_fit_is_made_anew(stored: Path, damage: str) -> Non
         path.write_bytes(whole[:-1])
     elif damage == "header":
         path.write_bytes(whole[:30] + b"?" + whole[31:])
+    elif damage in ("body", "end"):  # the file is so small that the sample is all of it
+        place = len(whole) // 2 if damage == "body" else len(whole) - 1
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     else:
         os.utime(stored, (0, 0))
     assert torch.equal(log_probs(mapped(stored)), expected)
     assert path.stat().st_size == len(whole)
     assert (path.read_bytes() == whole) == (damage != "model")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_longer_damage_is_always_found(stored: Path) -> None:
+    size, form = 8 << 20, "int4"
+    with packed_file(stored, form, size) as packed:
+        assert not packed.is_filled
+    path = packed_path(stored, form)
+    for place in range(HEADER_BYTES, HEADER_BYTES + size, size // 20):
+        with packed_file(stored, form, size) as packed:
+            assert packed.is_filled
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(b"?" * (size // 50))
+        with packed_file(stored, form, size) as packed:
+            assert not packed.is_filled
+
+
+PACK = """
+import sys, time
+from pathlib import Path
+from tallow.engine.packed_file import packed_file
+with packed_file(Path(sys.argv[1]), "int8", 1 << 20):
+    print("packing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_packer_leaves_is_removed_by_the_next(stored: Path, tmp_path: Path) -> None:
+    directory = packed_path(stored, "int4").parent
+    other = tmp_path / "other"
+    other.mkdir()
+    with subprocess.Popen([sys.executable, "-c", PACK, str(other)], stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline()
+        [left] = directory.iterdir()
+        mapped(stored)
+        assert left.exists(), "it is still being written"
+        killed.kill()
+    packed_path(stored, "int4").unlink()
+    with packed_file(other, "int8", 1 << 20):  # this process may pack two at a time, too
+        assert not left.exists()
+        mapped(stored)
+    assert {path.name for path in directory.iterdir()} == {
+        packed_path(stored, "int4").name,
+        packed_path(other, "int8").name,
+    }
 
 
 def test_streamed_layers(stored: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

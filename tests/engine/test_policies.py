@@ -53,7 +53,7 @@ class NoModel:
             end = span.start + len(span.tokens)
             assert all(len(table) * BLOCK_TOKENS >= end for table in span.tables), "there are no blocks for its tokens"
         rows = sum(span.wanted for span in spans)
-        return Scores(torch.zeros(rows, self.config.vocab_size), [1] * rows, [0.0] * rows, [0.0] * rows)
+        return Scores(torch.zeros(rows, self.config.vocab_size), [1] * rows, [0.0] * rows, [0.0] * rows, torch.zeros)
 
     def run_ahead(
         self, spans: Sequence[Span], draws: Sequence[Draw], stop_ids: Sequence[Sequence[int]], passes: int

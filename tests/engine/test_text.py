@@ -12,8 +12,8 @@ from tallow.engine.text import OutputText
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 
-def feed(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...]) -> tuple[list[str], bool]:
-    """What is shown after each token and at the end, and whether a stop string ended it."""
+def feed(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...]) -> tuple[list[str], str | None]:
+    """What is shown after each token and at the end, and which stop string ended it."""
     output, shown = OutputText(StreamDecoder(tokenizer), stop), []
     for id in ids:
         stopped = output.push(id)
@@ -21,9 +21,9 @@ def feed(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...]) -> tuple[l
         if stopped:
             output.finish()
             assert output.text == shown[-1]
-            return shown, True
+            return shown, output.stopped_by
     output.finish()
-    return [*shown, output.text], False
+    return [*shown, output.text], output.stopped_by
 
 
 class Pieces(StreamDecoder):
@@ -37,13 +37,14 @@ class Pieces(StreamDecoder):
         return self.pieces[id]
 
 
-def cut_by_characters(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+def cut_by_characters(text: str, stop: tuple[str, ...]) -> tuple[str, str | None]:
     """The definition: read on until a stop string is complete; of those that end there the longest counts."""
     for end in range(1, len(text) + 1):
         complete = [string for string in stop if text[:end].endswith(string)]
         if complete:
-            return text[: end - len(max(complete, key=len))], True
-    return text, False
+            longest = max(complete, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
 
 
 @given(text=st.text("aab,é\n", max_size=30), stop=st.lists(st.text("aab,é", min_size=1, max_size=4), max_size=3))
@@ -68,13 +69,14 @@ def test_it_does_not_matter_how_text_falls_into_tokens(
     for index in range(len(pieces)):
         stopped = stopped or output.push(index)
     output.finish()
-    assert (output.text, stopped) == cut_by_characters("".join(pieces), tuple(stop))
+    assert (output.text, output.stopped_by) == cut_by_characters("".join(pieces), tuple(stop))
+    assert stopped == (output.stopped_by is not None)
 
 
 def test_the_start_of_a_stop_string_is_held_back(tokenizer: Tokenizer) -> None:
     shown, stopped = feed(tokenizer, tokenizer.encode("a##b###c"), ("###",))
     assert shown == ["a", "a", "a", "a##b", "a##b", "a##b", "a##b"]
-    assert stopped
+    assert stopped == "###"
 
 
 def test_what_was_held_back_is_shown_at_the_end(tokenizer: Tokenizer) -> None:

@@ -97,6 +97,15 @@ def test_no_origin_is_let_in(served: Served) -> None:
             assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+def test_a_name_that_leads_here_now_is_not_answered(served: Served) -> None:
+    port = served.url.rpartition(":")[2]
+    with served.client() as client:
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", ""):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 403, host
+        for host in ("localhost", f"LOCALHOST:{port}", f"127.0.0.1:{port}", "[::1]:80"):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 200, host
+
+
 def test_cve_2025_46570_prefixes_of_other_keys_are_not_told_by_time(guarded: Served) -> None:
     body = CHAT | {"messages": [{"role": "user", "content": "a secret that is quite long " * 6}]}
 
@@ -274,11 +283,11 @@ def test_bodies_are_bounded(serve: Callable[..., Served]) -> None:
         assert client.post("/v1/chat/completions", content=chunked).status_code == 413
         for length in ("-5", "1e3", "99999999999999999999"):
             with _raw(
-                served, f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+                served, f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
             ) as answer:
                 assert b" 400 " in answer or b" 413 " in answer, answer
     begin = time.monotonic()
-    with _raw(served, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{") as answer:
+    with _raw(served, "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{") as answer:
         assert b" 408 " in answer
     assert time.monotonic() - begin < 5
     with _raw(served, "GET /" + "a" * 100_000 + " HTTP/1.1\r\n\r\n") as answer:

@@ -91,7 +91,7 @@ def test_an_adapter_named_as_a_model_is_refused_with_the_way(tmp_path: Path) -> 
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError, match="is an adapter") as refused:
         load(tmp_path / "adapter")
-    assert "docs/use.md" in refused.value.hint
+    assert "--adapter" in refused.value.hint
     save_model(tiny_model(300), None, tmp_path / "model")
     with pytest.raises(UsageError) as refused:
         load(tmp_path / "adapter")

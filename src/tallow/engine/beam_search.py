@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tallow.engine.request import FinishReason, Request, TopLogProbs, number, whole_number, whole_numbers
+from tallow.engine.checks import flag, number, whole_number, whole_numbers
+from tallow.engine.request import FinishReason, Request, TopLogProbs
 from tallow.engine.scheduler import Scheduler
 from tallow.errors import TallowError, UsageError
 
@@ -52,7 +53,8 @@ class BeamParams:
         if not abs(self.length_penalty) <= GREATEST_PENALTY:
             wanted = f"it must be from {-GREATEST_PENALTY} to {GREATEST_PENALTY}"
             raise UsageError(f"length_penalty is {self.length_penalty}", wanted)
-        if self.early_stopping not in (True, False, "never"):
+        flag("ignore_eos", self.ignore_eos)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise UsageError(f"early_stopping is {self.early_stopping!r}", "it must be true, false or 'never'")
         if not 1 <= self.num_beams <= MOST_BEAMS:
             raise UsageError(f"num_beams is {self.num_beams}", f"it must be from 1 to {MOST_BEAMS}")

@@ -73,9 +73,11 @@ class CudaRunner(TorchRunner):
         self._record = GraphRecorder() if record is None else record
         self._can_record = not _reads_positions(config)
         self._recorded: dict[int, Work] = {}
+        self._hidden_TD: dict[int, Tensor] = {}  # by size: where its graph leaves them
 
     def allocate(self, num_blocks: int) -> None:
         self._recorded.clear()
+        self._hidden_TD.clear()
         # one block more, for the keys and values of the tokens that fill up a step
         super().allocate(num_blocks + 1)
         tables = len(self.layout.windows)
@@ -102,12 +104,14 @@ class CudaRunner(TorchRunner):
             rows = wanted_rows(spans)
             # a slice where that will do: most steps want every row
             chosen = slice(count) if len(rows) == count else rows
-            return make_scores(self._logits_TV[chosen], self._summary_3T[:, chosen])
+            hidden_TD = self._hidden_TD[size]
+            return make_scores(self._logits_TV[chosen], self._summary_3T[:, chosen], lambda row: hidden_TD[rows[row]])
 
     def _compute(self, size: int) -> None:
         """From the buffer of inputs to those of logits and what they come to."""
         context = TiledContext(self._inputs, size, size, 1, self.layout, self._caches)
         hidden_1TD = self.model(context.tokens_BT, context)
+        self._hidden_TD[size] = hidden_1TD[0]
         logits_TV = self._logits_TV[:size]
         logits_TV.copy_(self.model.logits(hidden_1TD)[0])
         self._summary_3T[:, :size].copy_(summarize(logits_TV))

@@ -19,8 +19,9 @@ from tallow.engine.adapters import AdapterRegistry, LoadedAdapter
 from tallow.engine.beam_search import BeamParams, BeamSearch
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.blocks import BlockPool
+from tallow.engine.checks import whole_number, whole_numbers
 from tallow.engine.policies import POLICIES, PolicyName
-from tallow.engine.request import Request, RequestState, SamplingParams, whole_numbers
+from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.run_ahead import RUN_AHEAD_S, RunAhead
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.sampler import Sampler
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from tallow.engine.grammar import Constraint, Grammars
 
 MAX_RUNNING = 64
+MAX_ANSWERS = 1024
+"""To one prompt: each is a request with all that belongs to it, made before the first of them runs."""
+
 CACHE_SHARE = 8
 """The cache may take this part of the memory of the machine, or of its GPU, if nothing else is said."""
 
@@ -93,7 +97,7 @@ class Engine:
             0: a token a step.
 
     Raises:
-        UsageError: A limit is not positive, the cache too small for anything, or the policy unknown.
+        UsageError: A limit is no positive number, the cache too small for anything, or the policy unknown.
     """
 
     def __init__(
@@ -109,6 +113,8 @@ class Engine:
         compile_limits: CompileLimits | None = None,
         run_ahead_s: float = RUN_AHEAD_S,
     ) -> None:
+        max_tokens_per_step = whole_number("max_tokens_per_step", max_tokens_per_step)
+        max_running = whole_number("max_running", max_running)
         if max_tokens_per_step < 1 or max_running < 1:
             raise UsageError("max_tokens_per_step and max_running must be positive", "leave them at their defaults")
         if policy not in POLICIES:
@@ -122,7 +128,8 @@ class Engine:
         self.eos_ids &= frozenset(range(runner.config.vocab_size))  # another never comes, and cannot be held back
         longest = context_length(runner.config)
         self._step_tokens = max_tokens_per_step
-        given = cache_bytes if cache_bytes is not None else machine_bytes(runner.device.type) // CACHE_SHARE
+        most = machine_bytes(runner.device.type) // CACHE_SHARE
+        given = whole_number("cache_bytes", cache_bytes) if cache_bytes is not None else most
         num_blocks = min(max_running * self._most_blocks(longest), given // runner.block_bytes)
         self.context_length = bisect_right(range(longest + 1), num_blocks, key=self._most_blocks) - 1
         if self.context_length < 1:
@@ -181,14 +188,14 @@ class Engine:
         Args:
             prompt_ids: The tokens to continue.
             params: How, and how far; the seeds of the answers are this one and those after it.
-            count: How many.
+            count: How many, at most `MAX_ANSWERS`.
             cache_salt, adapter, priority: As for `submit`.
 
         Raises:
-            UsageError: As for `submit`, or no answer is wanted.
+            UsageError: As for `submit`, or no answer is wanted, or too many.
         """
-        if count < 1:
-            raise UsageError(f"{count} answers cannot be given", "ask for at least one")
+        if not 1 <= whole_number("the number of answers", count) <= MAX_ANSWERS:
+            raise UsageError(f"{count:,} answers to one prompt cannot be given", f"ask for 1 to {MAX_ANSWERS:,}")
         prompt_ids = whole_numbers("the prompt", prompt_ids)
         self.check(prompt_ids, room_for=min(1, params.max_new_tokens))
         if params.stop and self.tokenizer is None:
@@ -238,6 +245,30 @@ class Engine:
         search = BeamSearch(params, first, lambda: make(sampling))
         self._scheduler.add(first)
         return search
+
+    def submit_embedding(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        cache_salt: Hashable = None,
+        adapter: str | None = None,
+        priority: int = 0,
+    ) -> Request:
+        """Put a request in the queue whose result is the `embedding` of its tokens; it has no answer.
+
+        Args:
+            prompt_ids: The tokens.
+            cache_salt, adapter, priority: As for `submit`.
+
+        Raises:
+            UsageError: As for `submit`; but the tokens may fill the context.
+        """
+        prompt_ids = whole_numbers("the prompt", prompt_ids)
+        self.check(prompt_ids, room_for=0)
+        request = self._request_maker(prompt_ids, cache_salt, adapter, priority)(SamplingParams())
+        request.limit, request.wants_embedding = 0, True
+        self._scheduler.add(request)
+        return request
 
     def step(self) -> list[Request]:
         """One pass of the model over the next tokens of as many requests as the budget allows.
@@ -412,8 +443,8 @@ class Engine:
         handle, vocab_size = self._adapters.handle(adapter), self.runner.config.vocab_size
 
         def make(params: SamplingParams) -> Request:
-            for name, tokens in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
-                if unknown := [token for token in tokens if not 0 <= token < vocab_size]:
+            for name in ("logit_bias", "stop_ids", "dry_breaker_ids"):
+                if unknown := [token for token in getattr(params, name) if not 0 <= token < vocab_size]:
                     raise UsageError(
                         f"{name} has token {unknown[0]}, but the vocabulary is of {vocab_size}", "leave it out"
                     )

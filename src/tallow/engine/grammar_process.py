@@ -57,7 +57,10 @@ class GrammarProcess:
         if reply["data_bytes"] > KEPT_BYTES:
             self.close()
         if reply["error"]:
-            raise UsageError(f"the structure cannot be used: {reply['error']}", "see docs/use.md")
+            raise UsageError(
+                f"the structure cannot be used: {reply['error']}",
+                "take most of JSON Schema, expressions without look-around, or a Lark grammar with a rule `start`",
+            )
         return reply["data_bytes"]
 
     def close(self) -> None:

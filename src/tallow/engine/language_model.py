@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from reprlib import repr as shown
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from tallow.engine.beam_search import BeamParams, Hypothesis
+from tallow.engine.checks import whole_number
 from tallow.engine.engine import MAX_RUNNING, SCORING, Engine
 from tallow.engine.generation import Generation, Stream
 from tallow.engine.make_runner import (
@@ -28,9 +30,11 @@ from tallow.engine.make_runner import (
     make_runner,
 )
 from tallow.engine.policies import PolicyName
+from tallow.engine.process_group import start_group
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner, context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
+from tallow.engine.tensor_parallel import check_divisible
 from tallow.errors import DataError, UsageError
 from tallow.kernels import machine_bytes
 from tallow.models.config import DecoderConfig
@@ -139,8 +143,8 @@ class LanguageModel:
             adapter: The name of a loaded adapter to do it with.
 
         Raises:
-            UsageError: The prompt is empty, not of this vocabulary, or leaves no room for an answer; or there is no
-                such adapter.
+            UsageError: The prompt is no `Prompt`, is empty, not of this vocabulary, or leaves no room for an answer; or
+                there is no such adapter.
             DataError: The model has no chat template, or it refuses the conversation.
         """
         return self.generate_batch([prompt], params, adapter=adapter)[0]
@@ -169,19 +173,19 @@ class LanguageModel:
         Args:
             prompt: As for `generate`.
             params: How, and how far; the seeds of the answers are this one and those after it.
-            n: How many answers to give.
-            best_of: Draw so many, and give the `n` with the best `score`: the log-probability per token. None: `n`, in
-                the order of their seeds.
+            n: How many answers to give, at most `MAX_ANSWERS`.
+            best_of: Draw so many (at most that, too), and give the `n` with the best `score`: the log-probability per
+                token. None: `n`, in the order of their seeds.
             adapter: The name of a loaded adapter to do it with.
 
         Raises:
-            UsageError: As `generate`; or no answer is wanted, `best_of` is less than `n`, or several answers at
-                temperature 0, which would be the same.
+            UsageError: As `generate`; or no answer is wanted, or too many, `best_of` is less than `n`, or several
+                answers at temperature 0, which would be the same.
             DataError: As `generate`.
         """
-        drawn = n if best_of is None else best_of
-        if drawn < n:
-            raise UsageError(f"the best {n} of {drawn} answers cannot be given", "best_of must be at least n")
+        drawn = whole_number("n", n) if best_of is None else whole_number("best_of", best_of)
+        if not 1 <= whole_number("n", n) <= drawn:
+            raise UsageError(f"{n} of {drawn} answers cannot be given", "ask for 1 at least, and draw as many or more")
         if drawn > 1 and params.temperature == 0:
             raise UsageError(
                 "at temperature 0 several answers would be the same", "raise the temperature, or search with beams"
@@ -281,16 +285,43 @@ class LanguageModel:
             for request in requests:
                 self.engine.abort(request)
 
+    def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Tensor:
+        """A prompt as a vector: the final hidden state of its last token (after the last norm), at length 1: D, fp32.
+
+        The product of two such vectors is the cosine of the angle between them. It says how similar two texts are if
+        the model was trained for that; others give a rough guess. The tokens are those of `encode_prompt`.
+
+        Raises:
+            UsageError: As `log_probs`.
+            DataError: As `log_probs`.
+        """
+        return self.embed_batch([prompt], adapter=adapter)[0]
+
+    def embed_batch(self, prompts: Sequence[Prompt], *, adapter: str | None = None) -> Tensor:
+        """Many prompts as vectors, N D, fp32: the same, to the bit on a CPU, as one by one, sooner.
+
+        Raises:
+            UsageError, DataError: As `embed`, for any of the prompts.
+        """
+        requests = self._complete(
+            self.engine.submit_embedding(self.encode_prompt(prompt), adapter=adapter) for prompt in prompts
+        )
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+        return torch.tensor([request.embedding for request in requests]).reshape(-1, self.config.hidden_size)
+
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt.
 
         Raises:
+            UsageError: It is neither a text nor token ids nor messages.
             DataError: It is a conversation, and the model has no chat template, or it refuses the conversation.
         """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=True)
-        if messages := _messages(prompt):
-            return self.encode_chat(messages)
+        if _is_conversation(prompt):
+            return self.encode_chat(prompt)
         return [token for token in prompt if not isinstance(token, Mapping)]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -303,7 +334,7 @@ class LanguageModel:
 
     def _turn(self, prompt: Prompt, params: Params) -> tuple[list[int], Params]:
         """The tokens of a prompt, and how to answer it."""
-        return self.encode_prompt(prompt), self._until_turn_end(params) if _messages(prompt) else params
+        return self.encode_prompt(prompt), self._until_turn_end(params) if _is_conversation(prompt) else params
 
     def _until_turn_end(self, params: Params) -> Params:
         return (
@@ -311,7 +342,11 @@ class LanguageModel:
         )
 
     def _finish(self, submitted: Iterable[Request]) -> list[Generation]:
-        """What requests come to; if one cannot even be submitted, none is left behind."""
+        """What requests come to."""
+        return [Generation.of(request) for request in self._complete(submitted)]
+
+    def _complete(self, submitted: Iterable[Request]) -> list[Request]:
+        """Requests, when they have come to an end; if one cannot even be submitted, none is left behind."""
         requests: list[Request] = []
         try:
             for request in submitted:
@@ -321,7 +356,7 @@ class LanguageModel:
         finally:
             for request in requests:
                 self.engine.abort(request)
-        return [Generation.of(request) for request in requests]
+        return requests
 
     def _text(self, result: Hypothesis) -> str:
         ended = result.finish_reason == "stop"
@@ -339,6 +374,7 @@ def load(
     cache_bytes: int | None = None,
     max_running: int = MAX_RUNNING,
     policy: PolicyName = "first-come",
+    tensor_parallel: int = 1,
 ) -> LanguageModel:
     """Load a model that can generate.
 
@@ -362,11 +398,13 @@ def load(
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
         max_running: Most answers at a time that hold blocks of the cache. The others wait.
         policy: Who goes first: `first-come`, `priority` or `shortest` (remaining job).
+        tensor_parallel: Processes that the model is spread over, on CPUs; each has an equal share of its heads. They
+            are started here and end with this one, unless `torchrun` has started this one and so many others.
 
     Raises:
         UsageError: A precision or the device is unknown, there is no GPU, the runner for the device has no cache in
-            this precision, the path is that of an adapter, the draft model has another vocabulary, or the cache is too
-            small for anything.
+            this precision, the path is that of an adapter, the draft model has another vocabulary, the cache is too
+            small for anything, or the model cannot be spread over so many processes.
         DataError: There is no such model, or it is broken.
         CapacityError: There is no room for the weights, or for the file of mapped ones.
     """
@@ -385,7 +423,12 @@ def load(
         stored = open_model(path)
         tokenizer = stored.load_tokenizer()
         proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
-        runner = make_runner(stored, precision, weights, device, cache_precision)
+        group = None
+        if tensor_parallel != 1:
+            check_divisible(stored.model.config, tensor_parallel)
+            settings = {"name_or_path": str(path), "precision": precision, "cache_precision": cache_precision}
+            group = start_group(tensor_parallel, settings)
+        runner = make_runner(stored, precision, weights, device, cache_precision, group)
         return LanguageModel(runner, tokenizer, path, proposer, cache_bytes, max_running, policy)
 
 
@@ -409,6 +452,18 @@ def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, devi
     return DraftModel(runner, cache_bytes, vocab_size)
 
 
-def _messages(prompt: Prompt) -> list[Message]:
-    """The messages of a prompt; none if it is not a conversation."""
-    return [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, Mapping)]
+def _is_conversation(prompt: Prompt) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt consists of messages.
+
+    Raises:
+        UsageError: It is no prompt, or only some of it are messages.
+    """
+    if isinstance(prompt, str):
+        return False
+    forms = "give a text, a sequence of token ids, or the messages of a conversation"
+    if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Collection):
+        raise UsageError(f"the prompt is {shown(prompt)}", forms)
+    are_messages = {isinstance(part, Mapping) for part in prompt}
+    if len(are_messages) > 1:
+        raise UsageError("the prompt has messages and something else in it", forms)
+    return True in are_messages

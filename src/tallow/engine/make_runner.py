@@ -11,7 +11,9 @@ from tallow.console import say
 from tallow.engine.native_runner import CacheNumber, Incompressible, NativeRunner, is_available
 from tallow.engine.packed_file import incompressible_modules, packed_file
 from tallow.engine.packing import GROUP_SIZE, Number, plan_packing
+from tallow.engine.process_group import ProcessGroup
 from tallow.engine.runner import Runner
+from tallow.engine.tensor_parallel import TensorParallelRunner, shard
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import UsageError
 from tallow.kernels import cpu, free_bytes, prefers_fast, triton
@@ -40,6 +42,7 @@ def make_runner(
     weights: Placement = "memory",
     device: Device = "cpu",
     cache_precision: CachePrecision = "auto",
+    group: ProcessGroup | None = None,
 ) -> Runner:
     """Make a model ready to generate.
 
@@ -50,13 +53,17 @@ def make_runner(
         weights: As `load` says; only those of a stored model can be mapped.
         device: As `load` says.
         cache_precision: As `load` says.
+        group: The processes that the model is spread over, each of which calls this; None: it is here as a whole.
 
     Raises:
         UsageError: The weights cannot be mapped, there is no such device, or the runner for it cannot hold keys and
-            values in this precision.
+            values in this precision; or the model cannot be spread over so many processes, or not on GPUs.
+        DataError: The processes have loaded different models.
         CapacityError: The disk has no room for the file that is to be mapped.
     """
     on_gpu = _chooses_gpu(device)
+    if on_gpu and group is not None:
+        raise UsageError("models are spread over processes on CPUs only", "give --device cpu, or no --tensor-parallel")
     source = LoadedModel(model) if isinstance(model, Decoder) else model
     bits, stored_bits = BITS.get(precision), quantized_bits(source.model)
     if stored_bits is not None and precision != "auto" and bits != stored_bits:
@@ -71,14 +78,18 @@ def make_runner(
     stored = {parameter.dtype for parameter in source.model.parameters()}
     in_bf16 = precision == "bf16" or (precision != "fp32" and stored == {torch.bfloat16})
     plain = stored <= {torch.float32, torch.bfloat16, torch.float16}
-    if not on_gpu and prefers_fast() and plain and is_available(source.model):
+    if not on_gpu and group is None and prefers_fast() and plain and is_available(source.model):
         return _native(source, precision, in_bf16, weights, cache_precision)
     _refuse_mapping(weights)
     dtype = torch.bfloat16 if precision == "bf16" or (in_bf16 and (on_gpu or native_bf16())) else torch.float32
     _refuse_another_cache(cache_precision, dtype)
     decoder = source.load()
+    if group is not None:
+        shard(decoder, group)
     if bits is not None and stored_bits is None:
         quantize_modules(decoder, bits, GROUP_SIZE)
+    if group is not None:
+        return TensorParallelRunner(decoder.to(dtype), source.model.config, group)
     return _on_gpu(decoder.to("cuda", dtype)) if on_gpu else TorchRunner(decoder.to(dtype))
 
 

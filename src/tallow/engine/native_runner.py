@@ -166,7 +166,13 @@ class NativeRunner:
         summaries = self._decoder.step(tuples, address, stride, draws, stop_ids, passes)
         if wanted not in self._views:
             self._views[wanted] = self._logits_RV[:wanted, : self.config.vocab_size]
-        return [Scores(self._views[wanted], *summary, are_drawn=bool(draws)) for summary in summaries]
+        view, are_drawn = self._views[wanted], bool(draws)
+        return [Scores(view, *summary, hidden=self._hidden, are_drawn=are_drawn) for summary in summaries]
+
+    def _hidden(self, row: int) -> Tensor:
+        hidden_D = torch.empty(self.config.hidden_size)
+        self._decoder.hidden(row, hidden_D.data_ptr())
+        return hidden_D
 
     def load_adapter(self, adapter: Adapter) -> int:
         handle, loaded, size = next(self._handles), self._native.Adapter(), 0

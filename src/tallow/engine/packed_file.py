@@ -2,10 +2,14 @@
 
 The file is written once, when the weights are packed straight into the mapping, and used as it is from then on. It lies
 in `packed/` below `$TALLOW_HOME`, is made anew when the model's files have changed, and may be deleted at any time.
+
+It is taken for whole if its header, its size and a sample of its pages are as they were written. So damage over a
+fiftieth of its length is always found, a single broken page seldom: reading all of it would take as long as packing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import mmap
@@ -14,14 +18,14 @@ import shutil
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from tallow.console import say
 from tallow.errors import CapacityError, reading
-from tallow.files import atomic_file, file_stamps, hash_value
+from tallow.files import PARTIAL, atomic_file, file_stamps, hash_value
 from tallow.models.store import store_directory
 
 LAYOUT = 2
@@ -32,20 +36,26 @@ KEPT_FREE_BYTES = 1 << 30
 """Of the disk."""
 
 PROBED_BYTES = 64 << 20
+SAMPLED_PAGES, PAGE_BYTES = 64, 4096
 
 
 class PackedFile:
     """A file of packed weights, mapped and shared with every process that uses it.
 
     Args:
-        path: A file of so many bytes and a header.
-        is_filled: Whether the weights are in it; else they can be written.
+        path: A file of a header and so many bytes.
+        is_filled: Whether the weights are in it; else it gets its size here, and they can be written.
     """
 
     def __init__(self, path: Path, num_bytes: int, *, is_filled: bool) -> None:
         self.num_bytes, self.is_filled = num_bytes, is_filled
         self.descriptor = os.open(path, os.O_RDONLY if is_filled else os.O_RDWR)
         weakref.finalize(self, os.close, self.descriptor)
+        if not is_filled:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX)  # as long as the writer lives: see `_remove_abandoned`
+            # reserved, because a full disk would kill whoever writes later
+            os.posix_fallocate(self.descriptor, 0, HEADER_BYTES + num_bytes)
         protection = mmap.PROT_READ if is_filled else mmap.PROT_READ | mmap.PROT_WRITE
         self._mapping = mmap.mmap(self.descriptor, HEADER_BYTES + num_bytes, mmap.MAP_SHARED, protection)
         self._bytes = np.frombuffer(self._mapping, np.uint8)
@@ -55,8 +65,23 @@ class PackedFile:
         """Of the file's begin in memory; the weights begin `HEADER_BYTES` later."""
         return self._bytes.ctypes.data
 
-    def write_header(self, header: bytes) -> None:
-        self._mapping[: len(header)] = header
+    def seal(self, header: bytes) -> None:
+        """Write the header, and behind it a digest of a sample of the weights, once they are there."""
+        sealed = header + self._sample()
+        self._mapping[: len(sealed)] = sealed
+
+    def is_sealed(self, header: bytes) -> bool:
+        """Whether the file has this header, and the weights are as they were when it was written."""
+        sealed = header + self._sample()
+        return self._mapping[: len(sealed)] == sealed
+
+    def _sample(self) -> bytes:
+        """A digest of pages at even distances, from the first to the last."""
+        digest, last = hashlib.sha256(), max(0, self.num_bytes - PAGE_BYTES)
+        for index in range(SAMPLED_PAGES):
+            place = HEADER_BYTES + last * index // (SAMPLED_PAGES - 1)
+            digest.update(os.pread(self.descriptor, PAGE_BYTES, place))
+        return digest.digest()
 
     def read_bandwidth(self) -> float:
         """Bytes per second that come from the disk, by reading the file's begin past all caches of the system."""
@@ -84,11 +109,13 @@ def packed_file(model: Path, form: str, num_bytes: int, incompressible: Sequence
         UsageError: The place cannot be written.
     """
     header, path = _header(model, form, num_bytes, incompressible), packed_path(model, form)
-    if _is_current(path, header, num_bytes):
-        yield PackedFile(path, num_bytes, is_filled=True)
+    packed = _open(path, num_bytes)
+    if packed is not None and packed.is_sealed(header):
+        yield packed
         return
     size = f"{num_bytes / 1e9:,.2f} GB"
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
     if shutil.disk_usage(path.parent).free < num_bytes + KEPT_FREE_BYTES:
         raise CapacityError(
             f"the disk has no room for the packed weights of {model} ({size}) at {path.parent}",
@@ -96,13 +123,9 @@ def packed_file(model: Path, form: str, num_bytes: int, incompressible: Sequence
         )
     say(f"packing the weights of {model} once, into {path} ({size}; it may be deleted at any time)")
     with atomic_file(path) as temporary:
-        with open(temporary, "r+b") as file:
-            os.posix_fallocate(
-                file.fileno(), 0, HEADER_BYTES + num_bytes
-            )  # a full disk would kill whoever writes later
         packed = PackedFile(temporary, num_bytes, is_filled=False)
         yield packed
-        packed.write_header(header)
+        packed.seal(header)
 
 
 def incompressible_modules(model: Path, form: str) -> list[str]:
@@ -133,8 +156,18 @@ def _header(model: Path, form: str, num_bytes: int, incompressible: Sequence[str
     return text + hashlib.sha256(text).digest()
 
 
-def _is_current(path: Path, header: bytes, num_bytes: int) -> bool:
+def _open(path: Path, num_bytes: int) -> PackedFile | None:
+    """The file that is there, if it has the right size."""
     if not path.exists() or path.stat().st_size != HEADER_BYTES + num_bytes:
-        return False
-    with reading(path, "file of packed weights"), open(path, "rb") as file:
-        return file.read(len(header)) == header
+        return None
+    with reading(path, "file of packed weights"):
+        return PackedFile(path, num_bytes, is_filled=True)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove what writers have left that were killed: one that lives has locked its file before it gave it a size."""
+    for partial in directory.glob(f".*{PARTIAL}"):
+        with suppress(OSError), open(partial, "r+b") as file:  # it is locked, or another's, or gone by now
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_size:
+                partial.unlink()

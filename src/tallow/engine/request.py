@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import operator
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from numbers import Real
-from typing import TYPE_CHECKING, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict
 
 from tallow.engine.block_tables import BlockTables
+from tallow.engine.checks import flag, number, texts, whole_number, whole_numbers
 from tallow.engine.sampler import Sampler
 from tallow.engine.structure import Structure
 from tallow.engine.text import OutputText
@@ -27,6 +26,8 @@ FinishReason = Literal["stop", "length", "abort"]
 MAX_SEED = 2**64 - 1
 MAX_DRY_BASE = 4.0
 MAX_TOP_LOG_PROBS = 100
+GREATEST_CHANGE = 1e30
+"""Of a logit, by a bias or a penalty: so all of them together leave it within fp32, which ends at 3.4e38."""
 
 WHOLE_NUMBERS = ("max_new_tokens", "top_k", "min_new_tokens", "dry_allowed_length", "top_log_probs")
 NUMBERS = (
@@ -112,12 +113,22 @@ class SamplingParams:
         for name in NUMBERS:
             object.__setattr__(self, name, number(name, getattr(self, name)))
         if self.seed is not None:
-            object.__setattr__(self, "seed", whole_number("seed", self.seed))
+            object.__setattr__(self, "seed", whole_number("seed", self.seed, bits=64))
         # lists, as they come from JSON or YAML, are welcome
         for name in ("stop_ids", "dry_breaker_ids", "shown_special_ids"):
             object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
-        _require(not isinstance(self.stop, str), "stop", self.stop, "a sequence of strings, such as ('###',)")
-        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop", texts("stop", self.stop))
+        for name in ("ignore_eos", "prompt_log_probs"):
+            flag(name, getattr(self, name))
+        _require(
+            self.structure is None or isinstance(self.structure, Structure),
+            "structure",
+            self.structure,
+            'a tallow.Structure, such as tallow.Structure(regex="a+")',
+        )
+        _require(
+            isinstance(self.logit_bias, Mapping), "logit_bias", self.logit_bias, "a mapping from token ids to numbers"
+        )
         # JSON has ids as strings there
         ids = [int(id) if isinstance(id, str) and id.isdecimal() else id for id in self.logit_bias]
         by = [number("a bias of logit_bias", bias) for bias in self.logit_bias.values()]
@@ -136,12 +147,13 @@ class SamplingParams:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 (off) and 1")
         _require(
-            0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "above 0; 1 is off"
+            1 / GREATEST_CHANGE <= self.repetition_penalty <= GREATEST_CHANGE,
+            "repetition_penalty",
+            self.repetition_penalty,
+            f"from {1 / GREATEST_CHANGE:g} to {GREATEST_CHANGE:g}; 1 is off",
         )
         _require(self.seed is None or 0 <= self.seed <= MAX_SEED, "seed", self.seed, f"between 0 and {MAX_SEED}")
-        _require(
-            all(isinstance(each, str) and each for each in self.stop), "stop", self.stop, "strings that are not empty"
-        )
+        _require(all(self.stop), "stop", self.stop, "strings that are not empty")
         _require(
             0 <= self.min_new_tokens <= self.max_new_tokens,
             "min_new_tokens",
@@ -149,12 +161,19 @@ class SamplingParams:
             "from 0 to max_new_tokens",
         )
         _require(0 < self.typical_p <= 1, "typical_p", self.typical_p, "above 0 and at most 1 (off)")
+        changes = f"from {-GREATEST_CHANGE:g} to {GREATEST_CHANGE:g}"
         for name in ("frequency_penalty", "presence_penalty"):
-            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number; 0 is off")
-        _require(0 <= self.dry_multiplier < math.inf, "dry_multiplier", self.dry_multiplier, "0 (off) or more")
+            _require(abs(getattr(self, name)) <= GREATEST_CHANGE, name, getattr(self, name), f"{changes}; 0 is off")
+        _require(
+            0 <= self.dry_multiplier <= GREATEST_CHANGE,
+            "dry_multiplier",
+            self.dry_multiplier,
+            f"from 0 (off) to {GREATEST_CHANGE:g}",
+        )
         _require(1 <= self.dry_base <= MAX_DRY_BASE, "dry_base", self.dry_base, f"from 1 to {MAX_DRY_BASE}")
         _require(self.dry_allowed_length >= 1, "dry_allowed_length", self.dry_allowed_length, "at least 1")
-        _require(all(map(math.isfinite, self.logit_bias.values())), "logit_bias", self.logit_bias, "of finite numbers")
+        for bias in self.logit_bias.values():
+            _require(abs(bias) <= GREATEST_CHANGE, "a bias of logit_bias", bias, changes)
 
     def with_seed_after(self, index: int) -> SamplingParams:
         """The same with the seed of the answer that is so many after the first of several."""
@@ -193,10 +212,12 @@ class Request:
         top_log_probs: The likeliest tokens at each of these places, if they were asked for.
         prompt_log_probs: Log-probability of each token of the prompt but the first, if they were asked for.
         prompt_top_log_probs: The likeliest tokens at each of these places.
+        wants_embedding: Whether it ends with the prompt, whose embedding is all that is wanted.
+        embedding: The final hidden state of the prompt's last token, at length 1: D values, if they were asked for.
         followers: Requests with the same prompt that begin with their answers when it has been computed.
         beams: The search of which it is a part.
-        finish_reason: `stop` (an end token, a stop string, a complete structure), `length`, or `abort`; None while it
-            goes on.
+        finish_reason: `stop` (an end token, a stop string, a complete structure, an embedding), `length`, or `abort`;
+            None while it goes on.
         error: Why the engine gave it up; None if it did not.
         submitted_s, first_token_s, finished_s: Moments on the clock of `time.perf_counter`, in seconds.
     """
@@ -219,6 +240,8 @@ class Request:
     top_log_probs: list[TopLogProbs] = field(default_factory=list)
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[TopLogProbs] = field(default_factory=list)
+    wants_embedding: bool = False
+    embedding: list[float] | None = None
     followers: list[Request] = field(default_factory=list)
     beams: BeamSearch | None = None
     num_computed_tokens: int = 0
@@ -262,6 +285,11 @@ class Request:
         """The text of the answer as far as it may be shown: it only grows, and never holds a stop string or a part."""
         return self.output.text if self.output is not None else ""
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that has ended the answer; None if none has."""
+        return self.output.stopped_by if self.output is not None else None
+
     def next_ids(self, count: int) -> list[int]:
         """The next `count` tokens that the model has to see."""
         return self.token_ids[self.num_computed_tokens : self.num_computed_tokens + count]
@@ -301,41 +329,6 @@ class Request:
         self.finished_s = time.perf_counter()
         if self.output is not None:
             self.output.finish()
-
-
-def whole_number(name: str, value: SupportsIndex) -> int:
-    """The value as an int.
-
-    Raises:
-        UsageError: It is none.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name} is {value!r}", "it must be a whole number") from None
-
-
-def whole_numbers(name: str, values: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """The values as ints.
-
-    Raises:
-        UsageError: One is none, or they are no sequence.
-    """
-    try:
-        return tuple(map(operator.index, values))
-    except TypeError:
-        raise UsageError(f"{name} is {values!r}", "it must be a sequence of whole numbers") from None
-
-
-def number(name: str, value: object) -> float:
-    """The value as a float.
-
-    Raises:
-        UsageError: It is no number.
-    """
-    if not isinstance(value, Real):
-        raise UsageError(f"{name} is {value!r}", "it must be a number")
-    return float(value)
 
 
 def _require(fits: bool, name: str, value: object, wanted: str) -> None:

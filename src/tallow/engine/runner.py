@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,7 @@ class Scores:
         tokens: For each row the token with the greatest logit, or the one that was drawn.
         logits: Their logits.
         log_sum_exp: Of all logits of the row; NaN if some are not finite.
+        hidden: The final hidden state of a row, after the last norm: D, fp32, on the CPU; until the next pass.
         are_drawn: Whether the tokens are those of `run_ahead`'s draws.
     """
 
@@ -52,6 +53,7 @@ class Scores:
     tokens: list[int]
     logits: list[float]
     log_sum_exp: list[float]
+    hidden: Callable[[int], Tensor]
     are_drawn: bool = False
 
 

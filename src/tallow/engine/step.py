@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tallow.engine.request import Request, RequestState, TopLogProbs
@@ -83,7 +84,9 @@ class Step:
             turns = _choose(turns, scores)
         requests = dict.fromkeys([*(part.share.request for part in parts), *changed])
         for request in requests:
-            if request.limit > 0:  # prompts that are only scored may be thousands, whose cache would fill the memory
+            if (
+                request.limit > 0 or request.wants_embedding
+            ):  # prompts that are only scored may be thousands, whose cache would fill the memory
                 request.blocks.publish(request.token_ids, request.num_computed_tokens)
             request.blocks.let_go_unseen(request.num_computed_tokens)
             if request.state is RequestState.FINISHED:
@@ -114,6 +117,9 @@ class Step:
         if not part.catches_up or request.state is RequestState.FINISHED:
             return []
         row = part.first_row + part.wanted - 1 - len(part.guesses)
+        if request.wants_embedding:
+            _embed(request, row, scores)
+            return []
         if request.beams is not None:
             if math.isnan(scores.log_sum_exp[row]):
                 request.beams.fail(_not_finite(request.num_tokens))
@@ -192,6 +198,16 @@ def _score_prompt(request: Request, part: Part, scores: Scores) -> None:
     request.prompt_log_probs += map(operator.sub, logits_T.tolist(), log_sum_exp_T)
     if count := request.params.top_log_probs:
         request.prompt_top_log_probs += map(_likeliest, logits_TV, log_sum_exp_T, itertools.repeat(count))
+
+
+def _embed(request: Request, row: int, scores: Scores) -> None:
+    """The end of a request for an embedding: the hidden state of this row, at length 1."""
+    if math.isnan(scores.log_sum_exp[row]):
+        request.finish("abort", _not_finite(request.num_tokens))
+        return
+    with torch.inference_mode(), single_thread():
+        request.embedding = F.normalize(scores.hidden(row).double(), dim=0).float().tolist()
+    request.finish("stop")
 
 
 def _candidates(scores: Scores, row: int, count: int) -> TopLogProbs:

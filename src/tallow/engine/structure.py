@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from pydantic import ConfigDict
 
+from tallow.engine.checks import flag, texts
 from tallow.errors import UsageError, reading
 
 MAX_SOURCE_BYTES = 1 << 18
@@ -53,7 +55,11 @@ class Structure:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "choice", _texts(self.choice))
+        object.__setattr__(self, "choice", texts("choice", self.choice))
+        flag("json_object", self.json_object)
+        for name in ("regex", "grammar"):
+            if not isinstance(text := getattr(self, name), str | None):
+                raise UsageError(f"{name} is {shown(text)}", "it must be a text")
         given = [name for name in self.__dataclass_fields__ if getattr(self, name) not in (None, False, ())]
         if len(given) != 1:
             named = f"both {given[0]} and {given[1]}" if given else "nothing"
@@ -110,7 +116,7 @@ def read_structure(
     """The structure that a command line names; None if it names none.
 
     Args:
-        json_schema: The schema itself if it begins with a brace, else the file that holds it.
+        json_schema: The schema itself if it is JSON or begins with a brace, else the file that holds it.
         regex: The expression.
         choice: The texts to choose from.
         grammar: The file of a grammar.
@@ -122,9 +128,22 @@ def read_structure(
     if json_schema is None and regex is None and not choice and grammar is None:
         return None
     if json_schema is not None and not json_schema.lstrip().startswith("{"):
+        if not json_schema.strip() or _is_json(json_schema):
+            raise UsageError(
+                f"the JSON schema {shown(json_schema)} is no JSON object",
+                'give one, such as {"type": "integer"}, or the name of a file that holds one',
+            )
         json_schema = _read(Path(json_schema), "JSON schema")
     text = _read(grammar, "grammar") if grammar is not None else None
     return Structure(json_schema=json_schema, regex=regex, choice=tuple(choice), grammar=text)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _read(path: Path, what: str) -> str:
@@ -133,12 +152,6 @@ def _read(path: Path, what: str) -> str:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{what} {path} is not UTF-8 text", "save it as UTF-8") from error
-
-
-def _texts(choice: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(choice, str):
-        raise UsageError(f"choice is {choice!r}", "it must be a sequence of texts, such as ('yes', 'no')")
-    return tuple(choice)
 
 
 def _schema_text(schema: Mapping[str, Any] | str) -> str:

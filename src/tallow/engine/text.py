@@ -17,19 +17,22 @@ class OutputText:
     Args:
         decoder: Decodes the tokens of this answer.
         stop: Strings that end it, none of them empty.
+
+    Attributes:
+        stopped_by: The stop string that has ended it; None if none has.
     """
 
     def __init__(self, decoder: StreamDecoder, stop: Sequence[str] = ()) -> None:
         self.text = ""
+        self.stopped_by: str | None = None
         self._decoder = decoder
         self._stop = tuple(stop)
         self._held = ""
-        self._stopped = False
 
     def push(self, token: int) -> bool:
         """Take one more token; True once a stop string is complete."""
         self._add(self._decoder.push(token))
-        return self._stopped
+        return self.stopped_by is not None
 
     def finish(self) -> None:
         """No more tokens come: release what was held back, unless a stop string has ended the text."""
@@ -41,14 +44,14 @@ class OutputText:
         if not self._stop:
             self.text += piece
             return
-        if self._stopped:
+        if self.stopped_by is not None:
             return
         text = self._held + piece
         # (end, start) of the first occurrence of each stop string
-        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:
-            self._stopped = True
-            self.text += text[: min(found)[1]]
+            _, start, self.stopped_by = min(found)
+            self.text += text[:start]
             self._held = ""
         else:
             shown = len(text) - self._possible_start(text)

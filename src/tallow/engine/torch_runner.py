@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -49,7 +49,8 @@ class TorchRunner:
         return values * torch.empty(0, dtype=self._dtype).element_size()
 
     def allocate(self, num_blocks: int) -> None:
-        shape = (num_blocks * BLOCK_TOKENS, self.config.num_kv_heads, self.config.head_size)
+        config = self.model.config  # of a share of a model: its heads only
+        shape = (num_blocks * BLOCK_TOKENS, config.num_kv_heads, config.head_size)
         with torch.inference_mode():
             # what no token was written to is masked, but must be finite
             self._caches = [
@@ -76,8 +77,9 @@ class TorchRunner:
         finally:
             self._rows = {}  # the model is as it was for whoever else computes with it
         with torch.inference_mode():
-            logits_RV = self.model.logits(hidden_TD[wanted_rows(spans)][None])[0].float()
-            return make_scores(logits_RV, summarize(logits_RV))
+            hidden_RD = hidden_TD[wanted_rows(spans)]
+            logits_RV = self.model.logits(hidden_RD[None])[0].float()
+            return make_scores(logits_RV, summarize(logits_RV), hidden_RD.__getitem__)
 
     def run_ahead(
         self, spans: Sequence[Span], draws: Sequence[Draw], stop_ids: Sequence[Sequence[int]], passes: int
@@ -90,7 +92,7 @@ class TorchRunner:
             drawn = choose_tokens(rows, [draw._replace(token_index=draw.token_index + len(passed)) for draw in draws])
             tokens = [likeliest if token < 0 else token for likeliest, token in zip(scores.tokens, drawn, strict=True)]
             logits = [float(logits_V[token]) for logits_V, token in zip(rows, tokens, strict=True)]
-            passed.append(Scores(scores.logits_RV, tokens, logits, scores.log_sum_exp, are_drawn=True))
+            passed.append(replace(scores, tokens=tokens, logits=logits, are_drawn=True))
             stopped = [was or token in ids for was, token, ids in zip(stopped, tokens, stop_ids, strict=True)]
             spans = [
                 replace(span, tokens=[token], start=span.start + len(span.tokens))
@@ -177,10 +179,11 @@ def summarize(logits_RV: Tensor) -> Tensor:
     return torch.stack([likeliest_R.double(), greatest_R.double(), log_sum_exp_R.double()])
 
 
-def make_scores(logits_RV: Tensor, summary_3R: Tensor) -> Scores:
-    """Scores of these logits; only the summary is copied from the device."""
+def make_scores(logits_RV: Tensor, summary_3R: Tensor, hidden: Callable[[int], Tensor]) -> Scores:
+    """Scores of these logits, and the hidden states behind them; only the summary is copied from the device."""
     likeliest, greatest, log_sum_exp = summary_3R.tolist()
-    return Scores(logits_RV, [int(token) for token in likeliest], greatest, log_sum_exp)
+    tokens = [int(token) for token in likeliest]
+    return Scores(logits_RV, tokens, greatest, log_sum_exp, lambda row: hidden(row).float().cpu())
 
 
 def _block(index: int) -> slice:

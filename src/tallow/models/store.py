@@ -88,7 +88,10 @@ def resolve(name_or_path: str | Path) -> Path:
 
     Raises:
         DataError: There is no such model here, or the path holds none.
+        UsageError: It is neither a name nor a path.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise UsageError(f"{name_or_path!r} is no model", "give a model's name or its path")
     name, path = str(name_or_path), _existing(name_or_path)
     if path is not None:
         return _model_at(path)
@@ -168,7 +171,7 @@ def _model_at(path: Path) -> Path:
         hint = (
             f"name {path.parent}, whose model it is merged into"
             if merged
-            else "give it as --adapter, or merge it (docs/use.md)"
+            else "name its base model, and give the adapter by --adapter"
         )
         raise UsageError(f"{path} is an adapter, not a model", hint)
     raise DataError(

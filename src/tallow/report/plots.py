@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import dates as mdates
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from tallow.report.load import Load
 
 TRAINING, VALIDATION, RATE = "#4c78a8", "#e45756", "#9a9a9a"
 
@@ -47,6 +52,32 @@ def bars(values: dict[str, float], label: str) -> str:
     axes.margins(x=0.12)
     axes.set_xlabel(label)
     _tidy(axes)
+    return _svg(figure)
+
+
+def load_curves(load: Load) -> str:
+    """Tokens per second, the time to the first token, and how many requests wait and are answered, over time."""
+    figure = Figure(figsize=(7.2, 6.6), layout="constrained")
+    speed, patience, queue = figure.subplots(3, sharex=True)
+    times = [datetime.fromtimestamp(seconds, UTC) for seconds in load.edges_s]
+    speed.stairs(load.tokens_per_s, mdates.date2num(times), color=TRAINING, label="generated")
+    speed.stairs(load.prompt_tokens_per_s, mdates.date2num(times), color=RATE, label="of prompts, computed")
+    speed.set_ylabel("tokens per second")
+    middles = [start + (end - start) / 2 for start, end in pairwise(times)]
+    patience.plot(
+        middles, load.first_token_s[95], color=VALIDATION, marker="o", markersize=3, linewidth=1, label="95 %"
+    )
+    patience.plot(middles, load.first_token_s[50], color=TRAINING, marker="o", markersize=3, linewidth=1, label="half")
+    patience.set_ylabel("first token after (s)")
+    queue.stairs(load.waiting, mdates.date2num(times), color=VALIDATION, label="waiting for the first token")
+    queue.stairs(load.running, mdates.date2num(times), color=TRAINING, label="being answered")
+    queue.set_ylabel("requests, at most")
+    queue.xaxis.set_major_formatter(mdates.ConciseDateFormatter(queue.xaxis.get_major_locator()))
+    queue.set_xlabel("time (UTC)")
+    for axes in (speed, patience, queue):
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left", frameon=False, fontsize=8)
+        _tidy(axes)
     return _svg(figure)
 
 

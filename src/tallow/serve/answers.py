@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from tallow.errors import DataError, UsageError
 from tallow.serve.engine_process import Facts, Job, Piece
 from tallow.serve.errors import ApiError
@@ -38,6 +40,7 @@ class Question:
         params: Arguments of `SamplingParams`, as JSON has them; without `max_new_tokens`: as many as fit.
         count: How many answers.
         log_probs: Whether those of the answers' tokens are wanted.
+        embed: Whether the prompt's embedding is wanted, and no answer.
         tools: Functions that may be called: `{"name", "description", "parameters"}`.
         tool_choice: `auto`, `none`, `required`, or the name of one after a colon.
         most_calls: Of tools, in one answer.
@@ -52,6 +55,7 @@ class Question:
     prompt: str | Sequence[int] = ""
     count: int = 1
     log_probs: bool = False
+    embed: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str = "auto"
     most_calls: int = MAX_CALLS
@@ -63,7 +67,8 @@ class Question:
     @property
     def num_bytes(self) -> int:
         """Of the prompt: no tokenizer makes more tokens of it."""
-        return _size(self.messages) + _size(self.prompt) + _size(self.tools)
+        prompt = len(self.prompt.encode(errors="replace")) if isinstance(self.prompt, str) else len(self.prompt)
+        return prompt + (_size([self.messages, self.tools]) if self.messages else 0)
 
     async def encode(self, facts: Facts) -> list[int]:
         """Its tokens, made in a thread beside the loop.
@@ -103,7 +108,7 @@ class Question:
                 400,
                 f"the prompt has {len(prompt_ids)} tokens, the model's context is of {facts.context_length}",
                 code="context_length_exceeded",
-                param="messages" if self.messages else "prompt",
+                param="messages" if self.messages else "input" if self.embed else "prompt",
             )
         params["max_new_tokens"] = min(most, max(room, 0))
         params["min_new_tokens"] = min(params.get("min_new_tokens", 0), params["max_new_tokens"])
@@ -119,6 +124,7 @@ class Question:
             "adapter": adapter,
             "priority": self.priority,
             "log_probs": self.log_probs,
+            "embed": self.embed,
         }
 
     def tool_parser(self, facts: Facts) -> ToolParser | None:
@@ -212,10 +218,10 @@ class Answers:
         if parser is None:
             return Delta(choice, piece.text, [], piece, piece.finish_reason)
         text, calls = parser.push(piece.text)
-        calls = [call for call in calls if call.index < self.question.most_calls]
         if piece.finish_reason is not None:
             rest, last = parser.finish()
             text, calls = text + rest, [*calls, *last]
+        calls = [call for call in calls if call.index < self.question.most_calls]
         self._has_calls[choice] |= bool(calls)
         called = piece.finish_reason == "stop" and self._has_calls[choice]
         return Delta(choice, text, calls, piece, "tool_calls" if called else piece.finish_reason)
@@ -234,9 +240,15 @@ def _with_calls_written(message: Message) -> Message:
     """An earlier answer whose calls are part of its text."""
     if not message.get("tool_calls"):
         return message
-    written = [CALL_WRITTEN.format(**call.get("function", call)) for call in message["tool_calls"]]
+    functions = [call.get("function", call) for call in message["tool_calls"]]
+    written = [CALL_WRITTEN.format(name=each["name"], arguments=_json_text(each["arguments"])) for each in functions]
     plain = {key: value for key, value in message.items() if key != "tool_calls"}
     return {**plain, "content": "\n".join([*filter(None, [message.get("content")]), *written])}
+
+
+def _json_text(value: Any) -> str:
+    """A value as JSON, unless it is that already."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _template_source(facts: Facts) -> str | None:
@@ -245,11 +257,12 @@ def _template_source(facts: Facts) -> str | None:
 
 
 def _size(value: Any) -> int:
-    """Bytes of all texts in a value; a token or another number counts as one."""
-    if isinstance(value, str):
-        return len(value.encode(errors="replace"))
-    if isinstance(value, Mapping):
-        return sum(_size(key) + _size(item) for key, item in value.items())
-    if isinstance(value, Sequence):
-        return sum(map(_size, value))
-    return 1
+    """Bytes of a value as JSON.
+
+    Raises:
+        ApiError: It is nested too deeply, or a text of it is no Unicode.
+    """
+    try:
+        return len(orjson.dumps(value))
+    except orjson.JSONEncodeError as error:
+        raise ApiError(400, f"the messages cannot be read: {error}", param="messages") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -14,10 +13,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import tallow
-from tallow.serve import openai_api
+from tallow.serve import anthropic_api, embeddings_api, openai_api, page, responses_api
 from tallow.serve import responses as told
 from tallow.serve.errors import ApiError
-from tallow.serve.http import EventStream, Guard, Json, Keys, error_response, respond
+from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error_response, respond, salt_of
 from tallow.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tallow.serve.service import Service
 
@@ -46,19 +45,18 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
         responses=told.ERRORS,
     )
     app.state.service = service
+    app.router.route_class = StrictRoute
     _add_errors(app, service)
     _add_operation(app, service)
     _add_openai(app, service)
+    responses_api.add_routes(app, service)
+    anthropic_api.add_routes(app, service)
+    embeddings_api.add_routes(app, service)
     _add_admin(app, service)
+    page.add_routes(app, service)
     told.describe(app, keys)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
-
-
-def salt_of(request: Request) -> str | None:
-    """What keeps the cached prefixes of one key's requests apart from those of others; None if there are no keys."""
-    user = request.state.user
-    return hashlib.sha256(user.encode()).hexdigest() if user is not None else None
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
@@ -73,8 +71,6 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
-        if problem["type"] == "json_invalid":
-            return tell(request, ApiError(400, "the body is not JSON"))
         place = ".".join(str(part) for part in problem["loc"][1:])
         return tell(request, ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None))
 

@@ -19,6 +19,7 @@ import tokenizers
 
 from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits, ModelSettings
+from tallow.serve.torchrun import num_processes
 from tallow.serve.wire import Closed, Update, read_message, write_message
 from tallow.tokenizer.chat import ChatTemplate
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -44,6 +45,8 @@ class Piece:
     top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
+    stopped_by: str | None = None
+    embedding: list[float] | None = None
 
 
 Watcher = Callable[[Update], None]
@@ -107,7 +110,8 @@ class Job:
         piece.top_log_probs += update.top_log_probs
         piece.prompt_log_probs += update.prompt_log_probs
         piece.prompt_top_log_probs += update.prompt_top_log_probs
-        piece.finish_reason = update.finish_reason
+        piece.finish_reason, piece.stopped_by = update.finish_reason, update.stopped_by
+        piece.embedding = update.embedding
         self._unfinished -= update.finish_reason is not None
         self._news.set()
 
@@ -254,7 +258,8 @@ class EngineProcess:
             while True:
                 with suppress(Closed):
                     await self._run_once()
-                if self.error is not None or self._fruitless_starts >= MOST_STARTS:
+                # torchrun's processes find each other once: it starts all of them again, if it is told to
+                if self.error is not None or self._fruitless_starts >= MOST_STARTS or num_processes() > 1:
                     break
                 self.num_restarts += 1
                 self._fail_begun()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,14 +15,22 @@ from typing import Any, TypeVar
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tallow.errors import UsageError, reading
 from tallow.serve.errors import ApiError
+from tallow.serve.request_log import Caller, caller
 from tallow.serve.settings import Limits
 
 OPEN_PATHS = frozenset({"/health"})
 ADMIN_PATHS = ("/admin/",)
+PAGE_PATH = "/"
+"""Where a browser may ask for the key: on any other path it would ask in the midst of a conversation."""
+CONVERSATION_HEADER = b"x-conversation"
+MOST_CONVERSATION_BYTES = 64
 Result = TypeVar("Result")
 
 
@@ -33,10 +43,34 @@ class Json(Response):
         return orjson.dumps(content)
 
 
+class StrictRequest(Request):
+    """Its body is JSON as other programs can read it, too: no half surrogate pairs, no NaN, not nested too deeply."""
+
+    async def json(self) -> Any:
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            raise HTTPException(400, f"the body cannot be read: {error}") from error
+
+
+class StrictRoute(APIRoute):
+    """A route for such requests."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
 def error_response(error: ApiError, path: str) -> Json:
     """An error in the words of the API that the path belongs to."""
     body = error.as_anthropic() if path.startswith("/v1/messages") else error.as_openai()
-    return Json(body, error.status, error.headers)
+    challenge = {"WWW-Authenticate": 'Basic realm="tallow", charset="UTF-8"'}
+    asks = error.status == 401 and path == PAGE_PATH
+    return Json(body, error.status, error.headers | (challenge if asks else {}))
 
 
 class EventStream(Response):
@@ -103,6 +137,12 @@ async def respond(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
     return Json(found) if found is not None else Response(status_code=499)
 
 
+def salt_of(request: Request) -> str | None:
+    """What keeps the cached prefixes of one key's requests apart from those of others; None if there are no keys."""
+    user = request.state.user
+    return hashlib.sha256(user.encode()).hexdigest() if user is not None else None
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -152,6 +192,8 @@ class Keys:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
             given = token.strip()
+        elif scheme.lower() == b"basic" and (path == PAGE_PATH or _is_of_own_page(headers)):
+            given = _password(token)
         digest = hashlib.sha256(given).digest()
         if path.startswith(ADMIN_PATHS):
             if self._admin_key is None:
@@ -188,6 +230,8 @@ class Guard:
         headers = dict(scope["headers"])
         try:
             user = self._keys.check(scope["path"], headers)
+            if not self._keys.are_wanted and not _names_this_machine(headers.get(b"host", b"")):
+                raise ApiError(403, "without keys this server answers only to localhost", code="wrong_host")
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length) > self._limits.body_bytes:
                 raise self._too_large()
@@ -198,6 +242,8 @@ class Guard:
         if body is None:
             return
         scope.setdefault("state", {})["user"] = user
+        conversation = headers.get(CONVERSATION_HEADER, b"")[:MOST_CONVERSATION_BYTES].decode("latin-1")
+        caller.set(Caller(user, scope["path"], conversation or None))
         given = False
 
         async def replay() -> Message:
@@ -240,6 +286,38 @@ def _read_keys(path: Path) -> dict[str, str]:
     if not keys or not all(keys.values()):
         raise UsageError(f"key file {path} holds no key, or an empty one", "put a key in each line, as name:key")
     return keys
+
+
+def _names_this_machine(host: bytes) -> bool:
+    """Whether a request was meant for this machine: a site whose name leads here now could read what it answers."""
+    name = host.decode("latin-1").rpartition("@")[2]
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    return is_loopback(name)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _password(token: bytes) -> bytes:
+    """Of HTTP's basic authentication; the name before the colon does not matter."""
+    try:
+        return base64.b64decode(token.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
+def _is_of_own_page(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether no other site's page has made this request: a browser adds a password that it knows to those, too."""
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site in (b"none", b"same-origin")
+    origin = headers.get(b"origin")
+    return origin is None or origin.partition(b"://")[2] == headers.get(b"host")
 
 
 def _digest(key: str) -> bytes:

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
+from tallow.serve.blocks import tool_call
 from tallow.serve.engine_process import Facts, Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
-from tallow.serve.requests import ChatRequest, CompletionRequest, Message, NamedTool, TokenizeRequest
+from tallow.serve.requests import ChatRequest, CompletionRequest, Message, NamedTool, TokenizeRequest, check_tools
 from tallow.serve.service import Service
+from tallow.serve.settings import Limits
 from tallow.serve.tool_choice import MAX_CALLS
 
 DONE = sse(b"[DONE]")
@@ -56,9 +58,9 @@ class Chat:
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
             tools=tools,
-            tool_choice=_tool_choice(request, tools, limits.tools),
+            tool_choice=_tool_choice(request, tools, limits),
             most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
-            salt=_join_salts(salt, request.cache_salt),
+            salt=join_salts(salt, request.cache_salt),
             priority=request.priority,
             template_variables=request.chat_template_kwargs,
             timeout_s=request.timeout,
@@ -174,7 +176,7 @@ class Completion:
                 prompt=prompt,
                 count=self._count,
                 log_probs=request.logprobs is not None,
-                salt=_join_salts(salt, request.cache_salt),
+                salt=join_salts(salt, request.cache_salt),
                 priority=request.priority,
                 timeout_s=request.timeout,
             )
@@ -340,7 +342,7 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [check_message(message.model_dump(exclude_unset=True), index) for index, message in enumerate(messages)]
 
 
-def check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
+def check_message(message: dict[str, Any], index: int, param: str = "messages") -> dict[str, Any]:
     """A message whose content is text.
 
     Raises:
@@ -348,37 +350,42 @@ def check_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     """
     content = message.get("content")
     if not isinstance(message.get("role"), str):
-        raise ApiError(400, f"message {index} has no role", param=f"messages[{index}].role")
+        raise ApiError(400, f"message {index} has no role", param=f"{param}[{index}].role")
     for part in content if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise ApiError(
-                400,
-                f"content of type {kind!r} is not taken: this model reads text only",
-                param=f"messages[{index}].content",
-                code="unsupported_content",
-            )
+            raise unsupported_content(kind, f"{param}[{index}].content")
     plain = {key: value for key, value in message.items() if key != "role"}
     if isinstance(content, list):
         plain["content"] = "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
+    if (calls := message.get("tool_calls")) is not None:
+        listed = calls if isinstance(calls, list) else [calls]
+        plain["tool_calls"] = [_call(call, f"{param}[{index}].tool_calls") for call in listed]
     role = "system" if message["role"] == "developer" else message["role"]
     return {"role": role, **plain}
 
 
-def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], most: int) -> str:
-    choice = request.tool_choice
-    if len(tools) > most:
-        raise ApiError(400, f"at most {most} tools are taken", param="tools")
-    if isinstance(choice, NamedTool):
-        if choice.function.name not in [tool["name"] for tool in tools]:
-            raise ApiError(400, f"there is no tool {choice.function.name!r}", param="tool_choice")
-        return f":{choice.function.name}"
-    if choice == "required" and not tools:
-        raise ApiError(400, "tool_choice needs tools", param="tool_choice")
-    return choice or "auto"
+def unsupported_content(kind: object, param: str) -> ApiError:
+    """What is said of images, files and the like."""
+    message = f"content of type {kind!r} is not taken: this model reads text only"
+    return ApiError(400, message, param=param, code="unsupported_content")
 
 
-def _join_salts(of_key: str | None, given: str | None) -> str | None:
+def _call(call: Any, param: str) -> dict[str, Any]:
+    match call:
+        case {"function": {"name": str(name), "arguments": str() | dict() as arguments}}:
+            return tool_call(call.get("id"), name, arguments, param)
+    raise ApiError(400, "a tool call has a function with a name and arguments", param=param)
+
+
+def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], limits: Limits) -> str:
+    given = request.tool_choice
+    choice = f":{given.function.name}" if isinstance(given, NamedTool) else given or "auto"
+    check_tools(tools, choice, limits)
+    return choice
+
+
+def join_salts(of_key: str | None, given: str | None) -> str | None:
     return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
 
 

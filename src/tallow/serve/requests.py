@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -16,6 +16,7 @@ TokenIds = Annotated[list[Token], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MAX_TOKENS = 1 << 20
 MAX_TOP_LOG_PROBS = 20
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
 class Body(BaseModel):
@@ -156,7 +157,7 @@ class Sampling(Body):
 
 
 class Function(Body):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
 
@@ -177,7 +178,7 @@ class NamedTool(Body):
 
 class CalledFunction(Body):
     name: str
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | dict[str, Any]
 
 
 class ToolCall(Body):
@@ -264,7 +265,7 @@ class DetokenizeRequest(Body):
     tokens: list[Token]
 
 
-def check_structure(structure: dict[str, Any], limits: Limits) -> None:
+def check_structure(structure: Mapping[str, Any], limits: Limits, param: str = "response_format") -> None:
     """Refuse one that is larger or deeper than it may be.
 
     Raises:
@@ -273,13 +274,30 @@ def check_structure(structure: dict[str, Any], limits: Limits) -> None:
     try:
         size = len(orjson.dumps(structure))
     except orjson.JSONEncodeError as error:  # deeper than it can count
-        raise ApiError(400, f"the structure cannot be read: {error}", param="response_format") from error
+        raise ApiError(400, f"the structure cannot be read: {error}", param=param) from error
     if size > limits.schema_bytes:
-        raise ApiError(
-            400, f"the structure has {size:,} bytes, at most {limits.schema_bytes:,}", param="response_format"
-        )
+        raise ApiError(400, f"the structure has {size:,} bytes, at most {limits.schema_bytes:,}", param=param)
     if _depth(structure, limits.schema_depth + 1) > limits.schema_depth:
-        raise ApiError(400, f"the schema is deeper than {limits.schema_depth}", param="response_format")
+        raise ApiError(400, f"the schema is deeper than {limits.schema_depth}", param=param)
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]], choice: str, limits: Limits) -> None:
+    """Refuse too many tools, or too large ones, or a choice that they do not leave.
+
+    Args:
+        tools, choice: As of a question.
+
+    Raises:
+        ApiError: They are.
+    """
+    if len(tools) > limits.tools:
+        raise ApiError(400, f"at most {limits.tools} tools are taken", param="tools")
+    for tool in tools:
+        check_structure(tool, limits, "tools")
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice needs tools", param="tool_choice")
+    if choice not in ("auto", "none", "required", *(f":{tool['name']}" for tool in tools)):
+        raise ApiError(400, f"there is no tool {choice[1:]!r}", param="tool_choice")
 
 
 def _depth(value: Any, most: int) -> int:

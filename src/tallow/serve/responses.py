@@ -236,6 +236,61 @@ class AnthropicErrorBody(Told):
     error: AnthropicError
 
 
+class Message(Told):
+    """An answer of Anthropic's API; which blocks it consists of, Anthropic documents."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str | None
+    stop_sequence: str | None
+    usage: dict[str, int]
+
+
+class InputTokens(Told):
+    input_tokens: int
+
+
+class ResponseObject(BaseModel):
+    """An answer of OpenAI's responses API; what else it says, OpenAI documents."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete", "failed"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+
+
+class Event(BaseModel):
+    """Of a stream of messages or responses; what else there is to each type, Anthropic and OpenAI document."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+
+
+class Embedding(Told):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(Told):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Told):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
 Answers = dict[int | str, dict[str, Any]]
 ERRORS: Answers = {
     "4XX": {
@@ -252,7 +307,7 @@ SECURITY_SCHEMES = {
 }
 METRICS: Answers = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 ANTHROPIC_ERRORS: Answers = {status: answer | {"model": AnthropicErrorBody} for status, answer in ERRORS.items()}
-STREAMED: list[type[BaseModel]] = [ChatCompletionChunk, CompletionChunk]
+STREAMED: list[type[BaseModel]] = [ChatCompletionChunk, CompletionChunk, Event]
 
 
 def answers(model: type[BaseModel], chunk: type[BaseModel] | None = None) -> Answers:
@@ -260,13 +315,14 @@ def answers(model: type[BaseModel], chunk: type[BaseModel] | None = None) -> Ans
 
     Args:
         model: Of a whole answer.
-        chunk: Of an event's data, where the answer may be streamed; one of `STREAMED`.
+        chunk: Of an event's data, where the answer may be streamed; one of `STREAMED`. After the last chunk of a completion
+            comes [DONE].
     """
     if chunk is None:
         return {200: {"model": model}}
     chunk_schema = {"$ref": REFERENCE.format(model=chunk.__name__)}
     told = {"contentMediaType": "application/json", "contentSchema": chunk_schema}
-    data = {"type": "string", "anyOf": [told, {"const": "[DONE]", "description": "The last one"}]}
+    data = {"type": "string", "anyOf": [told, {"const": "[DONE]"}]}
     event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
     return {200: {"model": model, "content": {"text/event-stream": {"itemSchema": event}}}}
 

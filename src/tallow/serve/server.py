@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from tallow.console import say
+from tallow.console import is_main_process, say
 from tallow.errors import UsageError
+from tallow.serve import torchrun
 from tallow.serve.app import make_app
-from tallow.serve.http import Keys
+from tallow.serve.http import Keys, is_loopback
+from tallow.serve.ray_cluster import start_ray
 from tallow.serve.service import Service
 from tallow.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from tallow.serve.replicas import Front
 
 KEEP_ALIVE_S = 75
 MOST_HEADER_BYTES = 1 << 16
@@ -38,16 +44,20 @@ def serve(settings: ServeSettings) -> None:
         UsageError: The port is taken, or the host is open to others and no keys are set.
         DataError: A file of keys is missing.
     """
+    if torchrun.num_processes() > 1:
+        settings = torchrun.spread(settings)
+        if not is_main_process():
+            torchrun.follow(settings)
     keys = Keys.read(settings.keys_file, settings.admin_key_file)
-    if not keys.are_wanted and not _is_loopback(settings.host):
+    if not keys.are_wanted and not is_loopback(settings.host):
         raise UsageError(
             f"{settings.host} can be reached by others, and no keys are set",
             "name a file of keys with --keys-file, or listen on 127.0.0.1",
         )
-    service = Service(settings)
+    service, app = _replicated(settings, keys) if settings.replicas > 1 else _single(settings, keys)
     with _listen(settings.host, settings.port) as listening:
         config = uvicorn.Config(
-            make_app(service, keys),
+            app,
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
@@ -62,7 +72,20 @@ def serve(settings: ServeSettings) -> None:
             runner.run(_run(server, service, listening))
 
 
-async def _run(server: uvicorn.Server, service: Service, listening: socket.socket) -> None:
+def _single(settings: ServeSettings, keys: Keys) -> tuple[Service, ASGIApp]:
+    service = Service(settings)
+    return service, make_app(service, keys)
+
+
+def _replicated(settings: ServeSettings, keys: Keys) -> tuple[Front, ASGIApp]:
+    start_ray(settings.replicas)
+    from tallow.serve.replicas import Front, make_front_app  # imports Ray, which not everybody has
+
+    front = Front(settings)
+    return front, make_front_app(front, keys)
+
+
+async def _run(server: uvicorn.Server, service: Service | Front, listening: socket.socket) -> None:
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     tasks = set()
 
@@ -94,10 +117,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise UsageError(f"cannot listen at {host}:{port}: {error.strerror}", "choose another --port") from error
     return listening
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -12,6 +12,7 @@ from tallow.serve.answers import Answers, Question
 from tallow.serve.engine_process import EngineProcess
 from tallow.serve.errors import ApiError
 from tallow.serve.metrics import Metrics
+from tallow.serve.request_log import RequestLog
 from tallow.serve.settings import ServeSettings
 
 TICK_S = 0.5
@@ -22,6 +23,9 @@ class Service:
 
     Args:
         settings: Of the server.
+
+    Raises:
+        UsageError, DataError: The file that requests are to be written to cannot be used.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -32,6 +36,7 @@ class Service:
             name: EngineProcess(model, settings.limits, settings.threads) for name, model in settings.models.items()
         }
         self.metrics = Metrics(self.engines, self.admission)
+        self.log = RequestLog(settings.log, with_texts=settings.log_prompts)
 
     @property
     def health(self) -> str:
@@ -69,16 +74,18 @@ class Service:
             ApiError: It cannot be answered, is not answered in time, or there are too many others.
         """
         name, engine, adapter = self.find(question.model)
-        place = self.admission.enter(question.num_bytes)
         seconds = min(question.timeout_s or self.settings.limits.request_s, self.settings.limits.request_s)
-        with self.metrics.request(name) as record:
+        with self.metrics.request(name) as record, self.log.request(name, question, record) as texts:
+            place = self.admission.enter(question.num_bytes)
             try:
                 async with asyncio.timeout(seconds):
                     facts = await engine.ready()
                     prompt_ids = await question.encode(facts)
                     place.reserve(len(prompt_ids))
                     record.num_prompt_tokens = len(prompt_ids)
-                    job = engine.submit(question.job(facts, prompt_ids, adapter), place.watch, record.watch)
+                    job = engine.submit(
+                        question.job(facts, prompt_ids, adapter), place.watch, record.watch, texts.watch
+                    )
                     try:
                         yield Answers(name, facts, question, job, prompt_ids)
                     finally:
@@ -100,6 +107,7 @@ class Service:
         finally:
             unloading.cancel()
             await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+            await asyncio.to_thread(self.log.close)
 
     async def _unload_idle(self) -> None:
         while True:

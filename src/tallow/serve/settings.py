@@ -27,6 +27,7 @@ class ModelSettings(Section):
         cache_bytes: Memory for them; None: an eighth of the machine's, at most.
         max_running: Most answers at a time; the others wait.
         policy: Who of those that wait goes first.
+        tensor_parallel: Processes that it is spread over, on CPUs (1, or as many as `torchrun` has started).
         unload_after_s: Seconds without a request after which its process ends; None: never. The next request loads it.
     """
 
@@ -40,6 +41,7 @@ class ModelSettings(Section):
     cache_bytes: Count | None = None
     max_running: Count = 64
     policy: Literal["first-come", "priority", "shortest"] = "first-come"
+    tensor_parallel: Count = 1
     unload_after_s: Seconds | None = None
 
 
@@ -96,6 +98,7 @@ class ServeSettings(Section):
         log: An SQLite file that requests are written to; None: none is.
         log_prompts: Write prompts and answers there, too.
         threads: CPU threads of each model; None: all cores.
+        replicas: Servers of all models, on Ray; requests go where the beginning of their prompt is cached.
     """
 
     models: dict[str, ModelSettings]
@@ -107,3 +110,4 @@ class ServeSettings(Section):
     log: Path | None = None
     log_prompts: bool = False
     threads: Count | None = None
+    replicas: Count = 1

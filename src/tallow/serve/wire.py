@@ -27,6 +27,8 @@ class Update(NamedTuple):
         prompt_log_probs, prompt_top_log_probs: Of the prompt, if asked for; with an answer's first update.
         cached_tokens: Of the prompt, found in the cache.
         error: What has ended it.
+        stopped_by: The stop string that has ended it, if one has.
+        embedding: Of the prompt, if that was asked for; with the last update.
     """
 
     job: int
@@ -40,6 +42,8 @@ class Update(NamedTuple):
     prompt_top_log_probs: list[list[tuple[int, float]]]
     cached_tokens: int
     error: dict[str, str] | None
+    stopped_by: str | None = None
+    embedding: list[float] | None = None
 
 
 class Closed(Exception):

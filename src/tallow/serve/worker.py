@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tallow.engine.language_model import LanguageModel, load
+from tallow.engine.process_group import ProcessLost
 from tallow.engine.request import Request, RequestState, SamplingParams, TopLogProbs
 from tallow.engine.structure import Structure
 from tallow.errors import TallowError, UsageError
@@ -48,8 +49,9 @@ class _Answer:
             prompt = request.prompt_log_probs, request.prompt_top_log_probs
         self.num_ids, self.num_characters, self.is_begun = len(request.ids), len(request.text), True
         error = request.error.as_json()["error"] if request.error is not None else None
-        reason = request.finish_reason
-        return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, request.num_cached_tokens, error)
+        reason, cached = request.finish_reason, request.num_cached_tokens
+        stop, embedding = request.stopped_by, request.embedding
+        return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, cached, error, stop, embedding)
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Host:
         """A step that fails takes those along that were in it; what waits goes on."""
         log.exception("a step of the engine failed")
         self._num_failures += 1
-        if self._num_failures >= MOST_FAILURES:
+        if self._num_failures >= MOST_FAILURES or isinstance(error, ProcessLost):
             raise error
         reason = TallowError(f"the engine failed: {error}", "try again")
         failed = [request for request in self._answers if request.state is RequestState.RUNNING]
@@ -145,17 +147,19 @@ class Host:
         adapter: str | None,
         priority: int,
         log_probs: bool,
+        embed: bool,
     ) -> None:
         engine = self.model.engine
+        common: dict[str, Any] = {
+            "cache_salt": salt,
+            "adapter": adapter,
+            "priority": priority if engine.policy == "priority" else 0,
+        }
         try:
-            requests = engine.submit_many(
-                prompt_ids,
-                _sampling_params(params),
-                count,
-                cache_salt=salt,
-                adapter=adapter,
-                priority=priority if engine.policy == "priority" else 0,
-            )
+            if embed:
+                requests = [engine.submit_embedding(prompt_ids, **common)]
+            else:
+                requests = engine.submit_many(prompt_ids, _sampling_params(params), count, **common)
         except TallowError as error:
             self.connection.send({"refused": {"job": job, "error": error.as_json()["error"]}})
             return

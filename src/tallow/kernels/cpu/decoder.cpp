@@ -56,6 +56,12 @@ void Decoder::step(const std::vector<Span> &spans, float *logits, int64_t logits
     pool_.run([&](int thread) { apart ? work_apart(thread) : work_together(thread); });
 }
 
+void Decoder::hidden(int64_t wanted, float *out) {
+    const float *row = x_.as<float>() + wanted_.at(wanted) * hidden_stride_;
+    if (norm_.kind != Norm::none) row = normalized(0, norm_, row, shape_.hidden_size);
+    std::memcpy(out, row, shape_.hidden_size * sizeof(float));
+}
+
 void Decoder::lay_out(const std::vector<Span> &spans) {
     rows_.clear();
     runs_.clear();

@@ -68,6 +68,8 @@ class Decoder {
 
     // Logits (rows of `logits_stride` floats) and their summaries for the wanted tokens of all spans, in order.
     void step(const std::vector<Span> &spans, float *logits, int64_t logits_stride, Summary *summaries);
+    // After a step: the final hidden state, after the last norm, of one of its wanted tokens.
+    void hidden(int64_t wanted, float *out);
 
    private:
     struct Row {  // a token of the step

@@ -219,6 +219,9 @@ void bind_decoder(nb::module_ &m) {
         .def("add_adapter", &Decoder::add_adapter)
         .def("remove_adapter", &Decoder::remove_adapter)
         .def_prop_ro("block_bytes", &Decoder::block_bytes)
+        .def("hidden", [](Decoder &decoder, int64_t wanted, uintptr_t out) {
+            decoder.hidden(wanted, reinterpret_cast<float *>(out));
+        })
         .def("step", &step, "spans"_a, "logits"_a, "logits_stride"_a, "draws"_a, "stop_ids"_a, "passes"_a);
 }
 

@@ -1,0 +1,257 @@
+"""Anthropic's messages: questions from their blocks, answers as blocks and as named events."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from pydantic import Field
+from pydantic_core import from_json
+
+from tallow.serve import responses as told
+from tallow.serve.answers import Answers, Delta, Question
+from tallow.serve.blocks import Block, Blocks, Conversation, Step
+from tallow.serve.errors import ApiError
+from tallow.serve.http import EventStream, Json, respond, salt_of, sse
+from tallow.serve.openai_api import join_salts, unsupported_content
+from tallow.serve.requests import MAX_TOKENS, Body, Sampling, ToolName, check_structure, check_tools
+from tallow.serve.service import Service
+from tallow.serve.settings import Limits
+from tallow.serve.tool_choice import MAX_CALLS
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class Message(Body):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[dict[str, Any]]
+
+
+class CustomTool(Body):
+    type: Literal["custom"] | None = None
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] = Field(alias="input_schema")
+
+
+class ToolChoice(Body):
+    type: Literal["auto", "any", "tool", "none"] = "auto"
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+    @property
+    def of_question(self) -> str:
+        return f":{self.name}" if self.type == "tool" else {"any": "required"}.get(self.type, self.type)
+
+
+class JsonFormat(Body):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    format: JsonFormat | None = None
+
+
+class CountTokensRequest(Sampling):
+    """A conversation whose tokens are counted."""
+
+    messages: list[Message]
+    system: str | list[dict[str, Any]] = ""
+    tools: list[CustomTool] = Field(default_factory=list)
+    tool_choice: ToolChoice = ToolChoice()
+    thinking: dict[str, Any] = Field(default_factory=dict)
+    output_config: OutputConfig = OutputConfig()
+    stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
+
+
+class MessagesRequest(CountTokensRequest):
+    """A conversation to be answered."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+
+
+class MessageAnswer:
+    """One message.
+
+    Args:
+        service: Who answers.
+        request: What is asked.
+        salt: Of who asks.
+
+    Raises:
+        ApiError: It asks for what there is not.
+    """
+
+    def __init__(self, service: Service, request: MessagesRequest, salt: str | None) -> None:
+        self._service, self._most_tokens = service, request.max_tokens
+        self._blocks = Blocks()
+        self._message: dict[str, Any] = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant"}
+        self.question = question(request, service.settings.limits, request.max_tokens, salt)
+
+    async def whole(self) -> dict[str, Any]:
+        """The message at once."""
+        async for _ in self.events():
+            pass
+        return self._message | {"content": [content_of(block) for block in self._blocks.blocks]}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The message piece by piece."""
+        async with self._service.answer(self.question) as answers:
+            async for delta in answers.deltas():
+                if "model" not in self._message:
+                    self._message |= {"model": answers.name, "content": [], "stop_reason": None, "stop_sequence": None}
+                    self._message["usage"] = _usage(answers) | {"output_tokens": 0}
+                    yield _event("message_start", message=self._message)
+                for step in self._blocks.grow(delta):
+                    yield _tell(step)
+                if delta.finish_reason is not None:
+                    end = self._stop(delta, answers)
+                    self._message |= end | {"usage": _usage(answers)}
+                    yield _event("message_delta", delta=end, usage=_usage(answers))
+        yield _event("message_stop")
+
+    def _stop(self, delta: Delta, answers: Answers) -> dict[str, Any]:
+        reason, by = STOP_REASONS.get(delta.finish_reason or ""), None
+        if delta.finish_reason == "stop" and delta.piece.stopped_by is not None:
+            reason, by = "stop_sequence", delta.piece.stopped_by
+        elif delta.finish_reason == "length" and answers.num_tokens < self._most_tokens:
+            reason = "model_context_window_exceeded"
+        return {"stop_reason": reason, "stop_sequence": by}
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Let an app answer this API."""
+
+    @app.post("/v1/messages", responses=told.answers(told.Message, told.Event) | told.ANTHROPIC_ERRORS)
+    async def messages(body: MessagesRequest, request: Request) -> Response:
+        """The next turn of a conversation."""
+        asked = MessageAnswer(service, body, salt_of(request))
+        if body.stream:
+            return EventStream(asked.events(), tell_error)
+        return await respond(request, asked.whole())
+
+    @app.post("/v1/messages/count_tokens", responses=told.answers(told.InputTokens) | told.ANTHROPIC_ERRORS)
+    async def count_tokens(body: CountTokensRequest) -> Response:
+        """How many tokens a conversation has."""
+        asked = question(body, service.settings.limits)
+        _, engine, _ = service.find(asked.model)
+        return Json({"input_tokens": len(await asked.encode(await engine.ready()))})
+
+
+def tell_error(error: ApiError) -> bytes:
+    """An error within the events, which it ends."""
+    return sse(error.as_anthropic(), "error")
+
+
+def question(
+    request: CountTokensRequest, limits: Limits, most_tokens: int | None = None, salt: str | None = None
+) -> Question:
+    """What a request asks.
+
+    Raises:
+        ApiError: It asks for what there is not.
+    """
+    if request.thinking.get("type") == "enabled":  # the other types leave it to the model
+        raise ApiError(400, "there is no thinking apart from the answer: leave thinking out", param="thinking")
+    if request.messages and request.messages[-1].role == "assistant":
+        raise ApiError(400, "an answer cannot be begun here: the last message must be the user's", param="messages")
+    params = request.params(most_tokens, limits)
+    if (form := request.output_config.format) is not None:
+        params["structure"] = {"json_schema": form.schema_}
+        check_structure(params["structure"], limits, "output_config.format")
+    tools = [tool.model_dump(exclude_none=True, exclude={"type"}) for tool in request.tools]
+    choice = request.tool_choice.of_question
+    check_tools(tools, choice, limits)
+    return Question(
+        model=request.model,
+        params=params,
+        messages=_conversation(request).messages(limits),
+        tools=tools,
+        tool_choice=choice,
+        most_calls=1 if request.tool_choice.disable_parallel_tool_use else MAX_CALLS,
+        salt=join_salts(salt, request.cache_salt),
+        priority=request.priority,
+        timeout_s=request.timeout,
+    )
+
+
+def _conversation(request: CountTokensRequest) -> Conversation:
+    conversation = Conversation("messages")
+    for block in _blocks(request.system):
+        if text := _text(block, "system"):
+            conversation.say("system", text)
+    for index, message in enumerate(request.messages):
+        place = f"messages.{index}.content"
+        for block in _blocks(message.content):
+            match message.role, block:
+                case role, {"type": "text", "text": str(text)}:
+                    conversation.say(role, text)
+                case "assistant", {"type": "tool_use", "id": str(call_id), "name": str(name), "input": dict(values)}:
+                    conversation.call(call_id, name, values)
+                case "user", {"type": "tool_result", "tool_use_id": str(call_id)}:
+                    result = "".join(_text(part, place) for part in _blocks(block.get("content") or ""))
+                    conversation.answer_call(call_id, f"Error: {result}" if block.get("is_error") else result)
+                case "assistant", {"type": "thinking" | "redacted_thinking"}:
+                    pass
+                case _:
+                    raise unsupported_content(block.get("type"), place)
+    return conversation
+
+
+def _blocks(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
+def _text(block: Any, place: str) -> str:
+    match block:
+        case {"type": "text", "text": str(text)}:
+            return text
+    raise unsupported_content(block.get("type") if isinstance(block, dict) else None, place)
+
+
+def _tell(step: Step) -> bytes:
+    is_text = step.block.name is None
+    if step.kind == "begin":
+        empty = Block(step.block.call_id, step.block.name, "" if is_text else "{}")
+        return _event("content_block_start", index=step.position, content_block=content_of(empty))
+    if step.kind == "end":
+        return _event("content_block_stop", index=step.position)
+    delta = {"type": "text_delta", "text": step.piece}
+    if not is_text:
+        delta = {"type": "input_json_delta", "partial_json": step.piece}
+    return _event("content_block_delta", index=step.position, delta=delta)
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return sse({"type": kind} | fields, kind)
+
+
+def content_of(block: Block) -> dict[str, Any]:
+    """A block as a message has it."""
+    if block.name is None:
+        return {"type": "text", "text": block.text}
+    return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _input(block.text)}
+
+
+def _input(arguments: str) -> orjson.Fragment:
+    """The arguments of a call; of ones that end too early as much as can be read, as clients do with a stream."""
+    try:
+        value = json.dumps(from_json(arguments, allow_partial=True, allow_inf_nan=False))
+    except ValueError:
+        value = json.dumps({"INVALID_JSON": arguments})
+    return orjson.Fragment(value)
+
+
+def _usage(answers: Answers) -> dict[str, int]:
+    return {
+        "input_tokens": answers.num_prompt_tokens - answers.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": answers.cached_tokens,
+        "output_tokens": answers.num_tokens,
+    }

@@ -1,0 +1,347 @@
+"""A row a request in an SQLite file: who asked, what it took, how it ended; its texts only if that is wished.
+
+Rows are written by a thread of their own. A disk that is full or a file that somebody has locked costs rows at worst,
+never a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tallow.errors import DataError, TallowError, reading, writing
+from tallow.serve.answers import Question
+from tallow.serve.errors import ApiError
+from tallow.serve.metrics import Record
+from tallow.serve.wire import Update
+
+APPLICATION_ID, SCHEMA_VERSION = 0x7A110, 1
+LOCKED_S, RETRY_S, CLOSE_S = 1.0, 1.0, 5.0
+MOST_QUEUED = 1024
+MOST_TEXT_BYTES = 1 << 18
+"""Of a prompt; with a longer one neither it nor its answers are written."""
+TITLE_CHARACTERS = 80
+
+log = logging.getLogger("tallow.serve")
+
+
+class Caller(NamedTuple):
+    """Who asks.
+
+    Args:
+        key: The name of the API key; None if there are no keys.
+        api: The path that was asked.
+        conversation: What the client says that its request belongs to.
+    """
+
+    key: str | None = None
+    api: str = ""
+    conversation: str | None = None
+
+
+caller: ContextVar[Caller] = ContextVar("caller")
+"""Of the request that is being answered."""
+
+
+class LoggedRequest(NamedTuple):
+    """A row of the log.
+
+    Args:
+        arrived_s: When, in seconds since 1970.
+        key, api, conversation: As of its `Caller`.
+        model: The name of the model or adapter.
+        status: Of HTTP; 499: the client has left.
+        prompt_tokens, cached_tokens: Of the prompt, and of those the ones found in the cache.
+        completion_tokens: Of all its answers.
+        first_token_s: From arrival to the first token; None: there was none.
+        latency_s: From arrival to the last token, or to its end without one.
+        finish_reasons: Of its answers, with commas between.
+        title: How the conversation begins.
+        prompt, answers: As JSON.
+    """
+
+    arrived_s: float
+    key: str | None
+    api: str
+    model: str
+    status: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    first_token_s: float | None
+    latency_s: float
+    finish_reasons: str
+    conversation: str | None = None
+    title: str | None = None
+    prompt: str | None = None
+    answers: str | None = None
+
+
+MEASURED = LoggedRequest._fields[:11]
+"""All columns but the texts."""
+SCHEMA = (
+    """CREATE TABLE requests (
+        id INTEGER PRIMARY KEY,
+        arrived_s REAL NOT NULL,
+        key TEXT,
+        api TEXT NOT NULL,
+        model TEXT NOT NULL,
+        status INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        first_token_s REAL,
+        latency_s REAL NOT NULL,
+        finish_reasons TEXT NOT NULL,
+        conversation TEXT,
+        title TEXT,
+        prompt TEXT,
+        answers TEXT
+    )""",
+    "CREATE INDEX conversations ON requests (key, conversation, id) WHERE conversation IS NOT NULL",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+class RequestLog:
+    """Where requests are written.
+
+    Args:
+        path: The file; None: nowhere.
+        with_texts: Write prompts and answers, too.
+
+    Raises:
+        UsageError: The file cannot be written.
+        DataError: It is something else than such a log.
+    """
+
+    def __init__(self, path: Path | None, *, with_texts: bool = False) -> None:
+        self.num_lost = 0
+        self._path, self._with_texts = path, with_texts and path is not None
+        self._rows: queue.SimpleQueue[LoggedRequest | None] = queue.SimpleQueue()
+        self._is_closing, self._has_complained = threading.Event(), False
+        self._thread: threading.Thread | None = None
+        if path is not None:
+            self._thread = threading.Thread(target=self._write, args=(_open(path),), name="request log", daemon=True)
+            self._thread.start()
+
+    @contextmanager
+    def request(self, model: str, question: Question, record: Record) -> Iterator[LoggedTexts]:
+        """Write a row for what happens in this block, which gets what watches the answers' texts."""
+        texts, status = LoggedTexts(self._with_texts), 200
+        arrived_s = time.time()
+        try:
+            yield texts
+        except ApiError as error:
+            status = error.status
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            status = 499
+            raise
+        except BaseException:
+            status = 500
+            raise
+        finally:
+            if self._thread is not None:
+                self._put(_row(arrived_s, model, status, question, record, texts))
+
+    def _put(self, row: LoggedRequest) -> None:
+        if self._rows.qsize() < MOST_QUEUED:
+            self._rows.put(row)
+        else:
+            self.num_lost += 1
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        """The thread: all rows that there are with each transaction, until None comes."""
+        with closing(connection):
+            is_last = False
+            while not is_last:
+                rows = [self._rows.get()]
+                while not self._rows.empty():
+                    rows.append(self._rows.get())
+                is_last = None in rows
+                self._insert(connection, [row for row in rows if row is not None])
+
+    def _insert(self, connection: sqlite3.Connection, rows: list[LoggedRequest]) -> None:
+        names, places = ", ".join(LoggedRequest._fields), ", ".join("?" * len(LoggedRequest._fields))
+        while True:
+            is_last_try = self._is_closing.is_set()
+            try:
+                with connection:
+                    connection.executemany(f"INSERT INTO requests ({names}) VALUES ({places})", rows)
+                return
+            except sqlite3.Error as error:
+                if not self._has_complained:
+                    self._has_complained = True
+                    log.error("requests are answered, but cannot be written to %s: %s", self._path, error)
+            if is_last_try:
+                self.num_lost += len(rows)
+                return
+            self._is_closing.wait(RETRY_S)
+
+    def close(self) -> None:
+        """Write what waits to be written; if that takes long, do without."""
+        if self._thread is not None and not self._is_closing.is_set():
+            self._is_closing.set()
+            self._rows.put(None)
+            self._thread.join(CLOSE_S)
+            if self.num_lost:
+                log.error("%d requests are missing in %s", self.num_lost, self._path)
+
+    async def conversations(self, key: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest ones of a key's owner."""
+        found = await self._select(
+            "SELECT conversation, max(id), arrived_s, model, title FROM requests"
+            " WHERE key IS ? AND conversation IS NOT NULL GROUP BY conversation ORDER BY max(id) DESC LIMIT ?",
+            (key, limit),
+        )
+        return [
+            {"id": conversation, "created": int(arrived_s), "model": model, "title": title}
+            for conversation, _, arrived_s, model, title in found
+        ]
+
+    async def conversation(self, key: str | None, conversation: str) -> dict[str, Any] | None:
+        """One of them with its messages; None: this key's owner has had none such."""
+        found = await self._select(
+            "SELECT arrived_s, model, title, prompt, answers FROM requests"
+            " WHERE key IS ? AND conversation = ? ORDER BY id DESC LIMIT 1",
+            (key, conversation),
+        )
+        for arrived_s, model, title, prompt, answers in found:
+            messages, texts = json.loads(prompt), json.loads(answers)
+            messages += [{"role": "assistant", "content": text} for text in texts[:1]]
+            about = {"id": conversation, "created": int(arrived_s), "model": model, "title": title}
+            return about | {"messages": messages}
+        return None
+
+    async def _select(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        if self._path is None or not self._with_texts:
+            return []
+        try:
+            return await asyncio.to_thread(_select, self._path, query, values)
+        except TallowError as error:
+            raise ApiError(503, error.message, retry_after_s=RETRY_S) from error
+
+
+class LoggedTexts:
+    """The texts of answers, while they grow.
+
+    Args:
+        are_wanted: Or nothing is kept.
+    """
+
+    def __init__(self, are_wanted: bool) -> None:
+        self.are_wanted = are_wanted
+        self.answers: dict[int, list[str]] = {}
+
+    def watch(self, update: Update) -> None:
+        """One of them has grown."""
+        if self.are_wanted:
+            self.answers.setdefault(update.choice, []).append(update.text)
+
+
+def read_requests(path: Path) -> list[LoggedRequest]:
+    """All rows of a log in the order of their arrival, without their texts.
+
+    Raises:
+        DataError: The file is missing, or no such log.
+    """
+    rows = _select(path, f"SELECT {', '.join(MEASURED)} FROM requests ORDER BY arrived_s")
+    return [LoggedRequest(*row) for row in rows]
+
+
+def _row(
+    arrived_s: float, model: str, status: int, question: Question, record: Record, texts: LoggedTexts
+) -> LoggedRequest:
+    who = caller.get(Caller())
+    last_s = record.last_s if record.finish_reasons else time.monotonic()
+    row = LoggedRequest(
+        arrived_s,
+        who.key,
+        who.api,
+        model,
+        status,
+        record.num_prompt_tokens,
+        record.num_cached_tokens,
+        record.num_tokens,
+        record.first_s - record.arrived_s if record.first_s is not None else None,
+        last_s - record.arrived_s,
+        ",".join(record.finish_reasons),
+    )
+    try:
+        return row._replace(**_text_columns(who, question, texts))
+    except RecursionError:  # a client can nest a message so deeply that it can be read, but not written
+        return row
+
+
+def _text_columns(who: Caller, question: Question, texts: LoggedTexts) -> dict[str, str | None]:
+    if not texts.are_wanted or question.num_bytes > MOST_TEXT_BYTES:
+        return {}
+    return {
+        "conversation": who.conversation if question.messages else None,
+        "title": _title(question),
+        "prompt": json.dumps(list(question.messages) or question.prompt),
+        "answers": json.dumps(["".join(texts.answers[choice]) for choice in sorted(texts.answers)]),
+    }
+
+
+def _title(question: Question) -> str | None:
+    asked = [str(message.get("content")) for message in question.messages if message.get("role") == "user"]
+    # a client can send halves of surrogate pairs, which SQLite does not take
+    return " ".join(asked[0].split())[:TITLE_CHARACTERS].encode(errors="replace").decode() if asked else None
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """For the thread, made here so that what is wrong with the file is told when the server starts."""
+    with writing(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))  # it may hold what people have written
+    with _telling(path):
+        connection = sqlite3.connect(path, timeout=LOCKED_S, check_same_thread=False)
+        try:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                    for statement in SCHEMA:
+                        connection.execute(statement)
+                _check(connection, path)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _select(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    with reading(path, "request log"):
+        path.open("rb").close()
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    with _telling(path), closing(sqlite3.connect(address, timeout=LOCKED_S, uri=True)) as connection:
+        _check(connection, path)
+        return connection.execute(query, values).fetchall()
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    if found != [APPLICATION_ID, SCHEMA_VERSION]:
+        raise DataError(f"{path} is no request log of this version of tallow", "name another file")
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DataError(f"the request log {path} cannot be used: {error}", "name another file") from error
