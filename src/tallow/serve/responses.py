@@ -315,8 +315,7 @@ def answers(model: type[BaseModel], chunk: type[BaseModel] | None = None) -> Ans
 
     Args:
         model: Of a whole answer.
-        chunk: Of an event's data, where the answer may be streamed; one of `STREAMED`. After the last chunk of a completion
-            comes [DONE].
+        chunk: Of an event's data, where the answer may be streamed; one of `STREAMED`. Completions end with [DONE].
     """
     if chunk is None:
         return {200: {"model": model}}
