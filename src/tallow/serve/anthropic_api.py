@@ -13,9 +13,9 @@ from fastapi.responses import Response
 from pydantic import Field
 from pydantic_core import from_json
 
-from tallow.serve import responses as told
 from tallow.serve.answers import Answers, Delta, Question
 from tallow.serve.blocks import Block, Blocks, Conversation, Step
+from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
 from tallow.serve.openai_api import join_salts, unsupported_content
@@ -128,7 +128,7 @@ class MessageAnswer:
 def add_routes(app: FastAPI, service: Service) -> None:
     """Let an app answer this API."""
 
-    @app.post("/v1/messages", responses=told.answers(told.Message, told.Event) | told.ANTHROPIC_ERRORS)
+    @app.post("/v1/messages", responses=answers("Message", "Event") | ANTHROPIC_ERRORS)
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """The next turn of a conversation."""
         asked = MessageAnswer(service, body, salt_of(request))
@@ -136,7 +136,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             return EventStream(asked.events(), tell_error)
         return await respond(request, asked.whole())
 
-    @app.post("/v1/messages/count_tokens", responses=told.answers(told.InputTokens) | told.ANTHROPIC_ERRORS)
+    @app.post("/v1/messages/count_tokens", responses=answers("InputTokens") | ANTHROPIC_ERRORS)
     async def count_tokens(body: CountTokensRequest) -> Response:
         """How many tokens a conversation has."""
         asked = question(body, service.settings.limits)

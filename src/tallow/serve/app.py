@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 import tallow
 from tallow.serve import anthropic_api, embeddings_api, openai_api, page, responses_api
-from tallow.serve import responses as told
+from tallow.serve.document import ERRORS, METRICS, answers, describe, json_of
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error_response, respond, salt_of
 from tallow.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -42,7 +42,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=told.ERRORS,
+        responses=ERRORS,
     )
     app.state.service = service
     app.router.route_class = StrictRoute
@@ -54,7 +54,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     embeddings_api.add_routes(app, service)
     _add_admin(app, service)
     page.add_routes(app, service)
-    told.describe(app, keys)
+    describe(app, keys)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
 
@@ -86,24 +86,24 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
-    @app.get("/health", responses={status: {"model": told.Health} for status in HEALTH_STATUS.values()})
+    @app.get("/health", responses={status: {"content": json_of("Health")} for status in HEALTH_STATUS.values()})
     async def health() -> Response:
         """Whether requests are answered: 200 if so, 503 while it loads, drains, or when a model is dead."""
         state = service.health
         models = {name: engine.state for name, engine in service.engines.items()}
         return Json({"status": state, "models": models}, HEALTH_STATUS[state])
 
-    @app.get("/version", responses=told.answers(told.Version))
+    @app.get("/version", responses=answers("Version"))
     async def version() -> Response:
         """Of tallow."""
         return Json({"version": tallow.__version__})
 
-    @app.get("/metrics", response_class=Response, responses=told.METRICS)
+    @app.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/tokenize", responses=told.answers(told.Tokens))
+    @app.post("/tokenize", responses=answers("Tokens"))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text (`prompt`) or a conversation (`messages`)."""
         _, engine, _ = service.find(body.model)
@@ -114,7 +114,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
             answer["token_strs"] = [openai_api.token_text(facts, token) for token in ids]
         return Json(answer)
 
-    @app.post("/detokenize", responses=told.answers(told.Text))
+    @app.post("/detokenize", responses=answers("Text"))
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of `tokens`."""
         _, engine, _ = service.find(body.model)
@@ -125,18 +125,18 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", responses=told.answers(told.Models))
+    @app.get("/v1/models", responses=answers("Models"))
     async def models() -> Response:
         """What `model` may be."""
         return Json({"object": "list", "data": [_model(service, name) for name in service.names]})
 
-    @app.get("/v1/models/{name:path}", responses=told.answers(told.Model))
+    @app.get("/v1/models/{name:path}", responses=answers("Model"))
     async def model(name: str) -> Response:
         """One of them."""
         service.find(name)
         return Json(_model(service, name))
 
-    @app.post("/v1/chat/completions", responses=told.answers(told.ChatCompletion, told.ChatCompletionChunk))
+    @app.post("/v1/chat/completions", responses=answers("ChatCompletion", "ChatCompletionChunk"))
     async def chat(body: ChatRequest, request: Request) -> Response:
         """The next turn of a conversation."""
         asked = openai_api.Chat(service, body, salt_of(request))
@@ -144,7 +144,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             return EventStream(asked.events(), openai_api.tell_error)
         return await respond(request, asked.whole())
 
-    @app.post("/v1/completions", responses=told.answers(told.Completion, told.CompletionChunk))
+    @app.post("/v1/completions", responses=answers("Completion", "CompletionChunk"))
     async def completion(body: CompletionRequest, request: Request) -> Response:
         """A text continued."""
         asked = openai_api.Completion(service, body, salt_of(request))
@@ -154,7 +154,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
-    @app.get("/admin/state", responses=told.answers(told.ServerStatus))
+    @app.get("/admin/state", responses=answers("ServerStatus"))
     async def state() -> Response:
         """What each model's engine is doing."""
         engines = {
@@ -164,21 +164,21 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         }
         return Json({"status": service.health, "requests": service.admission.num_requests, "models": engines})
 
-    @app.post("/admin/models/{name}/load", responses=told.answers(told.LoadState))
+    @app.post("/admin/models/{name}/load", responses=answers("LoadState"))
     async def load(name: str) -> Response:
         """Load a model that is not, and wait until it can answer."""
         _, engine, _ = service.find(name)
         await engine.ready()
         return Json({"state": engine.state})
 
-    @app.post("/admin/models/{name}/unload", responses=told.answers(told.LoadState))
+    @app.post("/admin/models/{name}/unload", responses=answers("LoadState"))
     async def unload(name: str) -> Response:
         """End a model's process and what it answers; the next request loads it again."""
         _, engine, _ = service.find(name)
         await engine.stop()
         return Json({"state": engine.state})
 
-    @app.post("/admin/models/{name}/adapters", responses=told.answers(told.Adapters))
+    @app.post("/admin/models/{name}/adapters", responses=answers("Adapters"))
     async def load_adapter(name: str, adapter: AdapterBody) -> Response:
         """Load a LoRA adapter from a directory of the server's machine, so that requests can name it."""
         _, engine, _ = service.find(name)
@@ -187,7 +187,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         await engine.load_adapter(adapter.name, adapter.path)
         return Json({"adapters": engine.adapters})
 
-    @app.delete("/admin/models/{name}/adapters/{adapter}", responses=told.answers(told.Adapters))
+    @app.delete("/admin/models/{name}/adapters/{adapter}", responses=answers("Adapters"))
     async def unload_adapter(name: str, adapter: str) -> Response:
         """Let no more requests name an adapter."""
         _, engine, _ = service.find(name)

@@ -13,8 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from tallow.serve import responses as told
 from tallow.serve.answers import Question
+from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import respond, salt_of
 from tallow.serve.openai_api import join_salts
@@ -131,7 +131,7 @@ class Embeddings:
 def add_routes(app: FastAPI, service: Service) -> None:
     """Let an app answer this API."""
 
-    @app.post("/v1/embeddings", responses=told.answers(told.EmbeddingList))
+    @app.post("/v1/embeddings", responses=answers("EmbeddingList"))
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         """Texts as vectors: the final hidden state of each one's last token, at length 1."""
         return await respond(request, Embeddings(service, body, salt_of(request)).whole())

@@ -1,4 +1,4 @@
-"""What the server answers, as its OpenAPI document tells it.
+"""What the server answers, for its OpenAPI document, which alone imports this: a server that starts need not.
 
 The handlers build these objects as ready JSON, as validating each answer would cost more than HTTP itself; the tests
 hold them to this.
@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
-
-from tallow.serve.http import ADMIN_PATHS, OPEN_PATHS, Keys
-
-REFERENCE = "#/components/schemas/{model}"
 
 
 class Told(BaseModel):
@@ -203,10 +198,9 @@ class Version(Told):
     version: str
 
 
-class EngineStatus(BaseModel):
+class EngineStatus(Told, extra="allow"):
     """What an engine is doing; once it has told, with counts of its requests, blocks and tokens."""
 
-    model_config = ConfigDict(extra="allow")
     state: ModelState
     restarts: int
     adapters: dict[str, str]
@@ -253,10 +247,9 @@ class InputTokens(Told):
     input_tokens: int
 
 
-class ResponseObject(BaseModel):
+class ResponseObject(Told, extra="allow"):
     """An answer of OpenAI's responses API; what else it says, OpenAI documents."""
 
-    model_config = ConfigDict(extra="allow")
     id: str
     object: Literal["response"]
     created_at: int
@@ -266,10 +259,9 @@ class ResponseObject(BaseModel):
     usage: dict[str, Any] | None
 
 
-class Event(BaseModel):
+class Event(Told, extra="allow"):
     """Of a stream of messages or responses; what else there is to each type, Anthropic and OpenAI document."""
 
-    model_config = ConfigDict(extra="allow")
     type: str
 
 
@@ -291,69 +283,12 @@ class EmbeddingList(Told):
     usage: EmbeddingsUsage
 
 
-Answers = dict[int | str, dict[str, Any]]
-ERRORS: Answers = {
-    "4XX": {
-        "model": ErrorBody,
-        "description": "The request is wrong (400), has no key (401), asks for what there is not (404, 405), is too "
-        "slow (408) or too large (413), or comes while too many others wait (429, with Retry-After)",
-    },
-    "5XX": {"model": ErrorBody, "description": "The engine failed (500), or cannot answer now (503, with Retry-After)"},
-}
-SECURITY_SCHEMES = {
-    "key": {"type": "http", "scheme": "bearer"},
-    "key-header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
-    "admin-key": {"type": "http", "scheme": "bearer"},
-}
-METRICS: Answers = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-ANTHROPIC_ERRORS: Answers = {status: answer | {"model": AnthropicErrorBody} for status, answer in ERRORS.items()}
-STREAMED: list[type[BaseModel]] = [ChatCompletionChunk, CompletionChunk, Event]
-
-
-def answers(model: type[BaseModel], chunk: type[BaseModel] | None = None) -> Answers:
-    """What FastAPI is told of a route's answers.
+def definitions(reference: str) -> dict[str, Any]:
+    """The JSON schema of each object, by its name.
 
     Args:
-        model: Of a whole answer.
-        chunk: Of an event's data, where the answer may be streamed; one of `STREAMED`. Completions end with [DONE].
+        reference: How one schema refers to another, with `{model}` for its name.
     """
-    if chunk is None:
-        return {200: {"model": model}}
-    chunk_schema = {"$ref": REFERENCE.format(model=chunk.__name__)}
-    told = {"contentMediaType": "application/json", "contentSchema": chunk_schema}
-    data = {"type": "string", "anyOf": [told, {"const": "[DONE]"}]}
-    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
-    return {200: {"model": model, "content": {"text/event-stream": {"itemSchema": event}}}}
-
-
-def describe(app: FastAPI, keys: Keys) -> None:
-    """Complete an app's OpenAPI document: what streams consist of, and which keys open what.
-
-    Args:
-        app: What it describes.
-        keys: Those that are asked for.
-    """
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            _complete(make(), keys)
-        return make()
-
-    app.openapi = openapi
-
-
-def _complete(document: dict[str, Any], keys: Keys) -> None:
-    components, paths = document["components"], document["paths"]
-    _, chunks = models_json_schema([(chunk, "serialization") for chunk in STREAMED], ref_template=REFERENCE)
-    components["schemas"] |= chunks["$defs"]
-    components["securitySchemes"] = SECURITY_SCHEMES
-    if not keys.open_admin:
-        for path in [path for path in paths if path.startswith(ADMIN_PATHS)]:
-            del paths[path]
-    for path, operations in paths.items():
-        for operation in operations.values():
-            if path.startswith(ADMIN_PATHS):
-                operation["security"] = [{"admin-key": []}]
-            elif keys.are_wanted and path not in OPEN_PATHS:
-                operation["security"] = [{"key": []}, {"key-header": []}]
+    models = [each for each in globals().values() if isinstance(each, type) and issubclass(each, Told)]
+    _, found = models_json_schema([(model, "serialization") for model in models], ref_template=reference)
+    return found["$defs"]

@@ -15,9 +15,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from tallow.serve import responses as told
 from tallow.serve.answers import Answers, Question
 from tallow.serve.blocks import Block, Blocks, Conversation, Step
+from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, respond, salt_of, sse
 from tallow.serve.openai_api import check_message, join_salts
@@ -199,7 +199,7 @@ class ResponseAnswer:
 def add_routes(app: FastAPI, service: Service) -> None:
     """Let an app answer this API."""
 
-    @app.post("/v1/responses", responses=told.answers(told.ResponseObject, told.Event))
+    @app.post("/v1/responses", responses=answers("ResponseObject", "Event"))
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """The next turn of a conversation."""
         asked = ResponseAnswer(service, body, salt_of(request))

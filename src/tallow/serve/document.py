@@ -1,0 +1,95 @@
+"""The OpenAPI document: what FastAPI is told of answers, and what it cannot know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from tallow.serve.http import ADMIN_PATHS, OPEN_PATHS, Keys
+
+Answers = dict[int | str, dict[str, Any]]
+SCHEMA = "answer.{model}"
+"""The name of an answer's schema, apart from those of the requests."""
+REFERENCE = f"#/components/schemas/{SCHEMA}"
+
+
+def json_of(name: str) -> dict[str, Any]:
+    """The content of an answer that is an object of `responses`."""
+    return {"application/json": {"schema": _schema(name)}}
+
+
+def _schema(name: str) -> dict[str, Any]:
+    return {"$ref": REFERENCE.format(model=name)}
+
+
+ERRORS: Answers = {
+    "4XX": {
+        "content": json_of("ErrorBody"),
+        "description": "The request is wrong (400), has no key (401), asks for what there is not (404, 405), is too "
+        "slow (408) or too large (413), or comes while too many others wait (429, with Retry-After)",
+    },
+    "5XX": {
+        "content": json_of("ErrorBody"),
+        "description": "The engine failed (500), or cannot answer now (503, with Retry-After)",
+    },
+}
+SECURITY_SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "key-header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+    "admin-key": {"type": "http", "scheme": "bearer"},
+}
+METRICS: Answers = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+ANTHROPIC_ERRORS: Answers = {
+    status: answer | {"content": json_of("AnthropicErrorBody")} for status, answer in ERRORS.items()
+}
+
+
+def answers(name: str, chunk: str | None = None) -> Answers:
+    """What FastAPI is told of a route's answers.
+
+    Args:
+        name: Of a whole answer, in `responses`.
+        chunk: Of an event's data, where the answer may be streamed. Completions end with [DONE].
+    """
+    content = json_of(name)
+    if chunk is not None:
+        told = {"contentMediaType": "application/json", "contentSchema": _schema(chunk)}
+        data = {"type": "string", "anyOf": [told, {"const": "[DONE]"}]}
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"itemSchema": event}
+    return {200: {"content": content}}
+
+
+def describe(app: FastAPI, keys: Keys) -> None:
+    """Complete an app's OpenAPI document: what streams consist of, and which keys open what.
+
+    Args:
+        app: What it describes.
+        keys: Those that are asked for.
+    """
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _complete(make(), keys)
+        return make()
+
+    app.openapi = openapi
+
+
+def _complete(document: dict[str, Any], keys: Keys) -> None:
+    from tallow.serve.responses import definitions  # only who asks for the document waits for it
+
+    components, paths = document["components"], document["paths"]
+    components["schemas"] |= {SCHEMA.format(model=name): schema for name, schema in definitions(REFERENCE).items()}
+    components["securitySchemes"] = SECURITY_SCHEMES
+    if not keys.open_admin:
+        for path in [path for path in paths if path.startswith(ADMIN_PATHS)]:
+            del paths[path]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            if path.startswith(ADMIN_PATHS):
+                operation["security"] = [{"admin-key": []}]
+            elif keys.are_wanted and path not in OPEN_PATHS:
+                operation["security"] = [{"key": []}, {"key-header": []}]
