@@ -75,9 +75,9 @@ def test_embeddings_are_the_engines(client: openai.OpenAI, lm: LanguageModel, en
 def test_fewer_dimensions(client: openai.OpenAI, lm: LanguageModel) -> None:
     whole = lm.embed(TEXTS[1]).tolist()
     length = math.hypot(*whole[:5])
-    for encoding in ({"encoding_format": "float"}, {}):  # the client asks for base64 if nothing is said
-        answer: Any = client.embeddings.create(model="tiny", input=TEXTS[1], dimensions=5, **encoding)
-        [vector] = vectors(answer)
+    encodings: list[dict[str, Any]] = [{"encoding_format": "float"}, {}]  # base64 if nothing is said
+    for encoding in encodings:
+        [vector] = vectors(client.embeddings.create(model="tiny", input=TEXTS[1], dimensions=5, **encoding))
         assert vector == pytest.approx([value / length for value in whole[:5]], abs=1e-6)
     [vector] = vectors(client.embeddings.create(model="tiny", input=TEXTS[1], dimensions=32))
     assert vector == pytest.approx(whole, abs=1e-6)

@@ -48,7 +48,8 @@ class _Answer:
             prompt = request.prompt_log_probs, request.prompt_top_log_probs
         self.num_ids, self.num_characters, self.is_begun = len(request.ids), len(request.text), True
         error = request.error.as_json()["error"] if request.error is not None else None
-        reason, cached, embedding = request.finish_reason, request.num_cached_tokens, request.embedding
+        reason, cached = request.finish_reason, request.num_cached_tokens
+        embedding = request.embedding.tolist() if request.embedding is not None else None
         return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, cached, error, embedding)
 
 
