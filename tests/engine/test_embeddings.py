@@ -25,6 +25,7 @@ from tallow.engine.native_runner import NativeRunner
 from tallow.engine.packing import Number
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Span
+from tallow.engine.speculation import NgramProposer
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
@@ -152,6 +153,7 @@ def test_any_traffic(model: Decoder, data: st.DataObject) -> None:
         max_tokens_per_step=budget,
         max_running=data.draw(st.integers(1, 4)),
         cache_bytes=data.draw(st.integers(4, 10)) * runner.block_bytes,
+        proposer=data.draw(st.sampled_from([None, NgramProposer()])),
     )
     prompts = st.lists(st.integers(0, 1), min_size=1, max_size=40)
     requests: list[Request] = []
