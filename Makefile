@@ -16,12 +16,12 @@ help:
 	@echo 'make check       formatting, lint, types, layers'
 	@echo 'make docs        build the manual into site/'
 	@echo 'make bench       measure speed on this machine'
-	@echo 'make clean       remove what builds and checks leave behind (runs/ and the packages in .venv stay)'
+	@echo 'make clean       remove what builds and checks leave behind (runs/ and the packages in .venv* stay)'
 
 quickstart: .venv/.installed
 	$(BIN)/tallow run recipes/quickstart.yaml $(ARGS)
 
-test: .venv/.installed-dev
+test: .venv/.installed-dev .venv-clients/.installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: .venv/.installed-dev
@@ -48,6 +48,13 @@ clean:
 .venv/.installed-dev: $(INSTALLED_FROM) | $(BIN)/pip
 	$(BIN)/pip install --editable '.[dev,docs]'
 	@touch $@ .venv/.installed
+
+# Other people's clients, whose pins exclude ours: the tests of the server run them in processes of their own.
+# All that they need is listed, so nothing needs resolving.
+.venv-clients/.installed: tests/serve/clients.txt
+	$(PYTHON) -m venv --clear .venv-clients
+	env -u PIP_CONSTRAINT .venv-clients/bin/pip install --quiet --no-deps --no-compile --requirement $<
+	@touch $@
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
@@ -14,9 +14,10 @@ from starlette.exceptions import HTTPException
 
 import tallow
 from tallow.serve import anthropic_api, embeddings_api, openai_api, page, responses_api
+from tallow.serve import responses as told
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error_response, respond, salt_of
-from tallow.serve.requests import ChatRequest, CompletionRequest
+from tallow.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tallow.serve.service import Service
 
 HEALTH_STATUS = {"ready": 200, "loading": 503, "draining": 503, "dead": 503}
@@ -35,7 +36,14 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
         async with service.running():
             yield
 
-    app = FastAPI(title="tallow", version=tallow.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="tallow",
+        version=tallow.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=told.ERRORS,
+    )
     app.state.service = service
     app.router.route_class = StrictRoute
     _add_errors(app, service)
@@ -46,6 +54,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     embeddings_api.add_routes(app, service)
     _add_admin(app, service)
     page.add_routes(app, service)
+    told.describe(app, keys)
     app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
     return app
 
@@ -62,6 +71,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
+        if problem["type"] == "json_invalid":
+            return tell(request, ApiError(400, "the body is not JSON"))
         place = ".".join(str(part) for part in problem["loc"][1:])
         return tell(request, ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None))
 
@@ -77,59 +88,57 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
+    @app.get("/health", responses={status: {"model": told.Health} for status in HEALTH_STATUS.values()})
     async def health() -> Response:
         """Whether requests are answered: 200 if so, 503 while it loads, drains, or when a model is dead."""
         state = service.health
         models = {name: engine.state for name, engine in service.engines.items()}
         return Json({"status": state, "models": models}, HEALTH_STATUS[state])
 
-    @app.get("/version")
-    async def version() -> dict[str, str]:
+    @app.get("/version", responses=told.answers(told.Version))
+    async def version() -> Response:
         """Of tallow."""
-        return {"version": tallow.__version__}
+        return Json({"version": tallow.__version__})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses=told.METRICS)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/tokenize")
-    async def tokenize(body: Annotated[dict[str, Any], Body()]) -> Response:
+    @app.post("/tokenize", responses=told.answers(told.Tokens))
+    async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text (`prompt`) or a conversation (`messages`)."""
-        _, engine, _ = service.find(_optional_text(body, "model"))
+        _, engine, _ = service.find(body.model)
         facts = await engine.ready()
         ids = await openai_api.tokenize(facts, body)
         answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": facts.context_length}
-        if body.get("return_token_strs"):
+        if body.return_token_strs:
             answer["token_strs"] = [openai_api.token_text(facts, token) for token in ids]
         return Json(answer)
 
-    @app.post("/detokenize")
-    async def detokenize(body: Annotated[dict[str, Any], Body()]) -> Response:
+    @app.post("/detokenize", responses=told.answers(told.Text))
+    async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of `tokens`."""
-        _, engine, _ = service.find(_optional_text(body, "model"))
+        _, engine, _ = service.find(body.model)
         facts = await engine.ready()
-        tokens = body.get("tokens")
-        known = range(facts.tokenizer.vocab_size)
-        if not isinstance(tokens, list) or not all(type(token) is int and token in known for token in tokens):
+        if max(body.tokens, default=0) >= facts.tokenizer.vocab_size:
             raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
-        return Json({"prompt": facts.tokenizer.decode(tokens, skip_special_tokens=False)})
+        return Json({"prompt": facts.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=told.answers(told.Models))
     async def models() -> Response:
         """What `model` may be."""
         return Json({"object": "list", "data": [_model(service, name) for name in service.names]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=told.answers(told.Model))
     async def model(name: str) -> Response:
         """One of them."""
         service.find(name)
         return Json(_model(service, name))
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=told.answers(told.ChatCompletion, told.ChatCompletionChunk))
     async def chat(body: ChatRequest, request: Request) -> Response:
         """The next turn of a conversation."""
         asked = openai_api.Chat(service, body, salt_of(request))
@@ -137,7 +146,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             return EventStream(asked.events(), openai_api.tell_error)
         return await respond(request, asked.whole())
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=told.answers(told.Completion, told.CompletionChunk))
     async def completion(body: CompletionRequest, request: Request) -> Response:
         """A text continued."""
         asked = openai_api.Completion(service, body, salt_of(request))
@@ -147,7 +156,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
-    @app.get("/admin/state")
+    @app.get("/admin/state", responses=told.answers(told.ServerStatus))
     async def state() -> Response:
         """What each model's engine is doing."""
         engines = {
@@ -157,21 +166,21 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         }
         return Json({"status": service.health, "requests": service.admission.num_requests, "models": engines})
 
-    @app.post("/admin/models/{name}/load")
+    @app.post("/admin/models/{name}/load", responses=told.answers(told.LoadState))
     async def load(name: str) -> Response:
         """Load a model that is not, and wait until it can answer."""
         _, engine, _ = service.find(name)
         await engine.ready()
         return Json({"state": engine.state})
 
-    @app.post("/admin/models/{name}/unload")
+    @app.post("/admin/models/{name}/unload", responses=told.answers(told.LoadState))
     async def unload(name: str) -> Response:
         """End a model's process and what it answers; the next request loads it again."""
         _, engine, _ = service.find(name)
         await engine.stop()
         return Json({"state": engine.state})
 
-    @app.post("/admin/models/{name}/adapters")
+    @app.post("/admin/models/{name}/adapters", responses=told.answers(told.Adapters))
     async def load_adapter(name: str, adapter: AdapterBody) -> Response:
         """Load a LoRA adapter from a directory of the server's machine, so that requests can name it."""
         _, engine, _ = service.find(name)
@@ -180,7 +189,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         await engine.load_adapter(adapter.name, adapter.path)
         return Json({"adapters": engine.adapters})
 
-    @app.delete("/admin/models/{name}/adapters/{adapter}")
+    @app.delete("/admin/models/{name}/adapters/{adapter}", responses=told.answers(told.Adapters))
     async def unload_adapter(name: str, adapter: str) -> Response:
         """Let no more requests name an adapter."""
         _, engine, _ = service.find(name)
@@ -201,10 +210,3 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     about = {"id": name, "object": "model", "created": int(service.started_s), "owned_by": "tallow"}
     length = engine.facts.context_length if engine.facts is not None else None
     return about | {"parent": model if adapter is not None else None, "max_model_len": length}
-
-
-def _optional_text(body: dict[str, Any], name: str) -> str | None:
-    value = body.get(name)
-    if value is not None and not isinstance(value, str):
-        raise ApiError(400, f"{name} must be a string", param=name)
-    return value

@@ -7,7 +7,6 @@ from typing import Any
 
 STATUS_OF_ENGINE_ERRORS = {"UsageError": 400, "DataError": 400, "CapacityError": 503}
 KINDS = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -48,6 +47,11 @@ class ApiError(Exception):
         return cls(STATUS_OF_ENGINE_ERRORS.get(error["type"], 500), error["message"] + hint)
 
     @property
+    def kind(self) -> str:
+        """In the words of OpenAI and Anthropic."""
+        return KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+
+    @property
     def headers(self) -> dict[str, str]:
         headers = {}
         if self.retry_after_s is not None:
@@ -57,9 +61,7 @@ class ApiError(Exception):
         return headers
 
     def as_openai(self) -> dict[str, Any]:
-        kind = KINDS.get(self.status, "api_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def as_anthropic(self) -> dict[str, Any]:
-        kind = KINDS.get(self.status, "api_error")
-        return {"type": "error", "error": {"type": kind, "message": self.message}}
+        return {"type": "error", "error": {"type": self.kind, "message": self.message}}

@@ -176,6 +176,10 @@ class Keys:
     def are_wanted(self) -> bool:
         return bool(self._keys)
 
+    @property
+    def open_admin(self) -> bool:
+        return self._admin_key is not None
+
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> str | None:
         """The name of who asks; None if nobody is asked for a key.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
@@ -13,7 +13,7 @@ from tallow.serve.blocks import tool_call
 from tallow.serve.engine_process import Facts, Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
-from tallow.serve.requests import ChatRequest, CompletionRequest, NamedTool, check_tools
+from tallow.serve.requests import ChatRequest, CompletionRequest, Message, NamedTool, TokenizeRequest, check_tools
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 from tallow.serve.tool_choice import MAX_CALLS
@@ -54,7 +54,7 @@ class Chat:
         self.question = Question(
             model=request.model,
             params=params,
-            messages=[check_message(message, index) for index, message in enumerate(request.messages)],
+            messages=check_messages(request.messages),
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
             tools=tools,
@@ -318,25 +318,28 @@ def usage(answers: Answers) -> dict[str, Any]:
     }
 
 
-async def tokenize(facts: Facts, body: Mapping[str, Any]) -> list[int]:
-    """The tokens of the `prompt` or the `messages` of a body.
+async def tokenize(facts: Facts, request: TokenizeRequest) -> list[int]:
+    """The tokens of a prompt or of messages.
 
     Raises:
-        ApiError: It has neither.
+        ApiError: There is neither.
     """
-    prompt, messages = body.get("prompt"), body.get("messages")
-    if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
-        question = Question(None, {}, [check_message(message, index) for index, message in enumerate(messages)])
-        return await question.encode(facts)
-    if not isinstance(prompt, str):
+    if request.messages is not None:
+        return await Question(None, {}, check_messages(request.messages)).encode(facts)
+    if request.prompt is None:
         raise ApiError(400, "give a prompt, or messages", param="prompt")
-    special = body.get("add_special_tokens", True)
-    return await asyncio.to_thread(facts.tokenizer.encode, prompt, add_special_tokens=bool(special))
+    encode = facts.tokenizer.encode
+    return await asyncio.to_thread(encode, request.prompt, add_special_tokens=request.add_special_tokens)
 
 
 def token_text(facts: Facts, token: int) -> str:
     """A token as text; bytes that are none become the replacement character."""
     return facts.tokenizer.token_bytes(token).decode(errors="replace")
+
+
+def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """As `check_message`."""
+    return [check_message(message.model_dump(exclude_unset=True), index) for index, message in enumerate(messages)]
 
 
 def check_message(message: dict[str, Any], index: int, param: str = "messages") -> dict[str, Any]:

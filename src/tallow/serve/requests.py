@@ -12,6 +12,7 @@ from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[Token], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 MAX_TOKENS = 1 << 20
 MAX_TOP_LOG_PROBS = 20
@@ -69,7 +70,9 @@ class Sampling(Body):
     stop: str | list[str] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -78,7 +81,7 @@ class Sampling(Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Fraction | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = None
     dry_base: Annotated[float, Field(ge=1, le=4)] | None = None
     dry_allowed_length: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
@@ -173,10 +176,43 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class CalledFunction(Body):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(Body):
+    """A call in an earlier answer."""
+
+    id: str | None = None
+    type: str | None = None
+    function: CalledFunction
+
+
+class Part(Body):
+    """Of a message's content; what is not text is refused by its name."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Message(Body):
+    """A turn of a conversation; what else it has is for the chat template."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    role: Annotated[str, Field(max_length=64)]
+    content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+Messages = Annotated[list[Message], Field(min_length=1)]
+
+
 class ChatRequest(Sampling):
     """A conversation to be answered."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Messages
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = False
@@ -190,7 +226,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """A text to be continued, or several."""
 
-    prompt: str | list[str] | list[Token] | list[list[Token]]
+    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOG_PROBS)] | None = None
     echo: bool | None = False
@@ -201,17 +237,32 @@ class CompletionRequest(Sampling):
         """Each to be continued by itself.
 
         Raises:
-            ApiError: There are none, or too many.
+            ApiError: There are too many.
         """
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if not self.prompt:
-            raise ApiError(400, "there is no prompt", param="prompt")
         if isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
         if len(self.prompt) > limits.prompts:
             raise ApiError(400, f"at most {limits.prompts} prompts are taken", param="prompt")
         return self.prompt  # type: ignore[return-value]
+
+
+class TokenizeRequest(Body):
+    """A text or a conversation, to be told its tokens."""
+
+    model: str | None = Field(None, max_length=256)
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Body):
+    """Tokens, to be told their text."""
+
+    model: str | None = Field(None, max_length=256)
+    tokens: list[Token]
 
 
 def check_structure(structure: Mapping[str, Any], limits: Limits, param: str = "response_format") -> None:
