@@ -191,7 +191,7 @@ def test_embeddings_equal_the_reference(any_model: Decoder) -> None:
             while any(request.state is not RequestState.FINISHED for request in requests):
                 engine.step()
             embeddings[-1] += [request.embedding for request in requests]
-    torch.testing.assert_close(torch.tensor(embeddings[0]), torch.tensor(embeddings[1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(*embeddings, atol=1e-4, rtol=0)
 
 
 @needs_gpu

@@ -25,6 +25,7 @@ from tallow.engine.native_runner import NativeRunner
 from tallow.engine.packing import Number
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Span
+from tallow.engine.speculation import NgramProposer
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
@@ -54,7 +55,7 @@ def embed(engine: Engine, *prompts: Sequence[int], adapters: Sequence[str | None
     for request in requests:
         assert (request.finish_reason, request.ids, request.text) == ("stop", [], "")
         assert request.embedding is not None
-        found.append(request.embedding)
+        found.append(request.embedding.tolist())
     assert torch.tensor(found).norm(dim=-1).tolist() == pytest.approx([1.0] * len(found), abs=1e-6)
     return found
 
@@ -152,6 +153,7 @@ def test_any_traffic(model: Decoder, data: st.DataObject) -> None:
         max_tokens_per_step=budget,
         max_running=data.draw(st.integers(1, 4)),
         cache_bytes=data.draw(st.integers(4, 10)) * runner.block_bytes,
+        proposer=data.draw(st.sampled_from([None, NgramProposer()])),
     )
     prompts = st.lists(st.integers(0, 1), min_size=1, max_size=40)
     requests: list[Request] = []
@@ -170,7 +172,7 @@ def test_any_traffic(model: Decoder, data: st.DataObject) -> None:
     for request in requests:
         if request.wants_embedding and request.finish_reason != "abort":
             expected_D = reference(exact, request.prompt_ids)
-            torch.testing.assert_close(torch.tensor(request.embedding), expected_D, atol=1e-6, rtol=0)
+            torch.testing.assert_close(request.embedding, expected_D, atol=1e-6, rtol=0)
         else:
             assert request.embedding is None
 
@@ -193,7 +195,7 @@ def test_what_is_not_finite_fails_alone(make_runner: MakeRunner) -> None:
     run(engine, good, bad)
     assert (good.finish_reason, bad.finish_reason, bad.embedding) == ("stop", "abort", None)
     assert isinstance(bad.error, DataError)
-    torch.testing.assert_close(torch.tensor(good.embedding), reference(model, [5, 9]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(good.embedding, reference(model, [5, 9]), atol=1e-5, rtol=0)
 
 
 @pytest.fixture

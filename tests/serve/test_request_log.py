@@ -210,7 +210,7 @@ def test_a_server_logs_whom_it_answers(serve: Callable[..., Served], tmp_path: P
     with served.client(KEY) as alice, served.client("sk-beta-2") as bob:
         usage = alice.post("/v1/chat/completions", json=body).json()["usage"]
         alice.post("/v1/chat/completions", json=body)
-        bob.post("/v1/completions", json={"prompt": "x" * 600})
+        bob.post("/v1/completions", json={"prompt": "x" * 1100})
         with bob.stream("POST", "/v1/completions", json={"prompt": "a", "max_tokens": 400, "stream": True}) as stream:
             next(stream.iter_lines())
         assert alice.get("/conversations").json()["data"] == [], "nothing has been kept"

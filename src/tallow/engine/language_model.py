@@ -298,7 +298,7 @@ class LanguageModel:
         return self.embed_batch([prompt], adapter=adapter)[0]
 
     def embed_batch(self, prompts: Sequence[Prompt], *, adapter: str | None = None) -> Tensor:
-        """Many prompts as vectors, N D, fp32: the same, to the bit on a CPU, as one by one, sooner.
+        """Many prompts as vectors, N D, fp32: the same as one by one, sooner.
 
         Raises:
             UsageError, DataError: As `embed`, for any of the prompts.
@@ -306,10 +306,13 @@ class LanguageModel:
         requests = self._complete(
             self.engine.submit_embedding(self.encode_prompt(prompt), adapter=adapter) for prompt in prompts
         )
-        for request in requests:
+        vectors_ND = torch.empty(len(requests), self.config.hidden_size)
+        for vector_D, request in zip(vectors_ND, requests, strict=True):
             if request.error is not None:
                 raise request.error
-        return torch.tensor([request.embedding for request in requests]).reshape(-1, self.config.hidden_size)
+            assert request.embedding is not None
+            vector_D.copy_(request.embedding)
+        return vectors_ND
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt.

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict
+from torch import Tensor
 
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.checks import flag, number, texts, whole_number, whole_numbers
@@ -213,7 +214,7 @@ class Request:
         prompt_log_probs: Log-probability of each token of the prompt but the first, if they were asked for.
         prompt_top_log_probs: The likeliest tokens at each of these places.
         wants_embedding: Whether it ends with the prompt, whose embedding is all that is wanted.
-        embedding: The final hidden state of the prompt's last token, at length 1: D values, if they were asked for.
+        embedding: The final hidden state of the prompt's last token, at length 1: D, fp32, if that was asked for.
         followers: Requests with the same prompt that begin with their answers when it has been computed.
         beams: The search of which it is a part.
         finish_reason: `stop` (an end token, a stop string, a complete structure, an embedding), `length`, or `abort`;
@@ -241,7 +242,7 @@ class Request:
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[TopLogProbs] = field(default_factory=list)
     wants_embedding: bool = False
-    embedding: list[float] | None = None
+    embedding: Tensor | None = None
     followers: list[Request] = field(default_factory=list)
     beams: BeamSearch | None = None
     num_computed_tokens: int = 0

@@ -84,9 +84,8 @@ class Step:
             turns = _choose(turns, scores)
         requests = dict.fromkeys([*(part.share.request for part in parts), *changed])
         for request in requests:
-            if (
-                request.limit > 0 or request.wants_embedding
-            ):  # prompts that are only scored may be thousands, whose cache would fill the memory
+            # prompts that are only scored may be thousands, and what they leave in the cache is of no use to each other
+            if request.limit > 0 or request.wants_embedding:
                 request.blocks.publish(request.token_ids, request.num_computed_tokens)
             request.blocks.let_go_unseen(request.num_computed_tokens)
             if request.state is RequestState.FINISHED:
@@ -205,8 +204,8 @@ def _embed(request: Request, row: int, scores: Scores) -> None:
     if math.isnan(scores.log_sum_exp[row]):
         request.finish("abort", _not_finite(request.num_tokens))
         return
-    with torch.inference_mode(), single_thread():
-        request.embedding = F.normalize(scores.hidden(row).double(), dim=0).float().tolist()
+    with single_thread():
+        request.embedding = F.normalize(scores.hidden(row).double(), dim=0).float()
     request.finish("stop")
 
 

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from tallow.errors import DataError, UsageError
 from tallow.serve.engine_process import Facts, Job, Piece
 from tallow.serve.errors import ApiError
@@ -67,8 +65,7 @@ class Question:
     @property
     def num_bytes(self) -> int:
         """Of the prompt: no tokenizer makes more tokens of it."""
-        prompt = len(self.prompt.encode(errors="replace")) if isinstance(self.prompt, str) else len(self.prompt)
-        return prompt + (_size([self.messages, self.tools]) if self.messages else 0)
+        return _size(self.messages) + _size(self.prompt) + _size(self.tools)
 
     async def encode(self, facts: Facts) -> list[int]:
         """Its tokens, made in a thread beside the loop.
@@ -257,12 +254,11 @@ def _template_source(facts: Facts) -> str | None:
 
 
 def _size(value: Any) -> int:
-    """Bytes of a value as JSON.
-
-    Raises:
-        ApiError: It is nested too deeply, or a text of it is no Unicode.
-    """
-    try:
-        return len(orjson.dumps(value))
-    except orjson.JSONEncodeError as error:
-        raise ApiError(400, f"the messages cannot be read: {error}", param="messages") from error
+    """Bytes of all texts in a value; a token or another number counts as one."""
+    if isinstance(value, str):
+        return len(value.encode(errors="replace"))
+    if isinstance(value, Mapping):
+        return sum(_size(key) + _size(item) for key, item in value.items())
+    if isinstance(value, Sequence):
+        return sum(map(_size, value))
+    return 1

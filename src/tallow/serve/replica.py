@@ -119,6 +119,11 @@ class KeysOfFront(Keys):
     def __init__(self) -> None:
         super().__init__({}, None)
 
+    @property
+    def are_wanted(self) -> bool:
+        """The front has asked for them, and for whom the request was meant."""
+        return True
+
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> str | None:  # noqa: ARG002
         user = headers.get(USER_HEADER)
         return user.decode() if user is not None else None

@@ -67,7 +67,6 @@ def serve(settings: ServeSettings) -> None:
         server = _Server(config)
         host, port = listening.getsockname()[:2]
         say(f"serving {', '.join(service.names)} at http://{f'[{host}]' if ':' in host else host}:{port}")
-        config.get_loop_factory()
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_run(server, service, listening))
 

@@ -50,7 +50,8 @@ class _Answer:
         self.num_ids, self.num_characters, self.is_begun = len(request.ids), len(request.text), True
         error = request.error.as_json()["error"] if request.error is not None else None
         reason, cached = request.finish_reason, request.num_cached_tokens
-        stop, embedding = request.stopped_by, request.embedding
+        stop = request.stopped_by
+        embedding = request.embedding.tolist() if request.embedding is not None else None
         return Update(self.job, self.choice, ids, text, reason, scores, top, *prompt, cached, error, stop, embedding)
 
 
