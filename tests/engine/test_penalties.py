@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tallow.engine.penalties import LONGEST_REPEAT, counts, dry, make_penalties
-from tallow.engine.request import SamplingParams
+from tallow.engine.request import GREATEST_CHANGE, SamplingParams
 from tallow.engine.sampler import Sampler
 from tallow.errors import UsageError
 
@@ -100,9 +100,11 @@ def test_penalties_change_a_copy(prompt: list[int], ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_biases_may_leave_nothing(temperature: float) -> None:
-    params = SamplingParams(temperature=temperature, logit_bias=dict.fromkeys(range(VOCABULARY), -1e39))
-    assert Sampler(params, []).choose(torch.zeros(VOCABULARY), []) == -1
+def test_there_may_be_nothing_left(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, min_new_tokens=1)
+    assert Sampler(params, [], range(VOCABULARY)).choose(torch.zeros(VOCABULARY), []) == -1
+    least = SamplingParams(temperature=temperature, logit_bias=dict.fromkeys(range(VOCABULARY), -GREATEST_CHANGE))
+    assert 0 <= Sampler(least, []).choose(torch.zeros(VOCABULARY), []) < VOCABULARY
 
 
 def test_a_greedy_sampler_with_penalties_looks_at_them() -> None:

@@ -78,7 +78,7 @@ def nearby(draw: Draw) -> list[Draw]:
     return [
         draw._replace(
             top_p=draw.top_p if draw.top_p == 1 else min(1.0, draw.top_p * (1 + p)),
-            min_p=draw.min_p * (1 + 5 * m),
+            min_p=min(1.0, draw.min_p * (1 + 5 * m)),
             typical_p=draw.typical_p if draw.typical_p == 1 else min(1.0, draw.typical_p * (1 + t)),
         )
         for p, m, t in sides
