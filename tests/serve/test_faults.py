@@ -115,8 +115,8 @@ def test_an_engine_that_hangs_is_started_again(serve: Callable[..., Served]) -> 
 
 def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served]) -> None:
     served = serve("--model=broken=/no/such/model")
-    wait(lambda: served.health()["status"] == "dead")
-    assert served.health()["models"] == {"tiny": "ready", "broken": "dead"}
+    wait(lambda: served.health()["models"] == {"tiny": "ready", "broken": "dead"})
+    assert served.health()["status"] == "dead"
     answer = post(served, model="broken")
     assert answer.status_code == 503
     assert "cannot be loaded" in answer.json()["error"]["message"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -100,7 +100,7 @@ class MessageAnswer:
             pass
         return self._message | {"content": [content_of(block) for block in self._blocks.blocks]}
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The message piece by piece."""
         async with self._service.answer(self.question) as answers:
             async for delta in answers.deltas():

@@ -7,8 +7,8 @@ import base64
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,13 +85,14 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], tell: Callable[[ApiError], bytes]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], tell: Callable[[ApiError], bytes]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events, self._tell = events, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_client_stays(receive, self._send(scope, receive, send))
+        async with aclosing(self._events):  # wherever it was when the client left
+            await while_client_stays(receive, self._send(scope, receive, send))
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

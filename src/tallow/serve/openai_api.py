@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
@@ -90,7 +90,7 @@ class Chat:
         ]
         return self._head(answers, "chat.completion") | {"choices": choices, "usage": usage(answers)}
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer piece by piece."""
         options = self._request.stream_options
         with_usage = {"usage": None} if options is not None and options.include_usage else {}
@@ -222,7 +222,7 @@ class Completion:
         ]
         return self._head(answers) | {"choices": choices, "usage": usage(answers)}
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """All answers piece by piece, those to several prompts one after the other."""
         options = self._request.stream_options
         counts = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}

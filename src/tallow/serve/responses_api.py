@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -123,7 +123,7 @@ class ResponseAnswer:
             pass
         return self._response()
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The response piece by piece."""
         async with self._service.answer(self.question) as answers:
             self._name = answers.name
