@@ -26,7 +26,7 @@ SHAPES = ((16, 64), (256, 64))
 ROUNDS = 3
 FIRST_TOKENS = 30
 IDLE_CONNECTIONS = 1000
-SLOW_READERS = 4
+OTHERS = 4
 
 ENGINE = """
 import sys, json, time
@@ -68,15 +68,18 @@ def main() -> None:
                 f"{stream:.0f} | {stream / own:.2f} |",
                 flush=True,
             )
-        own = statistics.median(_ask(engine, _prompts(16)[:1], 4)[1] for _ in range(FIRST_TOKENS))
-        served = statistics.median(asyncio.run(_first_token(port, _prompts(16)[0])) for _ in range(FIRST_TOKENS))
-        print(f"\nfirst token: engine {own * 1e3:.1f} ms, HTTP {served * 1e3:.1f} ms")
-        alone, beside = [], []
+        first: dict[str, list[float]] = {"engine": [], "HTTP": []}
+        for _ in range(FIRST_TOKENS):
+            first["engine"].append(_ask(engine, _prompts(16)[:1], 4)[1])
+            first["HTTP"].append(asyncio.run(_first_token(port, _prompts(16)[0])))
+        told = ", ".join(f"{way} {statistics.median(seconds) * 1e3:.1f} ms" for way, seconds in first.items())
+        print(f"\nfirst token: {told}")
+        others: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(ROUNDS):
-            alone.append(asyncio.run(_clients(port, _prompts(16), 64, True)))
-            beside.append(asyncio.run(_clients(port, _prompts(16), 64, True, slow=SLOW_READERS)))
-        ratio = statistics.median(alone) / statistics.median(beside)
-        print(f"with {SLOW_READERS} streams that nobody reads: {ratio:.2f} of the speed without")
+            for are_read, seconds in others.items():
+                seconds.append(asyncio.run(_clients(port, _prompts(16), 64, True, OTHERS, are_read)))
+        ratio = statistics.median(others[True]) / statistics.median(others[False])
+        print(f"beside {OTHERS} streams that nobody reads: {ratio:.2f} of the speed beside as many that are read")
         before = _rss(pid)
         connections = asyncio.run(_idle(port, pid))
         print(f"{IDLE_CONNECTIONS} idle connections: {(connections - before) / 1e6:.0f} MB")
@@ -135,13 +138,18 @@ def _ask(engine: subprocess.Popen[str], prompts: list[list[int]], new_tokens: in
     return float(whole), float(first)
 
 
-async def _clients(port: int, prompts: list[list[int]], new_tokens: int, stream: bool, slow: int = 0) -> float:
-    """Seconds until all have been answered."""
-    silent = [await _send(port, prompt, 2000, True) for prompt in _prompts(16)[:slow]]
+async def _clients(
+    port: int, prompts: list[list[int]], new_tokens: int, stream: bool, others: int = 0, are_read: bool = True
+) -> float:
+    """Seconds until all have been answered; beside them long streams go on, which somebody reads or nobody."""
+    beside = [await _send(port, prompt, 2000, True) for prompt in _prompts(16)[:others]]
+    reading = [asyncio.create_task(reader.read(-1)) for reader, _ in beside if are_read]
     begin = time.perf_counter()
     await asyncio.gather(*(_answer(port, prompt, new_tokens, stream) for prompt in prompts))
     seconds = time.perf_counter() - begin
-    for _, writer in silent:
+    for task in reading:
+        task.cancel()
+    for _, writer in beside:
         writer.close()
     return seconds
 
