@@ -6,10 +6,13 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -113,8 +116,17 @@ def test_an_engine_that_hangs_is_started_again(serve: Callable[..., Served]) -> 
     assert served.engine_pids() != [engine]
 
 
-def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served]) -> None:
-    served = serve("--model=broken=/no/such/model")
+def test_a_model_that_is_not_there_is_told_at_once() -> None:
+    command = [sys.executable, "-m", "tallow", "serve", "no-such-model", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert "no-such-model" in done.stderr
+
+
+def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served], tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    served = serve(f"--model=broken={tmp_path / 'broken'}")
     wait(lambda: served.health()["models"] == {"tiny": "ready", "broken": "dead"})
     assert served.health()["status"] == "dead"
     answer = post(served, model="broken")

@@ -266,6 +266,7 @@ class EngineProcess:
                 log.error("the engine process of %s has ended; starting it again", self.settings.path)
             self.error = self.error or ApiError(503, "the engine does not stay alive", retry_after_s=60)
             self.state = "dead"
+            log.error("%s: %s", self.settings.path, self.error.message)
             self._fail_all(self.error)
             self._ready.set()
         finally:

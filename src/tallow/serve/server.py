@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from tallow.console import is_main_process, say
 from tallow.errors import UsageError
+from tallow.models.store import resolve
 from tallow.serve import torchrun
 from tallow.serve.app import make_app
 from tallow.serve.http import Keys, is_loopback
@@ -42,7 +43,7 @@ def serve(settings: ServeSettings) -> None:
 
     Raises:
         UsageError: The port is taken, or the host is open to others and no keys are set.
-        DataError: A file of keys is missing.
+        DataError: A file of keys, or a model, is missing.
     """
     if torchrun.num_processes() > 1:
         settings = torchrun.spread(settings)
@@ -54,6 +55,9 @@ def serve(settings: ServeSettings) -> None:
             f"{settings.host} can be reached by others, and no keys are set",
             "name a file of keys with --keys-file, or listen on 127.0.0.1",
         )
+    if settings.replicas == 1:  # else other machines must have them
+        for model in settings.models.values():
+            resolve(model.path)  # one that is not there is told at once
     service, app = _replicated(settings, keys) if settings.replicas > 1 else _single(settings, keys)
     with _listen(settings.host, settings.port) as listening:
         config = uvicorn.Config(
