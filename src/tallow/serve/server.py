@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tallow.serve.replicas import Front
 
 KEEP_ALIVE_S = 75
+ENDING_S = 3
+"""That clients have for taking the rest of their answers, once the requests have been drained."""
+
 MOST_HEADER_BYTES = 1 << 16
 BACKLOG = 2048
 
@@ -65,6 +68,7 @@ def serve(settings: ServeSettings) -> None:
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=ENDING_S,
             h11_max_incomplete_event_size=MOST_HEADER_BYTES,
             server_header=False,
         )
@@ -98,8 +102,8 @@ async def _run(server: uvicorn.Server, service: Service | Front, listening: sock
         server.should_exit = True
 
     def on_signal() -> None:
-        if ending.is_set():  # a second time: at once
-            server.should_exit = server.force_exit = True
+        if ending.is_set():  # a second time: what is being answered is broken off
+            server.should_exit = True
             return
         ending.set()
         tasks.add(asyncio.create_task(end()))
