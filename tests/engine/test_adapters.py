@@ -23,7 +23,7 @@ from tests.engine.test_runners import (
     make_runner,
     needs_native,
     random_ids,
-    rounded,
+    rounding_activations,
     whole,
 )
 from torch import Tensor
@@ -38,7 +38,6 @@ from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import CapacityError, DataError, UsageError
-from tallow.kernels import quantized_linear
 from tallow.models.blocks import quantized
 from tallow.models.decoder import Decoder
 from tallow.models.families import FAMILIES, find_family
@@ -117,7 +116,7 @@ def test_layers_with_different_ranks(model: Decoder, make_runner: MakeRunner) ->
 @needs_native
 @pytest.mark.parametrize(
     ("weights", "instruction_set"),
-    [*product(("float32", "bfloat16", "int4"), INSTRUCTION_SETS[:1]), *product(["int8"], INSTRUCTION_SETS[1:])],
+    [*product(("float32", "bfloat16", "nested_int4"), INSTRUCTION_SETS[:1]), *product(["int8"], INSTRUCTION_SETS[1:])],
 )
 def test_batch_invariance(weights: Number, instruction_set: str) -> None:
     """The same bits alone, with other adapters and none, in chunks, one by one, and on any number of threads."""
@@ -169,8 +168,8 @@ def test_any_mixture_equals_its_merged_models(model: Decoder, data: st.DataObjec
 @needs_native
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_models(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Activations are rounded for the model's own products, not for the adapter's."""
-    monkeypatch.setattr(quantized, "quantized_linear", lambda x, *rest: quantized_linear(rounded(x), *rest))
+    """Activations are rounding_activations for the model's own products, not for the adapter's."""
+    monkeypatch.setattr(quantized, "quantized_linear", rounding_activations)
     config = tiny(hidden_size=64, intermediate_size=96)
     model, adapter = quantize_modules(make_model(config), bits, 32), random_adapter(config, seed=1)
     ids = random_ids(model, 40)

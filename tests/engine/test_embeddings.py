@@ -91,7 +91,10 @@ def test_every_architecture(any_model: Decoder, make_runner: MakeRunner, budget:
 @needs_native
 @pytest.mark.parametrize(
     ("weights", "instruction_set"),
-    [*product(("float32", "bfloat16", "int8", "int4"), INSTRUCTION_SETS[:1]), *product(["int8"], INSTRUCTION_SETS[1:])],
+    [
+        *product(("float32", "bfloat16", "int8", "nested_int4"), INSTRUCTION_SETS[:1]),
+        *product(["int8"], INSTRUCTION_SETS[1:]),
+    ],
 )
 def test_batch_invariance(weights: Number, instruction_set: str) -> None:
     """The same bits alone, in company, in chunks, from the cache, and on any number of threads."""

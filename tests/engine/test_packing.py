@@ -86,11 +86,26 @@ def mapped(path: Path, precision: Precision = "q4", weights: Placement = "mapped
 def test_a_weight_at_a_time(form: str, tmp_path: Path) -> None:
     path = FORMATS[form](make_model(tiny(**SHAPE, qkv_bias=True, attention_output_bias=True)), tmp_path)
     for precision in PRECISIONS:
+        if (form, precision) == ("q4_0", "q4"):
+            continue  # see below
         whole, stored = (make_runner(model, precision) for model in (load_model(path), open_model(path)))
         assert isinstance(stored, NativeRunner)
         assert stored.weight_bytes == whole.weight_bytes
         assert torch.equal(log_probs(stored), log_probs(whole))
         assert torch.equal(log_probs(mapped(path, precision)), log_probs(whole))
+
+
+@pytest.mark.parametrize("quantizer", ["gguf", "tallow"])
+def test_codes_of_q4_0_are_kept(quantizer: str, tmp_path: Path) -> None:
+    """Where a model in memory would be rounded anew; in fewer bytes if the scales allow it."""
+    model = make_model(tiny(**SHAPE))
+    path = gguf_file("q4_0")(model if quantizer == "gguf" else quantize_modules(model, 4, 32), tmp_path)
+    exact = log_probs(make_runner(open_model(path), "fp32"))
+    stored, anew = make_runner(open_model(path), "q4"), make_runner(load_model(path), "q4")
+    assert isinstance(stored, NativeRunner)
+    assert (stored.weight_bytes < anew.weight_bytes * 1.001) == (quantizer == "tallow")
+    assert (log_probs(stored) - exact).norm() < 0.5 * (log_probs(anew) - exact).norm()
+    assert torch.equal(log_probs(mapped(path, "q4")), log_probs(stored))
 
 
 @pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gpt2", "gemma3"])
@@ -118,7 +133,7 @@ def test_the_second_start_packs_nothing(
 ) -> None:
     expected = log_probs(make_runner(open_model(stored), "q4"))
     assert torch.equal(log_probs(mapped(stored)), expected)
-    assert f"into {packed_path(stored, 'int4')}" in capfd.readouterr().err.replace("\n", "")
+    assert f"into {packed_path(stored, 'nested_int4')}" in capfd.readouterr().err.replace("\n", "")
     monkeypatch.setattr(Part, "sources", None)
     assert torch.equal(log_probs(mapped(stored)), expected)
     assert "packing" not in capfd.readouterr().err
@@ -127,7 +142,7 @@ def test_the_second_start_packs_nothing(
 @pytest.mark.parametrize("damage", ["cut", "header", "body", "end", "model"])
 def test_a_file_that_does_not_fit_is_made_anew(stored: Path, damage: str) -> None:
     expected = log_probs(mapped(stored))
-    path = packed_path(stored, "int4")
+    path = packed_path(stored, "nested_int4")
     whole = path.read_bytes()
     if damage == "cut":
         path.write_bytes(whole[:-1])
@@ -145,7 +160,7 @@ def test_a_file_that_does_not_fit_is_made_anew(stored: Path, damage: str) -> Non
 
 
 def test_longer_damage_is_always_found(stored: Path) -> None:
-    size, form = 8 << 20, "int4"
+    size, form = 8 << 20, "nested_int4"
     with packed_file(stored, form, size) as packed:
         assert not packed.is_filled
     path = packed_path(stored, form)
@@ -170,7 +185,7 @@ with packed_file(Path(sys.argv[1]), "int8", 1 << 20):
 
 
 def test_what_a_killed_packer_leaves_is_removed_by_the_next(stored: Path, tmp_path: Path) -> None:
-    directory = packed_path(stored, "int4").parent
+    directory = packed_path(stored, "nested_int4").parent
     other = tmp_path / "other"
     other.mkdir()
     with subprocess.Popen([sys.executable, "-c", PACK, str(other)], stdout=subprocess.PIPE) as killed:
@@ -180,12 +195,12 @@ def test_what_a_killed_packer_leaves_is_removed_by_the_next(stored: Path, tmp_pa
         mapped(stored)
         assert left.exists(), "it is still being written"
         killed.kill()
-    packed_path(stored, "int4").unlink()
+    packed_path(stored, "nested_int4").unlink()
     with packed_file(other, "int8", 1 << 20):  # this process may pack two at a time, too
         assert not left.exists()
         mapped(stored)
     assert {path.name for path in directory.iterdir()} == {
-        packed_path(stored, "int4").name,
+        packed_path(stored, "nested_int4").name,
         packed_path(other, "int8").name,
     }
 

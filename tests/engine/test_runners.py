@@ -20,7 +20,7 @@ from tallow.engine.packing import Number
 from tallow.engine.runner import Runner, Span
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import UsageError
-from tallow.kernels import cpu, quantized_linear
+from tallow.kernels import QuantizedWeight, cpu, quantized_linear
 from tallow.models.blocks import quantized
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.decoder import Decoder
@@ -219,7 +219,9 @@ def test_any_cuts_equal_the_whole(model: Decoder, data: st.DataObject) -> None:
 
 @needs_native
 @pytest.mark.parametrize("cache", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "compressed_bfloat16", "int8", "int4", "int6"])
+@pytest.mark.parametrize(
+    "weights", ["float32", "bfloat16", "compressed_bfloat16", "int8", "nested_int4", "int4", "int6"]
+)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_batch_invariance(weights: Number, cache: CacheNumber, instruction_set: str) -> None:
     """The same bits alone, in company, in chunks, one by one, and on any number of threads."""
@@ -262,11 +264,16 @@ def test_compressed_weights_equal_plain_ones(instruction_set: str) -> None:
             assert torch.equal(*pair)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """Activations as they enter products with quantized weights: 8 bits, 32 inputs to a scale."""
-    groups = x.unflatten(-1, (-1, 32))
+def rounded(x: Tensor, width: int) -> Tensor:
+    """Activations as they enter products with quantized weights: 8 bits, `width` inputs to a scale."""
+    groups = x.unflatten(-1, (-1, width))
     scales = groups.abs().amax(-1, keepdim=True) / 127
     return ((groups / scales).round() * scales).nan_to_num().flatten(-2)
+
+
+def rounding_activations(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+    """The layer as the C++ decoder computes it: beside 4 bits, rows of up to 256 inputs have one scale."""
+    return quantized_linear(rounded(x, 32 if weight.bits > 4 else x.shape[-1]), weight, bias)
 
 
 @needs_native
@@ -290,7 +297,7 @@ def test_threads_may_share_the_keys_of_one_sequence(cache: CacheNumber, instruct
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes are used as they are, with rounded activations: equal but where one is rounded to its other neighbour."""
-    monkeypatch.setattr(quantized, "quantized_linear", lambda x, *rest: quantized_linear(rounded(x), *rest))
+    monkeypatch.setattr(quantized, "quantized_linear", rounding_activations)
     model = quantize_modules(make_model(tiny(hidden_size=64, intermediate_size=96)), bits, 32)
     errors = []
     for seed in range(9):
@@ -306,7 +313,7 @@ def test_quantized_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rounding_while_loading_equals_rounding_before() -> None:
     model = make_model(tiny(hidden_size=64, intermediate_size=96))
     ids = random_ids(model, 20)
-    pairs: list[tuple[Number, int]] = [("int8", 8), ("int4", 4)]
+    pairs: list[tuple[Number, int]] = [("int8", 8), ("nested_int4", 4)]
     for weights, bits in pairs:
         (rounded,) = chunked(NativeRunner(model, weights), [ids], [[20]])
         (stored,) = chunked(NativeRunner(quantize_modules(make_model(model.config), bits, 32)), [ids], [[20]])

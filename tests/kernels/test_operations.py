@@ -22,8 +22,8 @@ NAMES: list[str] = EXTENSION.operation_sets() if EXTENSION else []
 pytestmark = pytest.mark.skipif(EXTENSION is None, reason="installed without the C++ extension")
 
 U = 2.0**-24
-FLOAT32, BFLOAT16, INT8, INT4, INT6, COMPRESSED = range(6)
-BITS = {INT8: 8, INT4: 4, INT6: 6}
+FLOAT32, BFLOAT16, INT8, INT4, INT6, COMPRESSED, NESTED = range(7)
+BITS = {INT8: 8, INT4: 4, INT6: 6, NESTED: 4}
 SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {8: 3, 4: 4, 6: 5}
 STORE, ADD, ACTIVATE, GATE = range(4)
@@ -92,19 +92,24 @@ class Rounded:
         dtype = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, COMPRESSED: torch.bfloat16}.get(number, torch.int8)
         self.values = torch.full((rows + 1, self.stride), 3, dtype=dtype)
         self.groups = self.inputs // 32
-        self.scales, self.offsets = torch.zeros(rows, self.groups), torch.zeros(rows, self.groups, dtype=torch.int32)
+        self.width = max(width for width in range(1, 9) if self.groups % width == 0) if number == NESTED else 1
+        self.scales = torch.zeros(rows, self.groups)
+        self.offsets, self.byte_offsets = torch.zeros(2, rows, self.groups, dtype=torch.int32)
         x = with_room(x_BI)
         for row in range(rows):
             ops.round_row(number, x[row].data_ptr(), self.inputs, self.view(), row)
 
     def view(self, first: int = 0) -> Any:
-        parts = self.values[first], self.scales[first:], self.offsets[first:]
-        values, scales, offsets = (part.data_ptr() for part in parts)
-        return EXTENSION.Activations(values, self.stride, scales, offsets, self.groups)
+        parts = self.values[first], self.scales[first:], self.offsets[first:], self.byte_offsets[first:]
+        values, scales, offsets, byte_offsets = (part.data_ptr() for part in parts)
+        return EXTENSION.Activations(values, self.stride, scales, offsets, self.groups, byte_offsets)
 
     def floats(self) -> Tensor:
         values = self.values[:-1, : self.inputs].double()
-        return values * self.scales.double().repeat_interleave(32, dim=1) if self.number in BITS else values
+        if self.number not in BITS:
+            return values
+        scales = self.scales[:, : self.groups // self.width].double()
+        return values * scales.repeat_interleave(32 * self.width, dim=1)
 
 
 def multiply(
@@ -288,7 +293,10 @@ def test_codes_are_packed_as_they_are(ops: Any, packer: Any, number: int, group:
     generator, inputs, bits = torch.Generator().manual_seed(group), 2 * group, BITS[number]
     stored = torch.randint(0, 256, (37, inputs * bits // 8), generator=generator).to(torch.uint8)
     codes = stored.view(torch.int8) if bits == 8 else stored
-    weight = QuantizedWeight(codes, random(37, 2, seed=group).half(), bits, group)
+    scales = random(37, 2, seed=group)
+    if number == NESTED:
+        scales = torch.randint(-15, 16, (37, 2), generator=generator) * torch.arange(1, 38)[:, None] / 1024
+    weight = QuantizedWeight(codes, scales.half(), bits, group)
     packed = pack(packer, number, [weight], torch.arange(37), group, None)
     out = torch.empty(37, inputs)
     for token in range(37):
@@ -307,12 +315,24 @@ def test_greatest_codes_do_not_saturate(ops: Any, packer: Any, number: int) -> N
     for byte, code in ((0x00, -(2 ** (bits - 1))), (0xFF, 2 ** (bits - 1) - 1)):
         codes = torch.full((32, 32 * bits // 8), byte, dtype=torch.uint8)
         weight = QuantizedWeight(
-            (codes ^ 0x80).view(torch.int8) if bits == 8 else codes, torch.ones(32, 1).half(), bits, 32
+            (codes ^ 0x80).view(torch.int8) if bits == 8 else codes, torch.full((32, 1), 15.0).half(), bits, 32
         )
         packed = pack(packer, number, [weight], torch.arange(32), 32, None)
         for sign in (-127.0, 127.0):
-            result = multiply(ops, packed, Rounded(ops, number, torch.full((1, 32), sign)), 32)
-            assert (result == 32 * code * sign).all()
+            for rows in (1, 9):
+                result = multiply(ops, packed, Rounded(ops, number, torch.full((rows, 32), sign)), 32)
+                assert (result == 15 * 32 * code * sign).all()
+
+
+def test_scales_that_are_no_multiples_are_not_nested(packer: Any) -> None:
+    def quantized(scales: list[float]) -> QuantizedWeight:
+        return QuantizedWeight(torch.zeros(1, 48, dtype=torch.uint8), torch.tensor([scales]).half(), 4, 32)
+
+    for scales in ([0.5, 1.25, -3.75], [0.0, 0.0, 0.0], [2.0**-24, 0.0, -15 * 2.0**-24], [7.0, 14.0, 1.0]):
+        pack(packer, NESTED, [quantized(scales)], torch.arange(1), 32, None)
+    for scales in ([0.5, 1.25, 0.501], [1.0, 16.0, 1.0], [1.0, 1.0, float("nan")]):
+        with pytest.raises(EXTENSION.Incompressible):
+            pack(packer, NESTED, [quantized(scales)], torch.arange(1), 32, None)
 
 
 @given(st.integers(1, 200), st.sampled_from(["rms", "layer"]), st.booleans(), st.sampled_from([1e-3, 1.0, 1e4]), seeds)
@@ -351,19 +371,22 @@ def test_rounding_to_bfloat16(ops: Any, size: int, seed: int) -> None:
     assert (rounded.values[0, size : up(size, 16)] == 0).all()
 
 
-@pytest.mark.parametrize(("number", "zero"), [(INT8, 128), (INT4, 8), (INT6, 32)])
-@given(st.integers(1, 6), st.sampled_from([1e-20, 1.0, 1e30]), seeds)
+@pytest.mark.parametrize(("number", "zero"), [(INT8, 128), (INT4, 8), (INT6, 32), (NESTED, 8)])
+@given(st.integers(1, 24), st.sampled_from([1e-20, 1.0, 1e30]), seeds)
 def test_rounding_to_int8(ops: Any, number: int, zero: int, groups: int, scale: float, seed: int) -> None:
     x = random(2, groups * 32, seed=seed) * scale
     x[1, :32] = torch.arange(32) - 15.5  # ties, once divided
     x[0, :32] = 0
     rounded = Rounded(ops, number, x)
-    groups_BGg = x.unflatten(1, (-1, 32))
-    greatest = groups_BGg.abs().amax(2, keepdim=True)
-    codes = (groups_BGg * torch.where(greatest > 0, 127 / greatest, 0)).round()
-    assert torch.equal(rounded.scales, (greatest / 127).squeeze(2))
+    x_BSg = x.unflatten(1, (-1, 32 * rounded.width))
+    greatest = x_BSg.abs().amax(2, keepdim=True)
+    codes = (x_BSg * torch.where(greatest > 0, 127 / greatest, 0)).round()
+    scales = groups // rounded.width
+    assert torch.equal(rounded.scales[:, :scales], (greatest / 127).squeeze(2))
     assert torch.equal(rounded.values[:-1, : groups * 32].float(), codes.flatten(1))
-    assert torch.equal(rounded.offsets, -zero * codes.sum(2).int())
+    assert torch.equal(rounded.offsets, -zero * codes.flatten(1).unflatten(1, (-1, 32)).sum(2).int())
+    if number == NESTED:
+        assert torch.equal(rounded.byte_offsets[:, :scales], -128 * codes.sum(2).int())
 
 
 @given(st.integers(1, 70), seeds)

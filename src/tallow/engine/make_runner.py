@@ -10,7 +10,7 @@ import torch
 from tallow.console import say
 from tallow.engine.native_runner import CacheNumber, Incompressible, NativeRunner, is_available
 from tallow.engine.packed_file import incompressible_modules, packed_file
-from tallow.engine.packing import GROUP_SIZE, Number, plan_packing
+from tallow.engine.packing import GROUP_SIZE, INTEGERS, Number, plan_packing
 from tallow.engine.process_group import ProcessGroup
 from tallow.engine.runner import Runner
 from tallow.engine.tensor_parallel import TensorParallelRunner, shard
@@ -99,7 +99,7 @@ def _native(
     quantized = quantized_bits(source.model) is not None
     can_expand = cpu.operation_set() != "portable"  # which looks bytes up one by one: several times slower
     plain: Number = "float32" if not in_bf16 else "compressed_bfloat16" if can_expand else "bfloat16"
-    weights: Number = plain if quantized or precision not in BITS else "int8" if precision == "q8" else "int4"
+    weights: Number = plain if quantized or precision not in BITS else INTEGERS[BITS[precision]]
     in_fp32 = precision == "fp32" or (not quantized and weights == "float32")
     cache = CACHE_NUMBERS.get(cache_precision, "float32" if in_fp32 else "bfloat16")
     form = precision if quantized else weights

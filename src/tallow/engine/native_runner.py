@@ -17,6 +17,7 @@ from tallow.engine.packing import (
     GROUP_SIZE,
     LANES,
     NUMBERS,
+    PLAINER,
     SOURCES,
     Integers,
     LayerParts,
@@ -54,7 +55,7 @@ def is_available(model: Decoder) -> bool:
 
 
 class Incompressible(Exception):
-    """The bfloat16 weights of these modules do not fit when they are compressed."""
+    """The weights of these modules do not fit the form that takes fewer bytes."""
 
     def __init__(self, modules: list[str]) -> None:
         super().__init__(", ".join(modules))
@@ -66,7 +67,7 @@ class NativeRunner:
 
     What it computes does not depend on what else is in the step: a sequence's logits are the same to the bit alone, in
     a batch, in chunks and after being computed again. Products of 4- and 8-bit weights are of integers: activations are
-    rounded to 8 bits, 32 at a time with a scale of their own.
+    rounded to 8 bits, 32 at a time (up to 256 beside 4 bits) with a scale of their own.
 
     Args:
         model: The model; it is not needed afterwards. Of one that is stored, one weight is read at a time.
@@ -112,7 +113,7 @@ class NativeRunner:
             threads or torch.get_num_threads(),
         )
         plan = plan_packing(source.model, weights, incompressible)
-        numbers = {part.number.removeprefix("compressed_") for layer in plan.layers for part in layer}
+        numbers = {part.number.split("_")[-1] for layer in plan.layers for part in layer}
         held = " and ".join(sorted(numbers))
         self.precision = f"{held} weights, {cache} cache"
         if file is not None:
@@ -236,8 +237,8 @@ class NativeRunner:
         return packed
 
     def _fits(self, part: Part) -> bool:
-        """Whether a weight fits that is to be compressed, which is tried in memory that is not kept."""
-        if part.number != "compressed_bfloat16":
+        """Whether a weight fits its form, which is tried in memory that is not kept."""
+        if part.number not in PLAINER:
             return True
         sources, _, _kept = part.sources(self._source)
         try:

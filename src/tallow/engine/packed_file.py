@@ -28,7 +28,7 @@ from tallow.errors import CapacityError, reading
 from tallow.files import PARTIAL, atomic_file, file_stamps, hash_value
 from tallow.models.store import store_directory
 
-LAYOUT = 2
+LAYOUT = 3
 """Number of the layout of packed weights; a file of another one is made anew."""
 
 HEADER_BYTES = 1 << 16

@@ -19,8 +19,11 @@ from tallow.models.formats.adapters import Adapter
 from tallow.models.quantization import TABLE_BITS
 from tallow.models.stored import StoredModel
 
-Number = Literal["float32", "bfloat16", "int8", "int4", "int6", "compressed_bfloat16"]
-INTEGERS: dict[int, Number] = {4: "int4", 6: "int6", 8: "int8"}
+Number = Literal["float32", "bfloat16", "int8", "int4", "int6", "compressed_bfloat16", "nested_int4"]
+INTEGERS: dict[int, Number] = {4: "nested_int4", 6: "int6", 8: "int8"}
+PLAINER: dict[Number, Number] = {"compressed_bfloat16": "bfloat16", "nested_int4": "int4"}
+"""What holds weights that do not fit a form."""
+HAS_GROUPS: frozenset[Number] = frozenset({*INTEGERS.values(), "int4"})
 TABLES: dict[Number, Number] = {INTEGERS[bits]: INTEGERS[table_bits] for bits, table_bits in TABLE_BITS.items()}
 Integers = npt.NDArray[np.int32]
 Source = tuple[int, int, int, int]  # kind, addresses of values and scales, rows
@@ -32,7 +35,7 @@ GROUP_SIZE = 32
 # as enum Number and enum Source::Kind have them
 NUMBERS: dict[Number, int] = {
     **{"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4},
-    "compressed_bfloat16": 5,
+    **{"compressed_bfloat16": 5, "nested_int4": 6},
 }
 SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {8: 3, 4: 4, 6: 5}
@@ -91,7 +94,7 @@ class Part:
             codes, scales = model.read(f"{name}.codes"), model.read(f"{name}.scales")
             assert isinstance(codes, Tensor)
             assert isinstance(scales, Tensor)
-            if self.number in INTEGERS.values():
+            if self.number in HAS_GROUPS:
                 return CODES[module_weight.bits], [codes.contiguous(), scales.contiguous()]
             return 0, [dequantize(QuantizedWeight(codes, scales, module_weight.bits, module_weight.group_size))]
         weight = model.read(f"{name}.weight")
@@ -151,7 +154,7 @@ def plan_packing(model: Decoder, weights: Number, incompressible: Collection[str
     Args:
         weights: For plain weights; quantized ones stay as they are. Beside integers the embedding and the output matrix
             have the bits that `TABLE_BITS` says; a weight whose inputs have no groups of 32 is held in bfloat16.
-        incompressible: Names of modules that are held in bfloat16 where it would be compressed.
+        incompressible: Names of modules that do not fit their form: they are held as `PLAINER` says.
     """
 
     def part(*names: str, by_turns: bool = False, is_table: bool = False) -> Part:
@@ -159,8 +162,8 @@ def plan_packing(model: Decoder, weights: Number, incompressible: Collection[str
         held = [_weight(module.weight) for module in modules]
         number, group = _held_in(held, weights, is_table)
         inputs = _shape(held[0])[1]
-        if number == "compressed_bfloat16" and (inputs % COMPRESSED_AT_ONCE or names[0] in incompressible):
-            number = "bfloat16"
+        if names[0] in incompressible or (number == "compressed_bfloat16" and inputs % COMPRESSED_AT_ONCE):
+            number = PLAINER.get(number, number)
         has_bias = getattr(modules[0], "bias", None) is not None
         return Part(names, tuple(_shape(each)[0] for each in held), inputs, number, group, has_bias, by_turns)
 
@@ -230,7 +233,7 @@ def _held_in(weights: Sequence[Tensor | QuantizedWeight], plain: Number, is_tabl
         return "float32", GROUP_SIZE
     number = TABLES.get(plain, plain) if is_table else plain
     has_groups = _shape(weights[0])[1] % GROUP_SIZE == 0
-    return (number if has_groups or number not in INTEGERS.values() else "bfloat16"), GROUP_SIZE
+    return (number if has_groups or number not in HAS_GROUPS else "bfloat16"), GROUP_SIZE
 
 
 def _by_turns(rows: int) -> Integers:

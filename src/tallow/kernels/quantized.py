@@ -14,6 +14,8 @@ from tallow.kernels import triton
 from tallow.kernels.dispatch import Operation
 
 GROUP_MULTIPLE = 32
+MOST_MULTIPLE = 15
+"""Of a row's scale, for a group of 4-bit weights."""
 _CODES = {4: torch.uint8, 6: torch.uint8, 8: torch.int8}
 _BLOCK_ELEMENTS = 1 << 22
 
@@ -84,12 +86,16 @@ class QuantizedWeight:
 def quantize_groups(weight_OI: Tensor, bits: int, group_size: int = GROUP_MULTIPLE) -> QuantizedWeight:
     """Round a weight to the nearest codes of 4, 6 or 8 bits, group by group along the inputs.
 
-    8 bit: the scale is max|w| / 127. 4 and 6 bit: the scale maps the element of largest magnitude, sign included,
-    to the code 0, which stands for -8 or -32 scales (so a scale may be negative, and only elements of the opposite
-    sign beyond 7.5 or 31.5 scales are cut, to 7 or 31). With groups of 32 the result of 8 and 4 bits is bit for bit
-    GGUF's Q8_0 and Q4_0.
-    The error of an element is at most half a scale (a whole one where it was cut), plus the rounding of
-    the scale to float16.
+    8 bit: the scale is max|w| / 127. 6 bit: the scale maps the element of largest magnitude, sign included,
+    to the code 0, which stands for -32 scales (so a scale may be negative, and only elements of the opposite
+    sign beyond 31.5 scales are cut, to 31). The error of an element is at most half a scale (a whole one where it was
+    cut), plus the rounding of the scale to float16. With groups of 32 the result of 8 bits is bit for bit GGUF's Q8_0.
+
+    4 bit: as 6 bits with -8, but the scale is a whole multiple, 1 to 15 with either sign, of the row's own: products of
+    several groups can then be summed as integers ("Integer Scale", Li et al., arXiv 2405.14597). The row's scale lets 15
+    of it reach the row's element of largest magnitude and has 7 significant bits, so that float16 holds its multiples
+    exactly. Of the multiple next to the group's largest element and its two neighbours each group takes the one with
+    the least squared error.
 
     Raises:
         UsageError: Bits or group size are not supported, or the inputs cannot be divided into such groups.
@@ -166,13 +172,47 @@ def _round_block(weight_OGg: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         scaled = weight_OGg * _inverse(scales)
         rounded = scaled.trunc() + (2 * scaled.frac()).trunc()  # halves away from zero
         return rounded.to(torch.int8).flatten(1), scales.squeeze(2).half()
-    zero = 2 ** (bits - 1)  # the code that stands for 0
-    scales = weight_OGg.gather(2, weight_OGg.abs().argmax(dim=2, keepdim=True)) / -zero
-    codes = (weight_OGg * _inverse(scales) + (zero + 0.5)).clamp(0, 2 * zero - 1).to(torch.uint8)
-    packed = _fold(codes & 15, 4)
-    if bits == 6:
-        packed = torch.cat([packed, _fold(codes >> 4, 2)], dim=2)
+    largest_OG1 = weight_OGg.gather(2, weight_OGg.abs().argmax(dim=2, keepdim=True))
+    if bits == 4:
+        codes, scales = _best_multiples(weight_OGg, largest_OG1)
+        return _fold(codes, 4).flatten(1), scales.squeeze(2).half()
+    scales = largest_OG1 / -32
+    codes = _nearest_codes(weight_OGg, scales, 6)
+    packed = torch.cat([_fold(codes & 15, 4), _fold(codes >> 4, 2)], dim=2)
     return packed.flatten(1), scales.squeeze(2).half()
+
+
+def _nearest_codes(weight_OGg: Tensor, scales_OG1: Tensor, bits: int) -> Tensor:
+    zero = 2 ** (bits - 1)  # the code that stands for 0
+    return (weight_OGg * _inverse(scales_OG1) + (zero + 0.5)).clamp(0, 2 * zero - 1).to(torch.uint8)
+
+
+def _best_multiples(weight_OGg: Tensor, largest_OG1: Tensor) -> tuple[Tensor, Tensor]:
+    """4-bit codes, and the groups' scales; C candidates of each group are tried."""
+    sizes_OG1 = largest_OG1.abs() / 8
+    sizes_O11 = sizes_OG1.amax(dim=1, keepdim=True)
+    units_O11 = ((sizes_O11 / MOST_MULTIPLE).view(torch.int32) + 0x10000 & ~0x1FFFF).view(torch.float32)
+    units_O11 = (units_O11 * 2**24).round() / 2**24  # next to zero float16 holds multiples of 2^-24
+    units_O11 = torch.where(sizes_O11 == 0, 0.0, units_O11.clamp(min=2**-24))
+    nearest_OG1 = torch.where(units_O11 > 0, (sizes_OG1 / units_O11 + 0.5).floor(), 1.0)
+    steps_C111 = torch.tensor([0, -1, 1], device=weight_OGg.device)[:, None, None, None]
+    multiples_COG1 = (nearest_OG1 + steps_C111).clamp(1, MOST_MULTIPLE)
+    scales_COG1 = multiples_COG1 * torch.where(largest_OG1 > 0, -units_O11, units_O11)
+    codes_COGg = _nearest_codes(weight_OGg, scales_COG1, 4)
+    errors_COGg = (weight_OGg - scales_COG1 * (codes_COGg.float() - 8)).square()
+    best_1OG1 = _sums_in_order(errors_COGg).argmin(dim=0, keepdim=True)
+    codes_1OGg = codes_COGg.gather(0, best_1OG1.expand(1, *weight_OGg.shape))
+    return codes_1OGg[0], scales_COG1.gather(0, best_1OG1)[0]
+
+
+def _sums_in_order(values_COGg: Tensor) -> Tensor:
+    """Sums of the last dimension, kept; in the order in which the C++ kernels add, since `sum` has none."""
+    first, *others = values_COGg.split(8, dim=3)
+    sums = sum(others, first)
+    while sums.shape[3] > 1:
+        lower, upper = sums.chunk(2, dim=3)
+        sums = lower + upper
+    return sums
 
 
 def _inverse(scales: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def quantized_bits(model: Decoder) -> int | None:
 def dequantized_state(model: Decoder) -> Mapping[str, Tensor]:
     """The parameters of a model under the names of an unquantized one, each quantized weight unpacked when asked for.
 
-    An unpacked weight is float32. Rounding it again in the same bits and groups gives the codes that it
+    An unpacked weight is float32. Rounding it again in the same bits (8 or 6) and groups gives the codes that it
     came from.
     """
     return _DequantizedState(model)

@@ -114,7 +114,7 @@ const BlockFormat *block_format(int type) {
         q5_1{32, 24, unpack_q5_1}, q8_0{32, 34, unpack_q8_0}, q4_k{256, 144, unpack_q4_k}, q5_k{256, 176, unpack_q5_k},
         q6_k{256, 210, unpack_q6_k};
     switch (type) {
-        case 2: return &q4_0;
+        case kQ4_0: return &q4_0;
         case 3: return &q4_1;
         case 6: return &q5_0;
         case 7: return &q5_1;

@@ -17,6 +17,8 @@ struct BlockFormat {
     void (*unpack)(const uint8_t *block, float *out);
 };
 
+constexpr int kQ4_0 = 2;
+
 // By GGUF's number of the type; null for a type that is not known here.
 const BlockFormat *block_format(int type);
 

@@ -140,9 +140,10 @@ void Decoder::make_room(int64_t rows) {
         in.scales = Memory(room * inputs_stride_ / kActivationGroup * sizeof(float));
         in.panel = Memory(inputs_stride_ * kPanel * sizeof(uint16_t));
         in.row = Memory((inputs_stride_ + kSlack) * sizeof(float));
-        in.offsets = Memory(room * inputs_stride_ / kActivationGroup * sizeof(int32_t));
-        in.view = {in.values.as<void>(), inputs_stride_, in.scales.as<float>(), in.offsets.as<int32_t>(),
-                   inputs_stride_ / kActivationGroup};
+        const int64_t groups = inputs_stride_ / kActivationGroup;
+        in.offsets = Memory(2 * room * groups * sizeof(int32_t));
+        in.view = {in.values.as<void>(), inputs_stride_, in.scales.as<float>(), in.offsets.as<int32_t>(), groups,
+                   in.offsets.as<int32_t>() + room * groups};
         if (rank_stride_ == 0) continue;
         in.exact = Memory((room * inputs_stride_ + kSlack) * sizeof(float));
         in.low = Memory(room * rank_stride_ * sizeof(float));

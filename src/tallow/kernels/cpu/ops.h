@@ -19,14 +19,22 @@ constexpr int kActivationGroup = 32;  // inputs that share a scale when activati
 
 TALLOW_INLINE constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-enum class Number : int { float32, bfloat16, int8, int4, int6, compressed_bfloat16 };
+enum class Number : int { float32, bfloat16, int8, int4, int6, compressed_bfloat16, nested_int4 };
 
 TALLOW_INLINE constexpr bool is_integer(Number number) {
-    return number == Number::int8 || number == Number::int4 || number == Number::int6;
+    return number == Number::int8 || number == Number::int4 || number == Number::int6 || number == Number::nested_int4;
 }
 TALLOW_INLINE constexpr int64_t weight_bits(Number number) { return number == Number::int8 ? 8 : number == Number::int6 ? 6 : 4; }
 // The code of zero: codes are stored without signs.
 TALLOW_INLINE constexpr int32_t zero_of(Number number) { return 1 << (weight_bits(number) - 1); }
+
+// Of nested_int4 several groups of activations that lie side by side have one scale: as many as divide the row, up to 8.
+TALLOW_INLINE constexpr int64_t groups_per_scale(Number number, int64_t inputs) {
+    if (number != Number::nested_int4) return 1;
+    int64_t groups = 8;
+    while (inputs / kActivationGroup % groups) --groups;
+    return groups;
+}
 
 // A weight's sign and most of its exponent: few of the 256 occur, as those of a layer's weights are of similar magnitude.
 struct UpperBytes {
@@ -52,13 +60,17 @@ constexpr int64_t kCompressedStep = 192;    // bytes of four inputs besides
 //             of step j in its low half and of step j + 4 in its high half (a step: 4 inputs)
 //   int6      as int4, the lower four bits of code + 32; behind each of the four follow [16][4] bytes with the upper two
 //             bits: those of step j of the first 16 outputs and then of the others, the same of step j + 4
-// Scales are half precision. Outputs are padded with zeros to whole panels, inputs (of bfloat16) to whole pairs.
+//   nested_int4  [2][16] scales of the outputs (float), then for each group [2][16] signed bytes, −15 … 15, by which an
+//             output's scale is multiplied (padded to 64 bytes altogether), then the codes as int4 has them. Products of
+//             several groups are summed as integers: "Integer Scale" (Li et al., arXiv 2405.14597).
+// Other scales are half precision. Outputs are padded with zeros to whole panels, inputs (of bfloat16) to whole pairs.
 struct Weight {
     Number number;
     int64_t outputs, inputs;
-    int64_t group;  // inputs that share a scale (integers only); a multiple of 32
+    int64_t group;  // inputs that share a scale (integers only); a multiple of 32, and 32 of nested_int4
     const uint8_t *packed;
     const float *bias;  // [panel][32], or null
+    int64_t groups_per_scale = tallow::groups_per_scale(number, inputs);  // of the activations
 
     TALLOW_INLINE bool integers() const { return is_integer(number); }
     TALLOW_INLINE int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
@@ -69,11 +81,21 @@ struct Weight {
             case Number::compressed_bfloat16:
                 return (inputs + kCompressedInputs - 1) / kCompressedInputs * int64_t(sizeof(UpperBytes)) +
                        inputs / 4 * kCompressedStep;
+            case Number::nested_int4: return nested_scales_bytes() + inputs / 2 * kPanel;
             default: return inputs / group * group_bytes();
         }
     }
-    // Of the scales and codes of a group.
-    TALLOW_INLINE int64_t group_bytes() const { return 64 + group * weight_bits(number) * kPanel / 8; }
+    // Of a nested panel: the outputs' scales, what the groups multiply them by, and the bytes of both.
+    TALLOW_INLINE const float *nested_scales(const uint8_t *panel) const { return reinterpret_cast<const float *>(panel); }
+    TALLOW_INLINE const int8_t *multiples(const uint8_t *panel) const {
+        return reinterpret_cast<const int8_t *>(nested_scales(panel) + kPanel);
+    }
+    TALLOW_INLINE int64_t nested_scales_bytes() const {
+        return int64_t(kPanel * sizeof(float)) + round_up(inputs / kActivationGroup * kPanel, 64);
+    }
+    // Of the codes of a group, and of its scales besides.
+    TALLOW_INLINE int64_t code_bytes() const { return group * weight_bits(number) * kPanel / 8; }
+    TALLOW_INLINE int64_t group_bytes() const { return 64 + code_bytes(); }
 };
 
 // Rows of activations in the form that a weight is multiplied with: float32, bfloat16 (padded to pairs), or int8 in groups
@@ -84,6 +106,7 @@ struct Activations {
     const float *scales;
     const int32_t *offsets;  // what to add to the sums of products, as the codes of a weight do not begin at zero
     int64_t groups;  // of a row
+    const int32_t *byte_offsets;  // nested_int4: the same for each scale, where codes have been brought to bytes around 128
 };
 
 enum class Activation : int { silu, gelu, gelu_tanh };
@@ -181,7 +204,7 @@ struct Destination {
     Activation activation;
     const float *extra;  // added to the products before anything else (what adapters contribute), or null
     int64_t extra_stride;
-    uint16_t *panel = nullptr;  // room for a panel in bfloat16, where the weight is compressed
+    uint16_t *panel = nullptr;  // room for a panel in bfloat16, where the weight is compressed or nested
 };
 
 struct Ops {

@@ -57,10 +57,12 @@ void bind_operations(nb::module_ &m) {
     m.attr("SEGMENT") = kSegment;
     m.def("partial_floats", &partial_floats, "head_size"_a);
     nb::class_<Activations>(m, "Activations")
-        .def(nb::new_([](uintptr_t values, int64_t stride, uintptr_t scales, uintptr_t offsets, int64_t groups) {
-                 return Activations{at<void>(values), stride, at(scales), at<int32_t>(offsets), groups};
+        .def(nb::new_([](uintptr_t values, int64_t stride, uintptr_t scales, uintptr_t offsets, int64_t groups,
+                         uintptr_t byte_offsets) {
+                 return Activations{at<void>(values), stride, at(scales), at<int32_t>(offsets), groups,
+                                    at<int32_t>(byte_offsets)};
              }),
-             "values"_a, "stride"_a, "scales"_a, "offsets"_a, "groups"_a);
+             "values"_a, "stride"_a, "scales"_a, "offsets"_a, "groups"_a, "byte_offsets"_a);
     nb::class_<Destination>(m, "Destination")
         .def(nb::new_([](int mode, uintptr_t out, int64_t stride, int activation, uintptr_t extra, int64_t extra_stride,
                          uintptr_t panel) {

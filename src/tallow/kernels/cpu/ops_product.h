@@ -2,11 +2,14 @@
 
 // With so few rows the memory is what one waits for; what follows is asked for a little ahead.
 constexpr int kFew = 2;
+// From so many rows on it pays to bring a nested panel to bytes first.
+constexpr int64_t kFewestForBytes = 20;
 
 // With more of them each tile asks for a slice of the next panel while it computes this one: all at once would hold it up.
 struct NextPanel {
     const uint8_t *slice;
     int64_t tiles;
+    int64_t group_bytes = 0;  // of the slice, for each group of activations (nested_int4)
 };
 
 // work(0) … work(N − 1), with indices that are known when it is compiled: arrays that see no others stay in registers.
@@ -53,6 +56,8 @@ struct Tile {
             add_bfloat16(totals, w, weights, x, row, next);
         else if constexpr (N == Number::compressed_bfloat16)
             add_compressed(totals, w, weights, x, row, next, expanded);
+        else if constexpr (N == Number::nested_int4)
+            add_nested(totals, w, weights, x, row, next, reinterpret_cast<const uint8_t *>(expanded));
         else
             add_integer(totals, w, weights, x, row, next);
         unrolled<R>([&](auto r) { fstore(sums[r][0], totals[r][0]), fstore(sums[r][1], totals[r][1]); });
@@ -185,6 +190,72 @@ struct Tile {
         }
     }
 
+    // The same with sums of integers over the groups that share a scale of the activations: of codes, each group's sum times
+    // the weight's scale, or, if the panel has been brought to bytes, of these. Either way the sums are equal.
+    static inline void add_nested(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
+                                  int64_t row, NextPanel next, const uint8_t *bytes) {
+        const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride;
+        const float *x_scales = x.scales + row * x.groups, *scales = w.nested_scales(weights);
+        const int8_t *multiples = w.multiples(weights);
+        const int64_t width = w.groups_per_scale, groups = w.inputs / kActivationGroup, own = next.group_bytes;
+        if constexpr (R <= kFew) ask_ahead(next, weights, w.nested_scales_bytes());
+        weights += w.nested_scales_bytes();
+        for (int64_t i = 0; i * width < groups; ++i) {
+            I sums[R][2];
+            if (R > kTallestNested || bytes) {
+                const int32_t *offsets = x.byte_offsets + row * x.groups + i;
+                unrolled<R>([&](auto r) { sums[r][0] = sums[r][1] = iset(offsets[r * x.groups]); });
+                for (int64_t g = 0; g < width; ++g, next.slice += own, bytes += kGroupBytes, values += kActivationGroup) {
+                    for (int64_t line = 0; line < own; line += 64) prefetch_far(next.slice + line);
+                    for (int step = 0; step < 8; ++step) {
+                        const uint8_t *at = bytes + step * 128;
+                        const I first = iload(at), second = iload(at + 64);
+                        unrolled<R>([&](auto r) {
+                            const I a = broadcast4(values + 4 * step + r * x.stride);
+                            sums[r][0] = dot4(sums[r][0], first, a);
+                            sums[r][1] = dot4(sums[r][1], second, a);
+                        });
+                    }
+                }
+            } else if constexpr (R <= kTallestNested) {
+                unrolled<R>([&](auto r) { sums[r][0] = sums[r][1] = iset(0); });
+                for (int64_t g = i * width; g < (i + 1) * width; ++g, values += kActivationGroup) {
+                    I dots[R][2];
+                    unrolled<R>([&](auto r) { dots[r][0] = dots[r][1] = iset(x.offsets[(row + r) * x.groups + g]); });
+                    if constexpr (R > kFew)
+                        for (int64_t line = 0; line < own; line += 64) prefetch_far(next.slice + line);
+                    for (int step = 0; step < 4; ++step, weights += 128) {
+                        if constexpr (R <= kFew) {  // as in add_integer
+                            std::atomic_signal_fence(std::memory_order_seq_cst);
+                            ask_ahead(next, weights, 128);
+                        }
+                        const I first = iload(weights), second = iload(weights + 64), low = iset(0x0f0f0f0f);
+                        add_dots(dots, iand(first, low), iand(second, low), values + 4 * step, x.stride);
+                        add_dots(dots, iand(shift_right<4>(first), low), iand(shift_right<4>(second), low),
+                                 values + 4 * step + 16, x.stride);
+                    }
+                    next.slice += own;
+                    const I words = iset(0xffff);
+                    const I first = iand(widen_int8(multiples + g * kPanel), words);
+                    const I second = iand(widen_int8(multiples + g * kPanel + kLanes), words);
+                    unrolled<R>([&](auto r) {
+                        sums[r][0] = add_products(sums[r][0], dots[r][0], first);
+                        sums[r][1] = add_products(sums[r][1], dots[r][1], second);
+                    });
+                }
+            }
+            unrolled<R>([&](auto r) {
+                const F x_scale = fset(x_scales[r * x.groups + i]);
+                totals[r][0] = fma(to_float(sums[r][0]), x_scale, totals[r][0]);
+                totals[r][1] = fma(to_float(sums[r][1]), x_scale, totals[r][1]);
+            });
+        }
+        unrolled<R>([&](auto r) {
+            totals[r][0] = fmul(totals[r][0], fload(scales));
+            totals[r][1] = fmul(totals[r][1], fload(scales + kLanes));
+        });
+    }
+
     // The codes whose lower four bits are in a half of these bytes; of six bits the other two are at place kAt of `upper`.
     template <int kAt>
     static inline I lower_half(I bytes, I upper) {
@@ -200,6 +271,8 @@ struct Tile {
     static inline I upper_half(I bytes, I upper) {
         return lower_half<kAt>(shift_right<4>(bytes), upper);
     }
+
+    static constexpr int64_t kGroupBytes = kActivationGroup * kPanel;  // of a group of a panel in bytes
 
     static inline I dot(I sum, I codes, I activations) {
         return N == Number::int8 ? dot4(sum, codes, activations) : dot4_small(sum, codes, activations);
@@ -249,23 +322,56 @@ inline void product_rows(int64_t height, const Weight &w, const uint8_t *weights
     if constexpr (R > 1) product_rows<N, R - 1>(height, w, weights, x, to, row, panel, next, expanded);
 }
 
+// A panel of codes times what their groups' scales are multiples of, plus 128: as int8, without scales.
+inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *bytes) {
+    const int8_t *multiples = w.multiples(weights);
+    const I low = iset(0x0f0f0f0f);
+    weights += w.nested_scales_bytes();
+    for (int64_t g = 0; g < w.inputs / kActivationGroup; ++g, multiples += kPanel, bytes += 8 * 128) {
+        // Codes times the magnitude fit a byte, so that two of them are multiplied as one word; to negate a product is to
+        // flip its bits and add one.
+        I magnitudes[2], signs[2], zeros[2];
+        for (int half = 0; half < 2; ++half) {
+            const I multiple = widen_int8(multiples + half * kLanes);
+            signs[half] = isub(iset(0), shift_right<31>(multiple));  // −1 or 0
+            const I magnitude = iadd(ixor(multiple, signs[half]), shift_right<31>(multiple));
+            magnitudes[half] = ior(magnitude, shift_left<16>(magnitude));
+            const I zero = iadd(isub(iset(128), shift_left<3>(multiple)), shift_right<31>(multiple));
+            zeros[half] = multiply_words(ior(zero, shift_left<16>(zero)), iset(0x01010101));
+        }
+        for (int step = 0; step < 4; ++step, weights += 128)
+            for (int half = 0; half < 2; ++half) {
+                const I codes = iload(weights + 64 * half);
+                const I parts[2] = {iand(codes, low), iand(shift_right<4>(codes), low)};
+                for (int upper = 0; upper < 2; ++upper) {
+                    const I product = ixor(multiply_words(parts[upper], magnitudes[half]), signs[half]);
+                    istore(bytes + (step + 4 * upper) * 128 + 64 * half, add_bytes(product, zeros[half]));
+                }
+            }
+    }
+}
+
 template <Number N>
 void product(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
-    constexpr int tallest = is_integer(N) ? kTallestInteger : kTallestFloat;
+    const bool in_bytes = N == Number::nested_int4 && kTallestBytes > 0 && rows >= kFewestForBytes;
+    constexpr int most = N == Number::nested_int4 ? (kTallestBytes > kTallestNested ? kTallestBytes : kTallestNested) : is_integer(N) ? kTallestInteger : kTallestFloat;
+    const int64_t tallest = N == Number::nested_int4 && !in_bytes ? kTallestNested : most;
     const int64_t tiles = (rows + tallest - 1) / tallest;
     const int64_t least_rows = rows / tiles, taller = rows % tiles;  // so many tiles have a row more
     const int64_t panel_bytes = w.panel_bytes(), slice_bytes = panel_bytes / tiles;
-    uint16_t *expanded = tiles > 1 ? to.panel : nullptr;
+    const int64_t group_bytes = N == Number::nested_int4 ? round_up(slice_bytes / (w.inputs / kActivationGroup), 64) : 0;
+    uint16_t *expanded = (N == Number::nested_int4 ? in_bytes : tiles > 1) ? to.panel : nullptr;
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
+        if (in_bytes) bring_to_bytes(w, weights, reinterpret_cast<uint8_t *>(expanded));
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t height = least_rows + (t < taller);
-            const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles};
+            const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles, group_bytes};
             if (N != Number::compressed_bfloat16 || t == 0) {
-                product_rows<N, tallest>(height, w, weights, x, to, row, panel, next, expanded);
+                product_rows<N, most>(height, w, weights, x, to, row, panel, next, expanded);
             } else if constexpr (N == Number::compressed_bfloat16) {  // the first tile has expanded the panel
                 const uint8_t *plain = reinterpret_cast<const uint8_t *>(expanded);
-                product_rows<Number::bfloat16, tallest>(height, w, plain, x, to, row, panel, next, nullptr);
+                product_rows<Number::bfloat16, most>(height, w, plain, x, to, row, panel, next, nullptr);
             }
             row += height;
         }
@@ -280,5 +386,6 @@ void multiply(const Weight &w, const Activations &x, const Destination &to, int6
         case Number::int8: return product<Number::int8>(w, x, to, rows, panel, end);
         case Number::int4: return product<Number::int4>(w, x, to, rows, panel, end);
         case Number::int6: return product<Number::int6>(w, x, to, rows, panel, end);
+        case Number::nested_int4: return product<Number::nested_int4>(w, x, to, rows, panel, end);
     }
 }

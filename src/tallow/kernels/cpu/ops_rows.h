@@ -69,6 +69,34 @@ inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *c
     }
 }
 
+// One scale for each `width` groups.
+inline void round_widely(const float *in, int64_t size, int64_t width, int32_t zero, int8_t *codes, float *scales,
+                         int32_t *offsets, int32_t *byte_offsets) {
+    const int64_t values = width * kActivationGroup;
+    for (int64_t i = 0; i < size / values; ++i, in += values, codes += values, offsets += width) {
+        I sizes = iset(0);  // as integers, as above
+        for (int64_t at = 0; at < values; at += kLanes) sizes = imax(sizes, bits_of(fabs(fload(in + at))));
+        const F greatest = float_of(iset(igreatest(sizes)));
+        alignas(64) float scale_of[kLanes];
+        fstore(scale_of, fselect_less(greatest, fset(INFINITY), fdiv(greatest, fset(127)), fset(NAN)));
+        scales[i] = scale_of[0];
+        const F factor = fselect_less(fset(1e-30f), greatest, fdiv(fset(127), greatest), fzero());
+        int32_t sum = 0;
+        for (int64_t g = 0; g < width; g += 4) {
+            I totals[4];
+            for (int j = 0; j < 4; ++j) {
+                const int64_t at = least(g + j, width - 1) * kActivationGroup;
+                totals[j] = iadd(store_int8(codes + at, fmul(fload(in + at), factor)),
+                                 store_int8(codes + at + kLanes, fmul(fload(in + at + kLanes), factor)));
+            }
+            alignas(64) int32_t sum_of[kLanes];
+            istore(sum_of, join_lanes(totals, [](I a, I b) { return iadd(a, b); }));
+            for (int64_t j = 0; j < least(4, width - g); ++j) offsets[g + j] = -zero * sum_of[j], sum += sum_of[j];
+        }
+        byte_offsets[i] = -128 * sum;
+    }
+}
+
 void round_row(Number number, const float *in, int64_t size, const Activations &to, int64_t row) {
     switch (number) {
         case Number::float32: {
@@ -88,7 +116,9 @@ void round_row(Number number, const float *in, int64_t size, const Activations &
             int8_t *codes = static_cast<int8_t *>(const_cast<void *>(to.values)) + row * to.stride;
             float *scales = const_cast<float *>(to.scales) + row * to.groups;
             int32_t *offsets = const_cast<int32_t *>(to.offsets) + row * to.groups;
-            round_to_int8(in, size, zero_of(number), codes, scales, offsets);
+            if (number != Number::nested_int4) return round_to_int8(in, size, zero_of(number), codes, scales, offsets);
+            round_widely(in, size, groups_per_scale(number, size), zero_of(number), codes, scales, offsets,
+                         const_cast<int32_t *>(to.byte_offsets) + row * to.groups);
         }
     }
 }
@@ -145,18 +175,24 @@ void embed(const Weight &table, int64_t token, float scale, float *out) {
         } else if (table.number == Number::bfloat16) {
             value = from_bfloat16(reinterpret_cast<const uint16_t *>(panel)[(i / 2 * kPanel + half * kLanes + lane) * 2 + i % 2]);
         } else {
-            const uint8_t *group = panel + i / table.group * table.group_bytes();
-            const int64_t j = i % table.group, step = j % 32 / 4, byte = 4 * lane + i % 4;
+            const bool nested = table.number == Number::nested_int4;
+            const int64_t g = i / table.group, j = i % table.group, step = j % 32 / 4, byte = 4 * lane + i % 4;
+            const uint8_t *scales = nested ? panel : panel + g * table.group_bytes();
+            const uint8_t *codes = nested ? panel + table.nested_scales_bytes() + g * table.code_bytes() : scales + 64;
             if (table.number == Number::int8) {
-                value = float(group[64 + j / 4 * 128 + half * 64 + byte]);
+                value = float(codes[j / 4 * 128 + half * 64 + byte]);
             } else {
-                const uint8_t *codes = group + 64 + (j / 32 * 4 + step % 4) * weight_bits(table.number) * 32;
+                codes += (j / 32 * 4 + step % 4) * weight_bits(table.number) * 32;
                 const uint8_t both = codes[half * 64 + byte];
                 value = float(step < 4 ? both & 15 : both >> 4);
                 if (table.number == Number::int6) value += float(codes[128 + byte] >> (step / 4 * 4 + half * 2) & 3) * 16;
             }
             value -= float(zero_of(table.number));
-            value *= from_half(reinterpret_cast<const uint16_t *>(group)[half * kLanes + lane]);
+            const int64_t output = token % kPanel;
+            if (nested)
+                value *= table.nested_scales(panel)[output] * float(table.multiples(panel)[g * kPanel + output]);
+            else
+                value *= from_half(reinterpret_cast<const uint16_t *>(scales)[output]);
         }
         out[i] = value * scale;
     }

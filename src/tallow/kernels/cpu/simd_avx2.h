@@ -9,7 +9,8 @@ struct I {
 };
 
 // Measured: taller tiles spare more loads of weights than they cost stores of sums that 16 registers cannot hold.
-constexpr int kTallestFloat = 4, kTallestInteger = 3;
+constexpr int kTallestFloat = 4, kTallestInteger = 3, kTallestNested = 3;
+constexpr int kTallestBytes = 0;  // none: products of whole bytes take twice as long
 
 inline void prefetch(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T0); }
 // Into the second cache: for more than the first has room for.
@@ -144,11 +145,11 @@ inline F load_half(const uint16_t *from) {
     const __m128i *halves = reinterpret_cast<const __m128i *>(from);
     return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
 }
-inline F load_int8(const int8_t *from) {
+inline I widen_int8(const int8_t *from) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)))};
+    return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
 }
+inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
 inline I store_int8(int8_t *to, F a) {
     const __m256i low = _mm256_cvtps_epi32(a.low), high = _mm256_cvtps_epi32(a.high);
@@ -184,6 +185,11 @@ inline I broadcast4(const int8_t *from) {
     return iset(bytes);
 }
 
+inline I multiply_words(I a, I b) { return {_mm256_mullo_epi16(a.low, b.low), _mm256_mullo_epi16(a.high, b.high)}; }
+inline I add_bytes(I a, I b) { return {_mm256_add_epi8(a.low, b.low), _mm256_add_epi8(a.high, b.high)}; }
+inline I add_products(I sum, I a, I b) {
+    return iadd(sum, {_mm256_madd_epi16(a.low, b.low), _mm256_madd_epi16(a.high, b.high)});
+}
 struct Pairs {
     I bits;
 };

@@ -8,6 +8,8 @@ using I = __m512i;  // 16 int32, or 64 bytes
 
 // Heights of the tiles that stay in the 32 registers: two panels of sums, and of integer sums besides.
 constexpr int kTallestFloat = 10, kTallestInteger = 5;
+// Nested weights: taller tiles multiply bytes to which the panel is brought before.
+constexpr int kTallestNested = 4, kTallestBytes = 6;
 
 inline void prefetch(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T0); }
 // Into the second cache: for more than the first has room for.
@@ -99,9 +101,10 @@ inline F load_bfloat16(const uint16_t *from) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-inline F load_int8(const int8_t *from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+inline I widen_int8(const int8_t *from) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 }
+inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
 // To the nearest integers, which are stored as int8, too. The values are within ±127.
 inline I store_int8(int8_t *to, F a) {
@@ -115,6 +118,12 @@ inline I dot4(I sum, I unsigned_bytes, I signed_bytes) { return _mm512_dpbusd_ep
 // The same for unsigned bytes up to 63, which other instruction sets can do in fewer steps.
 inline I dot4_small(I sum, I unsigned_bytes, I signed_bytes) { return dot4(sum, unsigned_bytes, signed_bytes); }
 inline I broadcast4(const int8_t *from) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t *>(from)); }
+
+// sum + a · b, lane by lane, for factors of 16 bits: b's upper halves are zero.
+inline I add_products(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+// The lower halves of products of 16-bit lanes, and sums of bytes.
+inline I multiply_words(I a, I b) { return _mm512_mullo_epi16(a, b); }
+inline I add_bytes(I a, I b) { return _mm512_add_epi8(a, b); }
 
 // Two neighbouring bfloat16 of each lane times two.
 struct Pairs {

@@ -15,7 +15,7 @@ struct I {
     Words part[4];
 };
 
-constexpr int kTallestFloat = 4, kTallestInteger = 3;
+constexpr int kTallestFloat = 4, kTallestInteger = 3, kTallestNested = 3, kTallestBytes = 0;
 
 template <typename To, typename From>
 inline To bits_as(From value) {
@@ -208,9 +208,10 @@ inline F load_half(const uint16_t *from) {
     for (int lane = 0; lane < kLanes; ++lane) values[lane] = from_half(from[lane]);
     return fload(values);
 }
-inline F load_int8(const int8_t *from) {
-    return parts([&](int i) { return __builtin_convertvector(load<Bytes>(from + 4 * i), Floats); });
+inline I widen_int8(const int8_t *from) {
+    return parts<I>([&](int i) { return bits_as<Words>(__builtin_convertvector(load<Bytes>(from + 4 * i), Ints)); });
 }
+inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
 inline I store_int8(int8_t *to, F a) {
     const I whole = to_nearest(a);
@@ -239,6 +240,20 @@ inline I dot4_small(I sum, I unsigned_bytes, I signed_bytes) {
     return parts<I>([&](int i) {
         return sum.part[i] + sum_of_pairs(even_products(unsigned_bytes.part[i], signed_bytes.part[i]) +
                                           odd_products(unsigned_bytes.part[i], signed_bytes.part[i]));
+    });
+}
+inline I multiply_words(I a, I b) {
+    return parts<I>([&](int i) { return bits_as<Words>(bits_as<Shorts>(a.part[i]) * bits_as<Shorts>(b.part[i])); });
+}
+inline I add_bytes(I a, I b) {
+    return parts<I>([&](int i) {
+        const Words low = (a.part[i] & 0x7f7f7f7f) + (b.part[i] & 0x7f7f7f7f);
+        return low ^ ((a.part[i] ^ b.part[i]) & 0x80808080);
+    });
+}
+inline I add_products(I sum, I a, I b) {
+    return parts<I>([&](int i) {  // modulo 2^32, so b's upper halves need not be heeded but for its sign
+        return sum.part[i] + a.part[i] * bits_as<Words>(bits_as<Ints>(b.part[i] << 16) >> 16);
     });
 }
 inline I broadcast4(const int8_t *from) { return iset(load<int32_t>(from)); }

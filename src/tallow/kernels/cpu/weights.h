@@ -25,7 +25,8 @@ struct Source {
     int64_t bits() const { return kind == int8 ? 8 : kind == int6 ? 6 : kind == int4 ? 4 : 0; }
 };
 
-// More of a weight's upper bytes are rare than a compressed block has room for: it is to be packed as bfloat16.
+// A weight that does not fit the form that takes fewer bytes: more of its upper bytes are rare than a compressed block has
+// room for, or its codes have scales that are no multiples of a row's. It is to be packed as bfloat16, or as int4.
 struct Incompressible : std::runtime_error {
     Incompressible() : std::runtime_error("a weight cannot be compressed") {}
 };
@@ -46,7 +47,8 @@ class PackedWeight {
     int64_t bytes() const { return bytes_; }
 
    private:
-    void fill(uint8_t *packed, const std::vector<Source> &sources, const std::vector<int32_t> &order, Pool &pool) const;
+    void fill(uint8_t *packed, const std::vector<Source> &sources, const std::vector<int32_t> &order, int64_t group,
+              Pool &pool) const;
 
     Weight view_;
     int64_t bytes_;

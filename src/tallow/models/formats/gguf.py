@@ -75,6 +75,7 @@ _MATRIX_KINDS = {
     "q8_0": GGMLQuantizationType.Q8_0,
     "q4_0": GGMLQuantizationType.Q4_0,
 }
+_CODE_BITS = {GGMLQuantizationType.Q8_0: 8, GGMLQuantizationType.Q4_0: 4}
 _FILE_TYPES = {
     "f32": LlamaFileType.ALL_F32,
     "f16": LlamaFileType.MOSTLY_F16,
@@ -164,8 +165,7 @@ def save_gguf(model: Decoder, tokenizer: Tokenizer | None, path: Path, precision
 
     Matrices have the precision, vectors (norms, biases) and learned positions are float32. A matrix whose rows do not
     divide into blocks of 32 is F16; with `q4_0` the embedding and the output matrix are Q8_0, as llama.cpp
-    keeps them finer too. Quantized weights are written without loss: as Q8_0 all of them, as Q4_0 those of 4 bits in
-    groups of 32.
+    keeps them finer too. Quantized weights are written without loss: as Q8_0 all of them, as Q4_0 those of 4 bits.
 
     Raises:
         UsageError: The precision is unknown, the place cannot be written, or llama.cpp has no place for
@@ -190,8 +190,8 @@ def save_gguf(model: Decoder, tokenizer: Tokenizer | None, path: Path, precision
             for tensor in tensors:
                 _pad(file)
                 for name in tensor.parameters:
-                    if name in quantized and tensor.kind == GGMLQuantizationType.Q8_0:
-                        blocks = _as_stored(name, _q8_0_blocks(quantized[name]), config)
+                    if name in quantized and quantized[name].bits <= _CODE_BITS.get(tensor.kind, 0):
+                        blocks = _as_stored(name, _blocks(quantized[name], tensor.kind), config)
                         file.write(blocks.cpu().numpy().data)
                     else:
                         value = rope[name] if name in rope else _as_stored(name, parameters[name], config)
@@ -321,10 +321,13 @@ def _write_rows(file: IO[bytes], tensor: Tensor, kind: GGMLQuantizationType) -> 
             file.write(np.ascontiguousarray(gguf.quantize(values, kind)).data)
 
 
-def _q8_0_blocks(weight: QuantizedWeight) -> Tensor:
-    """Blocks of the same values, O × bytes of a row. Rounded anew, with a scale of max/127, they would be others."""
-    block_elements, _ = gguf.GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
+def _blocks(weight: QuantizedWeight, kind: GGMLQuantizationType) -> Tensor:
+    """Blocks of the same values, O × bytes of a row. Rounded anew, with a scale from the largest, they would be others."""
+    block_elements, _ = gguf.GGML_QUANT_SIZES[kind]
     codes_OGb = unpack_codes(weight).view(torch.uint8).unflatten(1, (-1, block_elements))
+    if kind == GGMLQuantizationType.Q4_0:
+        low, high = (codes_OGb + 8).chunk(2, dim=2)
+        codes_OGb = low | high << 4
     scales_OG = weight.scales.repeat_interleave(weight.group_size // block_elements, dim=1)
     return torch.cat([scales_OG.view(torch.uint8).unflatten(1, (-1, 2)), codes_OGb], dim=2).flatten(1)
 
