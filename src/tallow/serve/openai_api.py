@@ -10,13 +10,14 @@ from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
 from tallow.serve.blocks import tool_call
-from tallow.serve.engine_process import Facts, Piece
+from tallow.serve.engine_process import Facts
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
 from tallow.serve.requests import ChatRequest, CompletionRequest, Message, NamedTool, TokenizeRequest, check_tools
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 from tallow.serve.tool_choice import MAX_CALLS
+from tallow.serve.wire import Update
 
 DONE = sse(b"[DONE]")
 
@@ -126,7 +127,7 @@ class Chat:
             "service_tier": None,
         }
 
-    def _log_probs(self, facts: Facts, piece: Piece) -> list[dict[str, Any]]:
+    def _log_probs(self, facts: Facts, piece: Update) -> list[dict[str, Any]]:
         if not self._wants_log_probs:
             return []
         tops = piece.top_log_probs or [[]] * len(piece.ids)
@@ -240,17 +241,18 @@ class Completion:
         yield DONE
 
     def _event(self, head: dict[str, Any], index: int, answers: Answers, delta: Delta, is_begun: bool) -> bytes:
-        scores = _TokenScores()
-        text = delta.text
-        if self._request.echo and not is_begun:
-            text = _decode(answers) + text
-            scores.add_prompt(answers, delta.piece)
-        scores.add(answers.facts, delta.piece)
-        with_scores = self._request.logprobs is not None
+        is_echoed = self._request.echo and not is_begun
+        scores = None
+        if self._request.logprobs is not None:
+            collected = _TokenScores()
+            if is_echoed:
+                collected.add_prompt(answers, delta.piece)
+            collected.add(answers.facts, delta.piece)
+            scores = collected.as_json(self._request.logprobs)
         choice = {
             "index": index * self._count + delta.choice,
-            "text": text,
-            "logprobs": scores.as_json(self._request.logprobs or 0) if with_scores else None,
+            "text": _decode(answers) + delta.text if is_echoed else delta.text,
+            "logprobs": scores,
             "finish_reason": delta.finish_reason,
         }
         return sse(head | {"choices": [choice]})
@@ -273,7 +275,7 @@ class _TokenScores:
         self._scores: list[float | None] = []
         self._tops: list[dict[str, float] | None] = []
 
-    def add_prompt(self, answers: Answers, piece: Piece) -> None:
+    def add_prompt(self, answers: Answers, piece: Update) -> None:
         """The tokens of the prompt; there is no score of the first."""
         ids = answers.prompt_ids
         if not piece.prompt_log_probs and len(ids) > 1:
@@ -282,7 +284,7 @@ class _TokenScores:
         tops: list[Any] = list(piece.prompt_top_log_probs) or [[]] * (len(ids) - 1)
         self._add(answers.facts, ids[1:], list(piece.prompt_log_probs), tops)
 
-    def add(self, facts: Facts, piece: Piece) -> None:
+    def add(self, facts: Facts, piece: Update) -> None:
         scores: list[float | None] = list(piece.log_probs)
         self._add(facts, piece.ids[: len(scores)], scores, list(piece.top_log_probs) or [[]] * len(scores))
 
