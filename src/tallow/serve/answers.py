@@ -213,9 +213,20 @@ class Answers:
         while updates := await self._job.read():
             for update in updates:
                 self.num_tokens += len(update.ids)
-                yield self._delta(update.choice, update)
+                yield self._delta(update)
 
-    def _delta(self, choice: int, piece: Update) -> Delta:
+    async def whole(self) -> list[Delta]:
+        """All of each answer.
+
+        Raises:
+            ApiError: There will not be all of them.
+        """
+        updates = await self._job.read_all()
+        self.num_tokens = sum(len(update.ids) for update in updates)
+        return [self._delta(update) for update in updates]
+
+    def _delta(self, piece: Update) -> Delta:
+        choice = piece.choice
         parser = self._parsers[choice]
         if parser is None:
             return Delta(choice, piece.text, [], piece, piece.finish_reason)

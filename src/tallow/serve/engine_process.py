@@ -56,7 +56,7 @@ class Job:
         self._unfinished = message["count"]
         self._unread: dict[int, Update] = {}
         self._error: ApiError | None = None
-        self._news = asyncio.Event()
+        self._news, self._end = asyncio.Event(), asyncio.Event()
 
     @property
     def is_finished(self) -> bool:
@@ -76,6 +76,17 @@ class Job:
         unread, self._unread = self._unread, {}
         return unread.values()
 
+    async def read_all(self) -> list[Update]:
+        """All of each answer, at their end, if nothing has been read before.
+
+        Raises:
+            ApiError: There will be no answer, or not all of it.
+        """
+        await self._end.wait()
+        if self._error is not None:
+            raise self._error
+        return [self._unread[choice] for choice in sorted(self._unread)]
+
     def grow(self, update: Update) -> None:
         for watcher in self._watchers:
             watcher(update)
@@ -87,12 +98,17 @@ class Job:
         unread = self._unread.get(update.choice)
         self._unread[update.choice] = update if unread is None else unread.then(update)
         self._unfinished -= update.finish_reason is not None
-        self._news.set()
+        self._wake()
 
     def fail(self, error: ApiError) -> None:
         if not self.is_finished:
             self._error = error
-            self._news.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        if self.is_finished:
+            self._end.set()
 
 
 class Facts(NamedTuple):

@@ -17,6 +17,7 @@ from tallow.serve.requests import ChatRequest, CompletionRequest, Message, Named
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 from tallow.serve.tool_choice import MAX_CALLS
+from tallow.serve.tools import ToolCallDelta
 from tallow.serve.wire import Update
 
 DONE = sse(b"[DONE]")
@@ -69,27 +70,16 @@ class Chat:
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
-        messages = [{"role": "assistant", "content": "", "refusal": None} for _ in range(self.question.count)]
-        scores: list[list[dict[str, Any]]] = [[] for _ in messages]
-        reasons: list[str | None] = [None] * len(messages)
         async with self._service.answer(self.question) as answers:
-            async for delta in answers.deltas():
-                message = messages[delta.choice]
-                message["content"] += delta.text
-                for call in delta.calls:
-                    _add_call(message.setdefault("tool_calls", []), call)
-                scores[delta.choice] += self._log_probs(answers.facts, delta.piece)
-                reasons[delta.choice] = delta.finish_reason
-        choices = [
-            {
-                "index": index,
-                "message": message | ({"content": message["content"] or None} if "tool_calls" in message else {}),
-                "logprobs": {"content": scores[index], "refusal": None} if self._wants_log_probs else None,
-                "finish_reason": reasons[index],
-            }
-            for index, message in enumerate(messages)
-        ]
+            choices = [self._choice(answers.facts, whole) for whole in await answers.whole()]
         return self._head(answers, "chat.completion") | {"choices": choices, "usage": usage(answers)}
+
+    def _choice(self, facts: Facts, whole: Delta) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+        if whole.calls:
+            message |= {"content": whole.text or None, "tool_calls": _whole_calls(whole.calls)}
+        scores = {"content": self._log_probs(facts, whole.piece), "refusal": None} if self._wants_log_probs else None
+        return {"index": whole.choice, "message": message, "logprobs": scores, "finish_reason": whole.finish_reason}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer piece by piece."""
@@ -200,27 +190,9 @@ class Completion:
         return parts[0] | {"choices": choices, "usage": parts[0]["usage"] | total}
 
     async def _answer(self, index: int, question: Question) -> dict[str, Any]:
-        texts = [""] * self._count
-        scores = [_TokenScores() for _ in texts]
-        reasons: list[str | None] = [None] * self._count
         async with self._service.answer(question) as answers:
-            echoed = await asyncio.to_thread(_decode, answers) if self._request.echo else ""
-            async for delta in answers.deltas():
-                if echoed and not scores[delta.choice].tokens:
-                    scores[delta.choice].add_prompt(answers, delta.piece)
-                scores[delta.choice].add(answers.facts, delta.piece)
-                texts[delta.choice] += delta.text
-                reasons[delta.choice] = delta.finish_reason
-        with_scores = self._request.logprobs is not None
-        choices = [
-            {
-                "index": index * self._count + choice,
-                "text": echoed + text,
-                "logprobs": scores[choice].as_json(self._request.logprobs or 0) if with_scores else None,
-                "finish_reason": reasons[choice],
-            }
-            for choice, text in enumerate(texts)
-        ]
+            echoed = await self._echoed(answers)
+            choices = [self._choice(index, answers, whole, echoed) for whole in await answers.whole()]
         return self._head(answers) | {"choices": choices, "usage": usage(answers)}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -231,31 +203,38 @@ class Completion:
         for index, question in enumerate(self.questions):
             begun: set[int] = set()
             async with self._service.answer(question) as answers:
-                head = self._head(answers)
+                head, echoed = self._head(answers), await self._echoed(answers)
                 async for delta in answers.deltas():
-                    yield self._event(head, index, answers, delta, delta.choice in begun)
+                    choice = self._choice(index, answers, delta, echoed if delta.choice not in begun else None)
+                    yield sse(head | {"choices": [choice]})
                     begun.add(delta.choice)
                 counts = {key: counts[key] + usage(answers)[key] for key in counts}
         if options is not None and options.include_usage:
             yield sse(head | {"choices": [], "usage": counts})
         yield DONE
 
-    def _event(self, head: dict[str, Any], index: int, answers: Answers, delta: Delta, is_begun: bool) -> bytes:
-        is_echoed = self._request.echo and not is_begun
+    async def _echoed(self, answers: Answers) -> str | None:
+        """The prompt's text, if it is to be told before the answer."""
+        if not self._request.echo:
+            return None
+        if isinstance(answers.question.prompt, str):
+            return answers.question.prompt
+        return await asyncio.to_thread(answers.facts.tokenizer.decode, answers.prompt_ids)
+
+    def _choice(self, index: int, answers: Answers, delta: Delta, echoed: str | None) -> dict[str, Any]:
         scores = None
         if self._request.logprobs is not None:
             collected = _TokenScores()
-            if is_echoed:
+            if echoed is not None:
                 collected.add_prompt(answers, delta.piece)
             collected.add(answers.facts, delta.piece)
             scores = collected.as_json(self._request.logprobs)
-        choice = {
+        return {
             "index": index * self._count + delta.choice,
-            "text": _decode(answers) + delta.text if is_echoed else delta.text,
+            "text": (echoed or "") + delta.text,
             "logprobs": scores,
             "finish_reason": delta.finish_reason,
         }
-        return sse(head | {"choices": [choice]})
 
     def _head(self, answers: Answers) -> dict[str, Any]:
         return {
@@ -391,13 +370,16 @@ def join_salts(of_key: str | None, given: str | None) -> str | None:
     return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
 
 
-def _add_call(calls: list[dict[str, Any]], delta: Any) -> None:
-    if delta.index == len(calls):
-        calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}})
-    calls[delta.index]["function"]["arguments"] += delta.arguments
+def _whole_calls(deltas: Sequence[ToolCallDelta]) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+    for delta in deltas:
+        if delta.index == len(calls):
+            calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}})
+        calls[delta.index]["function"]["arguments"] += delta.arguments
+    return calls
 
 
-def _call_delta(delta: Any) -> dict[str, Any]:
+def _call_delta(delta: ToolCallDelta) -> dict[str, Any]:
     if delta.id is None:
         return {"index": delta.index, "function": {"arguments": delta.arguments}}
     function = {"name": delta.name, "arguments": delta.arguments}
@@ -407,9 +389,3 @@ def _call_delta(delta: Any) -> dict[str, Any]:
 def _scored(facts: Facts, token: int, score: float) -> dict[str, Any]:
     spelled = facts.tokenizer.token_bytes(token)
     return {"token": spelled.decode(errors="replace"), "logprob": score, "bytes": list(spelled)}
-
-
-def _decode(answers: Answers) -> str:
-    if isinstance(answers.question.prompt, str):
-        return answers.question.prompt
-    return answers.facts.tokenizer.decode(answers.prompt_ids)
