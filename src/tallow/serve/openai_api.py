@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
@@ -20,6 +21,7 @@ from tallow.serve.tool_choice import MAX_CALLS
 from tallow.serve.tools import ToolCallDelta
 from tallow.serve.wire import Update
 
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 DONE = sse(b"[DONE]")
 
 
@@ -183,10 +185,7 @@ class Completion:
             for task in tasks:
                 task.cancel()
         choices = [choice for part in parts for choice in part["choices"]]
-        total = {
-            key: sum(part["usage"][key] for part in parts)
-            for key in ("prompt_tokens", "completion_tokens", "total_tokens")
-        }
+        total = {key: sum(part["usage"][key] for part in parts) for key in COUNTS}
         return parts[0] | {"choices": choices, "usage": parts[0]["usage"] | total}
 
     async def _answer(self, index: int, question: Question) -> dict[str, Any]:
@@ -198,7 +197,7 @@ class Completion:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """All answers piece by piece, those to several prompts one after the other."""
         options = self._request.stream_options
-        counts = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         head: dict[str, Any] = {}
         for index, question in enumerate(self.questions):
             begun: set[int] = set()
@@ -222,17 +221,11 @@ class Completion:
         return await asyncio.to_thread(answers.facts.tokenizer.decode, answers.prompt_ids)
 
     def _choice(self, index: int, answers: Answers, delta: Delta, echoed: str | None) -> dict[str, Any]:
-        scores = None
-        if self._request.logprobs is not None:
-            collected = _TokenScores()
-            if echoed is not None:
-                collected.add_prompt(answers, delta.piece)
-            collected.add(answers.facts, delta.piece)
-            scores = collected.as_json(self._request.logprobs)
+        num_top, with_prompt = self._request.logprobs, echoed is not None
         return {
             "index": index * self._count + delta.choice,
             "text": (echoed or "") + delta.text,
-            "logprobs": scores,
+            "logprobs": _scores(answers, delta.piece, with_prompt, num_top) if num_top is not None else None,
             "finish_reason": delta.finish_reason,
         }
 
@@ -246,47 +239,33 @@ class Completion:
         }
 
 
-class _TokenScores:
-    """Log-probabilities in the form of completions."""
+def _scores(answers: Answers, piece: Update, with_prompt: bool, num_top: int) -> dict[str, Any]:
+    """Log-probabilities in the form of completions; the prompt's first token has none."""
+    facts, prompt_ids = answers.facts, answers.prompt_ids
+    scored: list[tuple[int, float | None, Sequence[tuple[int, float]] | None]] = []
+    if with_prompt and (piece.prompt_log_probs or len(prompt_ids) == 1):
+        scored.append((prompt_ids[0], None, None))
+        scored += _with_tops(prompt_ids[1:], piece.prompt_log_probs, piece.prompt_top_log_probs)
+    scored += _with_tops(piece.ids, piece.log_probs, piece.top_log_probs)
+    tokens = [token_text(facts, token) for token, _, _ in scored]
+    tops = [
+        {token_text(facts, other): value for other, value in top} if top is not None else None for *_, top in scored
+    ]
+    for token, (_, score, _), top in zip(tokens, scored, tops, strict=True):
+        if top is not None and score is not None:
+            top.setdefault(token, score)  # as OpenAI: the token itself is always named
+    return {
+        "tokens": tokens,
+        "token_logprobs": [score for _, score, _ in scored],
+        "top_logprobs": tops if num_top else None,
+        "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
+    }
 
-    def __init__(self) -> None:
-        self.tokens: list[str] = []
-        self._scores: list[float | None] = []
-        self._tops: list[dict[str, float] | None] = []
 
-    def add_prompt(self, answers: Answers, piece: Update) -> None:
-        """The tokens of the prompt; there is no score of the first."""
-        ids = answers.prompt_ids
-        if not piece.prompt_log_probs and len(ids) > 1:
-            return
-        self._add(answers.facts, ids[:1], [None], [None])
-        tops: list[Any] = list(piece.prompt_top_log_probs) or [[]] * (len(ids) - 1)
-        self._add(answers.facts, ids[1:], list(piece.prompt_log_probs), tops)
-
-    def add(self, facts: Facts, piece: Update) -> None:
-        scores: list[float | None] = list(piece.log_probs)
-        self._add(facts, piece.ids[: len(scores)], scores, list(piece.top_log_probs) or [[]] * len(scores))
-
-    def _add(self, facts: Facts, ids: list[int], scores: list[float | None], tops: list[Any]) -> None:
-        for token, score, top in zip(ids, scores, tops, strict=True):
-            self.tokens.append(token_text(facts, token))
-            self._scores.append(score)
-            named = {token_text(facts, other): other_score for other, other_score in top} if top is not None else None
-            if named is not None and score is not None:
-                named.setdefault(self.tokens[-1], score)  # as OpenAI: the token itself is always named
-            self._tops.append(named)
-
-    def as_json(self, num_top: int) -> dict[str, Any]:
-        offsets, offset = [], 0
-        for token in self.tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "tokens": self.tokens,
-            "token_logprobs": self._scores,
-            "top_logprobs": self._tops if num_top else None,
-            "text_offset": offsets,
-        }
+def _with_tops(
+    ids: Sequence[int], scores: Sequence[float], tops: Sequence[Sequence[tuple[int, float]]]
+) -> Iterator[tuple[int, float, Sequence[tuple[int, float]]]]:
+    return zip(ids, scores, tops or [()] * len(scores), strict=False)  # tokens without scores are not told
 
 
 def usage(answers: Answers) -> dict[str, Any]:
