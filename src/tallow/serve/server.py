@@ -72,7 +72,6 @@ def serve(settings: ServeSettings) -> None:
             timeout_graceful_shutdown=ENDING_S,
             h11_max_incomplete_event_size=MOST_HEADER_BYTES,
             server_header=False,
-            proxy_headers=False,
         )
         server = _Server(config)
         host, port = listening.getsockname()[:2]

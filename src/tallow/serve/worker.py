@@ -201,7 +201,7 @@ def main() -> None:
     except TallowError as error:
         connection.send({"failed": error.as_json()["error"]})
         return
-    gc.freeze()
+    gc.freeze()  # the model stays: the collector need not look through it again and again
     tokenizer = model.tokenizer
     template = tokenizer.chat_template
     connection.send(
