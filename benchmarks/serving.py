@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import uvloop
+
 CLIENTS = 32
 SHAPES = ((16, 64), (256, 64))
 ROUNDS = 3
@@ -60,7 +62,7 @@ def main() -> None:
             for _ in range(ROUNDS):
                 found["engine"].append(CLIENTS * new_tokens / _ask(engine, _prompts(prompt_tokens), new_tokens)[0])
                 for way in ("whole", "stream"):
-                    seconds = asyncio.run(_clients(port, _prompts(prompt_tokens), new_tokens, way == "stream"))
+                    seconds = uvloop.run(_clients(port, _prompts(prompt_tokens), new_tokens, way == "stream"))
                     found[way].append(CLIENTS * new_tokens / seconds)
             own, whole, stream = (statistics.median(found[way]) for way in ("engine", "whole", "stream"))
             print(
@@ -71,17 +73,17 @@ def main() -> None:
         first: dict[str, list[float]] = {"engine": [], "HTTP": []}
         for _ in range(FIRST_TOKENS):
             first["engine"].append(_ask(engine, _prompts(16)[:1], 4)[1])
-            first["HTTP"].append(asyncio.run(_first_token(port, _prompts(16)[0])))
+            first["HTTP"].append(uvloop.run(_first_token(port, _prompts(16)[0])))
         told = ", ".join(f"{way} {statistics.median(seconds) * 1e3:.1f} ms" for way, seconds in first.items())
         print(f"\nfirst token: {told}")
         others: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(ROUNDS):
             for are_read, seconds in others.items():
-                seconds.append(asyncio.run(_clients(port, _prompts(16), 64, True, OTHERS, are_read)))
+                seconds.append(uvloop.run(_clients(port, _prompts(16), 64, True, OTHERS, are_read)))
         ratio = statistics.median(others[True]) / statistics.median(others[False])
         print(f"beside {OTHERS} streams that nobody reads: {ratio:.2f} of the speed beside as many that are read")
         before = _rss(pid)
-        connections = asyncio.run(_idle(port, pid))
+        connections = uvloop.run(_idle(port, pid))
         print(f"{IDLE_CONNECTIONS} idle connections: {(connections - before) / 1e6:.0f} MB")
 
 
@@ -116,7 +118,7 @@ def _server(model: str, precision: str) -> Iterator[tuple[int, int]]:
     found = re.search(r":(\d+)\s*$", process.stderr.readline())
     assert found is not None
     port = int(found[1])
-    asyncio.run(_clients(port, _prompts(16), 8, False))  # waits until it is ready
+    uvloop.run(_clients(port, _prompts(16), 8, False))  # waits until it is ready
     try:
         yield port, process.pid
     finally:

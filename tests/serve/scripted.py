@@ -11,16 +11,16 @@ import orjson
 from starlette.types import Message
 
 from tallow.serve.answers import Delta, Question
-from tallow.serve.engine_process import Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream
 from tallow.serve.settings import Limits, ModelSettings, ServeSettings
 from tallow.serve.tools import ToolCallDelta
+from tallow.serve.wire import Update
 
 
 def says(text: str, *calls: ToolCallDelta, end: str | None = None) -> Delta:
     """An answer grows by this."""
-    return Delta(0, text, list(calls), Piece(ids=[1]), end)
+    return Delta(0, text, list(calls), Update(1, 0, [1], text), end)
 
 
 class ScriptedService:

@@ -66,7 +66,7 @@ class Place:
         """Its answer has grown: it waits no longer."""
         if self._num_tokens:
             self._admission.learn(self._num_tokens, time.monotonic() - self._entered_s)
-        self.reserve(0)
+            self.reserve(0)
 
     def leave(self) -> None:
         if not self._is_left:

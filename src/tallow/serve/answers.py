@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tallow.errors import DataError, UsageError
-from tallow.serve.engine_process import Facts, Job, Piece
+from tallow.serve.engine_process import Facts, Job
 from tallow.serve.errors import ApiError
 from tallow.serve.tool_choice import MAX_CALLS, forced_structure
 from tallow.serve.tool_formats import tool_format
 from tallow.serve.tools import ToolCallDelta, ToolParser, forced_tool_parser, tool_parser
+from tallow.serve.wire import Update
 from tallow.tokenizer.chat import encode_chat_prompt, turn_end_ids
 
 Message = Mapping[str, Any]
+QUICK_CHARACTERS = 512
+"""A text of so many has its tokens sooner than a thread has begun to make them."""
 TOOLS_TOLD = """\
 You can call these functions; each line describes one as JSON:
 {tools}
@@ -65,16 +68,18 @@ class Question:
     @property
     def num_bytes(self) -> int:
         """Of the prompt: no tokenizer makes more tokens of it."""
-        return _size(self.messages) + _size(self.prompt) + _size(self.tools)
+        prompt = self.prompt
+        return _size(self.messages) + (_size(prompt) if isinstance(prompt, str) else len(prompt)) + _size(self.tools)
 
     async def encode(self, facts: Facts) -> list[int]:
-        """Its tokens, made in a thread beside the loop.
+        """Its tokens; unless that is done at once, they are made in a thread beside the loop.
 
         Raises:
             ApiError: The model cannot take it.
         """
+        is_quick = not self.messages and (not isinstance(self.prompt, str) or len(self.prompt) <= QUICK_CHARACTERS)
         try:
-            return await asyncio.to_thread(self._encode, facts)
+            return self._encode(facts) if is_quick else await asyncio.to_thread(self._encode, facts)
         except DataError as error:
             raise ApiError(400, f"{error.message} ({error.hint})", param="messages") from error
 
@@ -154,7 +159,7 @@ class Question:
         return {"shown_special_ids": [token for token in found if token in tokenizer.special_ids]}
 
 
-@dataclass
+@dataclass(slots=True)
 class Delta:
     """What one answer has grown by.
 
@@ -162,14 +167,14 @@ class Delta:
         choice: Which.
         text: Of its content.
         calls: Of its tool calls.
-        piece: As the engine tells it.
+        piece: All that the engine has told.
         finish_reason: `stop`, `length`, `tool_calls` or `abort`; None while it goes on.
     """
 
     choice: int
     text: str
     calls: list[ToolCallDelta]
-    piece: Piece
+    piece: Update
     finish_reason: str | None
 
 
@@ -205,12 +210,23 @@ class Answers:
         Raises:
             ApiError: There will be no more of them.
         """
-        async for pieces in self._job.pieces():
-            for choice, piece in pieces.items():
-                self.num_tokens += len(piece.ids)
-                yield self._delta(choice, piece)
+        while updates := await self._job.read():
+            for update in updates:
+                self.num_tokens += len(update.ids)
+                yield self._delta(update)
 
-    def _delta(self, choice: int, piece: Piece) -> Delta:
+    async def whole(self) -> list[Delta]:
+        """All of each answer.
+
+        Raises:
+            ApiError: There will not be all of them.
+        """
+        updates = await self._job.read_all()
+        self.num_tokens = sum(len(update.ids) for update in updates)
+        return [self._delta(update) for update in updates]
+
+    def _delta(self, piece: Update) -> Delta:
+        choice = piece.choice
         parser = self._parsers[choice]
         if parser is None:
             return Delta(choice, piece.text, [], piece, piece.finish_reason)

@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import tokenizers
@@ -34,28 +33,13 @@ log = logging.getLogger("tallow.serve")
 State = Literal["unloaded", "loading", "ready", "dead"]
 
 
-@dataclass
-class Piece:
-    """What one answer has grown by since it was looked at last."""
-
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-    log_probs: list[float] = field(default_factory=list)
-    top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
-    prompt_log_probs: list[float] = field(default_factory=list)
-    prompt_top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
-    stopped_by: str | None = None
-    embedding: list[float] | None = None
-
-
 Watcher = Callable[[Update], None]
 
 
 class Job:
     """Answers to one prompt, while they grow.
 
-    What has come up since they were looked at is kept together, so a client that reads slowly gets larger pieces, and
+    What has come up since they were looked at is kept together, so a client that reads slowly gets larger updates, and
     holds up nobody.
 
     Args:
@@ -70,30 +54,38 @@ class Job:
         self.cached_tokens = 0
         self.num_tries = 0
         self._unfinished = message["count"]
-        self._pieces: dict[int, Piece] = {}
+        self._unread: dict[int, Update] = {}
         self._error: ApiError | None = None
-        self._news = asyncio.Event()
+        self._news, self._end = asyncio.Event(), asyncio.Event()
 
     @property
     def is_finished(self) -> bool:
         return self._unfinished == 0 or self._error is not None
 
-    async def pieces(self) -> AsyncIterator[dict[int, Piece]]:
-        """What the answers have grown by, by their numbers.
+    async def read(self) -> Iterable[Update]:
+        """What the answers have grown by, as soon as they have; one update of each. None when all have ended.
 
         Raises:
             ApiError: There will be no answer, or no more of it.
         """
-        while True:
-            await self._news.wait()
+        if not self._unread and not self.is_finished:
             self._news.clear()
-            pieces, self._pieces = self._pieces, {}
-            if pieces:
-                yield pieces
-            if self._error is not None:
-                raise self._error
-            if self.is_finished and not self._pieces:
-                return
+            await self._news.wait()
+        if not self._unread and self._error is not None:
+            raise self._error
+        unread, self._unread = self._unread, {}
+        return unread.values()
+
+    async def read_all(self) -> list[Update]:
+        """All of each answer, at their end, if nothing has been read before.
+
+        Raises:
+            ApiError: There will be no answer, or not all of it.
+        """
+        await self._end.wait()
+        if self._error is not None:
+            raise self._error
+        return [self._unread[choice] for choice in sorted(self._unread)]
 
     def grow(self, update: Update) -> None:
         for watcher in self._watchers:
@@ -103,22 +95,20 @@ class Job:
         if update.error is not None:
             self.fail(ApiError.of_engine(update.error))
             return
-        piece = self._pieces.setdefault(update.choice, Piece())
-        piece.ids += update.ids
-        piece.text += update.text
-        piece.log_probs += update.log_probs
-        piece.top_log_probs += update.top_log_probs
-        piece.prompt_log_probs += update.prompt_log_probs
-        piece.prompt_top_log_probs += update.prompt_top_log_probs
-        piece.finish_reason, piece.stopped_by = update.finish_reason, update.stopped_by
-        piece.embedding = update.embedding
+        unread = self._unread.get(update.choice)
+        self._unread[update.choice] = update if unread is None else unread.then(update)
         self._unfinished -= update.finish_reason is not None
-        self._news.set()
+        self._wake()
 
     def fail(self, error: ApiError) -> None:
         if not self.is_finished:
             self._error = error
-            self._news.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        if self.is_finished:
+            self._end.set()
 
 
 class Facts(NamedTuple):

@@ -13,45 +13,29 @@ from tallow.serve.admission import Admission
 from tallow.serve.engine_process import EngineProcess
 from tallow.serve.wire import Update
 
-SECONDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    120.0,
-    300.0,
-    600.0,
-)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKENS = tuple(float(2**power) for power in range(18))
 
 Read = Callable[[EngineProcess], float]
+
+
+def _state(field: str) -> Read:
+    return lambda engine: engine.engine_state.get(field, 0)
+
+
 ENGINE_GAUGES: dict[str, tuple[str, Read]] = {
-    "vllm:num_requests_running": ("Answers that grow.", lambda engine: engine.engine_state.get("running", 0)),
-    "vllm:num_requests_waiting": ("Answers that wait for room.", lambda engine: engine.engine_state.get("waiting", 0)),
+    "vllm:num_requests_running": ("Answers that grow.", _state("running")),
+    "vllm:num_requests_waiting": ("Answers that wait for room.", _state("waiting")),
     "vllm:kv_cache_usage_perc": ("Share of the cache that is in use, 0 to 1.", lambda engine: _usage(engine)),
     "tallow:engine_ready": ("1 if the model can answer.", lambda engine: float(engine.state == "ready")),
     "tallow:weight_bytes": ("Of the model.", lambda engine: engine.facts.weight_bytes if engine.facts else 0),
 }
 ENGINE_COUNTERS: dict[str, tuple[str, Read]] = {
-    "vllm:num_preemptions": ("Answers that were put off.", lambda engine: engine.engine_state.get("preemptions", 0)),
-    "vllm:prefix_cache_queries": ("Tokens looked up.", lambda engine: engine.engine_state.get("queried_tokens", 0)),
-    "vllm:prefix_cache_hits": ("Tokens found in the cache.", lambda engine: engine.engine_state.get("hit_tokens", 0)),
-    "vllm:spec_decode_num_draft_tokens": ("Guessed.", lambda engine: engine.engine_state.get("guessed_tokens", 0)),
-    "vllm:spec_decode_num_accepted_tokens": (
-        "Guessed right.",
-        lambda engine: engine.engine_state.get("accepted_tokens", 0),
-    ),
+    "vllm:num_preemptions": ("Answers that were put off.", _state("preemptions")),
+    "vllm:prefix_cache_queries": ("Tokens looked up.", _state("queried_tokens")),
+    "vllm:prefix_cache_hits": ("Tokens found in the cache.", _state("hit_tokens")),
+    "vllm:spec_decode_num_draft_tokens": ("Guessed.", _state("guessed_tokens")),
+    "vllm:spec_decode_num_accepted_tokens": ("Guessed right.", _state("accepted_tokens")),
     "tallow:engine_restarts": ("Engines that have died.", lambda engine: engine.num_restarts),
 }
 

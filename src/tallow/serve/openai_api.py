@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
 from tallow.serve.blocks import tool_call
-from tallow.serve.engine_process import Facts, Piece
+from tallow.serve.engine_process import Facts
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
 from tallow.serve.requests import ChatRequest, CompletionRequest, Message, NamedTool, TokenizeRequest, check_tools
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 from tallow.serve.tool_choice import MAX_CALLS
+from tallow.serve.tools import ToolCallDelta
+from tallow.serve.wire import Update
 
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 DONE = sse(b"[DONE]")
 
 
@@ -68,27 +72,16 @@ class Chat:
 
     async def whole(self) -> dict[str, Any]:
         """The answer at once."""
-        messages = [{"role": "assistant", "content": "", "refusal": None} for _ in range(self.question.count)]
-        scores: list[list[dict[str, Any]]] = [[] for _ in messages]
-        reasons: list[str | None] = [None] * len(messages)
         async with self._service.answer(self.question) as answers:
-            async for delta in answers.deltas():
-                message = messages[delta.choice]
-                message["content"] += delta.text
-                for call in delta.calls:
-                    _add_call(message.setdefault("tool_calls", []), call)
-                scores[delta.choice] += self._log_probs(answers.facts, delta.piece)
-                reasons[delta.choice] = delta.finish_reason
-        choices = [
-            {
-                "index": index,
-                "message": message | ({"content": message["content"] or None} if "tool_calls" in message else {}),
-                "logprobs": {"content": scores[index], "refusal": None} if self._wants_log_probs else None,
-                "finish_reason": reasons[index],
-            }
-            for index, message in enumerate(messages)
-        ]
+            choices = [self._choice(answers.facts, whole) for whole in await answers.whole()]
         return self._head(answers, "chat.completion") | {"choices": choices, "usage": usage(answers)}
+
+    def _choice(self, facts: Facts, whole: Delta) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": whole.text, "refusal": None}
+        if whole.calls:
+            message |= {"content": whole.text or None, "tool_calls": _whole_calls(whole.calls)}
+        scores = {"content": self._log_probs(facts, whole.piece), "refusal": None} if self._wants_log_probs else None
+        return {"index": whole.choice, "message": message, "logprobs": scores, "finish_reason": whole.finish_reason}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The answer piece by piece."""
@@ -126,7 +119,7 @@ class Chat:
             "service_tier": None,
         }
 
-    def _log_probs(self, facts: Facts, piece: Piece) -> list[dict[str, Any]]:
+    def _log_probs(self, facts: Facts, piece: Update) -> list[dict[str, Any]]:
         if not self._wants_log_probs:
             return []
         tops = piece.top_log_probs or [[]] * len(piece.ids)
@@ -192,68 +185,49 @@ class Completion:
             for task in tasks:
                 task.cancel()
         choices = [choice for part in parts for choice in part["choices"]]
-        total = {
-            key: sum(part["usage"][key] for part in parts)
-            for key in ("prompt_tokens", "completion_tokens", "total_tokens")
-        }
+        total = {key: sum(part["usage"][key] for part in parts) for key in COUNTS}
         return parts[0] | {"choices": choices, "usage": parts[0]["usage"] | total}
 
     async def _answer(self, index: int, question: Question) -> dict[str, Any]:
-        texts = [""] * self._count
-        scores = [_TokenScores() for _ in texts]
-        reasons: list[str | None] = [None] * self._count
         async with self._service.answer(question) as answers:
-            echoed = await asyncio.to_thread(_decode, answers) if self._request.echo else ""
-            async for delta in answers.deltas():
-                if echoed and not scores[delta.choice].tokens:
-                    scores[delta.choice].add_prompt(answers, delta.piece)
-                scores[delta.choice].add(answers.facts, delta.piece)
-                texts[delta.choice] += delta.text
-                reasons[delta.choice] = delta.finish_reason
-        with_scores = self._request.logprobs is not None
-        choices = [
-            {
-                "index": index * self._count + choice,
-                "text": echoed + text,
-                "logprobs": scores[choice].as_json(self._request.logprobs or 0) if with_scores else None,
-                "finish_reason": reasons[choice],
-            }
-            for choice, text in enumerate(texts)
-        ]
+            echoed = await self._echoed(answers)
+            choices = [self._choice(index, answers, whole, echoed) for whole in await answers.whole()]
         return self._head(answers) | {"choices": choices, "usage": usage(answers)}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """All answers piece by piece, those to several prompts one after the other."""
         options = self._request.stream_options
-        counts = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         head: dict[str, Any] = {}
         for index, question in enumerate(self.questions):
             begun: set[int] = set()
             async with self._service.answer(question) as answers:
-                head = self._head(answers)
+                head, echoed = self._head(answers), await self._echoed(answers)
                 async for delta in answers.deltas():
-                    yield self._event(head, index, answers, delta, delta.choice in begun)
+                    choice = self._choice(index, answers, delta, echoed if delta.choice not in begun else None)
+                    yield sse(head | {"choices": [choice]})
                     begun.add(delta.choice)
                 counts = {key: counts[key] + usage(answers)[key] for key in counts}
         if options is not None and options.include_usage:
             yield sse(head | {"choices": [], "usage": counts})
         yield DONE
 
-    def _event(self, head: dict[str, Any], index: int, answers: Answers, delta: Delta, is_begun: bool) -> bytes:
-        scores = _TokenScores()
-        text = delta.text
-        if self._request.echo and not is_begun:
-            text = _decode(answers) + text
-            scores.add_prompt(answers, delta.piece)
-        scores.add(answers.facts, delta.piece)
-        with_scores = self._request.logprobs is not None
-        choice = {
+    async def _echoed(self, answers: Answers) -> str | None:
+        """The prompt's text, if it is to be told before the answer."""
+        if not self._request.echo:
+            return None
+        if isinstance(answers.question.prompt, str):
+            return answers.question.prompt
+        return await asyncio.to_thread(answers.facts.tokenizer.decode, answers.prompt_ids)
+
+    def _choice(self, index: int, answers: Answers, delta: Delta, echoed: str | None) -> dict[str, Any]:
+        num_top, with_prompt = self._request.logprobs, echoed is not None
+        return {
             "index": index * self._count + delta.choice,
-            "text": text,
-            "logprobs": scores.as_json(self._request.logprobs or 0) if with_scores else None,
+            "text": (echoed or "") + delta.text,
+            "logprobs": _scores(answers, delta.piece, with_prompt, num_top) if num_top is not None else None,
             "finish_reason": delta.finish_reason,
         }
-        return sse(head | {"choices": [choice]})
 
     def _head(self, answers: Answers) -> dict[str, Any]:
         return {
@@ -265,47 +239,33 @@ class Completion:
         }
 
 
-class _TokenScores:
-    """Log-probabilities in the form of completions."""
+def _scores(answers: Answers, piece: Update, with_prompt: bool, num_top: int) -> dict[str, Any]:
+    """Log-probabilities in the form of completions; the prompt's first token has none."""
+    facts, prompt_ids = answers.facts, answers.prompt_ids
+    scored: list[tuple[int, float | None, Sequence[tuple[int, float]] | None]] = []
+    if with_prompt and (piece.prompt_log_probs or len(prompt_ids) == 1):
+        scored.append((prompt_ids[0], None, None))
+        scored += _with_tops(prompt_ids[1:], piece.prompt_log_probs, piece.prompt_top_log_probs)
+    scored += _with_tops(piece.ids, piece.log_probs, piece.top_log_probs)
+    tokens = [token_text(facts, token) for token, _, _ in scored]
+    tops = [
+        {token_text(facts, other): value for other, value in top} if top is not None else None for *_, top in scored
+    ]
+    for token, (_, score, _), top in zip(tokens, scored, tops, strict=True):
+        if top is not None and score is not None:
+            top.setdefault(token, score)  # as OpenAI: the token itself is always named
+    return {
+        "tokens": tokens,
+        "token_logprobs": [score for _, score, _ in scored],
+        "top_logprobs": tops if num_top else None,
+        "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
+    }
 
-    def __init__(self) -> None:
-        self.tokens: list[str] = []
-        self._scores: list[float | None] = []
-        self._tops: list[dict[str, float] | None] = []
 
-    def add_prompt(self, answers: Answers, piece: Piece) -> None:
-        """The tokens of the prompt; there is no score of the first."""
-        ids = answers.prompt_ids
-        if not piece.prompt_log_probs and len(ids) > 1:
-            return
-        self._add(answers.facts, ids[:1], [None], [None])
-        tops: list[Any] = list(piece.prompt_top_log_probs) or [[]] * (len(ids) - 1)
-        self._add(answers.facts, ids[1:], list(piece.prompt_log_probs), tops)
-
-    def add(self, facts: Facts, piece: Piece) -> None:
-        scores: list[float | None] = list(piece.log_probs)
-        self._add(facts, piece.ids[: len(scores)], scores, list(piece.top_log_probs) or [[]] * len(scores))
-
-    def _add(self, facts: Facts, ids: list[int], scores: list[float | None], tops: list[Any]) -> None:
-        for token, score, top in zip(ids, scores, tops, strict=True):
-            self.tokens.append(token_text(facts, token))
-            self._scores.append(score)
-            named = {token_text(facts, other): other_score for other, other_score in top} if top is not None else None
-            if named is not None and score is not None:
-                named.setdefault(self.tokens[-1], score)  # as OpenAI: the token itself is always named
-            self._tops.append(named)
-
-    def as_json(self, num_top: int) -> dict[str, Any]:
-        offsets, offset = [], 0
-        for token in self.tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "tokens": self.tokens,
-            "token_logprobs": self._scores,
-            "top_logprobs": self._tops if num_top else None,
-            "text_offset": offsets,
-        }
+def _with_tops(
+    ids: Sequence[int], scores: Sequence[float], tops: Sequence[Sequence[tuple[int, float]]]
+) -> Iterator[tuple[int, float, Sequence[tuple[int, float]]]]:
+    return zip(ids, scores, tops or [()] * len(scores), strict=False)  # tokens without scores are not told
 
 
 def usage(answers: Answers) -> dict[str, Any]:
@@ -389,13 +349,16 @@ def join_salts(of_key: str | None, given: str | None) -> str | None:
     return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
 
 
-def _add_call(calls: list[dict[str, Any]], delta: Any) -> None:
-    if delta.index == len(calls):
-        calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}})
-    calls[delta.index]["function"]["arguments"] += delta.arguments
+def _whole_calls(deltas: Sequence[ToolCallDelta]) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+    for delta in deltas:
+        if delta.index == len(calls):
+            calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}})
+        calls[delta.index]["function"]["arguments"] += delta.arguments
+    return calls
 
 
-def _call_delta(delta: Any) -> dict[str, Any]:
+def _call_delta(delta: ToolCallDelta) -> dict[str, Any]:
     if delta.id is None:
         return {"index": delta.index, "function": {"arguments": delta.arguments}}
     function = {"name": delta.name, "arguments": delta.arguments}
@@ -405,9 +368,3 @@ def _call_delta(delta: Any) -> dict[str, Any]:
 def _scored(facts: Facts, token: int, score: float) -> dict[str, Any]:
     spelled = facts.tokenizer.token_bytes(token)
     return {"token": spelled.decode(errors="replace"), "logprob": score, "bytes": list(spelled)}
-
-
-def _decode(answers: Answers) -> str:
-    if isinstance(answers.question.prompt, str):
-        return answers.question.prompt
-    return answers.facts.tokenizer.decode(answers.prompt_ids)

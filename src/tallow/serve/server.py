@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ def serve(settings: ServeSettings) -> None:
         server = _Server(config)
         host, port = listening.getsockname()[:2]
         say(f"serving {', '.join(service.names)} at http://{f'[{host}]' if ':' in host else host}:{port}")
+        gc.freeze()  # what there is by now stays: the collector need not look through it again and again
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_run(server, service, listening))
 

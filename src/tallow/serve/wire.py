@@ -6,7 +6,7 @@ import asyncio
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -35,15 +35,26 @@ class Update(NamedTuple):
     choice: int
     ids: list[int]
     text: str
-    finish_reason: str | None
-    log_probs: list[float]
-    top_log_probs: list[list[tuple[int, float]]]
-    prompt_log_probs: list[float]
-    prompt_top_log_probs: list[list[tuple[int, float]]]
-    cached_tokens: int
-    error: dict[str, str] | None
+    finish_reason: str | None = None
+    log_probs: Sequence[float] = ()
+    top_log_probs: Sequence[Sequence[tuple[int, float]]] = ()
+    prompt_log_probs: Sequence[float] = ()
+    prompt_top_log_probs: Sequence[Sequence[tuple[int, float]]] = ()
+    cached_tokens: int = 0
+    error: dict[str, str] | None = None
     stopped_by: str | None = None
     embedding: list[float] | None = None
+
+    def then(self, later: Update) -> Update:
+        """Both as one, of an answer that was not looked at in between."""
+        return later._replace(
+            ids=[*self.ids, *later.ids],
+            text=self.text + later.text,
+            log_probs=[*self.log_probs, *later.log_probs],
+            top_log_probs=[*self.top_log_probs, *later.top_log_probs],
+            prompt_log_probs=self.prompt_log_probs or later.prompt_log_probs,
+            prompt_top_log_probs=self.prompt_top_log_probs or later.prompt_top_log_probs,
+        )
 
 
 class Closed(Exception):

@@ -5,7 +5,9 @@ It has one thread: between two steps it reads what has arrived and sends what ha
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -89,6 +91,7 @@ class Host:
                 news["state"] = asdict(engine.state)
             if news:
                 self.connection.send(news)
+                os.sched_yield()  # else the front waits until the next step lets it have a core
 
     def _step(self) -> list[Update]:
         try:
@@ -198,6 +201,7 @@ def main() -> None:
     except TallowError as error:
         connection.send({"failed": error.as_json()["error"]})
         return
+    gc.freeze()  # the model stays: the collector need not look through it again and again
     tokenizer = model.tokenizer
     template = tokenizer.chat_template
     connection.send(
