@@ -1,294 +1,178 @@
-"""What the server answers, for its OpenAPI document, which alone imports this: a server that starts need not.
-
-The handlers build these objects as ready JSON, as validating each answer would cost more than HTTP itself; the tests
-hold them to this.
-"""
+"""What the server answers, as JSON schemas for its OpenAPI document; the tests hold its answers to them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
-from pydantic.json_schema import models_json_schema
-
-
-class Told(BaseModel):
-    """An object with these fields and no others."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Error(Told):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(Told):
-    error: Error
-
-
-class TokensDetails(Told):
-    cached_tokens: int
-
-
-class Usage(Told):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: TokensDetails | None = None
-
-
-class TopLogProb(Told):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogProb(TopLogProb):
-    top_logprobs: list[TopLogProb]
-
-
-class ChatLogProbs(Told):
-    content: list[TokenLogProb]
-    refusal: None
-
-
-class CalledFunction(Told):
-    name: str
-    arguments: str
-
-
-class ToolCall(Told):
-    id: str
-    type: Literal["function"]
-    function: CalledFunction
-
-
-class AnswerMessage(Told):
-    role: Literal["assistant"]
-    content: str | None
-    refusal: None
-    tool_calls: list[ToolCall] | None = None
-
-
-FinishReason = Literal["stop", "length", "tool_calls", "abort"]
-
-
-class ChatChoice(Told):
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogProbs | None
-    finish_reason: FinishReason
-
-
-class Head(Told):
-    """With which the answers of OpenAI's completion APIs begin."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: None
-
-
-class ChatCompletion(Head):
-    object: Literal["chat.completion"]
-    service_tier: None
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class FunctionDelta(Told):
-    name: str | None = None
-    arguments: str
-
-
-class ToolCallPart(Told):
-    index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionDelta
-
-
-class MessageDelta(Told):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    tool_calls: list[ToolCallPart] | None = None
-
-
-class ChatChunkChoice(Told):
-    index: int
-    delta: MessageDelta
-    logprobs: ChatLogProbs | None
-    finish_reason: FinishReason | None
-
-
-class ChatCompletionChunk(Head):
-    object: Literal["chat.completion.chunk"]
-    service_tier: None
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-
-
-class CompletionLogProbs(Told):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None] | None
-    text_offset: list[int]
-
-
-class CompletionChoice(Told):
-    index: int
-    text: str
-    logprobs: CompletionLogProbs | None
-    finish_reason: FinishReason
-
-
-class Completion(Head):
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-class CompletionChunkChoice(CompletionChoice):
-    finish_reason: FinishReason | None  # type: ignore[assignment]
-
-
-class CompletionChunk(Head):
-    object: Literal["text_completion"]
-    choices: list[CompletionChunkChoice]
-    usage: Usage | None = None
-
-
-class Model(Told):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: Literal["tallow"]
-    parent: str | None
-    max_model_len: int | None
-
-
-class Models(Told):
-    object: Literal["list"]
-    data: list[Model]
-
-
-class Tokens(Told):
-    tokens: list[int]
-    count: int
-    max_model_len: int
-    token_strs: list[str] | None = None
-
-
-class Text(Told):
-    prompt: str
-
-
-ModelState = Literal["unloaded", "loading", "ready", "dead"]
-
-
-class Health(Told):
-    status: Literal["ready", "loading", "draining", "dead"]
-    models: dict[str, ModelState]
-
-
-class Version(Told):
-    version: str
-
-
-class EngineStatus(Told, extra="allow"):
-    """What an engine is doing; once it has told, with counts of its requests, blocks and tokens."""
-
-    state: ModelState
-    restarts: int
-    adapters: dict[str, str]
-
-
-class ServerStatus(Told):
-    status: Literal["ready", "loading", "draining", "dead"]
-    requests: int
-    models: dict[str, EngineStatus]
-
-
-class LoadState(Told):
-    state: ModelState
-
-
-class Adapters(Told):
-    adapters: dict[str, str]
-
-
-class AnthropicError(Told):
-    type: str
-    message: str
-
-
-class AnthropicErrorBody(Told):
-    type: Literal["error"]
-    error: AnthropicError
-
-
-class Message(Told):
-    """An answer of Anthropic's API; which blocks it consists of, Anthropic documents."""
-
-    id: str
-    type: Literal["message"]
-    role: Literal["assistant"]
-    model: str
-    content: list[dict[str, Any]]
-    stop_reason: str | None
-    stop_sequence: str | None
-    usage: dict[str, int]
-
-
-class InputTokens(Told):
-    input_tokens: int
-
-
-class ResponseObject(Told, extra="allow"):
-    """An answer of OpenAI's responses API; what else it says, OpenAI documents."""
-
-    id: str
-    object: Literal["response"]
-    created_at: int
-    status: Literal["completed", "incomplete", "failed"]
-    model: str
-    output: list[dict[str, Any]]
-    usage: dict[str, Any] | None
-
-
-class Event(Told, extra="allow"):
-    """Of a stream of messages or responses; what else there is to each type, Anthropic and OpenAI document."""
-
-    type: str
-
-
-class Embedding(Told):
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-
-
-class EmbeddingsUsage(Told):
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingList(Told):
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-    usage: EmbeddingsUsage
-
-
-def definitions(reference: str) -> dict[str, Any]:
-    """The JSON schema of each object, by its name.
-
-    Args:
-        reference: How one schema refers to another, with `{model}` for its name.
-    """
-    models = [each for each in globals().values() if isinstance(each, type) and issubclass(each, Told)]
-    _, found = models_json_schema([(model, "serialization") for model in models], ref_template=reference)
-    return found["$defs"]
+from typing import Any
+
+Schema = dict[str, Any]
+STRING: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+NULL: Schema = {"type": "null"}
+
+
+def reference(name: str) -> Schema:
+    """Stands for one of `SCHEMAS`, whose names are apart from those of requests."""
+    return {"$ref": f"#/components/schemas/answer.{name}"}
+
+
+def _object(optional: dict[str, Schema] | None = None, *, is_open: bool = False, **required: Schema) -> Schema:
+    """With these fields, and no others unless it is open."""
+    properties = required | (optional or {})
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": is_open}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _map(values: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": values}
+
+
+def _nullable(schema: Schema) -> Schema:
+    return {"anyOf": [schema, NULL]}
+
+
+def _one_of(*values: str) -> Schema:
+    return {"type": "string", "enum": [*values]}
+
+
+OBJECT: Schema = {"type": "object"}
+FINISH_REASON = _one_of("stop", "length", "tool_calls", "abort")
+HEALTH = _one_of("ready", "loading", "draining", "dead")
+MODEL_STATE = _one_of("unloaded", "loading", "ready", "dead")
+HEAD = {"id": STRING, "created": INTEGER, "model": STRING, "system_fingerprint": NULL}
+"""With which the answers of OpenAI's completion APIs begin."""
+LOG_PROB = {"token": STRING, "logprob": NUMBER, "bytes": _list(INTEGER)}
+FUNCTION = _one_of("function")
+CHAT_LOG_PROBS = _nullable(reference("ChatLogProbs"))
+COMPLETION_CHOICE = {"index": INTEGER, "text": STRING, "logprobs": _nullable(reference("CompletionLogProbs"))}
+
+SCHEMAS = {
+    "ErrorBody": _object(
+        error=_object(message=STRING, type=STRING, param=_nullable(STRING), code=_nullable(STRING)),
+    ),
+    "Usage": _object(
+        {"prompt_tokens_details": _object(cached_tokens=INTEGER)},
+        prompt_tokens=INTEGER,
+        completion_tokens=INTEGER,
+        total_tokens=INTEGER,
+    ),
+    # chat completions
+    "ChatLogProbs": _object(content=_list(_object(**LOG_PROB, top_logprobs=_list(_object(**LOG_PROB)))), refusal=NULL),
+    "ToolCall": _object(id=STRING, type=FUNCTION, function=_object(name=STRING, arguments=STRING)),
+    "AnswerMessage": _object(
+        {"tool_calls": _list(reference("ToolCall"))},
+        role=_one_of("assistant"),
+        content=_nullable(STRING),
+        refusal=NULL,
+    ),
+    "ChatCompletion": _object(
+        **HEAD,
+        object=_one_of("chat.completion"),
+        service_tier=NULL,
+        choices=_list(
+            _object(
+                index=INTEGER,
+                message=reference("AnswerMessage"),
+                logprobs=CHAT_LOG_PROBS,
+                finish_reason=FINISH_REASON,
+            )
+        ),
+        usage=reference("Usage"),
+    ),
+    "ToolCallPart": _object(
+        {"id": STRING, "type": FUNCTION}, index=INTEGER, function=_object({"name": STRING}, arguments=STRING)
+    ),
+    "MessageDelta": _object(
+        {"role": _one_of("assistant"), "content": STRING, "tool_calls": _list(reference("ToolCallPart"))}
+    ),
+    "ChatCompletionChunk": _object(
+        {"usage": _nullable(reference("Usage"))},
+        **HEAD,
+        object=_one_of("chat.completion.chunk"),
+        service_tier=NULL,
+        choices=_list(
+            _object(
+                index=INTEGER,
+                delta=reference("MessageDelta"),
+                logprobs=CHAT_LOG_PROBS,
+                finish_reason=_nullable(FINISH_REASON),
+            )
+        ),
+    ),
+    # completions
+    "CompletionLogProbs": _object(
+        tokens=_list(STRING),
+        token_logprobs=_list(_nullable(NUMBER)),
+        top_logprobs=_nullable(_list(_nullable(_map(NUMBER)))),
+        text_offset=_list(INTEGER),
+    ),
+    "Completion": _object(
+        **HEAD,
+        object=_one_of("text_completion"),
+        choices=_list(_object(**COMPLETION_CHOICE, finish_reason=FINISH_REASON)),
+        usage=reference("Usage"),
+    ),
+    "CompletionChunk": _object(
+        {"usage": _nullable(reference("Usage"))},
+        **HEAD,
+        object=_one_of("text_completion"),
+        choices=_list(_object(**COMPLETION_CHOICE, finish_reason=_nullable(FINISH_REASON))),
+    ),
+    # responses, messages: what else there is to each, OpenAI and Anthropic document
+    "ResponseObject": _object(
+        is_open=True,
+        id=STRING,
+        object=_one_of("response"),
+        created_at=INTEGER,
+        status=_one_of("completed", "incomplete", "failed"),
+        model=STRING,
+        output=_list(OBJECT),
+        usage=_nullable(OBJECT),
+    ),
+    "Message": _object(
+        id=STRING,
+        type=_one_of("message"),
+        role=_one_of("assistant"),
+        model=STRING,
+        content=_list(OBJECT),
+        stop_reason=_nullable(STRING),
+        stop_sequence=_nullable(STRING),
+        usage=_map(INTEGER),
+    ),
+    "Event": _object(is_open=True, type=STRING),
+    "InputTokens": _object(input_tokens=INTEGER),
+    "AnthropicErrorBody": _object(type=_one_of("error"), error=_object(type=STRING, message=STRING)),
+    # embeddings
+    "EmbeddingList": _object(
+        object=_one_of("list"),
+        data=_list(_object(object=_one_of("embedding"), index=INTEGER, embedding={"anyOf": [_list(NUMBER), STRING]})),
+        model=STRING,
+        usage=_object(prompt_tokens=INTEGER, total_tokens=INTEGER),
+    ),
+    # the server
+    "Model": _object(
+        id=STRING,
+        object=_one_of("model"),
+        created=INTEGER,
+        owned_by=_one_of("tallow"),
+        parent=_nullable(STRING),
+        max_model_len=_nullable(INTEGER),
+    ),
+    "Models": _object(object=_one_of("list"), data=_list(reference("Model"))),
+    "Tokens": _object({"token_strs": _list(STRING)}, tokens=_list(INTEGER), count=INTEGER, max_model_len=INTEGER),
+    "Text": _object(prompt=STRING),
+    "Health": _object(status=HEALTH, models=_map(MODEL_STATE)),
+    "Version": _object(version=STRING),
+    "ServerStatus": _object(
+        status=HEALTH,
+        requests=INTEGER,
+        models=_map(
+            _object(is_open=True, state=MODEL_STATE, restarts=INTEGER, adapters=_map(STRING))
+        ),  # once an engine has told, with counts of its requests, blocks and tokens
+    ),
+    "LoadState": _object(state=MODEL_STATE),
+    "Adapters": _object(adapters=_map(STRING)),
+}
