@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import orjson
 from fastapi import FastAPI, Request
@@ -18,11 +18,10 @@ from tallow.serve.blocks import Block, Blocks, Conversation, Step
 from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
-from tallow.serve.openai_api import join_salts, unsupported_content
-from tallow.serve.requests import MAX_TOKENS, Body, Sampling, ToolName, check_structure, check_tools
+from tallow.serve.openai_api import unsupported_content
+from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tools_asked
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
-from tallow.serve.tool_choice import MAX_CALLS
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -43,10 +42,6 @@ class ToolChoice(Body):
     type: Literal["auto", "any", "tool", "none"] = "auto"
     name: str | None = None
     disable_parallel_tool_use: bool = False
-
-    @property
-    def of_question(self) -> str:
-        return f":{self.name}" if self.type == "tool" else {"any": "required"}.get(self.type, self.type)
 
 
 class JsonFormat(Body):
@@ -69,24 +64,19 @@ class CountTokensRequest(Sampling):
     output_config: OutputConfig = OutputConfig()
     stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
 
+    def structures(self) -> dict[str, Any]:
+        form = self.output_config.format
+        return super().structures() | {"output_config.format": {"json_schema": form.schema_} if form else None}
+
 
 class MessagesRequest(CountTokensRequest):
     """A conversation to be answered."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+    max_tokens: NumTokens
 
 
 class MessageAnswer:
-    """One message.
-
-    Args:
-        service: Who answers.
-        request: What is asked.
-        salt: Of who asks.
-
-    Raises:
-        ApiError: It asks for what there is not.
-    """
+    """One message; the arguments are those of `Chat`."""
 
     def __init__(self, service: Service, request: MessagesRequest, salt: str | None) -> None:
         self._service, self._most_tokens = service, request.max_tokens
@@ -155,29 +145,19 @@ def question(
     """What a request asks.
 
     Raises:
-        ApiError: It asks for what there is not.
+        ApiError: Something that there is not.
     """
     if request.thinking.get("type") == "enabled":  # the other types leave it to the model
         raise ApiError(400, "there is no thinking apart from the answer: leave thinking out", param="thinking")
     if request.messages and request.messages[-1].role == "assistant":
         raise ApiError(400, "an answer cannot be begun here: the last message must be the user's", param="messages")
-    params = request.params(most_tokens, limits)
-    if (form := request.output_config.format) is not None:
-        params["structure"] = {"json_schema": form.schema_}
-        check_structure(params["structure"], limits, "output_config.format")
-    tools = [tool.model_dump(exclude_none=True, exclude={"type"}) for tool in request.tools]
-    choice = request.tool_choice.of_question
-    check_tools(tools, choice, limits)
+    choice = request.tool_choice
+    named = {"any": "required", "tool": f":{choice.name}"}.get(choice.type, choice.type)
     return Question(
-        model=request.model,
-        params=params,
+        params=request.params(most_tokens, limits),
         messages=_conversation(request).messages(limits),
-        tools=tools,
-        tool_choice=choice,
-        most_calls=1 if request.tool_choice.disable_parallel_tool_use else MAX_CALLS,
-        salt=join_salts(salt, request.cache_salt),
-        priority=request.priority,
-        timeout_s=request.timeout,
+        **tools_asked(request.tools, named, not choice.disable_parallel_tool_use, limits),
+        **request.asked(salt),
     )
 
 

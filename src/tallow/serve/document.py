@@ -56,7 +56,7 @@ def answers(name: str, chunk: str | None = None) -> Answers:
 
 
 def describe(app: FastAPI, keys: Keys) -> None:
-    """Complete an app's OpenAPI document, when it is first asked for: the answers' schemas, and which keys open what."""
+    """Complete an app's OpenAPI document when it is asked for: schemas of answers, and which keys open what."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:

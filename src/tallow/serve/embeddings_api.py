@@ -17,35 +17,19 @@ from tallow.serve.answers import Question
 from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import respond, salt_of
-from tallow.serve.openai_api import join_salts
-from tallow.serve.requests import Body, Token
+from tallow.serve.requests import Asked, Prompts
 from tallow.serve.service import Service
 
 INPUTS_AT_ONCE = 32
 """Of one request: enough to fill the engine's steps; the others wait here, where they take no places from others."""
 
-TokenIds = Annotated[list[Token], Field(min_length=1)]
 
-
-class EmbeddingsRequest(Body):
+class EmbeddingsRequest(Asked):
     """A text or its tokens, or several."""
 
-    input: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
-    model: str | None = Field(None, max_length=256)
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    user: str | None = None
-
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
-
-    @property
-    def inputs(self) -> Sequence[str | list[int]]:
-        """Each gets a vector of its own."""
-        if isinstance(self.input, str) or isinstance(self.input[0], int):
-            return [self.input]  # type: ignore[list-item]
-        return self.input  # type: ignore[return-value]
 
 
 class _Embedded(NamedTuple):
@@ -73,20 +57,13 @@ class Embeddings:
         self._service, self._request = service, request
         self._turns = asyncio.Semaphore(min(INPUTS_AT_ONCE, limits.requests))
         self._seconds = min(request.timeout or limits.request_s, limits.request_s)
-        if len(request.inputs) > limits.prompts:
+        if len(request.input) > limits.prompts:
             raise ApiError(400, f"at most {limits.prompts} inputs are taken", param="input")
-        if not all(request.inputs):
+        if not all(request.input):
             raise ApiError(400, "an input is empty", param="input")
         self._questions = [
-            Question(
-                model=request.model,
-                params={"max_new_tokens": 0},
-                prompt=prompt,
-                embed=True,
-                salt=join_salts(salt, request.cache_salt),
-                priority=request.priority,
-            )
-            for prompt in request.inputs
+            Question(params={"max_new_tokens": 0}, prompt=prompt, embed=True, **request.asked(salt))
+            for prompt in request.input
         ]
 
     async def whole(self) -> dict[str, Any]:

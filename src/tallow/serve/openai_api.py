@@ -13,10 +13,8 @@ from tallow.serve.blocks import tool_call
 from tallow.serve.engine_process import Facts, Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
-from tallow.serve.requests import ChatRequest, CompletionRequest, Message, NamedTool, TokenizeRequest, check_tools
+from tallow.serve.requests import ChatRequest, CompletionRequest, Message, TokenizeRequest
 from tallow.serve.service import Service
-from tallow.serve.settings import Limits
-from tallow.serve.tool_choice import MAX_CALLS
 
 DONE = sse(b"[DONE]")
 
@@ -47,23 +45,17 @@ class Chat:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
         if len(request.messages) > limits.messages:
             raise ApiError(400, f"a conversation has at most {limits.messages} messages", param="messages")
-        tools = [tool.function.model_dump(exclude_none=True) for tool in request.tools or ()]
         params = request.params(request.max_completion_tokens or request.max_tokens, limits)
         if self._wants_log_probs:
             params["top_log_probs"] = request.top_logprobs or 0
         self.question = Question(
-            model=request.model,
             params=params,
             messages=check_messages(request.messages),
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
-            tools=tools,
-            tool_choice=_tool_choice(request, tools, limits),
-            most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
-            salt=join_salts(salt, request.cache_salt),
-            priority=request.priority,
             template_variables=request.chat_template_kwargs,
-            timeout_s=request.timeout,
+            **request.tools_asked(limits),
+            **request.asked(salt),
         )
 
     async def whole(self) -> dict[str, Any]:
@@ -166,21 +158,17 @@ class Completion:
             params["prompt_log_probs"] = bool(request.echo)
         elif self._most == 0:
             params["max_new_tokens"], params["prompt_log_probs"] = 0, True
-        prompts = request.prompts(limits)
-        if len(prompts) * self._count > limits.prompts:
+        if len(request.prompt) * self._count > limits.prompts:
             raise ApiError(400, f"at most {limits.prompts} answers are given to all prompts together", param="n")
         self.questions = [
             Question(
-                model=request.model,
                 params=params,
                 prompt=prompt,
                 count=self._count,
                 log_probs=request.logprobs is not None,
-                salt=join_salts(salt, request.cache_salt),
-                priority=request.priority,
-                timeout_s=request.timeout,
+                **request.asked(salt),
             )
-            for prompt in prompts
+            for prompt in request.prompt
         ]
 
     async def whole(self) -> dict[str, Any]:
@@ -376,17 +364,6 @@ def _call(call: Any, param: str) -> dict[str, Any]:
         case {"function": {"name": str(name), "arguments": str() | dict() as arguments}}:
             return tool_call(call.get("id"), name, arguments, param)
     raise ApiError(400, "a tool call has a function with a name and arguments", param=param)
-
-
-def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], limits: Limits) -> str:
-    given = request.tool_choice
-    choice = f":{given.function.name}" if isinstance(given, NamedTool) else given or "auto"
-    check_tools(tools, choice, limits)
-    return choice
-
-
-def join_salts(of_key: str | None, given: str | None) -> str | None:
-    return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
 
 
 def _add_call(calls: list[dict[str, Any]], delta: Any) -> None:

@@ -16,10 +16,10 @@ def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/answer.{name}"}
 
 
-def _object(optional: dict[str, Schema] | None = None, *, is_open: bool = False, **required: Schema) -> Schema:
-    """With these fields, and no others unless it is open."""
+def _object(optional: dict[str, Schema] | None = None, /, **required: Schema) -> Schema:
+    """With these fields, and no others unless it is `| OPEN`."""
     properties = required | (optional or {})
-    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": is_open}
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
 
 
 def _list(items: Schema) -> Schema:
@@ -39,6 +39,7 @@ def _one_of(*values: str) -> Schema:
 
 
 OBJECT: Schema = {"type": "object"}
+OPEN: Schema = {"additionalProperties": True}
 FINISH_REASON = _one_of("stop", "length", "tool_calls", "abort")
 HEALTH = _one_of("ready", "loading", "draining", "dead")
 MODEL_STATE = _one_of("unloaded", "loading", "ready", "dead")
@@ -123,7 +124,6 @@ SCHEMAS = {
     ),
     # responses, messages: what else there is to each, OpenAI and Anthropic document
     "ResponseObject": _object(
-        is_open=True,
         id=STRING,
         object=_one_of("response"),
         created_at=INTEGER,
@@ -131,7 +131,8 @@ SCHEMAS = {
         model=STRING,
         output=_list(OBJECT),
         usage=_nullable(OBJECT),
-    ),
+    )
+    | OPEN,
     "Message": _object(
         id=STRING,
         type=_one_of("message"),
@@ -142,7 +143,7 @@ SCHEMAS = {
         stop_sequence=_nullable(STRING),
         usage=_map(INTEGER),
     ),
-    "Event": _object(is_open=True, type=STRING),
+    "Event": _object(type=STRING) | OPEN,
     "InputTokens": _object(input_tokens=INTEGER),
     "AnthropicErrorBody": _object(type=_one_of("error"), error=_object(type=STRING, message=STRING)),
     # embeddings
@@ -170,7 +171,7 @@ SCHEMAS = {
         status=HEALTH,
         requests=INTEGER,
         models=_map(
-            _object(is_open=True, state=MODEL_STATE, restarts=INTEGER, adapters=_map(STRING))
+            _object(state=MODEL_STATE, restarts=INTEGER, adapters=_map(STRING)) | OPEN
         ),  # once an engine has told, with counts of its requests, blocks and tokens
     ),
     "LoadState": _object(state=MODEL_STATE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -36,7 +37,7 @@ class Service:
             name: EngineProcess(model, settings.limits, settings.threads) for name, model in settings.models.items()
         }
         self.metrics = Metrics(self.engines, self.admission)
-        self.log = RequestLog(settings.log, with_texts=settings.log_prompts)
+        self.log = RequestLog(settings.log, with_texts=settings.log_prompts, days=settings.log_days or math.inf)
 
     @property
     def health(self) -> str:
