@@ -14,11 +14,10 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from tallow.serve.answers import Answers, Delta, Question
-from tallow.serve.blocks import Block, Blocks, Conversation, Step
+from tallow.serve.blocks import Block, Blocks, Conversation, Step, unsupported_content
 from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
-from tallow.serve.openai_api import unsupported_content
 from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tools_asked
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
-from tallow.serve.blocks import tool_call
+from tallow.serve.blocks import text_of, tool_call
 from tallow.serve.engine_process import Facts, Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
@@ -50,7 +50,7 @@ class Chat:
             params["top_log_probs"] = request.top_logprobs or 0
         self.question = Question(
             params=params,
-            messages=check_messages(request.messages),
+            messages=template_messages(request.messages),
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
             template_variables=request.chat_template_kwargs,
@@ -313,7 +313,7 @@ async def tokenize(facts: Facts, request: TokenizeRequest) -> list[int]:
         ApiError: There is neither.
     """
     if request.messages is not None:
-        return await Question(None, {}, check_messages(request.messages)).encode(facts)
+        return await Question(None, {}, template_messages(request.messages)).encode(facts)
     if request.prompt is None:
         raise ApiError(400, "give a prompt, or messages", param="prompt")
     encode = facts.tokenizer.encode
@@ -325,45 +325,26 @@ def token_text(facts: Facts, token: int) -> str:
     return facts.tokenizer.token_bytes(token).decode(errors="replace")
 
 
-def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """As `check_message`."""
-    return [check_message(message.model_dump(exclude_unset=True), index) for index, message in enumerate(messages)]
-
-
-def check_message(message: dict[str, Any], index: int, param: str = "messages") -> dict[str, Any]:
-    """A message whose content is text.
+def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates take them.
 
     Raises:
-        ApiError: It has something else, which this server does not take (or fetch).
+        ApiError: One has content that is not text, or a call whose arguments are no JSON object.
     """
-    content = message.get("content")
-    if not isinstance(message.get("role"), str):
-        raise ApiError(400, f"message {index} has no role", param=f"{param}[{index}].role")
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise unsupported_content(kind, f"{param}[{index}].content")
-    plain = {key: value for key, value in message.items() if key != "role"}
-    if isinstance(content, list):
-        plain["content"] = "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
-    if (calls := message.get("tool_calls")) is not None:
-        listed = calls if isinstance(calls, list) else [calls]
-        plain["tool_calls"] = [_call(call, f"{param}[{index}].tool_calls") for call in listed]
-    role = "system" if message["role"] == "developer" else message["role"]
-    return {"role": role, **plain}
-
-
-def unsupported_content(kind: object, param: str) -> ApiError:
-    """What is said of images, files and the like."""
-    message = f"content of type {kind!r} is not taken: this model reads text only"
-    return ApiError(400, message, param=param, code="unsupported_content")
-
-
-def _call(call: Any, param: str) -> dict[str, Any]:
-    match call:
-        case {"function": {"name": str(name), "arguments": str() | dict() as arguments}}:
-            return tool_call(call.get("id"), name, arguments, param)
-    raise ApiError(400, "a tool call has a function with a name and arguments", param=param)
+    found = []
+    for index, message in enumerate(messages):
+        plain, param = message.model_dump(exclude_unset=True), f"messages[{index}]"
+        if message.role == "developer":
+            plain["role"] = "system"
+        if message.content is not None:
+            plain["content"] = text_of(plain["content"], f"{param}.content")
+        if message.tool_calls is not None:
+            plain["tool_calls"] = [
+                tool_call(call.id, call.function.name, call.function.arguments, f"{param}.tool_calls")
+                for call in message.tool_calls
+            ]
+        found.append(plain)
+    return found
 
 
 def _add_call(calls: list[dict[str, Any]], delta: Any) -> None:

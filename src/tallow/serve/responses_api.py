@@ -16,11 +16,10 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from tallow.serve.answers import Answers, Question
-from tallow.serve.blocks import Block, Blocks, Conversation, Step
+from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of
 from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, respond, salt_of, sse
-from tallow.serve.openai_api import check_message
 from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tools_asked
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
@@ -226,23 +225,20 @@ def _conversation(request: ResponsesRequest) -> Conversation:
         conversation.say("system", request.instructions)
     items = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
     for index, item in enumerate(items):
+        param = f"input[{index}]"
         match item:
             case {"type": "function_call", "call_id": str(call_id), "name": str(name), "arguments": str(arguments)}:
                 conversation.call(call_id, name, arguments)
             case {"type": "function_call_output", "call_id": str(call_id), "output": str() | list() as output}:
-                conversation.answer_call(call_id, _text("user", output, index))
+                conversation.answer_call(call_id, text_of(output, f"{param}.output"))
             case {"type": "reasoning"}:
                 pass
             case {"role": "user" | "assistant" | "system" | "developer" as role, "content": str() | list() as content}:
-                conversation.say("system" if role == "developer" else role, _text(role, content, index))
+                conversation.say("system" if role == "developer" else role, text_of(content, f"{param}.content"))
             case _:
                 message = f"an item of type {item.get('type')!r} is not taken, or not in this form"
-                raise ApiError(400, message, param=f"input[{index}]", code="unsupported_content")
+                raise ApiError(400, message, param=param, code="unsupported_content")
     return conversation
-
-
-def _text(role: str, content: str | list[Any], index: int) -> str:
-    return check_message({"role": role, "content": content}, index, "input")["content"]
 
 
 def _part(text: str) -> dict[str, Any]:
