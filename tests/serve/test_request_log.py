@@ -49,7 +49,7 @@ def take(
 ) -> None:
     """One request to `tiny` with an answer of three tokens."""
     record = Record()
-    with log.request("tiny", question, record) as texts:
+    with log.request("tiny", question, record) as watch_texts:
         record.num_prompt_tokens = 9
         if error is not None:
             raise error
@@ -58,7 +58,7 @@ def take(
             Update(1, 0, [6, 7], text[2:], "stop", [], [], [], [], 4, None),
         ):
             record.watch(update)
-            texts.watch(update)
+            watch_texts(update)
 
 
 def all_columns(path: Path) -> list[LoggedRequest]:

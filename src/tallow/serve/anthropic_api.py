@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from tallow.serve.answers import Answers, Delta, Question
-from tallow.serve.blocks import Block, Blocks, Conversation, Step, unsupported_content
+from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of, unsupported_content
 from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
@@ -129,8 +129,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def count_tokens(body: CountTokensRequest) -> Response:
         """How many tokens a conversation has."""
         asked = question(body, service.settings.limits)
-        _, engine, _ = service.find(asked.model)
-        return Json({"input_tokens": len(await asked.encode(await engine.ready()))})
+        facts = await service.find(asked.model)[1].ready()
+        return Json({"input_tokens": len(await asked.encode(facts))})
 
 
 def tell_error(error: ApiError) -> bytes:
@@ -163,7 +163,7 @@ def question(
 def _conversation(request: CountTokensRequest) -> Conversation:
     conversation = Conversation("messages")
     for block in _blocks(request.system):
-        if text := _text(block, "system"):
+        if text := text_of([block], "system"):
             conversation.say("system", text)
     for index, message in enumerate(request.messages):
         place = f"messages.{index}.content"
@@ -174,7 +174,7 @@ def _conversation(request: CountTokensRequest) -> Conversation:
                 case "assistant", {"type": "tool_use", "id": str(call_id), "name": str(name), "input": dict(values)}:
                     conversation.call(call_id, name, values)
                 case "user", {"type": "tool_result", "tool_use_id": str(call_id)}:
-                    result = "".join(_text(part, place) for part in _blocks(block.get("content") or ""))
+                    result = text_of(_blocks(block.get("content") or ""), place)
                     conversation.answer_call(call_id, f"Error: {result}" if block.get("is_error") else result)
                 case "assistant", {"type": "thinking" | "redacted_thinking"}:
                     pass
@@ -185,13 +185,6 @@ def _conversation(request: CountTokensRequest) -> Conversation:
 
 def _blocks(content: Any) -> list[Any]:
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
-
-
-def _text(block: Any, place: str) -> str:
-    match block:
-        case {"type": "text", "text": str(text)}:
-            return text
-    raise unsupported_content(block.get("type") if isinstance(block, dict) else None, place)
 
 
 def _tell(step: Step) -> bytes:

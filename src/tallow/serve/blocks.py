@@ -74,7 +74,7 @@ class Conversation:
 
 
 def text_of(content: str | Sequence[Any], param: str) -> str:
-    """What a message of OpenAI's APIs says.
+    """What a message says.
 
     Args:
         content: A text, or its parts.
@@ -85,11 +85,16 @@ def text_of(content: str | Sequence[Any], param: str) -> str:
     """
     if isinstance(content, str):
         return content
+    texts = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise unsupported_content(kind, param)
-    return "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
+        match part:
+            case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
+                texts.append(text)
+            case {"type": "refusal", "refusal": str(text)}:
+                texts.append(text)
+            case _:
+                raise unsupported_content(part.get("type") if isinstance(part, dict) else None, param)
+    return "".join(texts)
 
 
 def unsupported_content(kind: object, param: str) -> ApiError:

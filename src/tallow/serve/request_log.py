@@ -15,7 +15,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -126,12 +127,17 @@ class RequestLog:
             self._thread.start()
 
     @contextmanager
-    def request(self, model: str, question: Question, record: Record) -> Iterator[LoggedTexts]:
-        """Write a row for what happens in this block, which gets what watches the answers' texts."""
-        texts, status = LoggedTexts(self._with_texts), 200
-        arrived_s = time.time()
+    def request(self, model: str, question: Question, record: Record) -> Iterator[Callable[[Update], None]]:
+        """Write a row for what happens in this block, which gets what is to be told how the answers grow."""
+        arrived_s, status = time.time(), 200
+        texts: defaultdict[int, list[str]] = defaultdict(list)  # of the answers, in pieces
+
+        def watch(update: Update) -> None:
+            if self._with_texts:
+                texts[update.choice].append(update.text)
+
         try:
-            yield texts
+            yield watch
         except BaseException as error:
             has_left = isinstance(error, asyncio.CancelledError | GeneratorExit)
             status = error.status if isinstance(error, ApiError) else 499 if has_left else 500
@@ -140,7 +146,8 @@ class RequestLog:
             if self._rows.qsize() >= MOST_QUEUED:
                 self.num_lost += 1
             elif self._thread is not None:
-                self._rows.put(_row(arrived_s, model, status, question, record, texts))
+                row = _row(arrived_s, model, status, record)
+                self._rows.put(_with_texts(row, question, texts) if self._with_texts else row)
 
     def _write(self, connection: sqlite3.Connection) -> None:
         """The thread: all rows that there are with each transaction, until None comes."""
@@ -218,23 +225,6 @@ class RequestLog:
             raise ApiError(503, error.message, retry_after_s=RETRY_S) from error
 
 
-class LoggedTexts:
-    """The texts of answers, while they grow.
-
-    Args:
-        are_wanted: Or nothing is kept.
-    """
-
-    def __init__(self, are_wanted: bool) -> None:
-        self.are_wanted = are_wanted
-        self.answers: dict[int, list[str]] = {}
-
-    def watch(self, update: Update) -> None:
-        """One of them has grown."""
-        if self.are_wanted:
-            self.answers.setdefault(update.choice, []).append(update.text)
-
-
 def read_requests(path: Path) -> list[LoggedRequest]:
     """All rows of a log in the order of their arrival, without their texts.
 
@@ -245,12 +235,10 @@ def read_requests(path: Path) -> list[LoggedRequest]:
     return [LoggedRequest(*row) for row in rows]
 
 
-def _row(
-    arrived_s: float, model: str, status: int, question: Question, record: Record, texts: LoggedTexts
-) -> LoggedRequest:
+def _row(arrived_s: float, model: str, status: int, record: Record) -> LoggedRequest:
     who = caller.get(Caller())
     last_s = record.last_s if record.finish_reasons else time.monotonic()
-    row = LoggedRequest(
+    return LoggedRequest(
         arrived_s,
         who.key,
         who.api,
@@ -263,21 +251,20 @@ def _row(
         last_s - record.arrived_s,
         ",".join(record.finish_reasons),
     )
+
+
+def _with_texts(row: LoggedRequest, question: Question, texts: Mapping[int, Sequence[str]]) -> LoggedRequest:
     try:
-        return row._replace(**_text_columns(who, question, texts))
+        if question.num_bytes > MOST_TEXT_BYTES:
+            return row
+        return row._replace(
+            conversation=caller.get(Caller()).conversation if question.messages else None,
+            title=_title(question),
+            prompt=json.dumps(list(question.messages) or question.prompt),
+            answers=json.dumps(["".join(texts[choice]) for choice in sorted(texts)]),
+        )
     except RecursionError:  # a client can nest a message so deeply that it can be read, but not written
         return row
-
-
-def _text_columns(who: Caller, question: Question, texts: LoggedTexts) -> dict[str, str | None]:
-    if not texts.are_wanted or question.num_bytes > MOST_TEXT_BYTES:
-        return {}
-    return {
-        "conversation": who.conversation if question.messages else None,
-        "title": _title(question),
-        "prompt": json.dumps(list(question.messages) or question.prompt),
-        "answers": json.dumps(["".join(texts.answers[choice]) for choice in sorted(texts.answers)]),
-    }
 
 
 def _title(question: Question) -> str | None:

@@ -76,7 +76,7 @@ class Service:
         """
         name, engine, adapter = self.find(question.model)
         seconds = min(question.timeout_s or self.settings.limits.request_s, self.settings.limits.request_s)
-        with self.metrics.request(name) as record, self.log.request(name, question, record) as texts:
+        with self.metrics.request(name) as record, self.log.request(name, question, record) as watch_texts:
             place = self.admission.enter(question.num_bytes)
             try:
                 async with asyncio.timeout(seconds):
@@ -85,7 +85,7 @@ class Service:
                     place.reserve(len(prompt_ids))
                     record.num_prompt_tokens = len(prompt_ids)
                     job = engine.submit(
-                        question.job(facts, prompt_ids, adapter), place.watch, record.watch, texts.watch
+                        question.job(facts, prompt_ids, adapter), place.watch, record.watch, watch_texts
                     )
                     try:
                         yield Answers(name, facts, question, job, prompt_ids)
