@@ -18,7 +18,7 @@ from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of, unsu
 from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
-from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tools_asked
+from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tool_fields
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 
@@ -129,7 +129,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def count_tokens(body: CountTokensRequest) -> Response:
         """How many tokens a conversation has."""
         asked = question(body, service.settings.limits)
-        facts = await service.find(asked.model)[1].ready()
+        facts = await service.engine(asked.model).ready()
         return Json({"input_tokens": len(await asked.encode(facts))})
 
 
@@ -155,8 +155,8 @@ def question(
     return Question(
         params=request.params(most_tokens, limits),
         messages=_conversation(request).messages(limits),
-        **tools_asked(request.tools, named, not choice.disable_parallel_tool_use, limits),
-        **request.asked(salt),
+        **tool_fields(request.tools, named, not choice.disable_parallel_tool_use, limits),
+        **request.common_fields(salt),
     )
 
 

@@ -100,7 +100,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=answers("Tokens"))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text (`prompt`) or a conversation (`messages`)."""
-        facts = await service.find(body.model)[1].ready()
+        facts = await service.engine(body.model).ready()
         ids = await openai_api.tokenize(facts, body)
         answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": facts.context_length}
         if body.return_token_strs:
@@ -110,7 +110,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize", responses=answers("Text"))
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of `tokens`."""
-        facts = await service.find(body.model)[1].ready()
+        facts = await service.engine(body.model).ready()
         if max(body.tokens, default=0) >= facts.tokenizer.vocab_size:
             raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
         return Json({"prompt": facts.tokenizer.decode(body.tokens, skip_special_tokens=False)})
@@ -159,21 +159,21 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     @app.post("/admin/models/{name}/load", responses=answers("LoadState"))
     async def load(name: str) -> Response:
         """Load a model that is not, and wait until it can answer."""
-        engine = service.find(name)[1]
+        engine = service.engine(name)
         await engine.ready()
         return Json({"state": engine.state})
 
     @app.post("/admin/models/{name}/unload", responses=answers("LoadState"))
     async def unload(name: str) -> Response:
         """End a model's process and what it answers; the next request loads it again."""
-        engine = service.find(name)[1]
+        engine = service.engine(name)
         await engine.stop()
         return Json({"state": engine.state})
 
     @app.post("/admin/models/{name}/adapters", responses=answers("Adapters"))
     async def load_adapter(name: str, adapter: AdapterBody) -> Response:
         """Load a LoRA adapter from a directory of the server's machine, so that requests can name it."""
-        engine = service.find(name)[1]
+        engine = service.engine(name)
         if adapter.name in service.names:
             raise ApiError(400, f"there is a model {adapter.name!r} already", param="name")
         await engine.load_adapter(adapter.name, adapter.path)
@@ -182,7 +182,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     @app.delete("/admin/models/{name}/adapters/{adapter}", responses=answers("Adapters"))
     async def unload_adapter(name: str, adapter: str) -> Response:
         """Let no more requests name an adapter."""
-        engine = service.find(name)[1]
+        engine = service.engine(name)
         await engine.unload_adapter(adapter)
         return Json({"adapters": engine.adapters})
 

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from tallow.serve.http import ADMIN_PATHS, OPEN_PATHS, Keys
-from tallow.serve.responses import SCHEMAS, reference
+from tallow.serve.schemas import SCHEMAS, reference
 
 Answers = dict[int | str, dict[str, Any]]
 

@@ -16,14 +16,14 @@ from tallow.serve.answers import Answers, Question
 from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import respond, salt_of
-from tallow.serve.requests import Asked, Prompts
+from tallow.serve.requests import ModelRequest, Prompts
 from tallow.serve.service import Service
 
 INPUTS_AT_ONCE = 32
 """Of one request: enough to fill the engine's steps; the others wait here, where they take no places from others."""
 
 
-class EmbeddingsRequest(Asked):
+class EmbeddingsRequest(ModelRequest):
     """A text or its tokens, or several."""
 
     input: Prompts
@@ -51,7 +51,7 @@ async def embed(service: Service, request: EmbeddingsRequest, salt: str | None) 
     seconds = min(request.timeout or limits.request_s, limits.request_s)
 
     async def embed_one(prompt: str | list[int]) -> tuple[list[float], Answers]:
-        question = Question(params={"max_new_tokens": 0}, prompt=prompt, embed=True, **request.asked(salt))
+        question = Question(params={"max_new_tokens": 0}, prompt=prompt, embed=True, **request.common_fields(salt))
         async with turns, service.answer(question) as answers:
             size = answers.facts.hidden_size
             if (request.dimensions or 0) > size:

@@ -13,7 +13,7 @@ from tallow.serve.blocks import text_of, tool_call
 from tallow.serve.engine_process import Facts, Piece
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
-from tallow.serve.requests import ChatRequest, CompletionRequest, Message, TokenizeRequest
+from tallow.serve.requests import ChatRequest, CompletionRequest, Message, TokenizeRequest, tool_fields
 from tallow.serve.service import Service
 
 DONE = sse(b"[DONE]")
@@ -48,14 +48,15 @@ class Chat:
         params = request.params(request.max_completion_tokens or request.max_tokens, limits)
         if self._wants_log_probs:
             params["top_log_probs"] = request.top_logprobs or 0
+        tools = [tool.function for tool in request.tools or ()]
         self.question = Question(
             params=params,
             messages=template_messages(request.messages),
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
             template_variables=request.chat_template_kwargs,
-            **request.tools_asked(limits),
-            **request.asked(salt),
+            **tool_fields(tools, request.choice, request.parallel_tool_calls, limits),
+            **request.common_fields(salt),
         )
 
     async def whole(self) -> dict[str, Any]:
@@ -166,7 +167,7 @@ class Completion:
                 prompt=prompt,
                 count=self._count,
                 log_probs=request.logprobs is not None,
-                **request.asked(salt),
+                **request.common_fields(salt),
             )
             for prompt in request.prompt
         ]

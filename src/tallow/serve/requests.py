@@ -43,8 +43,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class Asked(Body):
-    """What every request may say that takes a model's time."""
+class ModelRequest(Body):
+    """What every request may say that is for a model."""
 
     model: ModelName | None = None
     user: str | None = None
@@ -52,8 +52,8 @@ class Asked(Body):
     priority: Int32 = 0
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
 
-    def asked(self, salt: str | None) -> dict[str, Any]:
-        """Arguments of `Question`.
+    def common_fields(self, salt: str | None) -> dict[str, Any]:
+        """Those of its `Question` that all requests have.
 
         Args:
             salt: Of who asks.
@@ -121,7 +121,7 @@ class SamplingSettings(Body):
     ignore_eos: bool = False
 
 
-class Sampling(Asked, SamplingSettings):
+class Sampling(ModelRequest, SamplingSettings):
     """What every request for answers may say."""
 
     stream: bool | None = False
@@ -215,7 +215,7 @@ class Message(Body):
 Messages = Annotated[list[Message], Field(min_length=1)]
 
 
-class Completing(Sampling):
+class CompletionSettings(Sampling):
     """What both of OpenAI's completion APIs may be asked."""
 
     n: Annotated[int, Field(ge=1)] | None = None
@@ -233,7 +233,7 @@ class Completing(Sampling):
         return count
 
 
-class ChatRequest(Completing):
+class ChatRequest(CompletionSettings):
     """A conversation to be answered."""
 
     messages: Messages
@@ -246,14 +246,14 @@ class ChatRequest(Completing):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
-    def tools_asked(self, limits: Limits) -> dict[str, Any]:
-        """As `tools_asked`."""
+    @property
+    def choice(self) -> str:
+        """Of a tool, as a question has it."""
         given = self.tool_choice
-        choice = f":{given.function.name}" if isinstance(given, NamedTool) else given or "auto"
-        return tools_asked([tool.function for tool in self.tools or ()], choice, self.parallel_tool_calls, limits)
+        return f":{given.function.name}" if isinstance(given, NamedTool) else given or "auto"
 
 
-class CompletionRequest(Completing):
+class CompletionRequest(CompletionSettings):
     """A text to be continued, or several."""
 
     prompt: Prompts
@@ -304,8 +304,8 @@ def _depth(value: Any, most: int) -> int:
     return 1 + max((_depth(item, most - 1) for item in items), default=0)
 
 
-def tools_asked(tools: Sequence[Body], choice: str, in_parallel: bool | None, limits: Limits) -> dict[str, Any]:
-    """Arguments of `Question`.
+def tool_fields(tools: Sequence[Body], choice: str, in_parallel: bool | None, limits: Limits) -> dict[str, Any]:
+    """Those of a `Question`.
 
     Args:
         tools: That may be called: each has a `name`, and perhaps a `description` and `parameters`.

@@ -20,7 +20,7 @@ from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of
 from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, respond, salt_of, sse
-from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tools_asked
+from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tool_fields
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 
@@ -214,8 +214,8 @@ def question(request: ResponsesRequest, limits: Limits, salt: str | None = None)
     return Question(
         params=request.params(request.max_output_tokens, limits),
         messages=_conversation(request).messages(limits),
-        **tools_asked(tools, choice, request.parallel_tool_calls, limits),
-        **request.asked(salt),
+        **tool_fields(tools, choice, request.parallel_tool_calls, limits),
+        **request.common_fields(salt),
     )
 
 

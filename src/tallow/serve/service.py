@@ -67,6 +67,10 @@ class Service:
         model, adapter = names[name]
         return name, self.engines[model], adapter
 
+    def engine(self, name: str | None) -> EngineProcess:
+        """The engine of the model that a request asks for; as `find`."""
+        return self.find(name)[1]
+
     @asynccontextmanager
     async def answer(self, question: Question) -> AsyncIterator[Answers]:
         """Put a question; leaving the block ends the answers.
