@@ -101,7 +101,8 @@ class SamplingSettings(Body):
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), AfterValidator(lambda seed: seed % 2**64)] | None = None
+    # le, as JSON schemas have bounds as floats, which know no greatest number below 2^63
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63), AfterValidator(lambda seed: seed % 2**64)] | None = None
     stop: str | list[str] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
