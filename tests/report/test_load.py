@@ -46,7 +46,7 @@ REFUSED = row(2.0, None, 0.0, 0, 429)
 def write(path: Path, *rows: LoggedRequest) -> Path:
     log = RequestLog(path)
     for each in rows:
-        log._put(each)
+        log._rows.put(each)
     log.close()
     return path
 

@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.serve.conftest import KEY, Served
@@ -34,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 def open_log(path: Path) -> Iterator[Callable[..., RequestLog]]:
     logs = []
 
-    def open_one(**options: bool) -> RequestLog:
+    def open_one(**options: Any) -> RequestLog:
         logs.append(RequestLog(path, **options))
         return logs[-1]
 
@@ -48,7 +49,7 @@ def take(
 ) -> None:
     """One request to `tiny` with an answer of three tokens."""
     record = Record()
-    with log.request("tiny", question, record) as texts:
+    with log.request("tiny", question, record) as watch_texts:
         record.num_prompt_tokens = 9
         if error is not None:
             raise error
@@ -57,7 +58,7 @@ def take(
             Update(1, 0, [6, 7], text[2:], "stop", [], [], [], [], 4, None),
         ):
             record.watch(update)
-            texts.watch(update)
+            watch_texts(update)
 
 
 def all_columns(path: Path) -> list[LoggedRequest]:
@@ -201,6 +202,21 @@ def test_a_log_is_gone_on_with(path: Path, open_log: Callable[..., RequestLog]) 
         take(log)
         log.close()
     assert len(read_requests(path)) == 2
+
+
+def test_what_is_too_old_is_removed(path: Path, open_log: Callable[..., RequestLog]) -> None:
+    log = open_log(with_texts=True)
+    for text in ("An old one.", "A candle."):
+        take(log, text=text)
+    log.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE requests SET arrived_s = arrived_s - 2 * 86400 WHERE id = 1")
+    connection.close()
+    open_log(days=3).close()
+    assert len(read_requests(path)) == 2
+    open_log(days=1).close()
+    assert [json.loads(row.answers or "") for row in all_columns(path)] == [["A candle."]]
+    assert b"An old one" not in path.read_bytes(), "overwritten"
 
 
 def test_a_server_logs_whom_it_answers(serve: Callable[..., Served], tmp_path: Path, path: Path) -> None:

@@ -69,6 +69,29 @@ def test_one_tool(function: str, answer: str, fitting: bool) -> None:
     assert fits(forced_structure(TOOLS, function), answer) is fitting
 
 
+POINT = {"type": "object", "properties": {"x": {"type": "integer"}}}
+NAMED = {"type": "object", "properties": {"name": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(("parameters", "answer", "fitting"), [
+    (POINT, '{"x": 1}', True),
+    (POINT, '{"x": 1, "y": 2}', False),
+    (POINT | {"additionalProperties": True}, '{"x": 1, "y": 2}', True),
+    (POINT | {"additionalProperties": {"type": "string"}}, '{"y": "a"}', True),
+    ({"properties": {"point": POINT}}, '{"point": {"x": 1, "y": 2}}', False),
+    ({"properties": {"any": {"type": "object"}}}, '{"any": {"y": 2}}', True),
+    ({"properties": {"a": {"anyOf": [POINT, NAMED]}}}, '{"a": {"name": "b"}}', True),
+    ({"properties": {"a": {"anyOf": [POINT, NAMED]}}}, '{"a": {"y": 2}}', False),
+    ({"allOf": [POINT, NAMED]}, '{"x": 1, "name": "b"}', True),
+    (POINT | {"$defs": {"Named": NAMED}, "$ref": "#/$defs/Named"}, '{"x": 1, "name": "b"}', True),
+])  # fmt: skip
+def test_properties_that_a_schema_does_not_name(parameters: dict[str, Any], answer: str, fitting: bool) -> None:
+    """There are none, unless it says so, or is made of parts each of which names some."""
+    tools = [{"name": "f", "parameters": parameters}]
+    assert fits(forced_structure(tools, "f"), answer) is fitting
+    assert fits(forced_structure(tools), f'[{{"name": "f", "arguments": {answer}}}]') is fitting
+
+
 def test_what_cannot_be_forced() -> None:
     with pytest.raises(UsageError, match="names other"):
         forced_structure(TOOLS, "other")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tallow.serve.tool_choice import MAX_CALLS
 from tallow.serve.tool_formats import ANY_FORMAT, FORMATS, ToolFormat, tool_format
-from tallow.serve.tools import ToolParser, forced_tool_parser, tool_parser
+from tallow.serve.tools import ToolParser
 
 WEATHER = {
     "type": "object",
@@ -38,6 +38,10 @@ START = '<tool_call>{"name": "weather", "arguments": '
 Calls = list[tuple[str, str]]
 RAINY: Calls = [("weather", RAIN)]
 BOTH: Calls = [("weather", DIFFICULT), ("now", "{}")]
+
+
+def tool_parser(template: str | None, tools: Sequence[dict[str, Any]]) -> ToolParser:
+    return ToolParser(tool_format(template), tools)
 
 
 def read(parser: ToolParser, pieces: Iterable[str]) -> tuple[str, Calls]:
@@ -398,8 +402,8 @@ def test_format_by_template() -> None:
 
 def test_answers_that_are_forced() -> None:
     several = f'[{{"name": "weather", "arguments": {DIFFICULT}}}, {{"name": "now", "arguments": {{}}}}]'
-    assert read(forced_tool_parser(TOOLS), several) == ("", [("weather", DIFFICULT), ("now", "{}")])
-    assert read(forced_tool_parser(TOOLS, "weather"), DIFFICULT) == ("", [("weather", DIFFICULT)])
-    assert read(forced_tool_parser(TOOLS, "weather"), DIFFICULT[:20]) == ("", [("weather", DIFFICULT[:20])])
+    assert read(ToolParser(ANY_FORMAT, TOOLS), several) == ("", [("weather", DIFFICULT), ("now", "{}")])
+    assert read(ToolParser(ANY_FORMAT, TOOLS, "weather"), DIFFICULT) == ("", [("weather", DIFFICULT)])
+    assert read(ToolParser(ANY_FORMAT, TOOLS, "weather"), DIFFICULT[:20]) == ("", [("weather", DIFFICULT[:20])])
     named = '{"name": "now", "arguments": {}}'  # may be arguments, too
-    assert read(forced_tool_parser(TOOLS, "weather"), named) == ("", [("weather", named)])
+    assert read(ToolParser(ANY_FORMAT, TOOLS, "weather"), named) == ("", [("weather", named)])

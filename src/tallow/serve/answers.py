@@ -12,8 +12,8 @@ from tallow.errors import DataError, UsageError
 from tallow.serve.engine_process import Facts, Job
 from tallow.serve.errors import ApiError
 from tallow.serve.tool_choice import MAX_CALLS, forced_structure
-from tallow.serve.tool_formats import tool_format
-from tallow.serve.tools import ToolCallDelta, ToolParser, forced_tool_parser, tool_parser
+from tallow.serve.tool_formats import ANY_FORMAT, tool_format
+from tallow.serve.tools import ToolCallDelta, ToolParser
 from tallow.serve.wire import Update
 from tallow.tokenizer.chat import encode_chat_prompt, turn_end_ids
 
@@ -134,8 +134,8 @@ class Question:
         if not self._may_call:
             return None
         if self.tool_choice != "auto":
-            return forced_tool_parser(self.tools, self._function)
-        return tool_parser(_template_source(facts), self.tools)
+            return ToolParser(ANY_FORMAT, self.tools, self._function)
+        return ToolParser(tool_format(_template_source(facts)), self.tools)
 
     @property
     def _may_call(self) -> bool:

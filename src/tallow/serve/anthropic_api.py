@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import orjson
 from fastapi import FastAPI, Request
@@ -14,15 +14,13 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from tallow.serve.answers import Answers, Delta, Question
-from tallow.serve.blocks import Block, Blocks, Conversation, Step
+from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of, unsupported_content
 from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
-from tallow.serve.openai_api import join_salts, unsupported_content
-from tallow.serve.requests import MAX_TOKENS, Body, Sampling, ToolName, check_structure, check_tools
+from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tool_fields
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
-from tallow.serve.tool_choice import MAX_CALLS
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -43,10 +41,6 @@ class ToolChoice(Body):
     type: Literal["auto", "any", "tool", "none"] = "auto"
     name: str | None = None
     disable_parallel_tool_use: bool = False
-
-    @property
-    def of_question(self) -> str:
-        return f":{self.name}" if self.type == "tool" else {"any": "required"}.get(self.type, self.type)
 
 
 class JsonFormat(Body):
@@ -69,24 +63,19 @@ class CountTokensRequest(Sampling):
     output_config: OutputConfig = OutputConfig()
     stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
 
+    def structures(self) -> dict[str, Any]:
+        form = self.output_config.format
+        return super().structures() | {"output_config.format": {"json_schema": form.schema_} if form else None}
+
 
 class MessagesRequest(CountTokensRequest):
     """A conversation to be answered."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+    max_tokens: NumTokens
 
 
 class MessageAnswer:
-    """One message.
-
-    Args:
-        service: Who answers.
-        request: What is asked.
-        salt: Of who asks.
-
-    Raises:
-        ApiError: It asks for what there is not.
-    """
+    """One message; the arguments are those of `Chat`."""
 
     def __init__(self, service: Service, request: MessagesRequest, salt: str | None) -> None:
         self._service, self._most_tokens = service, request.max_tokens
@@ -140,8 +129,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def count_tokens(body: CountTokensRequest) -> Response:
         """How many tokens a conversation has."""
         asked = question(body, service.settings.limits)
-        _, engine, _ = service.find(asked.model)
-        return Json({"input_tokens": len(await asked.encode(await engine.ready()))})
+        facts = await service.engine(asked.model).ready()
+        return Json({"input_tokens": len(await asked.encode(facts))})
 
 
 def tell_error(error: ApiError) -> bytes:
@@ -155,36 +144,26 @@ def question(
     """What a request asks.
 
     Raises:
-        ApiError: It asks for what there is not.
+        ApiError: Something that there is not.
     """
     if request.thinking.get("type") == "enabled":  # the other types leave it to the model
         raise ApiError(400, "there is no thinking apart from the answer: leave thinking out", param="thinking")
     if request.messages and request.messages[-1].role == "assistant":
         raise ApiError(400, "an answer cannot be begun here: the last message must be the user's", param="messages")
-    params = request.params(most_tokens, limits)
-    if (form := request.output_config.format) is not None:
-        params["structure"] = {"json_schema": form.schema_}
-        check_structure(params["structure"], limits, "output_config.format")
-    tools = [tool.model_dump(exclude_none=True, exclude={"type"}) for tool in request.tools]
-    choice = request.tool_choice.of_question
-    check_tools(tools, choice, limits)
+    choice = request.tool_choice
+    named = {"any": "required", "tool": f":{choice.name}"}.get(choice.type, choice.type)
     return Question(
-        model=request.model,
-        params=params,
+        params=request.params(most_tokens, limits),
         messages=_conversation(request).messages(limits),
-        tools=tools,
-        tool_choice=choice,
-        most_calls=1 if request.tool_choice.disable_parallel_tool_use else MAX_CALLS,
-        salt=join_salts(salt, request.cache_salt),
-        priority=request.priority,
-        timeout_s=request.timeout,
+        **tool_fields(request.tools, named, not choice.disable_parallel_tool_use, limits),
+        **request.common_fields(salt),
     )
 
 
 def _conversation(request: CountTokensRequest) -> Conversation:
     conversation = Conversation("messages")
     for block in _blocks(request.system):
-        if text := _text(block, "system"):
+        if text := text_of([block], "system"):
             conversation.say("system", text)
     for index, message in enumerate(request.messages):
         place = f"messages.{index}.content"
@@ -195,7 +174,7 @@ def _conversation(request: CountTokensRequest) -> Conversation:
                 case "assistant", {"type": "tool_use", "id": str(call_id), "name": str(name), "input": dict(values)}:
                     conversation.call(call_id, name, values)
                 case "user", {"type": "tool_result", "tool_use_id": str(call_id)}:
-                    result = "".join(_text(part, place) for part in _blocks(block.get("content") or ""))
+                    result = text_of(_blocks(block.get("content") or ""), place)
                     conversation.answer_call(call_id, f"Error: {result}" if block.get("is_error") else result)
                 case "assistant", {"type": "thinking" | "redacted_thinking"}:
                     pass
@@ -206,13 +185,6 @@ def _conversation(request: CountTokensRequest) -> Conversation:
 
 def _blocks(content: Any) -> list[Any]:
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
-
-
-def _text(block: Any, place: str) -> str:
-    match block:
-        case {"type": "text", "text": str(text)}:
-            return text
-    raise unsupported_content(block.get("type") if isinstance(block, dict) else None, place)
 
 
 def _tell(step: Step) -> bytes:

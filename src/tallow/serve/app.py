@@ -37,14 +37,8 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="tallow",
-        version=tallow.__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        responses=ERRORS,
+        title="tallow", version=tallow.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERRORS
     )
-    app.state.service = service
     app.router.route_class = StrictRoute
     _add_errors(app, service)
     _add_operation(app, service)
@@ -55,34 +49,34 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_admin(app, service)
     page.add_routes(app, service)
     describe(app, keys)
-    app.add_middleware(Guard, keys=keys, limits=service.settings.limits)  # type: ignore[arg-type]
+    app.add_middleware(Guard, keys=keys, limits=service.settings.limits)
     return app
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
-    def tell(request: Request, error: ApiError) -> Response:
-        service.metrics.refuse(error.status)
-        return error_response(error, request.url.path)
+    async def tell(request: Request, error: Exception) -> Response:
+        told = _as_api_error(error)
+        service.metrics.refuse(told.status)
+        response = error_response(told, request.url.path)
+        if isinstance(error, HTTPException):
+            response.headers.update(error.headers or {})
+        return response
 
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Response:
-        return tell(request, error)
+    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, tell)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"][1:])
-        return tell(request, ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None))
 
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        found = tell(request, ApiError(error.status_code, str(error.detail)))
-        found.headers.update(error.headers or {})
-        return found
-
-    @app.exception_handler(Exception)
-    async def failure(request: Request, error: Exception) -> Response:
-        return tell(request, ApiError(500, f"the server failed: {type(error).__name__}"))
+def _as_api_error(error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():
+            problem = error.errors()[0]
+            place = ".".join(str(part) for part in problem["loc"][1:])
+            return ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None)
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail))
+    return ApiError(500, f"the server failed: {type(error).__name__}")
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
@@ -106,8 +100,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=answers("Tokens"))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text (`prompt`) or a conversation (`messages`)."""
-        _, engine, _ = service.find(body.model)
-        facts = await engine.ready()
+        facts = await service.engine(body.model).ready()
         ids = await openai_api.tokenize(facts, body)
         answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": facts.context_length}
         if body.return_token_strs:
@@ -117,8 +110,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize", responses=answers("Text"))
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of `tokens`."""
-        _, engine, _ = service.find(body.model)
-        facts = await engine.ready()
+        facts = await service.engine(body.model).ready()
         if max(body.tokens, default=0) >= facts.tokenizer.vocab_size:
             raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
         return Json({"prompt": facts.tokenizer.decode(body.tokens, skip_special_tokens=False)})
@@ -167,21 +159,21 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     @app.post("/admin/models/{name}/load", responses=answers("LoadState"))
     async def load(name: str) -> Response:
         """Load a model that is not, and wait until it can answer."""
-        _, engine, _ = service.find(name)
+        engine = service.engine(name)
         await engine.ready()
         return Json({"state": engine.state})
 
     @app.post("/admin/models/{name}/unload", responses=answers("LoadState"))
     async def unload(name: str) -> Response:
         """End a model's process and what it answers; the next request loads it again."""
-        _, engine, _ = service.find(name)
+        engine = service.engine(name)
         await engine.stop()
         return Json({"state": engine.state})
 
     @app.post("/admin/models/{name}/adapters", responses=answers("Adapters"))
     async def load_adapter(name: str, adapter: AdapterBody) -> Response:
         """Load a LoRA adapter from a directory of the server's machine, so that requests can name it."""
-        _, engine, _ = service.find(name)
+        engine = service.engine(name)
         if adapter.name in service.names:
             raise ApiError(400, f"there is a model {adapter.name!r} already", param="name")
         await engine.load_adapter(adapter.name, adapter.path)
@@ -190,7 +182,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     @app.delete("/admin/models/{name}/adapters/{adapter}", responses=answers("Adapters"))
     async def unload_adapter(name: str, adapter: str) -> Response:
         """Let no more requests name an adapter."""
-        _, engine, _ = service.find(name)
+        engine = service.engine(name)
         await engine.unload_adapter(adapter)
         return Json({"adapters": engine.adapters})
 

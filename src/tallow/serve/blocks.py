@@ -73,6 +73,36 @@ class Conversation:
         return self._messages[-1]
 
 
+def text_of(content: str | Sequence[Any], param: str) -> str:
+    """What a message says.
+
+    Args:
+        content: A text, or its parts.
+        param: The field that it comes from.
+
+    Raises:
+        ApiError: A part is something else, which this server does not take (or fetch).
+    """
+    if isinstance(content, str):
+        return content
+    texts = []
+    for part in content:
+        match part:
+            case {"type": "text" | "input_text" | "output_text", "text": str(text)}:
+                texts.append(text)
+            case {"type": "refusal", "refusal": str(text)}:
+                texts.append(text)
+            case _:
+                raise unsupported_content(part.get("type") if isinstance(part, dict) else None, param)
+    return "".join(texts)
+
+
+def unsupported_content(kind: object, param: str) -> ApiError:
+    """What is said of images, files and the like."""
+    message = f"content of type {kind!r} is not taken: this model reads text only"
+    return ApiError(400, message, param=param, code="unsupported_content")
+
+
 def tool_call(call_id: str | None, name: str, arguments: str | Mapping[str, Any], param: str) -> dict[str, Any]:
     """A call as chat templates take it: they write its arguments as JSON themselves.
 

@@ -7,20 +7,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from tallow.serve.http import ADMIN_PATHS, OPEN_PATHS, Keys
+from tallow.serve.schemas import SCHEMAS, reference
 
 Answers = dict[int | str, dict[str, Any]]
-SCHEMA = "answer.{model}"
-"""The name of an answer's schema, apart from those of the requests."""
-REFERENCE = f"#/components/schemas/{SCHEMA}"
 
 
 def json_of(name: str) -> dict[str, Any]:
-    """The content of an answer that is an object of `responses`."""
-    return {"application/json": {"schema": _schema(name)}}
-
-
-def _schema(name: str) -> dict[str, Any]:
-    return {"$ref": REFERENCE.format(model=name)}
+    """The content of an answer that is one of `SCHEMAS`."""
+    return {"application/json": {"schema": reference(name)}}
 
 
 ERRORS: Answers = {
@@ -49,12 +43,12 @@ def answers(name: str, chunk: str | None = None) -> Answers:
     """What FastAPI is told of a route's answers.
 
     Args:
-        name: Of a whole answer, in `responses`.
+        name: Of a whole answer, in `SCHEMAS`.
         chunk: Of an event's data, where the answer may be streamed. Completions end with [DONE].
     """
     content = json_of(name)
     if chunk is not None:
-        told = {"contentMediaType": "application/json", "contentSchema": _schema(chunk)}
+        told = {"contentMediaType": "application/json", "contentSchema": reference(chunk)}
         data = {"type": "string", "anyOf": [told, {"const": "[DONE]"}]}
         event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
         content["text/event-stream"] = {"itemSchema": event}
@@ -62,12 +56,7 @@ def answers(name: str, chunk: str | None = None) -> Answers:
 
 
 def describe(app: FastAPI, keys: Keys) -> None:
-    """Complete an app's OpenAPI document: what streams consist of, and which keys open what.
-
-    Args:
-        app: What it describes.
-        keys: Those that are asked for.
-    """
+    """Complete an app's OpenAPI document when it is asked for: schemas of answers, and which keys open what."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -79,17 +68,13 @@ def describe(app: FastAPI, keys: Keys) -> None:
 
 
 def _complete(document: dict[str, Any], keys: Keys) -> None:
-    from tallow.serve.responses import definitions  # only who asks for the document waits for it
-
     components, paths = document["components"], document["paths"]
-    components["schemas"] |= {SCHEMA.format(model=name): schema for name, schema in definitions(REFERENCE).items()}
+    components["schemas"] |= {f"answer.{name}": schema for name, schema in SCHEMAS.items()}
     components["securitySchemes"] = SECURITY_SCHEMES
-    if not keys.open_admin:
-        for path in [path for path in paths if path.startswith(ADMIN_PATHS)]:
+    for path, operations in list(paths.items()):
+        is_admins = path.startswith(ADMIN_PATHS)
+        if is_admins and not keys.open_admin:
             del paths[path]
-    for path, operations in paths.items():
-        for operation in operations.values():
-            if path.startswith(ADMIN_PATHS):
-                operation["security"] = [{"admin-key": []}]
-            elif keys.are_wanted and path not in OPEN_PATHS:
-                operation["security"] = [{"key": []}, {"key-header": []}]
+        elif is_admins or (keys.are_wanted and path not in OPEN_PATHS):
+            for operation in operations.values():
+                operation["security"] = [{"admin-key": []}] if is_admins else [{"key": []}, {"key-header": []}]

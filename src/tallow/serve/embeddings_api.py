@@ -6,58 +6,33 @@ import asyncio
 import base64
 import math
 import struct
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from tallow.serve.answers import Question
+from tallow.serve.answers import Answers, Question
 from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import respond, salt_of
-from tallow.serve.openai_api import join_salts
-from tallow.serve.requests import Body, Token
+from tallow.serve.requests import ModelRequest, Prompts
 from tallow.serve.service import Service
 
 INPUTS_AT_ONCE = 32
 """Of one request: enough to fill the engine's steps; the others wait here, where they take no places from others."""
 
-TokenIds = Annotated[list[Token], Field(min_length=1)]
 
-
-class EmbeddingsRequest(Body):
+class EmbeddingsRequest(ModelRequest):
     """A text or its tokens, or several."""
 
-    input: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
-    model: str | None = Field(None, max_length=256)
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    user: str | None = None
-
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
-
-    @property
-    def inputs(self) -> Sequence[str | list[int]]:
-        """Each gets a vector of its own."""
-        if isinstance(self.input, str) or isinstance(self.input[0], int):
-            return [self.input]  # type: ignore[list-item]
-        return self.input  # type: ignore[return-value]
 
 
-class _Embedded(NamedTuple):
-    """What one input has come to."""
-
-    model: str
-    vector: list[float] | str
-    num_tokens: int
-
-
-class Embeddings:
-    """The vectors of one request's inputs.
+async def embed(service: Service, request: EmbeddingsRequest, salt: str | None) -> dict[str, Any]:
+    """The vectors of a request's inputs, in their order.
 
     Args:
         service: Who computes them.
@@ -65,67 +40,56 @@ class Embeddings:
         salt: Of who asks.
 
     Raises:
-        ApiError: There are too many inputs, or an empty one.
+        ApiError: There are too many inputs, one is empty or cannot be computed, or not all are in time.
     """
+    limits = service.settings.limits
+    if len(request.input) > limits.prompts:
+        raise ApiError(400, f"at most {limits.prompts} inputs are taken", param="input")
+    if not all(request.input):
+        raise ApiError(400, "an input is empty", param="input")
+    turns = asyncio.Semaphore(min(INPUTS_AT_ONCE, limits.requests))
+    seconds = min(request.timeout or limits.request_s, limits.request_s)
 
-    def __init__(self, service: Service, request: EmbeddingsRequest, salt: str | None) -> None:
-        limits = service.settings.limits
-        self._service, self._request = service, request
-        self._turns = asyncio.Semaphore(min(INPUTS_AT_ONCE, limits.requests))
-        self._seconds = min(request.timeout or limits.request_s, limits.request_s)
-        if len(request.inputs) > limits.prompts:
-            raise ApiError(400, f"at most {limits.prompts} inputs are taken", param="input")
-        if not all(request.inputs):
-            raise ApiError(400, "an input is empty", param="input")
-        self._questions = [
-            Question(
-                model=request.model,
-                params={"max_new_tokens": 0},
-                prompt=prompt,
-                embed=True,
-                salt=join_salts(salt, request.cache_salt),
-                priority=request.priority,
-            )
-            for prompt in request.inputs
-        ]
-
-    async def whole(self) -> dict[str, Any]:
-        """All of them, in the order of the inputs.
-
-        Raises:
-            ApiError: One cannot be computed, or not all are in time.
-        """
-        tasks = [asyncio.create_task(self._embed(question)) for question in self._questions]
-        try:
-            async with asyncio.timeout(self._seconds):
-                found = await asyncio.gather(*tasks)
-        except TimeoutError as error:
-            raise ApiError(408, f"there was no answer within {self._seconds:g} s", code="timeout") from error
-        finally:
-            for task in tasks:
-                task.cancel()
-        num_tokens = sum(each.num_tokens for each in found)
-        return {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": index, "embedding": each.vector} for index, each in enumerate(found)
-            ],
-            "model": found[0].model,
-            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-        }
-
-    async def _embed(self, question: Question) -> _Embedded:
-        most = self._request.dimensions
-        async with self._turns, self._service.answer(question) as answers:
+    async def embed_one(prompt: str | list[int]) -> tuple[list[float], Answers]:
+        question = Question(params={"max_new_tokens": 0}, prompt=prompt, embed=True, **request.common_fields(salt))
+        async with turns, service.answer(question) as answers:
             size = answers.facts.hidden_size
-            if most is not None and most > size:
+            if (request.dimensions or 0) > size:
                 raise ApiError(400, f"this model's vectors have {size} dimensions", param="dimensions")
-            vector: list[float] = []
-            async for delta in answers.deltas():
-                vector = delta.piece.embedding or vector
-        shortened = _shorten(vector, most) if most is not None else vector
-        encoded = _base64(shortened) if self._request.encoding_format == "base64" else shortened
-        return _Embedded(answers.name, encoded, answers.num_prompt_tokens)
+            [vector] = [delta.piece.embedding async for delta in answers.deltas() if delta.piece.embedding]
+            return vector, answers
+
+    tasks = [asyncio.create_task(embed_one(prompt)) for prompt in request.input]
+    try:
+        async with asyncio.timeout(seconds):
+            found = await asyncio.gather(*tasks)
+    except TimeoutError as error:
+        raise ApiError(408, f"there was no answer within {seconds:g} s", code="timeout") from error
+    finally:
+        for task in tasks:
+            task.cancel()
+    num_tokens = sum(answers.num_prompt_tokens for _, answers in found)
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": _written(vector, request)}
+            for index, (vector, _) in enumerate(found)
+        ],
+        "model": found[0][1].name,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+
+
+def _written(vector: list[float], request: EmbeddingsRequest) -> list[float] | str:
+    """A vector as it is asked for: the first of its dimensions (Matryoshka representations, arXiv 2205.13147), at
+    length 1 again; and perhaps as little-endian fp32 in base64, as OpenAI's clients want it."""
+    if request.dimensions is not None:
+        kept = vector[: request.dimensions]
+        length = math.hypot(*kept) or 1.0
+        vector = [value / length for value in kept]
+    if request.encoding_format == "base64":
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    return vector
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -134,16 +98,4 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings", responses=answers("EmbeddingList"))
     async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         """Texts as vectors: the final hidden state of each one's last token, at length 1."""
-        return await respond(request, Embeddings(service, body, salt_of(request)).whole())
-
-
-def _shorten(vector: Sequence[float], most: int) -> list[float]:
-    """The first dimensions, at length 1 again (Matryoshka representations, arXiv 2205.13147)."""
-    kept = vector[:most]
-    length = math.hypot(*kept) or 1.0
-    return [value / length for value in kept]
-
-
-def _base64(vector: Sequence[float]) -> str:
-    """Little-endian fp32, as OpenAI's clients ask for it."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        return await respond(request, embed(service, body, salt_of(request)))

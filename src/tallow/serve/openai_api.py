@@ -10,14 +10,12 @@ from itertools import accumulate
 from typing import Any
 
 from tallow.serve.answers import Answers, Delta, Question
-from tallow.serve.blocks import tool_call
+from tallow.serve.blocks import text_of, tool_call
 from tallow.serve.engine_process import Facts
 from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
-from tallow.serve.requests import ChatRequest, CompletionRequest, Message, NamedTool, TokenizeRequest, check_tools
+from tallow.serve.requests import ChatRequest, CompletionRequest, Message, TokenizeRequest, tool_fields
 from tallow.serve.service import Service
-from tallow.serve.settings import Limits
-from tallow.serve.tool_choice import MAX_CALLS
 from tallow.serve.tools import ToolCallDelta
 from tallow.serve.wire import Update
 
@@ -51,23 +49,18 @@ class Chat:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
         if len(request.messages) > limits.messages:
             raise ApiError(400, f"a conversation has at most {limits.messages} messages", param="messages")
-        tools = [tool.function.model_dump(exclude_none=True) for tool in request.tools or ()]
         params = request.params(request.max_completion_tokens or request.max_tokens, limits)
         if self._wants_log_probs:
             params["top_log_probs"] = request.top_logprobs or 0
+        tools = [tool.function for tool in request.tools or ()]
         self.question = Question(
-            model=request.model,
             params=params,
-            messages=check_messages(request.messages),
+            messages=template_messages(request.messages),
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
-            tools=tools,
-            tool_choice=_tool_choice(request, tools, limits),
-            most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
-            salt=join_salts(salt, request.cache_salt),
-            priority=request.priority,
             template_variables=request.chat_template_kwargs,
-            timeout_s=request.timeout,
+            **tool_fields(tools, request.choice, request.parallel_tool_calls, limits),
+            **request.common_fields(salt),
         )
 
     async def whole(self) -> dict[str, Any]:
@@ -159,21 +152,17 @@ class Completion:
             params["prompt_log_probs"] = bool(request.echo)
         elif self._most == 0:
             params["max_new_tokens"], params["prompt_log_probs"] = 0, True
-        prompts = request.prompts(limits)
-        if len(prompts) * self._count > limits.prompts:
+        if len(request.prompt) * self._count > limits.prompts:
             raise ApiError(400, f"at most {limits.prompts} answers are given to all prompts together", param="n")
         self.questions = [
             Question(
-                model=request.model,
                 params=params,
                 prompt=prompt,
                 count=self._count,
                 log_probs=request.logprobs is not None,
-                salt=join_salts(salt, request.cache_salt),
-                priority=request.priority,
-                timeout_s=request.timeout,
+                **request.common_fields(salt),
             )
-            for prompt in prompts
+            for prompt in request.prompt
         ]
 
     async def whole(self) -> dict[str, Any]:
@@ -285,7 +274,7 @@ async def tokenize(facts: Facts, request: TokenizeRequest) -> list[int]:
         ApiError: There is neither.
     """
     if request.messages is not None:
-        return await Question(None, {}, check_messages(request.messages)).encode(facts)
+        return await Question(None, {}, template_messages(request.messages)).encode(facts)
     if request.prompt is None:
         raise ApiError(400, "give a prompt, or messages", param="prompt")
     encode = facts.tokenizer.encode
@@ -297,56 +286,26 @@ def token_text(facts: Facts, token: int) -> str:
     return facts.tokenizer.token_bytes(token).decode(errors="replace")
 
 
-def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """As `check_message`."""
-    return [check_message(message.model_dump(exclude_unset=True), index) for index, message in enumerate(messages)]
-
-
-def check_message(message: dict[str, Any], index: int, param: str = "messages") -> dict[str, Any]:
-    """A message whose content is text.
+def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates take them.
 
     Raises:
-        ApiError: It has something else, which this server does not take (or fetch).
+        ApiError: One has content that is not text, or a call whose arguments are no JSON object.
     """
-    content = message.get("content")
-    if not isinstance(message.get("role"), str):
-        raise ApiError(400, f"message {index} has no role", param=f"{param}[{index}].role")
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise unsupported_content(kind, f"{param}[{index}].content")
-    plain = {key: value for key, value in message.items() if key != "role"}
-    if isinstance(content, list):
-        plain["content"] = "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
-    if (calls := message.get("tool_calls")) is not None:
-        listed = calls if isinstance(calls, list) else [calls]
-        plain["tool_calls"] = [_call(call, f"{param}[{index}].tool_calls") for call in listed]
-    role = "system" if message["role"] == "developer" else message["role"]
-    return {"role": role, **plain}
-
-
-def unsupported_content(kind: object, param: str) -> ApiError:
-    """What is said of images, files and the like."""
-    message = f"content of type {kind!r} is not taken: this model reads text only"
-    return ApiError(400, message, param=param, code="unsupported_content")
-
-
-def _call(call: Any, param: str) -> dict[str, Any]:
-    match call:
-        case {"function": {"name": str(name), "arguments": str() | dict() as arguments}}:
-            return tool_call(call.get("id"), name, arguments, param)
-    raise ApiError(400, "a tool call has a function with a name and arguments", param=param)
-
-
-def _tool_choice(request: ChatRequest, tools: list[dict[str, Any]], limits: Limits) -> str:
-    given = request.tool_choice
-    choice = f":{given.function.name}" if isinstance(given, NamedTool) else given or "auto"
-    check_tools(tools, choice, limits)
-    return choice
-
-
-def join_salts(of_key: str | None, given: str | None) -> str | None:
-    return None if of_key is None and given is None else f"{of_key or ''}\0{given or ''}"
+    found = []
+    for index, message in enumerate(messages):
+        plain, param = message.model_dump(exclude_unset=True), f"messages[{index}]"
+        if message.role == "developer":
+            plain["role"] = "system"
+        if message.content is not None:
+            plain["content"] = text_of(plain["content"], f"{param}.content")
+        if message.tool_calls is not None:
+            plain["tool_calls"] = [
+                tool_call(call.id, call.function.name, call.function.arguments, f"{param}.tool_calls")
+                for call in message.tool_calls
+            ]
+        found.append(plain)
+    return found
 
 
 def _whole_calls(deltas: Sequence[ToolCallDelta]) -> list[dict[str, Any]]:

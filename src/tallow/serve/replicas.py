@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 import ray
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -261,14 +261,12 @@ def _joined_metrics(texts: Iterable[tuple[str, str]]) -> bytes:
             family.samples += [
                 sample._replace(labels={**sample.labels, "replica": replica}) for sample in found.samples
             ]
-    registry = CollectorRegistry()
-    registry.register(_Collected(list(families.values())))
-    return generate_latest(registry)
+    return generate_latest(_Collected(families.values()))
 
 
 class _Collected(Collector):
-    def __init__(self, families: list[Metric]) -> None:
+    def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 
-    def collect(self) -> list[Metric]:
+    def collect(self) -> Iterable[Metric]:
         return self._families

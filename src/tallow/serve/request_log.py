@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +29,7 @@ from tallow.serve.metrics import Record
 from tallow.serve.wire import Update
 
 APPLICATION_ID, SCHEMA_VERSION = 0x7A110, 1
-LOCKED_S, RETRY_S, CLOSE_S = 1.0, 1.0, 5.0
+LOCKED_S, RETRY_S, CLOSE_S, IDLE_S, DAY_S = 1.0, 1.0, 5.0, 3600.0, 86400.0
 MOST_QUEUED = 1024
 MOST_TEXT_BYTES = 1 << 18
 """Of a prompt; with a longer one neither it nor its answers are written."""
@@ -91,27 +93,13 @@ class LoggedRequest(NamedTuple):
 MEASURED = LoggedRequest._fields[:11]
 """All columns but the texts."""
 SCHEMA = (
-    """CREATE TABLE requests (
-        id INTEGER PRIMARY KEY,
-        arrived_s REAL NOT NULL,
-        key TEXT,
-        api TEXT NOT NULL,
-        model TEXT NOT NULL,
-        status INTEGER NOT NULL,
-        prompt_tokens INTEGER NOT NULL,
-        cached_tokens INTEGER NOT NULL,
-        completion_tokens INTEGER NOT NULL,
-        first_token_s REAL,
-        latency_s REAL NOT NULL,
-        finish_reasons TEXT NOT NULL,
-        conversation TEXT,
-        title TEXT,
-        prompt TEXT,
-        answers TEXT
-    )""",
+    f"CREATE TABLE requests (id INTEGER PRIMARY KEY, {', '.join(LoggedRequest._fields)})",
     "CREATE INDEX conversations ON requests (key, conversation, id) WHERE conversation IS NOT NULL",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+INSERT = (
+    f"INSERT INTO requests ({', '.join(LoggedRequest._fields)}) VALUES ({', '.join('?' * len(LoggedRequest._fields))})"
 )
 
 
@@ -121,15 +109,16 @@ class RequestLog:
     Args:
         path: The file; None: nowhere.
         with_texts: Write prompts and answers, too.
+        days: For which a row is kept.
 
     Raises:
         UsageError: The file cannot be written.
         DataError: It is something else than such a log.
     """
 
-    def __init__(self, path: Path | None, *, with_texts: bool = False) -> None:
+    def __init__(self, path: Path | None, *, with_texts: bool = False, days: float = math.inf) -> None:
         self.num_lost = 0
-        self._path, self._with_texts = path, with_texts and path is not None
+        self._path, self._with_texts, self._keep_s = path, with_texts and path is not None, days * DAY_S
         self._rows: queue.SimpleQueue[LoggedRequest | None] = queue.SimpleQueue()
         self._is_closing, self._has_complained = threading.Event(), False
         self._thread: threading.Thread | None = None
@@ -138,56 +127,57 @@ class RequestLog:
             self._thread.start()
 
     @contextmanager
-    def request(self, model: str, question: Question, record: Record) -> Iterator[LoggedTexts]:
-        """Write a row for what happens in this block, which gets what watches the answers' texts."""
-        texts, status = LoggedTexts(self._with_texts), 200
-        arrived_s = time.time()
+    def request(self, model: str, question: Question, record: Record) -> Iterator[Callable[[Update], None]]:
+        """Write a row for what happens in this block, which gets what is to be told how the answers grow."""
+        arrived_s, status = time.time(), 200
+        texts: defaultdict[int, list[str]] = defaultdict(list)  # of the answers, in pieces
+
+        def watch(update: Update) -> None:
+            if self._with_texts:
+                texts[update.choice].append(update.text)
+
         try:
-            yield texts
-        except ApiError as error:
-            status = error.status
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            status = 499
-            raise
-        except BaseException:
-            status = 500
+            yield watch
+        except BaseException as error:
+            has_left = isinstance(error, asyncio.CancelledError | GeneratorExit)
+            status = error.status if isinstance(error, ApiError) else 499 if has_left else 500
             raise
         finally:
-            if self._thread is not None:
-                self._put(_row(arrived_s, model, status, question, record, texts))
-
-    def _put(self, row: LoggedRequest) -> None:
-        if self._rows.qsize() < MOST_QUEUED:
-            self._rows.put(row)
-        else:
-            self.num_lost += 1
+            if self._rows.qsize() >= MOST_QUEUED:
+                self.num_lost += 1
+            elif self._thread is not None:
+                row = _row(arrived_s, model, status, record)
+                self._rows.put(_with_texts(row, question, texts) if self._with_texts else row)
 
     def _write(self, connection: sqlite3.Connection) -> None:
         """The thread: all rows that there are with each transaction, until None comes."""
         with closing(connection):
-            is_last = False
-            while not is_last:
-                rows = [self._rows.get()]
-                while not self._rows.empty():
-                    rows.append(self._rows.get())
-                is_last = None in rows
-                self._insert(connection, [row for row in rows if row is not None])
+            rows: list[LoggedRequest | None] = []
+            while True:
+                self._change(connection, [row for row in rows if row is not None])
+                if None in rows:
+                    return
+                rows = []
+                with suppress(queue.Empty):
+                    rows.append(self._rows.get(timeout=IDLE_S))
+                    while True:
+                        rows.append(self._rows.get_nowait())
 
-    def _insert(self, connection: sqlite3.Connection, rows: list[LoggedRequest]) -> None:
-        names, places = ", ".join(LoggedRequest._fields), ", ".join("?" * len(LoggedRequest._fields))
+    def _change(self, connection: sqlite3.Connection, new: list[LoggedRequest]) -> None:
+        """Write new rows, and remove those that are too old."""
         while True:
             is_last_try = self._is_closing.is_set()
             try:
                 with connection:
-                    connection.executemany(f"INSERT INTO requests ({names}) VALUES ({places})", rows)
+                    connection.execute("DELETE FROM requests WHERE arrived_s < ?", (time.time() - self._keep_s,))
+                    connection.executemany(INSERT, new)
                 return
             except sqlite3.Error as error:
                 if not self._has_complained:
                     self._has_complained = True
                     log.error("requests are answered, but cannot be written to %s: %s", self._path, error)
             if is_last_try:
-                self.num_lost += len(rows)
+                self.num_lost += len(new)
                 return
             self._is_closing.wait(RETRY_S)
 
@@ -235,23 +225,6 @@ class RequestLog:
             raise ApiError(503, error.message, retry_after_s=RETRY_S) from error
 
 
-class LoggedTexts:
-    """The texts of answers, while they grow.
-
-    Args:
-        are_wanted: Or nothing is kept.
-    """
-
-    def __init__(self, are_wanted: bool) -> None:
-        self.are_wanted = are_wanted
-        self.answers: dict[int, list[str]] = {}
-
-    def watch(self, update: Update) -> None:
-        """One of them has grown."""
-        if self.are_wanted:
-            self.answers.setdefault(update.choice, []).append(update.text)
-
-
 def read_requests(path: Path) -> list[LoggedRequest]:
     """All rows of a log in the order of their arrival, without their texts.
 
@@ -262,12 +235,10 @@ def read_requests(path: Path) -> list[LoggedRequest]:
     return [LoggedRequest(*row) for row in rows]
 
 
-def _row(
-    arrived_s: float, model: str, status: int, question: Question, record: Record, texts: LoggedTexts
-) -> LoggedRequest:
+def _row(arrived_s: float, model: str, status: int, record: Record) -> LoggedRequest:
     who = caller.get(Caller())
     last_s = record.last_s if record.finish_reasons else time.monotonic()
-    row = LoggedRequest(
+    return LoggedRequest(
         arrived_s,
         who.key,
         who.api,
@@ -280,21 +251,20 @@ def _row(
         last_s - record.arrived_s,
         ",".join(record.finish_reasons),
     )
+
+
+def _with_texts(row: LoggedRequest, question: Question, texts: Mapping[int, Sequence[str]]) -> LoggedRequest:
     try:
-        return row._replace(**_text_columns(who, question, texts))
+        if question.num_bytes > MOST_TEXT_BYTES:
+            return row
+        return row._replace(
+            conversation=caller.get(Caller()).conversation if question.messages else None,
+            title=_title(question),
+            prompt=json.dumps(list(question.messages) or question.prompt),
+            answers=json.dumps(["".join(texts[choice]) for choice in sorted(texts)]),
+        )
     except RecursionError:  # a client can nest a message so deeply that it can be read, but not written
         return row
-
-
-def _text_columns(who: Caller, question: Question, texts: LoggedTexts) -> dict[str, str | None]:
-    if not texts.are_wanted or question.num_bytes > MOST_TEXT_BYTES:
-        return {}
-    return {
-        "conversation": who.conversation if question.messages else None,
-        "title": _title(question),
-        "prompt": json.dumps(list(question.messages) or question.prompt),
-        "answers": json.dumps(["".join(texts.answers[choice]) for choice in sorted(texts.answers)]),
-    }
 
 
 def _title(question: Question) -> str | None:
@@ -316,6 +286,8 @@ def _open(path: Path) -> sqlite3.Connection:
                     for statement in SCHEMA:
                         connection.execute(statement)
                 _check(connection, path)
+                connection.execute("CREATE INDEX IF NOT EXISTS arrivals ON requests (arrived_s)")
+            connection.execute("PRAGMA secure_delete = ON")  # what is too old is overwritten, too
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
         except BaseException:

@@ -1,4 +1,4 @@
-"""What OpenAI's completion APIs may be asked, with the settings of sampling that other servers have, too."""
+"""What requests may ask: their bodies, and the parts of a question that all APIs make of them alike."""
 
 from __future__ import annotations
 
@@ -6,23 +6,60 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits
+from tallow.serve.tool_choice import MAX_CALLS
 
-Token = Annotated[int, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[Token], Field(min_length=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 MAX_TOKENS = 1 << 20
 MAX_TOP_LOG_PROBS = 20
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+ModelName = Annotated[str, Field(max_length=256)]
+NumTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[Token], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+Tokenized = Annotated[list[TokenIds], Field(min_length=1)]
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+
+
+def _several(prompts: Any) -> Any:
+    """A text or its tokens as the only one of several."""
+    first = prompts[0] if isinstance(prompts, list) and prompts else []
+    return [prompts] if isinstance(prompts, str) or not isinstance(first, str | list) else prompts
+
+
+Prompts = Annotated[
+    Texts | Tokenized, BeforeValidator(_several, json_schema_input_type=str | Texts | TokenIds | Tokenized)
+]
+"""A text or its tokens, or several of either."""
 
 
 class Body(BaseModel):
     """A request's body. Fields that are not known are let be, as OpenAI's clients grow faster than servers."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class ModelRequest(Body):
+    """What every request may say that is for a model."""
+
+    model: ModelName | None = None
+    user: str | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    priority: Int32 = 0
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
+
+    def common_fields(self, salt: str | None) -> dict[str, Any]:
+        """Those of its `Question` that all requests have.
+
+        Args:
+            salt: Of who asks.
+        """
+        both = None if salt is None and self.cache_salt is None else f"{salt or ''}\0{self.cache_salt or ''}"
+        return {"model": self.model, "salt": both, "priority": self.priority, "timeout_s": self.timeout}
 
 
 class StructuredOutputs(Body):
@@ -59,101 +96,71 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Sampling(Body):
-    """How tokens are chosen: OpenAI's settings, and the engine's others under the names that vLLM gave them."""
+class SamplingSettings(Body):
+    """Arguments of `SamplingParams`: OpenAI's settings, and the others under the names that vLLM gave them."""
 
-    model: str | None = Field(None, max_length=256)
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    # le, as JSON schemas have bounds as floats, which know no greatest number below 2^63
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63), AfterValidator(lambda seed: seed % 2**64)] | None = None
     stop: str | list[str] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: (
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
     ) = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    response_format: ResponseFormat | None = None
 
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))] | None = None
     min_p: Fraction | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = None
     dry_base: Annotated[float, Field(ge=1, le=4)] | None = None
-    dry_allowed_length: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
-    stop_token_ids: list[Token] | None = Field(None, max_length=64)
+    dry_allowed_length: NumTokens | None = None
+    min_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(None, alias="min_tokens")
+    stop_ids: list[Token] | None = Field(None, max_length=64, alias="stop_token_ids")
     ignore_eos: bool = False
+
+
+class Sampling(ModelRequest, SamplingSettings):
+    """What every request for answers may say."""
+
+    stream: bool | None = False
+    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
 
     def params(self, most_tokens: int | None, limits: Limits) -> dict[str, Any]:
         """Arguments of `SamplingParams`, as JSON has them.
 
+        Args:
+            most_tokens: Of an answer; None: as many as fit.
+            limits: Of stop strings and structures.
+
         Raises:
             ApiError: Something is too much, or two things exclude each other.
         """
-        given = {
-            "max_new_tokens": most_tokens,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": self.top_p,
-            "seed": self.seed % 2**64 if self.seed is not None else None,
-            "stop": self._stop(limits),
-            "stop_ids": self.stop_token_ids,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-            "logit_bias": self.logit_bias,
-            "top_k": max(self.top_k, 0) if self.top_k is not None else None,
-            "min_p": self.min_p,
-            "typical_p": self.typical_p,
-            "repetition_penalty": self.repetition_penalty,
-            "dry_multiplier": self.dry_multiplier,
-            "dry_base": self.dry_base,
-            "dry_allowed_length": self.dry_allowed_length,
-            "min_new_tokens": self.min_tokens,
-            "ignore_eos": self.ignore_eos,
-            "structure": self._structure(limits),
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-    def answers(self, limits: Limits) -> int:
-        """How many are wanted.
-
-        Raises:
-            ApiError: Too many.
-        """
-        count = self.n or 1
-        if count > limits.answers:
-            raise ApiError(400, f"n is {count}, at most {limits.answers} answers are given", param="n")
-        return count
-
-    def _stop(self, limits: Limits) -> list[str]:
+        given = {"temperature": 1.0} | self.model_dump(include={*SamplingSettings.model_fields}, exclude_none=True)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > limits.stop_strings or any(len(each) > limits.stop_characters for each in stop):
-            raise ApiError(
-                400,
-                f"stop takes at most {limits.stop_strings} strings of {limits.stop_characters} characters",
-                param="stop",
-            )
-        return [each for each in stop if each]
+            most = f"{limits.stop_strings} strings of {limits.stop_characters} characters"
+            raise ApiError(400, f"stop takes at most {most}", param="stop")
+        given["stop"] = [each for each in stop if each]
+        if most_tokens is not None:
+            given["max_new_tokens"] = most_tokens
+        structures = {param: structure for param, structure in self.structures().items() if structure}
+        for param, structure in structures.items():
+            if len(structures) > 1:
+                raise ApiError(400, f"{' and '.join(structures)} exclude each other", param=param)
+            check_structure(structure, limits, param)
+            given["structure"] = structure
+        return given
 
-    def _structure(self, limits: Limits) -> dict[str, Any] | None:
-        found = [self.response_format.structure()] if self.response_format is not None else []
-        if self.structured_outputs is not None:
-            found.append(self.structured_outputs.model_dump(exclude_none=True))
-        found = [structure for structure in found if structure]
-        if len(found) > 1:
-            raise ApiError(400, "response_format and structured_outputs exclude each other", param="response_format")
-        if not found:
-            return None
-        check_structure(found[0], limits)
-        return found[0]
+    def structures(self) -> dict[str, Any]:
+        """What an answer must look like, by the field that says so, as arguments of `Structure`."""
+        return {
+            "response_format": self.response_format and self.response_format.structure(),
+            "structured_outputs": self.structured_outputs and self.structured_outputs.model_dump(exclude_none=True),
+        }
 
 
 class Function(Body):
@@ -209,12 +216,30 @@ class Message(Body):
 Messages = Annotated[list[Message], Field(min_length=1)]
 
 
-class ChatRequest(Sampling):
+class CompletionSettings(Sampling):
+    """What both of OpenAI's completion APIs may be asked."""
+
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream_options: StreamOptions | None = None
+
+    def answers(self, limits: Limits) -> int:
+        """How many are wanted.
+
+        Raises:
+            ApiError: Too many.
+        """
+        count = self.n or 1
+        if count > limits.answers:
+            raise ApiError(400, f"n is {count}, at most {limits.answers} answers are given", param="n")
+        return count
+
+
+class ChatRequest(CompletionSettings):
     """A conversation to be answered."""
 
     messages: Messages
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_tokens: NumTokens | None = None
+    max_completion_tokens: NumTokens | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOG_PROBS)] | None = None
     tools: list[Tool] | None = None
@@ -222,36 +247,28 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def choice(self) -> str:
+        """Of a tool, as a question has it."""
+        given = self.tool_choice
+        return f":{given.function.name}" if isinstance(given, NamedTool) else given or "auto"
 
-class CompletionRequest(Sampling):
+
+class CompletionRequest(CompletionSettings):
     """A text to be continued, or several."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: Prompts
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOG_PROBS)] | None = None
     echo: bool | None = False
     suffix: str | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
 
-    def prompts(self, limits: Limits) -> Sequence[str | list[int]]:
-        """Each to be continued by itself.
-
-        Raises:
-            ApiError: There are too many.
-        """
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        if len(self.prompt) > limits.prompts:
-            raise ApiError(400, f"at most {limits.prompts} prompts are taken", param="prompt")
-        return self.prompt  # type: ignore[return-value]
-
 
 class TokenizeRequest(Body):
     """A text or a conversation, to be told its tokens."""
 
-    model: str | None = Field(None, max_length=256)
+    model: ModelName | None = None
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
@@ -261,11 +278,11 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """Tokens, to be told their text."""
 
-    model: str | None = Field(None, max_length=256)
+    model: ModelName | None = None
     tokens: list[Token]
 
 
-def check_structure(structure: Mapping[str, Any], limits: Limits, param: str = "response_format") -> None:
+def check_structure(structure: Mapping[str, Any], limits: Limits, param: str) -> None:
     """Refuse one that is larger or deeper than it may be.
 
     Raises:
@@ -281,28 +298,32 @@ def check_structure(structure: Mapping[str, Any], limits: Limits, param: str = "
         raise ApiError(400, f"the schema is deeper than {limits.schema_depth}", param=param)
 
 
-def check_tools(tools: Sequence[Mapping[str, Any]], choice: str, limits: Limits) -> None:
-    """Refuse too many tools, or too large ones, or a choice that they do not leave.
-
-    Args:
-        tools, choice: As of a question.
-
-    Raises:
-        ApiError: They are.
-    """
-    if len(tools) > limits.tools:
-        raise ApiError(400, f"at most {limits.tools} tools are taken", param="tools")
-    for tool in tools:
-        check_structure(tool, limits, "tools")
-    if choice == "required" and not tools:
-        raise ApiError(400, "tool_choice needs tools", param="tool_choice")
-    if choice not in ("auto", "none", "required", *(f":{tool['name']}" for tool in tools)):
-        raise ApiError(400, f"there is no tool {choice[1:]!r}", param="tool_choice")
-
-
 def _depth(value: Any, most: int) -> int:
     if most == 0 or not isinstance(value, dict | list):
         return 0
-    return 1 + max(
-        (_depth(item, most - 1) for item in (value.values() if isinstance(value, dict) else value)), default=0
-    )
+    items = value.values() if isinstance(value, dict) else value
+    return 1 + max((_depth(item, most - 1) for item in items), default=0)
+
+
+def tool_fields(tools: Sequence[Body], choice: str, in_parallel: bool | None, limits: Limits) -> dict[str, Any]:
+    """Those of a `Question`.
+
+    Args:
+        tools: That may be called: each has a `name`, and perhaps a `description` and `parameters`.
+        choice: As a question has it.
+        in_parallel: Whether one answer may call several; None: it may.
+        limits: Of tools and their schemas.
+
+    Raises:
+        ApiError: There are too many of them, or too large ones, or the choice is none.
+    """
+    if len(tools) > limits.tools:
+        raise ApiError(400, f"at most {limits.tools} tools are taken", param="tools")
+    told = [tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True) for tool in tools]
+    for tool in told:
+        check_structure(tool, limits, "tools")
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice needs tools", param="tool_choice")
+    if choice not in ("auto", "none", "required", *(f":{tool['name']}" for tool in told)):
+        raise ApiError(400, f"there is no tool {choice[1:]!r}", param="tool_choice")
+    return {"tools": told, "tool_choice": choice, "most_calls": 1 if in_parallel is False else MAX_CALLS}

@@ -9,22 +9,20 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import Field
 
 from tallow.serve.answers import Answers, Question
-from tallow.serve.blocks import Block, Blocks, Conversation, Step
+from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of
 from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, respond, salt_of, sse
-from tallow.serve.openai_api import check_message, join_salts
-from tallow.serve.requests import MAX_TOKENS, Body, Sampling, ToolName, check_structure, check_tools
+from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tool_fields
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
-from tallow.serve.tool_choice import MAX_CALLS
 
 NOT_THERE = {
     "previous_response_id": "responses are not stored; send the whole conversation as input",
@@ -45,14 +43,6 @@ class TextFormat(Body):
     name: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
-
-    def structure(self) -> dict[str, Any] | None:
-        """As arguments of `Structure`."""
-        if self.type == "json_schema":
-            if self.schema_ is None:
-                raise ApiError(400, "text.format has no schema", param="text.format")
-            return {"json_schema": self.schema_}
-        return {"json_object": True} if self.type == "json_object" else None
 
 
 class TextConfig(Body):
@@ -83,7 +73,7 @@ class ResponsesRequest(Sampling):
 
     input: str | list[dict[str, Any]]
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_output_tokens: NumTokens | None = None
     text: TextConfig = TextConfig()
     tools: list[FunctionTool] = Field(default_factory=list)
     tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools = "auto"
@@ -95,18 +85,16 @@ class ResponsesRequest(Sampling):
     background: bool | None = False
     top_logprobs: int | None = None
 
+    def structures(self) -> dict[str, Any]:
+        kind, schema = self.text.format.type, self.text.format.schema_
+        if kind == "json_schema" and schema is None:
+            raise ApiError(400, "text.format has no schema", param="text.format")
+        structure = {"text": None, "json_object": {"json_object": True}, "json_schema": {"json_schema": schema}}[kind]
+        return super().structures() | {"text.format": structure}
+
 
 class ResponseAnswer:
-    """One response.
-
-    Args:
-        service: Who answers.
-        request: What is asked.
-        salt: Of who asks.
-
-    Raises:
-        ApiError: It asks for what there is not.
-    """
+    """One response; the arguments are those of `Chat`."""
 
     def __init__(self, service: Service, request: ResponsesRequest, salt: str | None) -> None:
         self.id, self.created = f"resp_{uuid.uuid4().hex}", int(time.time())
@@ -212,34 +200,22 @@ def question(request: ResponsesRequest, limits: Limits, salt: str | None = None)
     """What a request asks.
 
     Raises:
-        ApiError: It asks for what there is not.
+        ApiError: Something that there is not.
     """
     for name, why in NOT_THERE.items():
         if getattr(request, name):
             raise ApiError(400, f"there is no {name} here: {why}", param=name, code="unsupported_parameter")
-    params = request.params(request.max_output_tokens, limits)
-    check_structure(request.text.format.model_dump(), limits, "text.format")
-    if (structure := request.text.format.structure()) is not None:
-        params["structure"] = structure
-    tools = [tool.model_dump(exclude_none=True, exclude={"type", "strict"}) for tool in request.tools]
-    choice = request.tool_choice
-    if isinstance(choice, NamedTool):
+    tools, choice = request.tools, request.tool_choice
+    if isinstance(choice, AllowedTools):
+        allowed = {tool.name for tool in choice.tools}
+        tools, choice = [tool for tool in tools if tool.name in allowed], choice.mode
+    elif isinstance(choice, NamedTool):
         choice = f":{choice.name}"
-    elif isinstance(choice, AllowedTools):
-        check_tools(tools, "auto", limits)
-        allowed, choice = {tool.name for tool in choice.tools}, choice.mode
-        tools = [tool for tool in tools if tool["name"] in allowed]
-    check_tools(tools, choice, limits)
     return Question(
-        model=request.model,
-        params=params,
+        params=request.params(request.max_output_tokens, limits),
         messages=_conversation(request).messages(limits),
-        tools=tools,
-        tool_choice=choice,
-        most_calls=1 if request.parallel_tool_calls is False else MAX_CALLS,
-        salt=join_salts(salt, request.cache_salt),
-        priority=request.priority,
-        timeout_s=request.timeout,
+        **tool_fields(tools, choice, request.parallel_tool_calls, limits),
+        **request.common_fields(salt),
     )
 
 
@@ -249,23 +225,20 @@ def _conversation(request: ResponsesRequest) -> Conversation:
         conversation.say("system", request.instructions)
     items = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
     for index, item in enumerate(items):
+        param = f"input[{index}]"
         match item:
             case {"type": "function_call", "call_id": str(call_id), "name": str(name), "arguments": str(arguments)}:
                 conversation.call(call_id, name, arguments)
             case {"type": "function_call_output", "call_id": str(call_id), "output": str() | list() as output}:
-                conversation.answer_call(call_id, _text("user", output, index))
+                conversation.answer_call(call_id, text_of(output, f"{param}.output"))
             case {"type": "reasoning"}:
                 pass
             case {"role": "user" | "assistant" | "system" | "developer" as role, "content": str() | list() as content}:
-                conversation.say("system" if role == "developer" else role, _text(role, content, index))
+                conversation.say("system" if role == "developer" else role, text_of(content, f"{param}.content"))
             case _:
                 message = f"an item of type {item.get('type')!r} is not taken, or not in this form"
-                raise ApiError(400, message, param=f"input[{index}]", code="unsupported_content")
+                raise ApiError(400, message, param=param, code="unsupported_content")
     return conversation
-
-
-def _text(role: str, content: str | list[Any], index: int) -> str:
-    return check_message({"role": role, "content": content}, index, "input")["content"]
 
 
 def _part(text: str) -> dict[str, Any]:

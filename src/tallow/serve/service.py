@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -36,7 +37,7 @@ class Service:
             name: EngineProcess(model, settings.limits, settings.threads) for name, model in settings.models.items()
         }
         self.metrics = Metrics(self.engines, self.admission)
-        self.log = RequestLog(settings.log, with_texts=settings.log_prompts)
+        self.log = RequestLog(settings.log, with_texts=settings.log_prompts, days=settings.log_days or math.inf)
 
     @property
     def health(self) -> str:
@@ -66,6 +67,10 @@ class Service:
         model, adapter = names[name]
         return name, self.engines[model], adapter
 
+    def engine(self, name: str | None) -> EngineProcess:
+        """The engine of the model that a request asks for; as `find`."""
+        return self.find(name)[1]
+
     @asynccontextmanager
     async def answer(self, question: Question) -> AsyncIterator[Answers]:
         """Put a question; leaving the block ends the answers.
@@ -75,7 +80,7 @@ class Service:
         """
         name, engine, adapter = self.find(question.model)
         seconds = min(question.timeout_s or self.settings.limits.request_s, self.settings.limits.request_s)
-        with self.metrics.request(name) as record, self.log.request(name, question, record) as texts:
+        with self.metrics.request(name) as record, self.log.request(name, question, record) as watch_texts:
             place = self.admission.enter(question.num_bytes)
             try:
                 async with asyncio.timeout(seconds):
@@ -84,7 +89,7 @@ class Service:
                     place.reserve(len(prompt_ids))
                     record.num_prompt_tokens = len(prompt_ids)
                     job = engine.submit(
-                        question.job(facts, prompt_ids, adapter), place.watch, record.watch, texts.watch
+                        question.job(facts, prompt_ids, adapter), place.watch, record.watch, watch_texts
                     )
                     try:
                         yield Answers(name, facts, question, job, prompt_ids)

@@ -97,6 +97,7 @@ class ServeSettings(Section):
         limits: What is too much.
         log: An SQLite file that requests are written to; None: none is.
         log_prompts: Write prompts and answers there, too.
+        log_days: Days after which what is in that file is removed; None: never.
         threads: CPU threads of each model; None: all cores.
         replicas: Servers of all models, on Ray; requests go where the beginning of their prompt is cached.
     """
@@ -109,5 +110,6 @@ class ServeSettings(Section):
     limits: Limits = Limits()
     log: Path | None = None
     log_prompts: bool = False
+    log_days: Annotated[float, Field(gt=0)] | None = 30.0
     threads: Count | None = None
     replicas: Count = 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tallow.errors import UsageError
 
 MAX_CALLS = 128
 """In one answer."""
+
+OPENING = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
+COMBINING = {"anyOf", "oneOf", "not", "if", "dependentSchemas", "$ref", "$dynamicRef"}
 
 
 def tool_parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -30,6 +33,9 @@ def forced_structure(
 ) -> dict[str, Any]:
     """The JSON schema of an answer that must call a tool.
 
+    Where a schema names an object's properties and says nothing of others, there are none: as with OpenAI's `strict`,
+    which wants that to be said. Else a model would make up what no function takes.
+
     Args:
         tools: As `tool_parameters`.
         function: The one to call: the answer is its arguments. None: the answer is an array of at least one object with
@@ -39,7 +45,7 @@ def forced_structure(
     Raises:
         UsageError: There is no such function, or there are no tools, or a schema is nested too deeply.
     """
-    schemas = tool_parameters(tools)
+    schemas = {name: _closed(schema) for name, schema in tool_parameters(tools).items()}
     if function is not None:
         if function not in schemas:
             raise UsageError(f"tool_choice names {function}", "it must be one of tools")
@@ -59,6 +65,23 @@ def forced_structure(
     return {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "maxItems": max_calls, "$defs": definitions}
 
 
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema whose objects have the properties that it names and no others.
+
+    One that makes an object of several parts is left as it is: each part would forbid what the others name.
+    """
+    is_combined = False
+
+    def close(part: dict[str, Any]) -> dict[str, Any]:
+        nonlocal is_combined
+        names_properties = isinstance(part.get("properties"), dict)
+        is_combined |= "allOf" in part or (names_properties and not COMBINING.isdisjoint(part))
+        return part | {"additionalProperties": False} if names_properties and OPENING.isdisjoint(part) else part
+
+    closed = _rewritten(schema, close)
+    return dict(schema) if is_combined else closed
+
+
 def _moved(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
     """A schema as part of another one: what it refers to in itself is found there."""
 
@@ -66,7 +89,12 @@ def _moved(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
         reference = part.get("$ref")
         return part | {"$ref": place + reference[1:]} if isinstance(reference, str) and reference[:1] == "#" else part
 
+    return _rewritten(schema, move)
+
+
+def _rewritten(schema: Mapping[str, Any], rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A schema with each of its parts rewritten, the innermost first."""
     try:
-        return json.loads(json.dumps(schema), object_hook=move)
+        return json.loads(json.dumps(schema), object_hook=rewrite)
     except RecursionError as error:
         raise UsageError("the parameters of a tool are nested too deeply", "make them simpler") from error

@@ -24,7 +24,7 @@ from tallow.serve.tool_arguments import (
     python_arguments,
 )
 from tallow.serve.tool_choice import MAX_CALLS, tool_parameters
-from tallow.serve.tool_formats import ANY_FORMAT, ToolFormat, tool_format
+from tallow.serve.tool_formats import ToolFormat
 
 MAX_MARKS = 8
 """Tags and punctuation in a row between calls."""
@@ -51,12 +51,13 @@ class ToolCallDelta:
 
 
 class ToolParser:
-    """Reads one answer; see `tool_parser` and `forced_tool_parser`.
+    """Reads one answer.
 
     White space around calls is content only if text follows it. A call beyond `MAX_CALLS` is content.
 
     Args:
-        form: How calls are written.
+        form: How calls are written: `tool_format` of the chat template; `ANY_FORMAT` if the answer is held to
+            `forced_structure(tools, function)`.
         tools: The request's, as `tool_parameters`. A call of any other function is content.
         function: The answer is nothing but the arguments of this function.
     """
@@ -68,10 +69,8 @@ class ToolParser:
         self._text = PiecewiseText()
         self._space: list[str] = []  # white space behind content
         self._content: list[str] = []
-        self._deltas: list[ToolCallDelta] = []
         self._index = -1  # of the latest call
-        self._id, self._name = None, None  # of the latest call, until they are in a delta
-        self._arguments: list[str] = []  # likewise
+        self._grown: list[tuple[int, str | None, str | None, list[str]]] = []  # as deltas, arguments in pieces
         self._steps = self._answer(function)
 
     def push(self, text: str) -> tuple[str, list[ToolCallDelta]]:
@@ -89,16 +88,10 @@ class ToolParser:
         return self._output()
 
     def _output(self) -> tuple[str, list[ToolCallDelta]]:
-        self._flush()
-        content, deltas = "".join(self._content), self._deltas
-        self._content, self._deltas = [], []
+        content = "".join(self._content)
+        deltas = [ToolCallDelta(index, id, name, "".join(parts)) for index, id, name, parts in self._grown]
+        self._content, self._grown = [], []
         return content, deltas
-
-    def _flush(self) -> None:
-        if self._name or self._arguments:
-            self._deltas.append(ToolCallDelta(self._index, self._id, self._name, "".join(self._arguments)))
-            self._id = self._name = None
-            self._arguments.clear()
 
     # What has been read turns out to be content, the beginning of a call, or a piece of its arguments.
 
@@ -113,13 +106,14 @@ class ToolParser:
     def _begin(self, name: str) -> None:
         if self._index + 1 == MAX_CALLS:
             raise Mismatch
-        self._flush()
         self._index += 1
-        self._id, self._name = f"call_{secrets.token_hex(12)}", name
+        self._grown.append((self._index, f"call_{secrets.token_hex(12)}", name, []))
         self._text.taken.clear()
 
     def _argue(self, text: str) -> None:
-        self._arguments.append(text)
+        if not self._grown:
+            self._grown.append((self._index, None, None, []))
+        self._grown[-1][-1].append(text)
         self._text.taken.clear()
 
     # The grammar of an answer
@@ -273,19 +267,3 @@ class ToolParser:
             if spelling in self._tools:
                 return spelling
         raise Mismatch
-
-
-def tool_parser(template_source: str | None, tools: Sequence[Mapping[str, Any]]) -> ToolParser:
-    """A parser of one answer of a model that may call tools.
-
-    Args:
-        template_source: The chat template that shows the tools to the model: what it contains tells how the model
-            writes calls.
-        tools: As `tool_parameters`.
-    """
-    return ToolParser(tool_format(template_source), tools)
-
-
-def forced_tool_parser(tools: Sequence[Mapping[str, Any]], function: str | None = None) -> ToolParser:
-    """A parser of one answer that is held to `forced_structure(tools, function)`."""
-    return ToolParser(ANY_FORMAT, tools, function)
