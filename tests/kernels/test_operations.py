@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import gguf
+import gguf.quants
 import numpy as np
 import pytest
 import torch
@@ -309,6 +311,22 @@ def test_codes_are_packed_as_they_are(ops: Any, packer: Any, number: int, group:
     assert (error <= (inputs + 8) * U * (x.floats() @ out.double().abs().T)).all()
 
 
+@pytest.mark.parametrize("number", [INT4, NESTED])
+def test_codes_of_q4_0_blocks_are_kept(ops: Any, packer: Any, number: int) -> None:
+    blocks = torch.from_numpy(gguf.quants.quantize(random(37, 96, seed=0).numpy(), gguf.GGMLQuantizationType.Q4_0))
+    if number == NESTED:
+        weight = quantize_groups(random(37, 96, seed=0), 4)
+        parts = weight.scales.view(torch.uint8).unflatten(1, (-1, 2)), weight.codes.unflatten(1, (-1, 16))
+        blocks = torch.cat(parts, dim=2).flatten(1)
+    source = 16 + gguf.GGMLQuantizationType.Q4_0, blocks.data_ptr(), 0, 37
+    packed = packer.pack(number, [source], torch.arange(37).int().numpy(), 96, 32, 0)
+    out = torch.empty(37, 96)
+    for token in range(37):
+        ops.embed(packed, token, 1.0, out[token].data_ptr())
+    values = gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType.Q4_0)
+    assert torch.equal(out, torch.from_numpy(values))
+
+
 @pytest.mark.parametrize("number", BITS)
 def test_greatest_codes_do_not_saturate(ops: Any, packer: Any, number: int) -> None:
     bits = BITS[number]
@@ -380,7 +398,8 @@ def test_rounding_to_int8(ops: Any, number: int, zero: int, groups: int, scale: 
     rounded = Rounded(ops, number, x)
     x_BSg = x.unflatten(1, (-1, 32 * rounded.width))
     greatest = x_BSg.abs().amax(2, keepdim=True)
-    codes = (x_BSg * torch.where(greatest > 0, 127 / greatest, 0)).round()
+    inverse = torch.tensor(127.0) / greatest  # 127 / greatest would multiply with a rounded reciprocal
+    codes = (x_BSg * torch.where(greatest > 0, inverse, 0)).round()
     scales = groups // rounded.width
     assert torch.equal(rounded.scales[:, :scales], (greatest / 127).squeeze(2))
     assert torch.equal(rounded.values[:-1, : groups * 32].float(), codes.flatten(1))

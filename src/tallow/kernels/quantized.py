@@ -91,11 +91,11 @@ def quantize_groups(weight_OI: Tensor, bits: int, group_size: int = GROUP_MULTIP
     sign beyond 31.5 scales are cut, to 31). The error of an element is at most half a scale (a whole one where it was
     cut), plus the rounding of the scale to float16. With groups of 32 the result of 8 bits is bit for bit GGUF's Q8_0.
 
-    4 bit: as 6 bits with -8, but the scale is a whole multiple, 1 to 15 with either sign, of the row's own: products of
-    several groups can then be summed as integers ("Integer Scale", Li et al., arXiv 2405.14597). The row's scale lets 15
-    of it reach the row's element of largest magnitude and has 7 significant bits, so that float16 holds its multiples
-    exactly. Of the multiple next to the group's largest element and its two neighbours each group takes the one with
-    the least squared error.
+    4 bit: as 6 bits with -8, but the scale is a whole multiple, 1 to 15 with either sign, of the row's own: products
+    of several groups can then be summed as integers ("Integer Scale", Li et al., arXiv 2405.14597). With 15 times the
+    row's scale the row's element of largest magnitude is -8, and it has 7 significant bits, so that float16 holds its
+    multiples exactly. Of the multiple that a group's largest element wants, and its two neighbours, the group takes
+    the one with the least squared error.
 
     Raises:
         UsageError: Bits or group size are not supported, or the inputs cannot be divided into such groups.

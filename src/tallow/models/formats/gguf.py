@@ -322,7 +322,7 @@ def _write_rows(file: IO[bytes], tensor: Tensor, kind: GGMLQuantizationType) -> 
 
 
 def _blocks(weight: QuantizedWeight, kind: GGMLQuantizationType) -> Tensor:
-    """Blocks of the same values, O × bytes of a row. Rounded anew, with a scale from the largest, they would be others."""
+    """Blocks of the same values, O × bytes of a row. Rounded anew, with scales of their own, they would be others."""
     block_elements, _ = gguf.GGML_QUANT_SIZES[kind]
     codes_OGb = unpack_codes(weight).view(torch.uint8).unflatten(1, (-1, block_elements))
     if kind == GGMLQuantizationType.Q4_0:
