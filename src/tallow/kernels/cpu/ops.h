@@ -60,8 +60,8 @@ constexpr int64_t kCompressedStep = 192;    // bytes of four inputs besides
 //             of step j in its low half and of step j + 4 in its high half (a step: 4 inputs)
 //   int6      as int4, the lower four bits of code + 32; behind each of the four follow [16][4] bytes with the upper two
 //             bits: those of step j of the first 16 outputs and then of the others, the same of step j + 4
-//   nested_int4  [2][16] scales of the outputs (float), then for each group [2][16] signed bytes, −15 … 15, by which an
-//             output's scale is multiplied (padded to 64 bytes altogether), then the codes as int4 has them. Products of
+//   nested_int4  [2][16] scales of the outputs (float), then for each two groups [2][2][16] signed bytes, −15 … 15, by which
+//             an output's scale is multiplied, and the codes as int4 has them (of the last there may be one). Products of
 //             several groups are summed as integers: "Integer Scale" (Li et al., arXiv 2405.14597).
 // Other scales are half precision. Outputs are padded with zeros to whole panels, inputs (of bfloat16) to whole pairs.
 struct Weight {
@@ -81,18 +81,16 @@ struct Weight {
             case Number::compressed_bfloat16:
                 return (inputs + kCompressedInputs - 1) / kCompressedInputs * int64_t(sizeof(UpperBytes)) +
                        inputs / 4 * kCompressedStep;
-            case Number::nested_int4: return nested_scales_bytes() + inputs / 2 * kPanel;
+            case Number::nested_int4:
+                return int64_t(kPanel * sizeof(float)) + (inputs / kActivationGroup + 1) / 2 * 64 + inputs / 2 * kPanel;
             default: return inputs / group * group_bytes();
         }
     }
-    // Of a nested panel: the outputs' scales, what the groups multiply them by, and the bytes of both.
-    TALLOW_INLINE const float *nested_scales(const uint8_t *panel) const { return reinterpret_cast<const float *>(panel); }
-    TALLOW_INLINE const int8_t *multiples(const uint8_t *panel) const {
-        return reinterpret_cast<const int8_t *>(nested_scales(panel) + kPanel);
+    // Where in a nested panel the bytes of a group begin that multiply scales, and its codes.
+    TALLOW_INLINE int64_t multiples_at(int64_t g) const {
+        return int64_t(kPanel * sizeof(float)) + g / 2 * (64 + 2 * code_bytes()) + g % 2 * kPanel;
     }
-    TALLOW_INLINE int64_t nested_scales_bytes() const {
-        return int64_t(kPanel * sizeof(float)) + round_up(inputs / kActivationGroup * kPanel, 64);
-    }
+    TALLOW_INLINE int64_t nested_codes_at(int64_t g) const { return multiples_at(g / 2 * 2) + 64 + g % 2 * code_bytes(); }
     // Of the codes of a group, and of its scales besides.
     TALLOW_INLINE int64_t code_bytes() const { return group * weight_bits(number) * kPanel / 8; }
     TALLOW_INLINE int64_t group_bytes() const { return 64 + code_bytes(); }

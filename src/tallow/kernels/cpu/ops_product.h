@@ -56,8 +56,11 @@ struct Tile {
             add_bfloat16(totals, w, weights, x, row, next);
         else if constexpr (N == Number::compressed_bfloat16)
             add_compressed(totals, w, weights, x, row, next, expanded);
+        else if constexpr (N == Number::nested_int4 && R > kTallestNested)
+            add_bytes_of(totals, w, weights, x, row, next, reinterpret_cast<const uint8_t *>(expanded));
         else if constexpr (N == Number::nested_int4)
-            add_nested(totals, w, weights, x, row, next, reinterpret_cast<const uint8_t *>(expanded));
+            expanded ? add_bytes_of(totals, w, weights, x, row, next, reinterpret_cast<const uint8_t *>(expanded))
+                     : add_nested(totals, w, weights, x, row, next);
         else
             add_integer(totals, w, weights, x, row, next);
         unrolled<R>([&](auto r) { fstore(sums[r][0], totals[r][0]), fstore(sums[r][1], totals[r][1]); });
@@ -190,70 +193,95 @@ struct Tile {
         }
     }
 
-    // The same with sums of integers over the groups that share a scale of the activations: of codes, each group's sum times
-    // the weight's scale, or, if the panel has been brought to bytes, of these. Either way the sums are equal.
+    // The same with sums of integers over the groups that share a scale of the activations: each group's sum is multiplied
+    // by a whole number first.
     static inline void add_nested(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
-                                  int64_t row, NextPanel next, const uint8_t *bytes) {
-        const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride;
-        const float *x_scales = x.scales + row * x.groups, *scales = w.nested_scales(weights);
-        const int8_t *multiples = w.multiples(weights);
-        const int64_t width = w.groups_per_scale, groups = w.inputs / kActivationGroup, own = next.group_bytes;
-        if constexpr (R <= kFew) ask_ahead(next, weights, w.nested_scales_bytes());
-        weights += w.nested_scales_bytes();
-        for (int64_t i = 0; i * width < groups; ++i) {
+                                  int64_t row, NextPanel next) {
+        const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride, *multiples = nullptr;
+        const float *x_scales = x.scales + row * x.groups, *scales = reinterpret_cast<const float *>(weights);
+        const int32_t *offsets = x.offsets + row * x.groups;
+        const int64_t own = next.group_bytes;
+        const I low = iset(0x0f0f0f0f), words = iset(0xffff);
+        if constexpr (R <= kFew) ask_ahead(next, weights, 128);
+        weights += kPanel * sizeof(float);
+        for (int64_t g = 0; g < w.inputs / kActivationGroup;) {
             I sums[R][2];
-            if (R > kTallestNested || bytes) {
-                const int32_t *offsets = x.byte_offsets + row * x.groups + i;
-                unrolled<R>([&](auto r) { sums[r][0] = sums[r][1] = iset(offsets[r * x.groups]); });
-                for (int64_t g = 0; g < width; ++g, next.slice += own, bytes += kGroupBytes, values += kActivationGroup) {
-                    for (int64_t line = 0; line < own; line += 64) prefetch_far(next.slice + line);
-                    for (int step = 0; step < 8; ++step) {
-                        const uint8_t *at = bytes + step * 128;
-                        const I first = iload(at), second = iload(at + 64);
-                        unrolled<R>([&](auto r) {
-                            const I a = broadcast4(values + 4 * step + r * x.stride);
-                            sums[r][0] = dot4(sums[r][0], first, a);
-                            sums[r][1] = dot4(sums[r][1], second, a);
-                        });
-                    }
+            unrolled<R>([&](auto r) { sums[r][0] = sums[r][1] = iset(0); });
+            for (int64_t end = g + w.groups_per_scale; g < end; ++g, values += kActivationGroup, ++offsets) {
+                if (g % 2 == 0) {
+                    if constexpr (R <= kFew) ask_ahead(next, weights, 64);
+                    multiples = reinterpret_cast<const int8_t *>(weights);
+                    weights += 64;
                 }
-            } else if constexpr (R <= kTallestNested) {
-                unrolled<R>([&](auto r) { sums[r][0] = sums[r][1] = iset(0); });
-                for (int64_t g = i * width; g < (i + 1) * width; ++g, values += kActivationGroup) {
-                    I dots[R][2];
-                    unrolled<R>([&](auto r) { dots[r][0] = dots[r][1] = iset(x.offsets[(row + r) * x.groups + g]); });
-                    if constexpr (R > kFew)
-                        for (int64_t line = 0; line < own; line += 64) prefetch_far(next.slice + line);
-                    for (int step = 0; step < 4; ++step, weights += 128) {
-                        if constexpr (R <= kFew) {  // as in add_integer
-                            std::atomic_signal_fence(std::memory_order_seq_cst);
-                            ask_ahead(next, weights, 128);
-                        }
-                        const I first = iload(weights), second = iload(weights + 64), low = iset(0x0f0f0f0f);
-                        add_dots(dots, iand(first, low), iand(second, low), values + 4 * step, x.stride);
-                        add_dots(dots, iand(shift_right<4>(first), low), iand(shift_right<4>(second), low),
-                                 values + 4 * step + 16, x.stride);
-                    }
+                I dots[R][2];
+                unrolled<R>([&](auto r) { dots[r][0] = dots[r][1] = iset(offsets[r * x.groups]); });
+                if constexpr (R > kFew) {
+                    for (int64_t line = 0; line < own; line += 64) prefetch_far(next.slice + line);
                     next.slice += own;
-                    const I words = iset(0xffff);
-                    const I first = iand(widen_int8(multiples + g * kPanel), words);
-                    const I second = iand(widen_int8(multiples + g * kPanel + kLanes), words);
+                }
+                for (int step = 0; step < 4; ++step) {
+                    const uint8_t *at = weights + 128 * step;
+                    if constexpr (R <= kFew) {  // as in add_integer
+                        std::atomic_signal_fence(std::memory_order_seq_cst);
+                        ask_ahead(next, at, 128);
+                    }
+                    const I first = iload(at), second = iload(at + 64);
+                    add_dots(dots, iand(first, low), iand(second, low), values + 4 * step, x.stride);
+                    add_dots(dots, iand(shift_right<4>(first), low), iand(shift_right<4>(second), low), values + 4 * step + 16,
+                             x.stride);
+                }
+                weights += kActivationGroup / 2 * kPanel;
+                const I first = iand(widen_int8(multiples), words), second = iand(widen_int8(multiples + kLanes), words);
+                multiples += kPanel;
+                unrolled<R>([&](auto r) {
+                    sums[r][0] = add_products(sums[r][0], dots[r][0], first);
+                    sums[r][1] = add_products(sums[r][1], dots[r][1], second);
+                });
+            }
+            scale_sums(totals, sums, x_scales++, x.groups);
+        }
+        scale_totals(totals, scales);
+    }
+
+    // The same for a panel that has been brought to bytes, which have been multiplied.
+    static inline void add_bytes_of(F (&totals)[R][2], const Weight &w, const uint8_t *weights, const Activations &x,
+                                    int64_t row, NextPanel next, const uint8_t *bytes) {
+        const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride;
+        const float *x_scales = x.scales + row * x.groups;
+        const int32_t *offsets = x.byte_offsets + row * x.groups;
+        const uint8_t *const end = bytes + w.inputs * kPanel;
+        while (bytes < end) {
+            I sums[R][2];
+            unrolled<R>([&](auto r) { sums[r][0] = sums[r][1] = iset(offsets[r * x.groups]); });
+            ++offsets;
+            for (int64_t group = 0; group < w.groups_per_scale; ++group, values += kActivationGroup) {
+                for (int64_t line = 0; line < next.group_bytes; line += 64) prefetch_far(next.slice + line);
+                next.slice += next.group_bytes;
+                for (int step = 0; step < 8; ++step, bytes += 128) {
+                    const I first = iload(bytes), second = iload(bytes + 64);
                     unrolled<R>([&](auto r) {
-                        sums[r][0] = add_products(sums[r][0], dots[r][0], first);
-                        sums[r][1] = add_products(sums[r][1], dots[r][1], second);
+                        const I a = broadcast4(values + 4 * step + r * x.stride);
+                        sums[r][0] = dot4(sums[r][0], first, a);
+                        sums[r][1] = dot4(sums[r][1], second, a);
                     });
                 }
             }
-            unrolled<R>([&](auto r) {
-                const F x_scale = fset(x_scales[r * x.groups + i]);
-                totals[r][0] = fma(to_float(sums[r][0]), x_scale, totals[r][0]);
-                totals[r][1] = fma(to_float(sums[r][1]), x_scale, totals[r][1]);
-            });
+            scale_sums(totals, sums, x_scales++, x.groups);
         }
+        scale_totals(totals, reinterpret_cast<const float *>(weights));
+    }
+
+    static inline void scale_sums(F (&totals)[R][2], I (&sums)[R][2], const float *x_scales, int64_t stride) {
         unrolled<R>([&](auto r) {
-            totals[r][0] = fmul(totals[r][0], fload(scales));
-            totals[r][1] = fmul(totals[r][1], fload(scales + kLanes));
+            const F x_scale = fset(x_scales[r * stride]);
+            totals[r][0] = fma(to_float(sums[r][0]), x_scale, totals[r][0]);
+            totals[r][1] = fma(to_float(sums[r][1]), x_scale, totals[r][1]);
         });
+    }
+
+    static inline void scale_totals(F (&totals)[R][2], const float *scales) {
+        const F first = fload(scales), second = fload(scales + kLanes);
+        unrolled<R>([&](auto r) { totals[r][0] = fmul(totals[r][0], first), totals[r][1] = fmul(totals[r][1], second); });
     }
 
     // The codes whose lower four bits are in a half of these bytes; of six bits the other two are at place kAt of `upper`.
@@ -271,8 +299,6 @@ struct Tile {
     static inline I upper_half(I bytes, I upper) {
         return lower_half<kAt>(shift_right<4>(bytes), upper);
     }
-
-    static constexpr int64_t kGroupBytes = kActivationGroup * kPanel;  // of a group of a panel in bytes
 
     static inline I dot(I sum, I codes, I activations) {
         return N == Number::int8 ? dot4(sum, codes, activations) : dot4_small(sum, codes, activations);
@@ -324,10 +350,10 @@ inline void product_rows(int64_t height, const Weight &w, const uint8_t *weights
 
 // A panel of codes times what their groups' scales are multiples of, plus 128: as int8, without scales.
 inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *bytes) {
-    const int8_t *multiples = w.multiples(weights);
     const I low = iset(0x0f0f0f0f);
-    weights += w.nested_scales_bytes();
-    for (int64_t g = 0; g < w.inputs / kActivationGroup; ++g, multiples += kPanel, bytes += 8 * 128) {
+    for (int64_t g = 0; g < w.inputs / kActivationGroup; ++g, bytes += 8 * 128) {
+        const int8_t *multiples = reinterpret_cast<const int8_t *>(weights + w.multiples_at(g));
+        const uint8_t *codes = weights + w.nested_codes_at(g);
         // Codes times the magnitude fit a byte, so that two of them are multiplied as one word; to negate a product is to
         // flip its bits and add one.
         I magnitudes[2], signs[2], zeros[2];
@@ -339,10 +365,10 @@ inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *byt
             const I zero = iadd(isub(iset(128), shift_left<3>(multiple)), shift_right<31>(multiple));
             zeros[half] = multiply_words(ior(zero, shift_left<16>(zero)), iset(0x01010101));
         }
-        for (int step = 0; step < 4; ++step, weights += 128)
+        for (int step = 0; step < 4; ++step, codes += 128)
             for (int half = 0; half < 2; ++half) {
-                const I codes = iload(weights + 64 * half);
-                const I parts[2] = {iand(codes, low), iand(shift_right<4>(codes), low)};
+                const I both = iload(codes + 64 * half);
+                const I parts[2] = {iand(both, low), iand(shift_right<4>(both), low)};
                 for (int upper = 0; upper < 2; ++upper) {
                     const I product = ixor(multiply_words(parts[upper], magnitudes[half]), signs[half]);
                     istore(bytes + (step + 4 * upper) * 128 + 64 * half, add_bytes(product, zeros[half]));

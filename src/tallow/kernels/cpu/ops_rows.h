@@ -178,7 +178,7 @@ void embed(const Weight &table, int64_t token, float scale, float *out) {
             const bool nested = table.number == Number::nested_int4;
             const int64_t g = i / table.group, j = i % table.group, step = j % 32 / 4, byte = 4 * lane + i % 4;
             const uint8_t *scales = nested ? panel : panel + g * table.group_bytes();
-            const uint8_t *codes = nested ? panel + table.nested_scales_bytes() + g * table.code_bytes() : scales + 64;
+            const uint8_t *codes = nested ? panel + table.nested_codes_at(g) : scales + 64;
             if (table.number == Number::int8) {
                 value = float(codes[j / 4 * 128 + half * 64 + byte]);
             } else {
@@ -190,7 +190,7 @@ void embed(const Weight &table, int64_t token, float scale, float *out) {
             value -= float(zero_of(table.number));
             const int64_t output = token % kPanel;
             if (nested)
-                value *= table.nested_scales(panel)[output] * float(table.multiples(panel)[g * kPanel + output]);
+                value *= reinterpret_cast<const float *>(panel)[output] * float(int8_t(panel[table.multiples_at(g) + output]));
             else
                 value *= from_half(reinterpret_cast<const uint16_t *>(scales)[output]);
         }

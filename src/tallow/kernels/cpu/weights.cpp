@@ -249,14 +249,16 @@ void pack_panel(const Weight &w, const Panel &from, uint8_t *packed) {
     const int64_t groups = inputs / w.group;
     if (w.number == Number::nested_int4) {
         std::memcpy(packed, from.units.data(), kPanel * sizeof(float));
-        int8_t *multiples = reinterpret_cast<int8_t *>(packed + kPanel * sizeof(float));
-        for (int64_t g = 0; g < groups; ++g)
-            for (int row = 0; row < kPanel; ++row) *multiples++ = from.multiples[row * groups + g];
-        packed += w.nested_scales_bytes();
+        if (groups % 2) std::memset(packed + w.multiples_at(groups), 0, kPanel);
     }
+    uint8_t *const panel = packed;
     for (int64_t g = 0; g < groups; ++g) {
-        for (int row = 0; row < kPanel && w.number != Number::nested_int4; ++row, packed += 2)
-            std::memcpy(packed, &from.scales[row * groups + g], 2);
+        if (w.number == Number::nested_int4) {
+            for (int row = 0; row < kPanel; ++row) panel[w.multiples_at(g) + row] = uint8_t(from.multiples[row * groups + g]);
+            packed = panel + w.nested_codes_at(g);
+        } else {
+            for (int row = 0; row < kPanel; ++row, packed += 2) std::memcpy(packed, &from.scales[row * groups + g], 2);
+        }
         const int64_t begin = g * w.group, end = begin + w.group;
         if (w.number == Number::int8) {
             for (int64_t i = begin; i < end; i += 4)
