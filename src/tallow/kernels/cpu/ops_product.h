@@ -378,15 +378,20 @@ inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *byt
 }
 
 template <Number N>
+constexpr int kTallest = N == Number::nested_int4 ? (kTallestBytes > kTallestNested ? kTallestBytes : kTallestNested)
+                         : is_integer(N)          ? kTallestInteger
+                                                  : kTallestFloat;
+
+template <Number N>
 void product(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
-    const bool in_bytes = N == Number::nested_int4 && kTallestBytes > 0 && rows >= kFewestForBytes;
-    constexpr int most = N == Number::nested_int4 ? (kTallestBytes > kTallestNested ? kTallestBytes : kTallestNested) : is_integer(N) ? kTallestInteger : kTallestFloat;
-    const int64_t tallest = N == Number::nested_int4 && !in_bytes ? kTallestNested : most;
+    constexpr bool nested = N == Number::nested_int4;
+    const bool in_bytes = nested && kTallestBytes > 0 && rows >= kFewestForBytes;
+    const int64_t tallest = nested && !in_bytes ? kTallestNested : kTallest<N>;
     const int64_t tiles = (rows + tallest - 1) / tallest;
     const int64_t least_rows = rows / tiles, taller = rows % tiles;  // so many tiles have a row more
     const int64_t panel_bytes = w.panel_bytes(), slice_bytes = panel_bytes / tiles;
-    const int64_t group_bytes = N == Number::nested_int4 ? round_up(slice_bytes / (w.inputs / kActivationGroup), 64) : 0;
-    uint16_t *expanded = (N == Number::nested_int4 ? in_bytes : tiles > 1) ? to.panel : nullptr;
+    const int64_t group_bytes = nested ? round_up(slice_bytes / (w.inputs / kActivationGroup), 64) : 0;
+    uint16_t *expanded = (nested ? in_bytes : tiles > 1) ? to.panel : nullptr;
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
         if (in_bytes) bring_to_bytes(w, weights, reinterpret_cast<uint8_t *>(expanded));
@@ -394,10 +399,10 @@ void product(const Weight &w, const Activations &x, const Destination &to, int64
             const int64_t height = least_rows + (t < taller);
             const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles, group_bytes};
             if (N != Number::compressed_bfloat16 || t == 0) {
-                product_rows<N, most>(height, w, weights, x, to, row, panel, next, expanded);
+                product_rows<N, kTallest<N>>(height, w, weights, x, to, row, panel, next, expanded);
             } else if constexpr (N == Number::compressed_bfloat16) {  // the first tile has expanded the panel
                 const uint8_t *plain = reinterpret_cast<const uint8_t *>(expanded);
-                product_rows<Number::bfloat16, most>(height, w, plain, x, to, row, panel, next, nullptr);
+                product_rows<Number::bfloat16, kTallest<N>>(height, w, plain, x, to, row, panel, next, nullptr);
             }
             row += height;
         }
