@@ -272,7 +272,7 @@ def rounded(x: Tensor, width: int) -> Tensor:
 
 
 def rounding_activations(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
-    """The layer as the C++ decoder computes it: beside 4 bits, rows of up to 256 inputs have one scale."""
+    """The layer as the C++ decoder computes it: beside 4 bits, rows of up to 128 inputs have one scale."""
     return quantized_linear(rounded(x, 32 if weight.bits > 4 else x.shape[-1]), weight, bias)
 
 

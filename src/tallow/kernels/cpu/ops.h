@@ -28,10 +28,10 @@ TALLOW_INLINE constexpr int64_t weight_bits(Number number) { return number == Nu
 // The code of zero: codes are stored without signs.
 TALLOW_INLINE constexpr int32_t zero_of(Number number) { return 1 << (weight_bits(number) - 1); }
 
-// Of nested_int4 several groups of activations that lie side by side have one scale: as many as divide the row, up to 8.
+// Of nested_int4 several groups of activations that lie side by side have one scale: as many as divide the row, up to 4.
 TALLOW_INLINE constexpr int64_t groups_per_scale(Number number, int64_t inputs) {
     if (number != Number::nested_int4) return 1;
-    int64_t groups = 8;
+    int64_t groups = 4;
     while (inputs / kActivationGroup % groups) --groups;
     return groups;
 }
