@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,55 @@ def test_bodies_are_bounded(serve: Callable[..., Served]) -> None:
     assert is_well(served)
 
 
+def test_heads_are_bounded(serve: Callable[..., Served]) -> None:
+    served = serve("--set", "serve.limits.head_s=1")
+    header, most = b"x-more: " + b"a" * 1000 + b"\r\n", 8 << 20
+    heads = {
+        "an address": (b"GET /", b"a" * 1000),
+        "headers": (b"GET /health HTTP/1.1\r\nHost: localhost\r\n", header),
+        "one header": (b"GET /health HTTP/1.1\r\nHost: ", b"a" * 1000),
+        "trailers": (
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            header,
+        ),
+        "lines": (b"", b"\r\n" * 500),
+        "requests": (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20),
+    }
+    for name, (begin, more) in heads.items():
+        assert _is_closed_on(served, begin, more, most), name
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for first, begin in ((b"", b""), (b"", whole[:9]), (b"", whole[:-2]), (whole, whole[:9])):
+        with socket.create_connection(_address(served), timeout=10) as connection:
+            connection.sendall(first)
+            time.sleep(0.3)
+            assert not first or b"ready" in connection.recv(65536)
+            connection.sendall(begin)  # and no more
+            begun = time.monotonic()
+            with suppress(ConnectionError):
+                assert connection.recv(65536) == b""
+            assert 0.5 < time.monotonic() - begun < 5, begin
+    with served.client() as client:
+        assert client.get("/health", headers={"X-Large": "a" * 50_000}).status_code == 200
+        assert client.post("/v1/completions", json={"prompt": "a" * 500_000}).status_code == 400  # too long, and read
+    assert is_well(served)
+
+
+def _is_closed_on(served: Served, begin: bytes, more: bytes, most: int) -> bool:
+    """Whether the server closes before so much has been sent."""
+    with socket.create_connection(_address(served), timeout=10) as connection:
+        try:
+            connection.sendall(begin)
+            for _ in range(0, most, len(more)):
+                connection.sendall(more)
+        except OSError:
+            return True
+    return False
+
+
+def _address(served: Served) -> tuple[str, int]:
+    return "127.0.0.1", int(served.url.rpartition(":")[2])
+
+
 def test_the_queue_is_bounded(serve: Callable[..., Served]) -> None:
     served = serve("--set", "serve.limits.requests=2", "--set", "serve.limits.queued_tokens=600")
     busy = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -326,7 +376,7 @@ class _raw:  # noqa: N801
     """Bytes to a server, and what it answers until it closes or 3 seconds have passed."""
 
     def __init__(self, served: Served, text: str) -> None:
-        self._address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+        self._address = _address(served)
         self._text = text
 
     def __enter__(self) -> bytes:

@@ -18,6 +18,7 @@ from tallow.errors import UsageError
 from tallow.models.store import resolve
 from tallow.serve import torchrun
 from tallow.serve.app import make_app
+from tallow.serve.connection import BoundedProtocol
 from tallow.serve.http import Keys, is_loopback
 from tallow.serve.ray_cluster import start_ray
 from tallow.serve.service import Service
@@ -30,7 +31,6 @@ KEEP_ALIVE_S = 75
 ENDING_S = 3
 """That clients have for taking the rest of their answers, once the requests have been drained."""
 
-MOST_HEADER_BYTES = 1 << 16
 BACKLOG = 2048
 
 
@@ -63,6 +63,7 @@ def serve(settings: ServeSettings) -> None:
         for model in settings.models.values():
             resolve(model.path)  # one that is not there is told at once
     service, app = _replicated(settings, keys) if settings.replicas > 1 else _single(settings, keys)
+    protocol = type("Protocol", (BoundedProtocol,), {"head_s": settings.limits.head_s})
     with _listen(settings.host, settings.port) as listening:
         config = uvicorn.Config(
             app,
@@ -70,7 +71,8 @@ def serve(settings: ServeSettings) -> None:
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=ENDING_S,
-            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            http=protocol,
+            ws="none",
             server_header=False,
         )
         server = _Server(config)
