@@ -16,14 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serve.conftest import Served
+from tests.serve.conftest import ADMIN_KEY, Served
 
 CHAT = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
 SOAK_REQUESTS = 2000
 SOAK_CLIENTS = 24
 MOST_GROWTH = 24 << 20
+
+
+class Admin:
+    """Who may load and unload."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / "admin-key").write_text(ADMIN_KEY)
+        self.arguments = ("--admin-key-file", str(directory / "admin-key"))
+
+    def post(self, served: Served, path: str, body: object = None) -> httpx.Response:
+        with served.client(ADMIN_KEY) as client:
+            return client.post(f"/admin/models/tiny{path}", json=body)
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Admin:
+    return Admin(tmp_path)
 
 
 def post(served: Served, **body: Any) -> httpx.Response:
@@ -133,6 +151,38 @@ def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served], tmp
     assert answer.status_code == 503
     assert "cannot be loaded" in answer.json()["error"]["message"]
     assert post(served, model="tiny").status_code == 200
+
+
+def test_who_waits_for_a_model_is_told_when_it_is_unloaded(serve: Callable[..., Served], admin: Admin) -> None:
+    served = serve(*admin.arguments)
+    assert admin.post(served, "/unload").json() == {"state": "unloaded"}
+    answers: list[httpx.Response] = []
+
+    def ask(path: str) -> None:
+        with served.client() as client:
+            answers.append(client.post(path, json=CHAT))
+
+    threads = [threading.Thread(target=ask, args=(path,)) for path in ("/tokenize", "/v1/chat/completions")]
+    for thread in threads:
+        thread.start()
+    wait(lambda: served.health()["status"] == "loading")
+    time.sleep(0.3)
+    assert admin.post(served, "/unload").json() == {"state": "unloaded"}
+    for thread in threads:
+        thread.join(20)
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert "unloaded" in answers[0].text
+    assert served.health()["models"] == {"tiny": "unloaded"}
+    assert post(served).status_code == 200
+
+
+def test_an_adapter_that_cannot_be_opened_kills_nothing(serve: Callable[..., Served], admin: Admin) -> None:
+    served = serve(*admin.arguments)
+    engines = served.engine_pids()
+    for path in ("a\0b", "no-such-directory", "/dev/null", "x" * 4096):
+        assert admin.post(served, "/adapters", {"name": "x", "path": path}).status_code == 400, path
+    assert served.engine_pids() == engines
+    assert post(served).status_code == 200
 
 
 def test_idle_models_are_unloaded_and_come_back(serve: Callable[..., Served]) -> None:

@@ -171,24 +171,33 @@ class EngineProcess:
         """Wait until the model can answer.
 
         Raises:
-            ApiError: It cannot be loaded.
+            ApiError: It cannot be loaded, is not in time, or is unloaded meanwhile.
         """
         self.start()
-        await self._ready.wait()
+        task = self._task
+        if not self._ready.is_set():
+            try:
+                async with asyncio.timeout(self._limits.load_s):
+                    await self._ready.wait()
+            except TimeoutError as error:
+                raise ApiError(503, "the model is still being loaded", retry_after_s=10) from error
+        if self._task is not task:
+            raise _unloaded()
         if self.error is not None:
             raise self.error
         assert self.facts is not None
         return self.facts
 
     async def stop(self) -> None:
-        """End the process; jobs that are not finished fail."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        self._fail_all(ApiError(503, "the model has been unloaded", retry_after_s=1))
+        """End the process; those that wait for it, and jobs that are not finished, fail."""
+        task, self._task = self._task, None
         self.state = "unloaded"
+        self._fail_all(_unloaded())
+        self._ready.set()
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     def submit(self, message: Mapping[str, Any], *watchers: Watcher) -> Job:
         """Let the engine answer; `message` holds the arguments of `worker.Host._begin` but for the job's number."""
@@ -197,6 +206,7 @@ class EngineProcess:
         self.last_used_s = time.monotonic()
         if self.state == "ready":
             self._give(job)
+        self.start()  # if the model has been unloaded since it was ready
         return job
 
     def abort(self, job: Job) -> None:
@@ -349,14 +359,22 @@ class EngineProcess:
     def _fail_begun(self) -> None:
         """Jobs that had begun are lost with their engine, the others wait for the next."""
         self._ready.clear()
-        for call in self._calls.values():
-            if not call.done():
-                call.set_exception(ApiError(503, "the engine has died", retry_after_s=1))
+        self._fail_calls(ApiError(503, "the engine has died", retry_after_s=1))
         for job in self.jobs.values():
             if job.has_begun or job.num_tries >= MOST_TRIES:
                 job.fail(ApiError(500, "the engine failed while it answered; try again"))
 
+    def _fail_calls(self, error: ApiError) -> None:
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(error)
+
     def _fail_all(self, error: ApiError) -> None:
+        self._fail_calls(error)
         for job in self.jobs.values():
             job.fail(error)
         self.jobs.clear()
+
+
+def _unloaded() -> ApiError:
+    return ApiError(503, "the model has been unloaded", retry_after_s=1)
