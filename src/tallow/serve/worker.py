@@ -194,6 +194,7 @@ def _sampling_params(values: dict[str, Any]) -> SamplingParams:
 def main() -> None:
     """Load the model that the front names, say so, and serve it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when it ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     [settings] = connection.receive(wait=True)
     try:
