@@ -11,14 +11,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message
 from tests.serve.conftest import ADMIN_KEY, Served
+
+from tallow.serve.http import EventStream, sse
 
 CHAT = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -209,6 +212,73 @@ def test_what_is_being_answered_is_finished_before_the_end(serve: Callable[..., 
     assert rest[-2] == "data: [DONE]"
     assert '"error"' not in "".join(rest)
     assert served.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it_at_once(serve: Callable[..., Served]) -> None:
+    served = serve()
+    [engine] = served.engine_pids()
+    told: list[str] = []
+    begun = threading.Barrier(3)
+    body = LONG | {"max_tokens": 900, "n": 16}
+
+    def stream() -> None:
+        with served.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            begun.wait()
+            told.extend(lines)
+
+    threads = [threading.Thread(target=stream) for _ in range(2)]
+    os.kill(engine, signal.SIGSTOP)  # so that it is in the midst of them
+    for thread in threads:
+        thread.start()
+    wait(lambda: metric(served, "tallow:requests") == 2)
+    os.kill(engine, signal.SIGCONT)
+    begun.wait()
+    os.kill(engine, signal.SIGSTOP)
+    served.process.send_signal(signal.SIGTERM)
+    wait(lambda: served.health()["status"] == "draining")
+    begin = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(20) == 0
+    assert time.monotonic() - begin < 3
+    for thread in threads:
+        thread.join(20)
+    assert "Traceback" not in served.log.read_text()
+    assert "".join(told).count("the server has been shut down") == 2
+
+
+def test_who_does_not_read_until_the_deadline_is_left() -> None:
+    counted: list[int] = []
+    is_ended = False
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        nonlocal is_ended
+        try:
+            async with asyncio.timeout(0.05):
+                while True:
+                    yield sse("more")
+        finally:
+            is_ended = True
+
+    async def answer() -> None:
+        gone = asyncio.Event()
+
+        async def receive() -> Message:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        state = {"count_error": counted.append, "abort": gone.set}
+        await EventStream(events(), lambda _error: b"")({"type": "http", "path": "/", "state": state}, receive, send)
+        assert gone.is_set()
+
+    asyncio.run(answer())
+    assert counted == [408]
+    assert is_ended
 
 
 def test_soak(serve: Callable[..., Served]) -> None:

@@ -16,7 +16,8 @@ TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\
 class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection on which a request's head (its address and headers) is too large or too slow.
 
-    What follows a request's body (HTTP's trailers) is bounded likewise.
+    What follows a request's body (HTTP's trailers) is bounded likewise. `request.state.abort()` closes it at once,
+    whether or not the client has read what there is for it.
     """
 
     head_s: ClassVar[float]
@@ -47,6 +48,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._num_bytes = 0
         super().on_message_begin()
+        self.scope["state"] = self.scope.get("state", {}) | {"abort": self.transport.abort}
 
     def on_headers_complete(self) -> None:
         self._num_bytes = 0

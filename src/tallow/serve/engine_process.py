@@ -181,18 +181,16 @@ class EngineProcess:
                     await self._ready.wait()
             except TimeoutError as error:
                 raise ApiError(503, "the model is still being loaded", retry_after_s=10) from error
-        if self._task is not task:
-            raise _unloaded()
-        if self.error is not None:
-            raise self.error
+        if self.error is not None or self._task is not task:  # it has been unloaded, and perhaps is being loaded again
+            raise self.error or _unloaded()
         assert self.facts is not None
         return self.facts
 
-    async def stop(self) -> None:
+    async def stop(self, reason: ApiError | None = None) -> None:
         """End the process; those that wait for it, and jobs that are not finished, fail."""
         task, self._task = self._task, None
-        self.state = "unloaded"
-        self._fail_all(_unloaded())
+        self.state, self.error = "unloaded", reason or _unloaded()
+        self._fail_all(self.error)
         self._ready.set()
         if task is not None:
             task.cancel()

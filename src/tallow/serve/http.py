@@ -65,8 +65,10 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
-def error_response(error: ApiError, path: str) -> Json:
-    """An error in the words of the API that the path belongs to."""
+def error_response(error: ApiError, scope: Scope) -> Json:
+    """An error, which is counted, in the words of the API that the path belongs to."""
+    path: str = scope["path"]
+    scope["state"]["count_error"](error.status)
     body = error.as_anthropic() if path.startswith("/v1/messages") else error.as_openai()
     challenge = {"WWW-Authenticate": 'Basic realm="tallow", charset="UTF-8"'}
     asks = error.status == 401 and path == PAGE_PATH
@@ -91,14 +93,19 @@ class EventStream(Response):
         self._events, self._tell = events, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):  # wherever it was when the client left
-            await while_client_stays(receive, self._send(scope, receive, send))
+        try:
+            async with aclosing(self._events):  # wherever it was when the client left
+                await while_client_stays(receive, self._send(scope, receive, send))
+        except TimeoutError:  # the deadline has passed while the client did not read: nothing more can be told
+            scope["state"]["count_error"](408)
+            scope["state"]["abort"]()
+            await _disconnected(receive)
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await anext(self._events, b"")
         except ApiError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
@@ -106,6 +113,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 body = await anext(self._events, b"")
         except ApiError as error:
+            scope["state"]["count_error"](error.status)
             await send({"type": "http.response.body", "body": self._tell(error), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
@@ -117,14 +125,18 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 
 async def while_client_stays(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of some work, which is cancelled when the client leaves; None then."""
+    """The result of some work, which is cancelled when the client leaves; None then.
+
+    Raises:
+        TimeoutError: A deadline within the work has cancelled all of it.
+    """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        return None
+        if task.cancelled():
+            raise TimeoutError
+        return task.result() if task.done() else None
     finally:
         gone.cancel()
         task.cancel()
@@ -218,10 +230,13 @@ class Guard:
         app: What is guarded.
         keys: Who may.
         limits: How large, how slow.
+        count_error: Called with the status of each error; `request.state.count_error` to those within.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits) -> None:
-        self._app, self._keys, self._limits = app, keys, limits
+    def __init__(
+        self, app: ASGIApp, keys: Keys, limits: Limits, count_error: Callable[[int], None] = lambda _status: None
+    ) -> None:
+        self._app, self._keys, self._limits, self._count_error = app, keys, limits, count_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -229,6 +244,8 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        state = scope.setdefault("state", {})
+        state["count_error"] = self._count_error
         try:
             user = self._keys.check(scope["path"], headers)
             if not self._keys.are_wanted and not _names_this_machine(headers.get(b"host", b"")):
@@ -238,11 +255,11 @@ class Guard:
                 raise self._too_large()
             body = await self._body(receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
         except ApiError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         if body is None:
             return
-        scope.setdefault("state", {})["user"] = user
+        state["user"] = user
         conversation = headers.get(CONVERSATION_HEADER, b"")[:MOST_CONVERSATION_BYTES].decode("latin-1")
         caller.set(Caller(user, scope["path"], conversation or None))
         given = False

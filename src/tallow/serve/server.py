@@ -7,7 +7,7 @@ import gc
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -31,15 +31,29 @@ KEEP_ALIVE_S = 75
 ENDING_S = 3
 """That clients have for taking the rest of their answers, once the requests have been drained."""
 
+HURRIED_ENDING_S = 0.5
+"""The same, when the server has been told a second time."""
+
 BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but for signals, which are ours: while it drains it still says so."""
+    """uvicorn, but for signals, which are ours: while it drains it still says so; and nobody who does not read holds up
+    its end."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(ENDING_S, self.leave_clients)
+        await super().shutdown(sockets)
+
+    def leave_clients(self) -> None:
+        """Close what connections there are, and those who wait at them see that their clients have left."""
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, BoundedProtocol)
+            connection.transport.abort()
 
 
 def serve(settings: ServeSettings) -> None:
@@ -70,7 +84,7 @@ def serve(settings: ServeSettings) -> None:
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=ENDING_S,
+            timeout_graceful_shutdown=2 * ENDING_S,
             http=protocol,
             ws="none",
             server_header=False,
@@ -96,21 +110,23 @@ def _replicated(settings: ServeSettings, keys: Keys) -> tuple[Front, ASGIApp]:
     return front, make_front_app(front, keys)
 
 
-async def _run(server: uvicorn.Server, service: Service | Front, listening: socket.socket) -> None:
-    loop, ending = asyncio.get_running_loop(), asyncio.Event()
-    tasks = set()
+async def _run(server: _Server, service: Service | Front, listening: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ending: asyncio.Task[None] | None = None
 
     async def end() -> None:
         say("draining: requests that are being answered are finished, new ones refused")
-        await service.drain()
+        with suppress(asyncio.CancelledError):
+            await service.drain()
         server.should_exit = True
 
     def on_signal() -> None:
-        if ending.is_set():  # a second time: what is being answered is broken off
-            server.should_exit = True
+        nonlocal ending
+        if ending is None:
+            ending = asyncio.create_task(end())
             return
-        ending.set()
-        tasks.add(asyncio.create_task(end()))
+        ending.cancel()  # what is being answered is broken off
+        loop.call_later(HURRIED_ENDING_S, server.leave_clients)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)

@@ -122,8 +122,15 @@ class Service:
                     await engine.stop()
 
     async def drain(self) -> None:
-        """Take no more requests, and wait until those that there are have been answered, or for `drain_s`."""
+        """Take no more requests, and wait until those that there are have been answered.
+
+        What has not been after `drain_s`, or when this is cancelled, is told that there will be no more.
+        """
         self.admission.is_draining = True
         end_s = time.monotonic() + self.settings.limits.drain_s
-        while self.admission.num_requests and time.monotonic() < end_s:
-            await asyncio.sleep(0.05)
+        try:
+            while self.admission.num_requests and time.monotonic() < end_s:
+                await asyncio.sleep(0.05)
+        finally:
+            ended = ApiError(503, "the server has been shut down", code="draining", retry_after_s=5)
+            await asyncio.gather(*(engine.stop(ended) for engine in self.engines.values()))
