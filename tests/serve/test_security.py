@@ -21,8 +21,10 @@ from starlette.routing import Route
 from tests.engine.conftest import make_model, make_tokenizer, tiny
 from tests.serve.conftest import ADMIN_KEY, KEY, Served, serving
 
+from tallow.errors import DataError, UsageError
 from tallow.models.formats import save_model
 from tallow.serve.app import make_app
+from tallow.serve.errors import ApiError
 from tallow.serve.http import Keys
 from tallow.serve.service import Service
 from tallow.serve.settings import ModelSettings, ServeSettings
@@ -77,6 +79,34 @@ def test_admin_has_a_key_of_its_own(guarded: Served) -> None:
             assert client.get("/admin/state", headers={"Authorization": f"Bearer {key}"}).status_code == 401
         assert client.get("/admin/state", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).status_code == 200
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).status_code == 401
+
+
+def test_key_files_say_what_they_seem_to(tmp_path: Path) -> None:
+    file, admin = tmp_path / "keys", tmp_path / "admin"
+    file.write_text("\ufeff# alpha: hunter2\n#\n\n alpha : a:b\nsk-alone\n", encoding="utf-8")
+    admin.write_text("# of the operator\nme:root\n")
+    keys = Keys.read(file, admin)
+    assert keys.check("/v1/models", {b"x-api-key": b"a:b"}) == "alpha"
+    assert keys.check("/v1/models", {b"x-api-key": b"sk-alone"}) == "key 5"
+    assert keys.check("/admin/state", {b"x-api-key": b"root"}) == "admin"
+    for key in (b"hunter2", b"# alpha: hunter2", b"#", b"sk-alone "):
+        with pytest.raises(ApiError, match="needs an API key"):
+            keys.check("/v1/models", {b"x-api-key": key})
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"# none\n", b"a:", b":", b"a:b\na:c", b"a:b # mine", b"a:\xc3\xa9", b"\xff\xfe", b"a:b\0"]
+)
+def test_key_files_that_could_be_misread_are_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "keys").write_bytes(text)
+    with pytest.raises(UsageError if text != b"\xff\xfe" else DataError, match="key"):
+        Keys.read(tmp_path / "keys", None)
+
+
+def test_there_is_one_admin_key(tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text("a:b\nc:d\n")
+    with pytest.raises(UsageError, match="more than one"):
+        Keys.read(None, tmp_path / "admin")
 
 
 def test_without_an_admin_key_there_is_no_admin(served: Served) -> None:

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tallow.errors import UsageError, reading
+from tallow.errors import DataError, UsageError, reading
 from tallow.serve.errors import ApiError
 from tallow.serve.request_log import Caller, caller
 from tallow.serve.settings import Limits
@@ -179,10 +179,12 @@ class Keys:
 
         Raises:
             DataError: One is missing or cannot be read.
-            UsageError: One holds no key.
+            UsageError: One holds no key, what cannot be one, or two of one name; or there is more than one for /admin.
         """
         keys = _read_keys(keys_file) if keys_file is not None else {}
         admin_keys = _read_keys(admin_key_file) if admin_key_file is not None else {}
+        if len(admin_keys) > 1:
+            raise UsageError(f"admin key file {admin_key_file} holds more than one key", "leave one in it")
         return cls(keys, next(iter(admin_keys.values()), None))
 
     @property
@@ -295,14 +297,28 @@ class Guard:
 
 
 def _read_keys(path: Path) -> dict[str, str]:
+    """Keys by name: a line each, as `name:key` or the key alone; lines that begin with # say nothing."""
     with reading(path, "key file"):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"key file {path} is not UTF-8 text", "put a key in each line, as name:key") from error
     keys: dict[str, str] = {}
-    for number, line in enumerate(filter(None, lines), start=1):
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
         name, colon, key = line.partition(":")
-        keys[name.strip() if colon else f"key {number}"] = key.strip() if colon else line
-    if not keys or not all(keys.values()):
-        raise UsageError(f"key file {path} holds no key, or an empty one", "put a key in each line, as name:key")
+        name, key = (name.strip(), key.strip()) if colon else (f"key {number}", line)
+        if not key or not all("!" <= character <= "~" for character in key):
+            raise UsageError(
+                f"line {number} of key file {path} holds no key that a client could send",
+                "a key is of ASCII characters without blanks; comments have lines of their own, which begin with #",
+            )
+        if name in keys:
+            raise UsageError(f"key file {path} has two keys for {name!r}", "give each key a name of its own")
+        keys[name] = key
+    if not keys:
+        raise UsageError(f"key file {path} holds no key", "put a key in each line, as name:key")
     return keys
 
 
