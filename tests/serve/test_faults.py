@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 from tests.serve.conftest import ADMIN_KEY, Served
 
+from tallow.serve import engine_process
+from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, sse
+from tallow.serve.service import Service
+from tallow.serve.settings import ModelSettings, ServeSettings
 
 CHAT = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -154,6 +159,34 @@ def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served], tmp
     assert answer.status_code == 503
     assert "cannot be loaded" in answer.json()["error"]["message"]
     assert post(served, model="tiny").status_code == 200
+
+
+def test_a_dead_engine_is_tried_again_though_nobody_asks(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "FIRST_RETRY_S", 0.2)
+    moved = tmp_path / "model"
+    moved.mkdir()
+    models = {
+        "first": ModelSettings(path=str(moved)),
+        "on-demand": ModelSettings(path=str(tmp_path / "none"), unload_after_s=60),
+    }
+
+    async def live() -> None:
+        service = Service(ServeSettings(models=models))
+        async with service.running(), asyncio.timeout(60):
+            while service.health != "dead":
+                await asyncio.sleep(0.01)
+            assert service.engines["on-demand"].state == "unloaded"
+            shutil.copytree(model_path, moved, dirs_exist_ok=True)
+            while service.health != "ready":
+                await asyncio.sleep(0.01)
+            with pytest.raises(ApiError, match="cannot be loaded"):
+                await service.engine("on-demand").ready()
+            assert service.engines["on-demand"].state == "dead"
+            assert service.health == "ready"
+
+    asyncio.run(live())
 
 
 def test_who_waits_for_a_model_is_told_when_it_is_unloaded(serve: Callable[..., Served], admin: Admin) -> None:

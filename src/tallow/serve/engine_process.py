@@ -27,6 +27,8 @@ MOST_TRIES = 3
 """So often a job is given to an engine that dies before the job has begun."""
 MOST_STARTS = 3
 """After so many ends without a step in between an engine is not started again by itself."""
+FIRST_RETRY_S, LONGEST_RETRY_S = 15.0, 600.0
+"""How long a dead engine is let be before it is tried again: twice as long each time, until it has answered."""
 MOST_BYTES = 1 << 28  # of a message
 
 log = logging.getLogger("tallow.serve")
@@ -151,6 +153,12 @@ class EngineProcess:
         self._task: asyncio.Task[None] | None = None
         self._heard_s = 0.0
         self._fruitless_starts = 0
+        self._retry_s, self._died_s = FIRST_RETRY_S, 0.0
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether it has been dead for so long that it is to be tried again, though nobody asks."""
+        return self.state == "dead" and num_processes() == 1 and time.monotonic() - self._died_s > self._retry_s
 
     @property
     def is_overdue(self) -> bool:
@@ -163,6 +171,8 @@ class EngineProcess:
     def start(self) -> None:
         """Begin to load the model, if that is not done or under way."""
         if self._task is None or self._task.done():
+            if self.state == "dead":
+                self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             self.state, self.error, self._fruitless_starts = "loading", None, 0
             self._ready.clear()
             self._task = asyncio.create_task(self._keep_running())
@@ -263,7 +273,7 @@ class EngineProcess:
                 self._fail_begun()
                 log.error("the engine process of %s has ended; starting it again", self.settings.path)
             self.error = self.error or ApiError(503, "the engine does not stay alive", retry_after_s=60)
-            self.state = "dead"
+            self.state, self._died_s = "dead", time.monotonic()
             log.error("%s: %s", self.settings.path, self.error.message)
             self._fail_all(self.error)
             self._ready.set()
@@ -324,7 +334,7 @@ class EngineProcess:
         if "state" in message:
             self.engine_state = message["state"]
         for update in itertools.starmap(Update, message.get("updates", ())):
-            self._fruitless_starts = 0
+            self._fruitless_starts, self._retry_s = 0, FIRST_RETRY_S
             if (job := self.jobs.get(update.job)) is not None:
                 job.grow(update)
         if (refused := message.get("refused")) is not None and (job := self.jobs.get(refused["job"])) is not None:
