@@ -142,11 +142,34 @@ def test_an_engine_that_hangs_is_started_again(serve: Callable[..., Served]) -> 
     assert served.engine_pids() != [engine]
 
 
+def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`tallow serve`, which ends by itself."""
+    command = [sys.executable, "-m", "tallow", "serve", *arguments, "--port", "0"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_a_model_that_is_not_there_is_told_at_once() -> None:
-    command = [sys.executable, "-m", "tallow", "serve", "no-such-model", "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = ended("no-such-model")
     assert done.returncode == 3
     assert "no-such-model" in done.stderr
+
+
+def test_a_first_model_that_cannot_be_loaded_ends_the_server(model_path: Path) -> None:
+    for code, said, arguments in (
+        (3, "no-such-adapter", ("--adapter", "x=no-such-adapter")),
+        (2, "cannot hold one block", ("--cache-bytes", "1000")),
+    ):
+        done = ended(str(model_path), *arguments)
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr.splitlines()[-2]
+        assert "Traceback" not in done.stderr
+
+
+def test_a_host_that_is_none_is_told(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a:b")
+    done = ended(str(model_path), "--host", "not.a.host.invalid", "--keys-file", str(tmp_path / "keys"))
+    assert done.returncode == 2
+    assert "choose another --host" in done.stderr
 
 
 def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served], tmp_path: Path) -> None:

@@ -137,6 +137,23 @@ def test_a_name_that_leads_here_now_is_not_answered(served: Served) -> None:
             assert client.get("/v1/models", headers={"Host": host}).status_code == 200, host
 
 
+def test_health_is_told_to_simple_checkers(served: Served, guarded: Served) -> None:
+    for each in (served, guarded):
+        for request in ("GET /health HTTP/1.0\r\n\r\n", "HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            with _raw(each, request) as answer:
+                assert b" 200 " in answer, request
+    with served.client() as client:
+        told = client.head("/")
+        assert (told.status_code, told.content) == (200, b"")
+        assert int(told.headers["content-length"]) > 1000
+        assert client.get("/health").json()["status"] == "ready"  # on the same connection: there was no body
+        assert client.head("/v1/completions").status_code == 405
+    with guarded.client() as client:
+        assert client.head("/").status_code == 401
+    with _raw(served, "GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n") as answer:
+        assert b" 400 " in answer
+
+
 def test_cve_2025_46570_prefixes_of_other_keys_are_not_told_by_time(guarded: Served) -> None:
     body = CHAT | {"messages": [{"role": "user", "content": "a secret that is quite long " * 6}]}
 

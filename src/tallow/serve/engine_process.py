@@ -140,6 +140,7 @@ class EngineProcess:
         self.engine_state: dict[str, int] = {}
         self.facts: Facts | None = None
         self.error: ApiError | None = None
+        self.failure: dict[str, str] | None = None
         self.num_restarts = 0
         self.last_used_s = time.monotonic()
         self.adapters = dict(settings.adapters)
@@ -289,6 +290,7 @@ class EngineProcess:
             async with asyncio.timeout(self._limits.load_s):
                 message = await read_message(reader)
             if "failed" in message:
+                self.failure = message["failed"]
                 error = ApiError.of_engine(message["failed"])
                 self.error = ApiError(503, f"the model cannot be loaded: {error.message}", retry_after_s=60)
                 return

@@ -248,9 +248,15 @@ class Guard:
         headers = dict(scope["headers"])
         state = scope.setdefault("state", {})
         state["count_error"] = self._count_error
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # uvicorn leaves out the body
         try:
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) > 1:
+                raise ApiError(400, "there is more than one Host header")
             user = self._keys.check(scope["path"], headers)
-            if not self._keys.are_wanted and not _names_this_machine(headers.get(b"host", b"")):
+            # one without a Host header (in HTTP/1.0) is no browser, so that nobody has misled it
+            if not self._keys.are_wanted and not all(map(_names_this_machine, hosts)):
                 raise ApiError(403, "without keys this server answers only to localhost", code="wrong_host")
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length) > self._limits.body_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import signal
 import socket
@@ -61,7 +62,7 @@ def serve(settings: ServeSettings) -> None:
 
     Raises:
         UsageError: The port is taken, or the host is open to others and no keys are set.
-        DataError: A file of keys, or a model, is missing.
+        DataError, UsageError, CapacityError: A file of keys or a model is missing, or the first model cannot be loaded.
     """
     if torchrun.num_processes() > 1:
         settings = torchrun.spread(settings)
@@ -128,9 +129,18 @@ async def _run(server: _Server, service: Service | Front, listening: socket.sock
         ending.cancel()  # what is being answered is broken off
         loop.call_later(HURRIED_ENDING_S, server.leave_clients)
 
+    def end_if_failed(loading: asyncio.Task[None]) -> None:
+        if not loading.cancelled() and loading.exception() is not None:
+            server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loading = loop.create_task(service.load_first()) if isinstance(service, Service) else None
+    if loading is not None:
+        loading.add_done_callback(end_if_failed)
     await server.serve([listening])
+    if loading is not None and loading.done() and not loading.cancelled():
+        loading.result()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -142,5 +152,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror}", "choose another --port") from error
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror}", f"choose another {option}") from error
     return listening

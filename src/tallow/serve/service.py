@@ -6,8 +6,9 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+from tallow.errors import CapacityError, DataError, TallowError, UsageError
 from tallow.serve.admission import Admission
 from tallow.serve.answers import Answers, Question
 from tallow.serve.engine_process import EngineProcess
@@ -118,6 +119,19 @@ class Service:
             tending.cancel()
             await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
             await asyncio.to_thread(self.log.close)
+
+    async def load_first(self) -> None:
+        """Wait until the first model has been loaded.
+
+        Raises:
+            UsageError, DataError, CapacityError: It cannot be.
+        """
+        engine = next(iter(self.engines.values()))
+        with suppress(ApiError):
+            await engine.ready()
+        if engine.failure is not None:
+            kinds = {kind.__name__: kind for kind in (UsageError, DataError, CapacityError)}
+            raise kinds.get(engine.failure["type"], TallowError)(engine.failure["message"], engine.failure["hint"])
 
     async def _tend(self) -> None:
         """Unload models that nobody asks for, and try dead ones again."""
