@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ class ScriptedService:
             raise self._error
 
 
-async def sent(stream: EventStream) -> bytes:
+async def sent(stream: EventStream, count_error: Callable[[int], None] = lambda _status: None) -> bytes:
     """The body of a response to a client that stays."""
     body = b""
 
@@ -63,7 +63,7 @@ async def sent(stream: EventStream) -> bytes:
         nonlocal body
         body += message.get("body", b"")
 
-    await stream({"type": "http", "path": "/"}, receive, send)
+    await stream({"type": "http", "path": "/", "state": {"count_error": count_error}}, receive, send)
     return body
 
 

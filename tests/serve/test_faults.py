@@ -5,25 +5,51 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serve.conftest import Served
+from starlette.types import Message
+from tests.serve.conftest import ADMIN_KEY, Served
+
+from tallow.serve import engine_process
+from tallow.serve.errors import ApiError
+from tallow.serve.http import EventStream, sse
+from tallow.serve.service import Service
+from tallow.serve.settings import ModelSettings, ServeSettings
 
 CHAT = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
 SOAK_REQUESTS = 2000
 SOAK_CLIENTS = 24
 MOST_GROWTH = 24 << 20
+
+
+class Admin:
+    """Who may load and unload."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / "admin-key").write_text(ADMIN_KEY)
+        self.arguments = ("--admin-key-file", str(directory / "admin-key"))
+
+    def post(self, served: Served, path: str, body: object = None) -> httpx.Response:
+        with served.client(ADMIN_KEY) as client:
+            return client.post(f"/admin/models/tiny{path}", json=body)
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Admin:
+    return Admin(tmp_path)
 
 
 def post(served: Served, **body: Any) -> httpx.Response:
@@ -116,11 +142,34 @@ def test_an_engine_that_hangs_is_started_again(serve: Callable[..., Served]) -> 
     assert served.engine_pids() != [engine]
 
 
+def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`tallow serve`, which ends by itself."""
+    command = [sys.executable, "-m", "tallow", "serve", *arguments, "--port", "0"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_a_model_that_is_not_there_is_told_at_once() -> None:
-    command = [sys.executable, "-m", "tallow", "serve", "no-such-model", "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = ended("no-such-model")
     assert done.returncode == 3
     assert "no-such-model" in done.stderr
+
+
+def test_a_first_model_that_cannot_be_loaded_ends_the_server(model_path: Path) -> None:
+    for code, said, arguments in (
+        (3, "no-such-adapter", ("--adapter", "x=no-such-adapter")),
+        (2, "cannot hold one block", ("--cache-bytes", "1000")),
+    ):
+        done = ended(str(model_path), *arguments)
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr.splitlines()[-2]
+        assert "Traceback" not in done.stderr
+
+
+def test_a_host_that_is_none_is_told(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a:b")
+    done = ended(str(model_path), "--host", "not.a.host.invalid", "--keys-file", str(tmp_path / "keys"))
+    assert done.returncode == 2
+    assert "choose another --host" in done.stderr
 
 
 def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served], tmp_path: Path) -> None:
@@ -133,6 +182,66 @@ def test_a_model_that_cannot_be_loaded_is_dead(serve: Callable[..., Served], tmp
     assert answer.status_code == 503
     assert "cannot be loaded" in answer.json()["error"]["message"]
     assert post(served, model="tiny").status_code == 200
+
+
+def test_a_dead_engine_is_tried_again_though_nobody_asks(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "FIRST_RETRY_S", 0.2)
+    moved = tmp_path / "model"
+    moved.mkdir()
+    models = {
+        "first": ModelSettings(path=str(moved)),
+        "on-demand": ModelSettings(path=str(tmp_path / "none"), unload_after_s=60),
+    }
+
+    async def live() -> None:
+        service = Service(ServeSettings(models=models))
+        async with service.running(), asyncio.timeout(60):
+            while service.health != "dead":
+                await asyncio.sleep(0.01)
+            assert service.engines["on-demand"].state == "unloaded"
+            shutil.copytree(model_path, moved, dirs_exist_ok=True)
+            while service.health != "ready":
+                await asyncio.sleep(0.01)
+            with pytest.raises(ApiError, match="cannot be loaded"):
+                await service.engine("on-demand").ready()
+            assert service.engines["on-demand"].state == "dead"
+            assert service.health == "ready"
+
+    asyncio.run(live())
+
+
+def test_who_waits_for_a_model_is_told_when_it_is_unloaded(serve: Callable[..., Served], admin: Admin) -> None:
+    served = serve(*admin.arguments)
+    assert admin.post(served, "/unload").json() == {"state": "unloaded"}
+    answers: list[httpx.Response] = []
+
+    def ask(path: str) -> None:
+        with served.client() as client:
+            answers.append(client.post(path, json=CHAT))
+
+    threads = [threading.Thread(target=ask, args=(path,)) for path in ("/tokenize", "/v1/chat/completions")]
+    for thread in threads:
+        thread.start()
+    wait(lambda: served.health()["status"] == "loading")
+    time.sleep(0.3)
+    assert admin.post(served, "/unload").json() == {"state": "unloaded"}
+    for thread in threads:
+        thread.join(20)
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert "unloaded" in answers[0].text
+    assert served.health()["models"] == {"tiny": "unloaded"}
+    assert post(served).status_code == 200
+
+
+def test_an_adapter_that_cannot_be_opened_kills_nothing(serve: Callable[..., Served], admin: Admin) -> None:
+    served = serve(*admin.arguments)
+    engines = served.engine_pids()
+    for path in ("a\0b", "no-such-directory", "/dev/null", "x" * 4096):
+        assert admin.post(served, "/adapters", {"name": "x", "path": path}).status_code == 400, path
+    assert served.engine_pids() == engines
+    assert post(served).status_code == 200
 
 
 def test_idle_models_are_unloaded_and_come_back(serve: Callable[..., Served]) -> None:
@@ -149,14 +258,83 @@ def test_what_is_being_answered_is_finished_before_the_end(serve: Callable[..., 
     with served.client() as client, client.stream("POST", "/v1/chat/completions", json=LONG | {"n": 16}) as answer:
         lines = answer.iter_lines()
         next(lines)
-        served.process.send_signal(signal.SIGTERM)
+        for process in (*served.engine_pids(), served.process.pid):  # as some send it to all processes of a service
+            os.kill(process, signal.SIGTERM)
         wait(lambda: served.health()["status"] == "draining")
         refused = post(served)
         rest = list(lines)
     assert refused.status_code == 503
     assert "retry-after" in refused.headers
     assert rest[-2] == "data: [DONE]"
+    assert '"error"' not in "".join(rest)
     assert served.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it_at_once(serve: Callable[..., Served]) -> None:
+    served = serve()
+    [engine] = served.engine_pids()
+    told: list[str] = []
+    begun = threading.Barrier(3)
+    body = LONG | {"max_tokens": 900, "n": 16}
+
+    def stream() -> None:
+        with served.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            begun.wait()
+            told.extend(lines)
+
+    threads = [threading.Thread(target=stream) for _ in range(2)]
+    os.kill(engine, signal.SIGSTOP)  # so that it is in the midst of them
+    for thread in threads:
+        thread.start()
+    wait(lambda: metric(served, "tallow:requests") == 2)
+    os.kill(engine, signal.SIGCONT)
+    begun.wait()
+    os.kill(engine, signal.SIGSTOP)
+    served.process.send_signal(signal.SIGTERM)
+    wait(lambda: served.health()["status"] == "draining")
+    begin = time.monotonic()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(20) == 0
+    assert time.monotonic() - begin < 3
+    for thread in threads:
+        thread.join(20)
+    assert "Traceback" not in served.log.read_text()
+    assert "".join(told).count("the server has been shut down") == 2
+
+
+def test_who_does_not_read_until_the_deadline_is_left() -> None:
+    counted: list[int] = []
+    is_ended = False
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        nonlocal is_ended
+        try:
+            async with asyncio.timeout(0.05):
+                while True:
+                    yield sse("more")
+        finally:
+            is_ended = True
+
+    async def answer() -> None:
+        gone = asyncio.Event()
+
+        async def receive() -> Message:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        state = {"count_error": counted.append, "abort": gone.set}
+        await EventStream(events(), lambda _error: b"")({"type": "http", "path": "/", "state": state}, receive, send)
+        assert gone.is_set()
+
+    asyncio.run(answer())
+    assert counted == [408]
+    assert is_ended
 
 
 def test_soak(serve: Callable[..., Served]) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 from tests.serve.conftest import Served
+from tests.serve.scripted import sent
+
+from tallow.serve.errors import ApiError
+from tallow.serve.http import EventStream, sse
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAME = re.compile(r"\b(?:vllm|tallow):[a-z_0-9]+")
@@ -40,6 +46,37 @@ def test_requests_are_counted(served: Served) -> None:
     assert grown["vllm:prefix_cache_hits_total"] > 0
     assert grown["tallow:errors_total"] == 1
     assert 0 < grown["vllm:time_to_first_token_seconds_sum"] <= grown["vllm:e2e_request_latency_seconds_sum"] < 60
+
+
+def test_each_error_is_counted(served: Served) -> None:
+    chat = {"messages": [{"role": "user", "content": "Say something."}]}
+
+    def errors() -> float:
+        return samples(served).get("tallow:errors_total", 0.0)
+
+    with served.client() as client:
+        for status, body, headers in (
+            (404, chat | {"model": "other"}, {}),
+            (404, chat | {"model": "other", "stream": True}, {}),
+            (400, {"messages": 5}, {}),
+            (400, {"messages": [{"role": "user", "content": "long " * 2000}], "stream": True}, {}),
+            (403, chat, {"Host": "evil.example"}),
+            (413, {"more": "a" * (9 << 20)}, {}),
+        ):
+            before = errors()
+            assert client.post("/v1/chat/completions", json=body, headers=headers).status_code == status
+            assert errors() == before + 1, status
+
+
+def test_an_error_in_the_midst_of_a_stream_is_counted() -> None:
+    counted: list[int] = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield sse("more")
+        raise ApiError(500, "the engine failed")
+
+    assert b"failed" in asyncio.run(sent(EventStream(events(), lambda error: sse(error.message)), counted.append))
+    assert counted == [500]
 
 
 def test_the_manual_and_the_dashboard_name_metrics_that_there_are(served: Served) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from starlette.routing import Route
 from tests.engine.conftest import make_model, make_tokenizer, tiny
 from tests.serve.conftest import ADMIN_KEY, KEY, Served, serving
 
+from tallow.errors import DataError, UsageError
 from tallow.models.formats import save_model
 from tallow.serve.app import make_app
+from tallow.serve.errors import ApiError
 from tallow.serve.http import Keys
 from tallow.serve.service import Service
 from tallow.serve.settings import ModelSettings, ServeSettings
@@ -78,6 +81,34 @@ def test_admin_has_a_key_of_its_own(guarded: Served) -> None:
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).status_code == 401
 
 
+def test_key_files_say_what_they_seem_to(tmp_path: Path) -> None:
+    file, admin = tmp_path / "keys", tmp_path / "admin"
+    file.write_text("\ufeff# alpha: hunter2\n#\n\n alpha : a:b\nsk-alone\n", encoding="utf-8")
+    admin.write_text("# of the operator\nme:root\n")
+    keys = Keys.read(file, admin)
+    assert keys.check("/v1/models", {b"x-api-key": b"a:b"}) == "alpha"
+    assert keys.check("/v1/models", {b"x-api-key": b"sk-alone"}) == "key 5"
+    assert keys.check("/admin/state", {b"x-api-key": b"root"}) == "admin"
+    for key in (b"hunter2", b"# alpha: hunter2", b"#", b"sk-alone "):
+        with pytest.raises(ApiError, match="needs an API key"):
+            keys.check("/v1/models", {b"x-api-key": key})
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"# none\n", b"a:", b":", b"a:b\na:c", b"a:b # mine", b"a:\xc3\xa9", b"\xff\xfe", b"a:b\0"]
+)
+def test_key_files_that_could_be_misread_are_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "keys").write_bytes(text)
+    with pytest.raises(UsageError if text != b"\xff\xfe" else DataError, match="key"):
+        Keys.read(tmp_path / "keys", None)
+
+
+def test_there_is_one_admin_key(tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text("a:b\nc:d\n")
+    with pytest.raises(UsageError, match="more than one"):
+        Keys.read(None, tmp_path / "admin")
+
+
 def test_without_an_admin_key_there_is_no_admin(served: Served) -> None:
     with served.client() as client:
         assert client.get("/admin/state").status_code == 404
@@ -104,6 +135,23 @@ def test_a_name_that_leads_here_now_is_not_answered(served: Served) -> None:
             assert client.get("/v1/models", headers={"Host": host}).status_code == 403, host
         for host in ("localhost", f"LOCALHOST:{port}", f"127.0.0.1:{port}", "[::1]:80"):
             assert client.get("/v1/models", headers={"Host": host}).status_code == 200, host
+
+
+def test_health_is_told_to_simple_checkers(served: Served, guarded: Served) -> None:
+    for each in (served, guarded):
+        for request in ("GET /health HTTP/1.0\r\n\r\n", "HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            with _raw(each, request) as answer:
+                assert b" 200 " in answer, request
+    with served.client() as client:
+        told = client.head("/")
+        assert (told.status_code, told.content) == (200, b"")
+        assert int(told.headers["content-length"]) > 1000
+        assert client.get("/health").json()["status"] == "ready"  # on the same connection: there was no body
+        assert client.head("/v1/completions").status_code == 405
+    with guarded.client() as client:
+        assert client.head("/").status_code == 401
+    with _raw(served, "GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n") as answer:
+        assert b" 400 " in answer
 
 
 def test_cve_2025_46570_prefixes_of_other_keys_are_not_told_by_time(guarded: Served) -> None:
@@ -295,6 +343,55 @@ def test_bodies_are_bounded(serve: Callable[..., Served]) -> None:
     assert is_well(served)
 
 
+def test_heads_are_bounded(serve: Callable[..., Served]) -> None:
+    served = serve("--set", "serve.limits.head_s=1")
+    header, most = b"x-more: " + b"a" * 1000 + b"\r\n", 8 << 20
+    heads = {
+        "an address": (b"GET /", b"a" * 1000),
+        "headers": (b"GET /health HTTP/1.1\r\nHost: localhost\r\n", header),
+        "one header": (b"GET /health HTTP/1.1\r\nHost: ", b"a" * 1000),
+        "trailers": (
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            header,
+        ),
+        "lines": (b"", b"\r\n" * 500),
+        "requests": (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20),
+    }
+    for name, (begin, more) in heads.items():
+        assert _is_closed_on(served, begin, more, most), name
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for first, begin in ((b"", b""), (b"", whole[:9]), (b"", whole[:-2]), (whole, whole[:9])):
+        with socket.create_connection(_address(served), timeout=10) as connection:
+            connection.sendall(first)
+            time.sleep(0.3)
+            assert not first or b"ready" in connection.recv(65536)
+            connection.sendall(begin)  # and no more
+            begun = time.monotonic()
+            with suppress(ConnectionError):
+                assert connection.recv(65536) == b""
+            assert 0.5 < time.monotonic() - begun < 5, begin
+    with served.client() as client:
+        assert client.get("/health", headers={"X-Large": "a" * 50_000}).status_code == 200
+        assert client.post("/v1/completions", json={"prompt": "a" * 500_000}).status_code == 400  # too long, and read
+    assert is_well(served)
+
+
+def _is_closed_on(served: Served, begin: bytes, more: bytes, most: int) -> bool:
+    """Whether the server closes before so much has been sent."""
+    with socket.create_connection(_address(served), timeout=10) as connection:
+        try:
+            connection.sendall(begin)
+            for _ in range(0, most, len(more)):
+                connection.sendall(more)
+        except OSError:
+            return True
+    return False
+
+
+def _address(served: Served) -> tuple[str, int]:
+    return "127.0.0.1", int(served.url.rpartition(":")[2])
+
+
 def test_the_queue_is_bounded(serve: Callable[..., Served]) -> None:
     served = serve("--set", "serve.limits.requests=2", "--set", "serve.limits.queued_tokens=600")
     busy = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -326,7 +423,7 @@ class _raw:  # noqa: N801
     """Bytes to a server, and what it answers until it closes or 3 seconds have passed."""
 
     def __init__(self, served: Served, text: str) -> None:
-        self._address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+        self._address = _address(served)
         self._text = text
 
     def __enter__(self) -> bytes:

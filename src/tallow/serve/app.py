@@ -40,7 +40,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
         title="tallow", version=tallow.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERRORS
     )
     app.router.route_class = StrictRoute
-    _add_errors(app, service)
+    _add_errors(app)
     _add_operation(app, service)
     _add_openai(app, service)
     responses_api.add_routes(app, service)
@@ -49,15 +49,14 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
     _add_admin(app, service)
     page.add_routes(app, service)
     describe(app, keys)
-    app.add_middleware(Guard, keys=keys, limits=service.settings.limits)
+    app.add_middleware(Guard, keys=keys, limits=service.settings.limits, count_error=service.metrics.count_error)
     return app
 
 
-def _add_errors(app: FastAPI, service: Service) -> None:
+def _add_errors(app: FastAPI) -> None:
     async def tell(request: Request, error: Exception) -> Response:
         told = _as_api_error(error)
-        service.metrics.refuse(told.status)
-        response = error_response(told, request.url.path)
+        response = error_response(told, request.scope)
         if isinstance(error, HTTPException):
             response.headers.update(error.headers or {})
         return response

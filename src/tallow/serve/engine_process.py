@@ -27,6 +27,8 @@ MOST_TRIES = 3
 """So often a job is given to an engine that dies before the job has begun."""
 MOST_STARTS = 3
 """After so many ends without a step in between an engine is not started again by itself."""
+FIRST_RETRY_S, LONGEST_RETRY_S = 15.0, 600.0
+"""How long a dead engine is let be before it is tried again: twice as long each time, until it has answered."""
 MOST_BYTES = 1 << 28  # of a message
 
 log = logging.getLogger("tallow.serve")
@@ -138,6 +140,7 @@ class EngineProcess:
         self.engine_state: dict[str, int] = {}
         self.facts: Facts | None = None
         self.error: ApiError | None = None
+        self.failure: dict[str, str] | None = None
         self.num_restarts = 0
         self.last_used_s = time.monotonic()
         self.adapters = dict(settings.adapters)
@@ -151,6 +154,12 @@ class EngineProcess:
         self._task: asyncio.Task[None] | None = None
         self._heard_s = 0.0
         self._fruitless_starts = 0
+        self._retry_s, self._died_s = FIRST_RETRY_S, 0.0
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether it has been dead for so long that it is to be tried again, though nobody asks."""
+        return self.state == "dead" and num_processes() == 1 and time.monotonic() - self._died_s > self._retry_s
 
     @property
     def is_overdue(self) -> bool:
@@ -163,6 +172,8 @@ class EngineProcess:
     def start(self) -> None:
         """Begin to load the model, if that is not done or under way."""
         if self._task is None or self._task.done():
+            if self.state == "dead":
+                self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
             self.state, self.error, self._fruitless_starts = "loading", None, 0
             self._ready.clear()
             self._task = asyncio.create_task(self._keep_running())
@@ -171,24 +182,31 @@ class EngineProcess:
         """Wait until the model can answer.
 
         Raises:
-            ApiError: It cannot be loaded.
+            ApiError: It cannot be loaded, is not in time, or is unloaded meanwhile.
         """
         self.start()
-        await self._ready.wait()
-        if self.error is not None:
-            raise self.error
+        task = self._task
+        if not self._ready.is_set():
+            try:
+                async with asyncio.timeout(self._limits.load_s):
+                    await self._ready.wait()
+            except TimeoutError as error:
+                raise ApiError(503, "the model is still being loaded", retry_after_s=10) from error
+        if self.error is not None or self._task is not task:  # it has been unloaded, and perhaps is being loaded again
+            raise self.error or _unloaded()
         assert self.facts is not None
         return self.facts
 
-    async def stop(self) -> None:
-        """End the process; jobs that are not finished fail."""
-        if self._task is not None:
-            self._task.cancel()
+    async def stop(self, reason: ApiError | None = None) -> None:
+        """End the process; those that wait for it, and jobs that are not finished, fail."""
+        task, self._task = self._task, None
+        self.state, self.error = "unloaded", reason or _unloaded()
+        self._fail_all(self.error)
+        self._ready.set()
+        if task is not None:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        self._fail_all(ApiError(503, "the model has been unloaded", retry_after_s=1))
-        self.state = "unloaded"
+                await task
 
     def submit(self, message: Mapping[str, Any], *watchers: Watcher) -> Job:
         """Let the engine answer; `message` holds the arguments of `worker.Host._begin` but for the job's number."""
@@ -197,6 +215,7 @@ class EngineProcess:
         self.last_used_s = time.monotonic()
         if self.state == "ready":
             self._give(job)
+        self.start()  # if the model has been unloaded since it was ready
         return job
 
     def abort(self, job: Job) -> None:
@@ -255,7 +274,7 @@ class EngineProcess:
                 self._fail_begun()
                 log.error("the engine process of %s has ended; starting it again", self.settings.path)
             self.error = self.error or ApiError(503, "the engine does not stay alive", retry_after_s=60)
-            self.state = "dead"
+            self.state, self._died_s = "dead", time.monotonic()
             log.error("%s: %s", self.settings.path, self.error.message)
             self._fail_all(self.error)
             self._ready.set()
@@ -271,6 +290,7 @@ class EngineProcess:
             async with asyncio.timeout(self._limits.load_s):
                 message = await read_message(reader)
             if "failed" in message:
+                self.failure = message["failed"]
                 error = ApiError.of_engine(message["failed"])
                 self.error = ApiError(503, f"the model cannot be loaded: {error.message}", retry_after_s=60)
                 return
@@ -316,7 +336,7 @@ class EngineProcess:
         if "state" in message:
             self.engine_state = message["state"]
         for update in itertools.starmap(Update, message.get("updates", ())):
-            self._fruitless_starts = 0
+            self._fruitless_starts, self._retry_s = 0, FIRST_RETRY_S
             if (job := self.jobs.get(update.job)) is not None:
                 job.grow(update)
         if (refused := message.get("refused")) is not None and (job := self.jobs.get(refused["job"])) is not None:
@@ -349,14 +369,22 @@ class EngineProcess:
     def _fail_begun(self) -> None:
         """Jobs that had begun are lost with their engine, the others wait for the next."""
         self._ready.clear()
-        for call in self._calls.values():
-            if not call.done():
-                call.set_exception(ApiError(503, "the engine has died", retry_after_s=1))
+        self._fail_calls(ApiError(503, "the engine has died", retry_after_s=1))
         for job in self.jobs.values():
             if job.has_begun or job.num_tries >= MOST_TRIES:
                 job.fail(ApiError(500, "the engine failed while it answered; try again"))
 
+    def _fail_calls(self, error: ApiError) -> None:
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(error)
+
     def _fail_all(self, error: ApiError) -> None:
+        self._fail_calls(error)
         for job in self.jobs.values():
             job.fail(error)
         self.jobs.clear()
+
+
+def _unloaded() -> ApiError:
+    return ApiError(503, "the model has been unloaded", retry_after_s=1)

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tallow.errors import UsageError, reading
+from tallow.errors import DataError, UsageError, reading
 from tallow.serve.errors import ApiError
 from tallow.serve.request_log import Caller, caller
 from tallow.serve.settings import Limits
@@ -65,8 +65,10 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
-def error_response(error: ApiError, path: str) -> Json:
-    """An error in the words of the API that the path belongs to."""
+def error_response(error: ApiError, scope: Scope) -> Json:
+    """An error, which is counted, in the words of the API that the path belongs to."""
+    path: str = scope["path"]
+    scope["state"]["count_error"](error.status)
     body = error.as_anthropic() if path.startswith("/v1/messages") else error.as_openai()
     challenge = {"WWW-Authenticate": 'Basic realm="tallow", charset="UTF-8"'}
     asks = error.status == 401 and path == PAGE_PATH
@@ -91,14 +93,19 @@ class EventStream(Response):
         self._events, self._tell = events, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):  # wherever it was when the client left
-            await while_client_stays(receive, self._send(scope, receive, send))
+        try:
+            async with aclosing(self._events):  # wherever it was when the client left
+                await while_client_stays(receive, self._send(scope, receive, send))
+        except TimeoutError:  # the deadline has passed while the client did not read: nothing more can be told
+            scope["state"]["count_error"](408)
+            scope["state"]["abort"]()
+            await _disconnected(receive)
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await anext(self._events, b"")
         except ApiError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
@@ -106,6 +113,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 body = await anext(self._events, b"")
         except ApiError as error:
+            scope["state"]["count_error"](error.status)
             await send({"type": "http.response.body", "body": self._tell(error), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
@@ -117,14 +125,18 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 
 async def while_client_stays(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of some work, which is cancelled when the client leaves; None then."""
+    """The result of some work, which is cancelled when the client leaves; None then.
+
+    Raises:
+        TimeoutError: A deadline within the work has cancelled all of it.
+    """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        return None
+        if task.cancelled():
+            raise TimeoutError
+        return task.result() if task.done() else None
     finally:
         gone.cancel()
         task.cancel()
@@ -167,10 +179,12 @@ class Keys:
 
         Raises:
             DataError: One is missing or cannot be read.
-            UsageError: One holds no key.
+            UsageError: One holds no key, what cannot be one, or two of one name; or there is more than one for /admin.
         """
         keys = _read_keys(keys_file) if keys_file is not None else {}
         admin_keys = _read_keys(admin_key_file) if admin_key_file is not None else {}
+        if len(admin_keys) > 1:
+            raise UsageError(f"admin key file {admin_key_file} holds more than one key", "leave one in it")
         return cls(keys, next(iter(admin_keys.values()), None))
 
     @property
@@ -218,10 +232,13 @@ class Guard:
         app: What is guarded.
         keys: Who may.
         limits: How large, how slow.
+        count_error: Called with the status of each error; `request.state.count_error` to those within.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits) -> None:
-        self._app, self._keys, self._limits = app, keys, limits
+    def __init__(
+        self, app: ASGIApp, keys: Keys, limits: Limits, count_error: Callable[[int], None] = lambda _status: None
+    ) -> None:
+        self._app, self._keys, self._limits, self._count_error = app, keys, limits, count_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -229,20 +246,28 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        state = scope.setdefault("state", {})
+        state["count_error"] = self._count_error
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # uvicorn leaves out the body
         try:
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) > 1:
+                raise ApiError(400, "there is more than one Host header")
             user = self._keys.check(scope["path"], headers)
-            if not self._keys.are_wanted and not _names_this_machine(headers.get(b"host", b"")):
+            # one without a Host header (in HTTP/1.0) is no browser, so that nobody has misled it
+            if not self._keys.are_wanted and not all(map(_names_this_machine, hosts)):
                 raise ApiError(403, "without keys this server answers only to localhost", code="wrong_host")
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length) > self._limits.body_bytes:
                 raise self._too_large()
             body = await self._body(receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
         except ApiError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         if body is None:
             return
-        scope.setdefault("state", {})["user"] = user
+        state["user"] = user
         conversation = headers.get(CONVERSATION_HEADER, b"")[:MOST_CONVERSATION_BYTES].decode("latin-1")
         caller.set(Caller(user, scope["path"], conversation or None))
         given = False
@@ -278,14 +303,28 @@ class Guard:
 
 
 def _read_keys(path: Path) -> dict[str, str]:
+    """Keys by name: a line each, as `name:key` or the key alone; lines that begin with # say nothing."""
     with reading(path, "key file"):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"key file {path} is not UTF-8 text", "put a key in each line, as name:key") from error
     keys: dict[str, str] = {}
-    for number, line in enumerate(filter(None, lines), start=1):
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
         name, colon, key = line.partition(":")
-        keys[name.strip() if colon else f"key {number}"] = key.strip() if colon else line
-    if not keys or not all(keys.values()):
-        raise UsageError(f"key file {path} holds no key, or an empty one", "put a key in each line, as name:key")
+        name, key = (name.strip(), key.strip()) if colon else (f"key {number}", line)
+        if not key or not all("!" <= character <= "~" for character in key):
+            raise UsageError(
+                f"line {number} of key file {path} holds no key that a client could send",
+                "a key is of ASCII characters without blanks; comments have lines of their own, which begin with #",
+            )
+        if name in keys:
+            raise UsageError(f"key file {path} has two keys for {name!r}", "give each key a name of its own")
+        keys[name] = key
+    if not keys:
+        raise UsageError(f"key file {path} holds no key", "put a key in each line, as name:key")
     return keys
 
 

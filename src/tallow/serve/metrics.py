@@ -60,7 +60,7 @@ class Metrics:
             ("model_name", "finished_reason"),
             registry=self._registry,
         )
-        self._refused = Counter("tallow:errors", "Requests answered by an error.", ("status",), registry=self._registry)
+        self._errors = Counter("tallow:errors", "Requests answered by an error.", ("status",), registry=self._registry)
         self._first_token = Histogram("vllm:time_to_first_token_seconds", "From arrival.", buckets=SECONDS, **by_model)
         self._between = Histogram("vllm:inter_token_latency_seconds", "Between tokens.", buckets=SECONDS, **by_model)
         self._whole = Histogram("vllm:e2e_request_latency_seconds", "To the last token.", buckets=SECONDS, **by_model)
@@ -71,9 +71,9 @@ class Metrics:
         """In Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def refuse(self, status: int) -> None:
-        """A request was answered by an error."""
-        self._refused.labels(str(status)).inc()
+    def count_error(self, status: int) -> None:
+        """A request was answered by an error, or its answer has ended in one."""
+        self._errors.labels(str(status)).inc()
 
     @contextmanager
     def request(self, name: str) -> Iterator[Record]:

@@ -131,7 +131,7 @@ class Front:
             finally:
                 self._num_requests -= 1
         except ApiError as error:
-            await error_response(error, path)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
 
     async def _forward(self, scope: Scope, body: bytes, send: Send) -> None:
         """Let one replica answer.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -18,6 +19,7 @@ from tallow.errors import UsageError
 from tallow.models.store import resolve
 from tallow.serve import torchrun
 from tallow.serve.app import make_app
+from tallow.serve.connection import BoundedProtocol
 from tallow.serve.http import Keys, is_loopback
 from tallow.serve.ray_cluster import start_ray
 from tallow.serve.service import Service
@@ -30,16 +32,29 @@ KEEP_ALIVE_S = 75
 ENDING_S = 3
 """That clients have for taking the rest of their answers, once the requests have been drained."""
 
-MOST_HEADER_BYTES = 1 << 16
+HURRIED_ENDING_S = 0.5
+"""The same, when the server has been told a second time."""
+
 BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but for signals, which are ours: while it drains it still says so."""
+    """uvicorn, but for signals, which are ours: while it drains it still says so; and nobody who does not read holds up
+    its end."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(ENDING_S, self.leave_clients)
+        await super().shutdown(sockets)
+
+    def leave_clients(self) -> None:
+        """Close what connections there are, and those who wait at them see that their clients have left."""
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, BoundedProtocol)
+            connection.transport.abort()
 
 
 def serve(settings: ServeSettings) -> None:
@@ -47,7 +62,7 @@ def serve(settings: ServeSettings) -> None:
 
     Raises:
         UsageError: The port is taken, or the host is open to others and no keys are set.
-        DataError: A file of keys, or a model, is missing.
+        DataError, UsageError, CapacityError: A file of keys or a model is missing, or the first model cannot be loaded.
     """
     if torchrun.num_processes() > 1:
         settings = torchrun.spread(settings)
@@ -63,14 +78,16 @@ def serve(settings: ServeSettings) -> None:
         for model in settings.models.values():
             resolve(model.path)  # one that is not there is told at once
     service, app = _replicated(settings, keys) if settings.replicas > 1 else _single(settings, keys)
+    protocol = type("Protocol", (BoundedProtocol,), {"head_s": settings.limits.head_s})
     with _listen(settings.host, settings.port) as listening:
         config = uvicorn.Config(
             app,
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=ENDING_S,
-            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            timeout_graceful_shutdown=2 * ENDING_S,
+            http=protocol,
+            ws="none",
             server_header=False,
         )
         server = _Server(config)
@@ -94,25 +111,36 @@ def _replicated(settings: ServeSettings, keys: Keys) -> tuple[Front, ASGIApp]:
     return front, make_front_app(front, keys)
 
 
-async def _run(server: uvicorn.Server, service: Service | Front, listening: socket.socket) -> None:
-    loop, ending = asyncio.get_running_loop(), asyncio.Event()
-    tasks = set()
+async def _run(server: _Server, service: Service | Front, listening: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ending: asyncio.Task[None] | None = None
 
     async def end() -> None:
         say("draining: requests that are being answered are finished, new ones refused")
-        await service.drain()
+        with suppress(asyncio.CancelledError):
+            await service.drain()
         server.should_exit = True
 
     def on_signal() -> None:
-        if ending.is_set():  # a second time: what is being answered is broken off
-            server.should_exit = True
+        nonlocal ending
+        if ending is None:
+            ending = asyncio.create_task(end())
             return
-        ending.set()
-        tasks.add(asyncio.create_task(end()))
+        ending.cancel()  # what is being answered is broken off
+        loop.call_later(HURRIED_ENDING_S, server.leave_clients)
+
+    def end_if_failed(loading: asyncio.Task[None]) -> None:
+        if not loading.cancelled() and loading.exception() is not None:
+            server.should_exit = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loading = loop.create_task(service.load_first()) if isinstance(service, Service) else None
+    if loading is not None:
+        loading.add_done_callback(end_if_failed)
     await server.serve([listening])
+    if loading is not None and loading.done() and not loading.cancelled():
+        loading.result()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -124,5 +152,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror}", "choose another --port") from error
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror}", f"choose another {option}") from error
     return listening

@@ -6,8 +6,9 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+from tallow.errors import CapacityError, DataError, TallowError, UsageError
 from tallow.serve.admission import Admission
 from tallow.serve.answers import Answers, Question
 from tallow.serve.engine_process import EngineProcess
@@ -41,11 +42,17 @@ class Service:
 
     @property
     def health(self) -> str:
-        """`draining`, `dead` (a model cannot answer), `loading`, or `ready`."""
+        """`draining`, `dead` (a model that is to stay loaded cannot answer), `loading`, or `ready`."""
         if self.admission.is_draining:
             return "draining"
-        states = {engine.state for engine in self.engines.values()}
+        states = {engine.state for engine in self._lasting}
         return "dead" if "dead" in states else "loading" if "loading" in states else "ready"
+
+    @property
+    def _lasting(self) -> list[EngineProcess]:
+        """The first model's, and those that are never unloaded: all that are loaded before anybody asks."""
+        first, *others = self.engines.values()
+        return [first, *(engine for engine in others if engine.settings.unload_after_s is None)]
 
     @property
     def names(self) -> dict[str, tuple[str, str | None]]:
@@ -103,27 +110,50 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Within this block models are loaded: the first and those that stay at once, others when asked for."""
-        for index, engine in enumerate(self.engines.values()):
-            if index == 0 or engine.settings.unload_after_s is None:
-                engine.start()
-        unloading = asyncio.create_task(self._unload_idle())
+        for engine in self._lasting:
+            engine.start()
+        tending = asyncio.create_task(self._tend())
         try:
             yield
         finally:
-            unloading.cancel()
+            tending.cancel()
             await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
             await asyncio.to_thread(self.log.close)
 
-    async def _unload_idle(self) -> None:
+    async def load_first(self) -> None:
+        """Wait until the first model has been loaded.
+
+        Raises:
+            UsageError, DataError, CapacityError: It cannot be.
+        """
+        engine = next(iter(self.engines.values()))
+        with suppress(ApiError):
+            await engine.ready()
+        if engine.failure is not None:
+            kinds = {kind.__name__: kind for kind in (UsageError, DataError, CapacityError)}
+            raise kinds.get(engine.failure["type"], TallowError)(engine.failure["message"], engine.failure["hint"])
+
+    async def _tend(self) -> None:
+        """Unload models that nobody asks for, and try dead ones again."""
         while True:
             await asyncio.sleep(TICK_S)
             for engine in self.engines.values():
                 if engine.is_overdue:
                     await engine.stop()
+            for engine in self._lasting:
+                if engine.is_stranded:
+                    engine.start()
 
     async def drain(self) -> None:
-        """Take no more requests, and wait until those that there are have been answered, or for `drain_s`."""
+        """Take no more requests, and wait until those that there are have been answered.
+
+        What has not been after `drain_s`, or when this is cancelled, is told that there will be no more.
+        """
         self.admission.is_draining = True
         end_s = time.monotonic() + self.settings.limits.drain_s
-        while self.admission.num_requests and time.monotonic() < end_s:
-            await asyncio.sleep(0.05)
+        try:
+            while self.admission.num_requests and time.monotonic() < end_s:
+                await asyncio.sleep(0.05)
+        finally:
+            ended = ApiError(503, "the server has been shut down", code="draining", retry_after_s=5)
+            await asyncio.gather(*(engine.stop(ended) for engine in self.engines.values()))

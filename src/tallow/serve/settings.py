@@ -49,6 +49,7 @@ class Limits(Section):
     """What is too much.
 
     Args:
+        head_s: Seconds until a request's address and headers must have arrived.
         body_bytes: Of a request.
         body_s: Seconds until a request's body must have arrived.
         requests: Unfinished ones at a time; more are refused (429).
@@ -67,6 +68,7 @@ class Limits(Section):
         drain_s: Seconds that unfinished requests have when the server is told to end.
     """
 
+    head_s: Seconds = 30.0
     body_bytes: Count = 8 << 20
     body_s: Seconds = 30.0
     requests: Count = 512

@@ -20,7 +20,7 @@ from tallow.engine.language_model import LanguageModel, load
 from tallow.engine.process_group import ProcessLost
 from tallow.engine.request import Request, RequestState, SamplingParams, TopLogProbs
 from tallow.engine.structure import Structure
-from tallow.errors import TallowError, UsageError
+from tallow.errors import DataError, TallowError, UsageError
 from tallow.serve.wire import Closed, Connection, Update
 
 STATE_S = 0.2
@@ -177,6 +177,9 @@ class Host:
             work()
         except TallowError as raised:
             error = raised.as_json()["error"]
+        except Exception as raised:  # what was asked for is at fault, and not worth an engine
+            log.exception("a call has failed")
+            error = DataError(f"that cannot be done: {raised}", "see the server's log").as_json()["error"]
         self.connection.send({"reply": {"call": call, "error": error}})
 
 
@@ -191,6 +194,7 @@ def _sampling_params(values: dict[str, Any]) -> SamplingParams:
 def main() -> None:
     """Load the model that the front names, say so, and serve it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when it ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     [settings] = connection.receive(wait=True)
     try:
