@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import FastAPI, Request
@@ -18,7 +18,7 @@ from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of, unsu
 from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
-from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tool_fields
+from tallow.serve.requests import Body, Few, FewParts, NumTokens, Sampling, ToolName, tool_fields
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 
@@ -27,7 +27,7 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 
 class Message(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    content: str | Few[dict[str, Any]]
 
 
 class CustomTool(Body):
@@ -55,13 +55,13 @@ class OutputConfig(Body):
 class CountTokensRequest(Sampling):
     """A conversation whose tokens are counted."""
 
-    messages: list[Message]
-    system: str | list[dict[str, Any]] = ""
-    tools: list[CustomTool] = Field(default_factory=list)
+    messages: Annotated[Few[Message], FewParts]
+    system: str | Few[dict[str, Any]] = ""
+    tools: Few[CustomTool] = Field(default_factory=list)
     tool_choice: ToolChoice = ToolChoice()
     thinking: dict[str, Any] = Field(default_factory=dict)
     output_config: OutputConfig = OutputConfig()
-    stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
+    stop: str | Few[str] | None = Field(default=None, alias="stop_sequences")
 
     def structures(self) -> dict[str, Any]:
         form = self.output_config.format

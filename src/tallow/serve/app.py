@@ -20,6 +20,8 @@ from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error
 from tallow.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tallow.serve.service import Service
 
+MOST_PLACE_CHARACTERS = 256
+"""Of where in a body something is wrong: keys may be of any length."""
 HEALTH_STATUS = {"ready": 200, "loading": 503, "draining": 503, "dead": 503}
 
 
@@ -72,7 +74,9 @@ def _as_api_error(error: Exception) -> ApiError:
             return error
         case RequestValidationError():
             problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"][1:])
+            if isinstance(error.body, bytes):
+                return ApiError(400, "the body is not taken for JSON: send the header Content-Type: application/json")
+            place = ".".join(str(part) for part in problem["loc"][1:])[:MOST_PLACE_CHARACTERS]
             return ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None)
         case HTTPException():
             return ApiError(error.status_code, str(error.detail))
