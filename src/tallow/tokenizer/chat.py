@@ -282,7 +282,14 @@ def _has_answer(messages: Sequence[Message]) -> bool:
 
 
 def _unused_characters(value: Any, count: int) -> list[str]:
-    """Private-use characters that occur nowhere in a value."""
-    text = json.dumps(value, ensure_ascii=False)
+    """Private-use characters that occur nowhere in a value.
+
+    Raises:
+        DataError: There are not so many.
+    """
+    used = set(json.dumps(value, ensure_ascii=False))
     candidates = map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
-    return list(islice((character for character in candidates if character not in text), count))
+    found = list(islice((character for character in candidates if character not in used), count))
+    if len(found) < count:
+        raise DataError("the conversation holds all of Unicode's private-use characters", "leave some of them out")
+    return found
