@@ -21,7 +21,7 @@ from tallow.serve.openai_api import template_messages
 from tallow.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest
 from tallow.serve.responses_api import ResponsesRequest
 from tallow.serve.service import Service
-from tallow.serve.settings import ModelSettings, ServeSettings
+from tallow.serve.settings import Limits, ModelSettings, ServeSettings
 
 BODIES = {
     "half a surrogate pair": r'{"messages": [{"role": "user", "content": "\ud800"}]}',
@@ -53,14 +53,16 @@ def test_malformed_calls_in_a_conversation_are_refused(call: object) -> None:
 
 def test_arguments_reach_the_template_as_objects() -> None:
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": text}} for text in ('{"a": 1}', "")]
-    [found] = template_messages(asked({"role": "assistant", "content": None, "tool_calls": calls}).messages)
+    [found] = template_messages(asked({"role": "assistant", "content": None, "tool_calls": calls}).messages, Limits())
     assert [call["function"]["arguments"] for call in found["tool_calls"]] == [{"a": 1}, {}]
     assert found["content"] is None
 
 
 def test_messages_reach_the_template_with_what_else_they_have() -> None:
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
-    [found] = template_messages(asked({"role": "developer", "content": parts, "name": "me", "more": 1}).messages)
+    [found] = template_messages(
+        asked({"role": "developer", "content": parts, "name": "me", "more": 1}).messages, Limits()
+    )
     assert found == {"role": "system", "content": "Be brief.", "name": "me", "more": 1}
 
 

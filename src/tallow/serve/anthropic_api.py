@@ -129,8 +129,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def count_tokens(body: CountTokensRequest) -> Response:
         """How many tokens a conversation has."""
         asked = question(body, service.settings.limits)
-        facts = await service.engine(asked.model).ready()
-        return Json({"input_tokens": len(await asked.encode(facts))})
+        async with service.admission.place(asked.num_bytes, asked.timeout_s):
+            facts = await service.engine(asked.model).ready()
+            return Json({"input_tokens": len(await asked.encode(facts))})
 
 
 def tell_error(error: ApiError) -> bytes:
@@ -150,6 +151,8 @@ def question(
         raise ApiError(400, "there is no thinking apart from the answer: leave thinking out", param="thinking")
     if request.messages and request.messages[-1].role == "assistant":
         raise ApiError(400, "an answer cannot be begun here: the last message must be the user's", param="messages")
+    if len(request.messages) > limits.messages:
+        raise ApiError(400, f"a conversation has at most {limits.messages} messages", param="messages")
     choice = request.tool_choice
     named = {"any": "required", "tool": f":{choice.name}"}.get(choice.type, choice.type)
     return Question(

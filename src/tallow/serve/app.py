@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -104,20 +105,21 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=answers("Tokens"))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text (`prompt`) or a conversation (`messages`)."""
-        facts = await service.engine(body.model).ready()
-        ids = await openai_api.tokenize(facts, body)
+        facts, ids = await openai_api.tokenize(service, body)
         answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": facts.context_length}
         if body.return_token_strs:
-            answer["token_strs"] = [openai_api.token_text(facts, token) for token in ids]
+            answer["token_strs"] = await asyncio.to_thread(openai_api.token_texts, facts, ids)
         return Json(answer)
 
     @app.post("/detokenize", responses=answers("Text"))
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of `tokens`."""
-        facts = await service.engine(body.model).ready()
-        if max(body.tokens, default=0) >= facts.tokenizer.vocab_size:
-            raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
-        return Json({"prompt": facts.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        async with service.admission.place(len(body.tokens)):
+            facts = await service.engine(body.model).ready()
+            if max(body.tokens, default=0) >= facts.tokenizer.vocab_size:
+                raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
+            decode = facts.tokenizer.decode
+            return Json({"prompt": await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)})
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
