@@ -369,11 +369,13 @@ def test_a_long_text_keeps_nobody_waiting(served: Served) -> None:
 
 
 def test_a_prompt_longer_than_all_tokens_is_not_encoded(served: Served) -> None:
-    answer = post(served, {"prompt": "a" * 1025}, "/v1/completions")  # the model has 1024 positions, a token a byte
-    assert answer.status_code == 400
-    assert "1,025 bytes, in 1024 tokens fit at most" in answer.json()["error"]["message"]
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
-    assert post(served, {"prompt": "a" * 1025}, "/tokenize").json()["count"] == 1025
+    text = "a" * 20_000
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        answer = post(served, PATHS_OF_TEXTS[path](text), path)
+        assert answer.status_code == 400
+        assert "bytes, in 1024 tokens fit at most" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert post(served, {"prompt": text}, "/tokenize").json()["count"] == 20_000
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens", "/v1/chat/completions"])

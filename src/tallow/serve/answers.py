@@ -15,7 +15,7 @@ from tallow.serve.tool_choice import MAX_CALLS, forced_structure
 from tallow.serve.tool_formats import ANY_FORMAT, tool_format
 from tallow.serve.tools import ToolCallDelta, ToolParser
 from tallow.serve.wire import Update
-from tallow.tokenizer.chat import encode_chat_prompt, turn_end_ids
+from tallow.tokenizer.chat import render_chat_prompt, turn_end_ids
 
 Message = Mapping[str, Any]
 QUICK_CHARACTERS = 512
@@ -88,7 +88,7 @@ class Question:
         tokenizer = facts.tokenizer
         if not self.messages:
             if isinstance(self.prompt, str):
-                self._check_bytes(facts)
+                self._check_bytes(self.prompt, facts)
                 return tokenizer.encode(self.prompt, add_special_tokens=True)
             return list(self.prompt)
         messages, tools = self.messages, [{"type": "function", "function": dict(tool)} for tool in self.tools]
@@ -96,7 +96,9 @@ class Question:
             tools = []
         elif "tools" not in (_template_source(facts) or ""):
             messages, tools = with_tools_told(messages, tools), []
-        return encode_chat_prompt(tokenizer, messages, tools=tools or None, variables=self.template_variables)
+        text, marker = render_chat_prompt(tokenizer, messages, tools=tools or None, variables=self.template_variables)
+        self._check_bytes(text.replace(marker, ""), facts)
+        return tokenizer.sealed.encode_pieces([(text, False)], marker)[0]
 
     def job(self, facts: Facts, prompt_ids: list[int], adapter: str | None) -> dict[str, Any]:
         """What the engine process is told.
@@ -126,13 +128,12 @@ class Question:
             "embed": self.embed,
         }
 
-    def _check_bytes(self, facts: Facts) -> None:
+    def _check_bytes(self, text: str, facts: Facts) -> None:
         """Refuse a text that is too long whatever its tokens are, before they are made."""
-        if self.num_bytes <= QUICK_CHARACTERS:
-            return
-        most = facts.context_length * facts.tokenizer.longest_token_bytes
-        if self.num_bytes > most:
-            raise self._too_long(f"{self.num_bytes:,} bytes, in {facts.context_length} tokens fit at most {most:,}")
+        if len(text) > facts.context_length:
+            num_bytes, most = _size(text), facts.context_length * facts.tokenizer.longest_token_bytes
+            if num_bytes > most:
+                raise self._too_long(f"{num_bytes:,} bytes, in {facts.context_length} tokens fit at most {most:,}")
 
     def _too_long(self, told: str) -> ApiError:
         param = "messages" if self.messages else "input" if self.embed else "prompt"

@@ -171,9 +171,8 @@ class Tokenizer:
 
     @cached_property
     def longest_token_bytes(self) -> int:
-        """The most bytes of a text that become one token."""
-        ids = (id for id in range(self.vocab_size) if id not in self.special_ids)
-        return max((len(self.token_bytes(id)) for id in ids), default=0)
+        """The most bytes of text that one token stands for."""
+        return max((len(self.token_bytes(id)) for id in range(self.vocab_size)), default=0)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
