@@ -358,13 +358,13 @@ def test_a_long_text_keeps_nobody_waiting(served: Served) -> None:
     watching.start()
     try:
         begin = time.monotonic()
-        answer = post(served, {"prompt": "some words " * 90_000, "return_token_strs": True}, "/tokenize")
+        answer = post(served, {"prompt": "some words " * 40_000, "return_token_strs": True}, "/tokenize")
         took = time.monotonic() - begin
     finally:
         is_over.set()
         watching.join()
     assert answer.status_code == 200
-    assert answer.json()["count"] == 990_000
+    assert answer.json()["count"] == 440_000
     assert max(pauses) < 0.5 * took
 
 
