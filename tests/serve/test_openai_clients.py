@@ -74,6 +74,33 @@ def test_completions_echo_and_score(client: openai.OpenAI) -> None:
     assert "".join(piece.choices[0].text for piece in pieces) == second.text
 
 
+@pytest.mark.parametrize("echo", [False, True], ids=["answer", "with prompt"])
+def test_streamed_completions_are_scored_and_counted_as_whole_ones(client: openai.OpenAI, echo: bool) -> None:
+    prompts = [f"a prompt that is longer than a block, number {number} " for number in range(3)]
+    settings: dict[str, Any] = {"model": "tiny", "prompt": prompts, "max_tokens": 12, "temperature": 0, "logprobs": 1}
+    settings["echo"] = echo
+    client.completions.create(**settings)  # the next two find the prompts cached
+    whole = client.completions.create(**settings)
+    offsets: list[list[int]] = [[], [], []]
+    tokens: list[list[str]] = [[], [], []]
+    usage = None
+    for chunk in client.completions.create(**settings, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            assert choice.logprobs is not None
+            offsets[choice.index] += choice.logprobs.text_offset or []
+            tokens[choice.index] += choice.logprobs.tokens or []
+        usage = chunk.usage
+    for choice in whole.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.text_offset == offsets[choice.index]
+        assert choice.logprobs.tokens == tokens[choice.index]
+    assert usage == whole.usage
+    assert usage is not None
+    if not echo:  # the scores of a prompt are computed again
+        assert usage.prompt_tokens_details is not None
+        assert usage.prompt_tokens_details.cached_tokens == 3 * (len(prompts[0]) // 16 * 16)
+
+
 def test_a_schema_is_kept(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     answer = client.chat.completions.create(

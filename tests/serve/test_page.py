@@ -189,6 +189,12 @@ def test_a_phone_shows_it_all(browser: Browser, served: Served) -> None:
     context.close()
 
 
+def test_an_answer_in_one_piece_has_no_speed(page: Page) -> None:
+    stub_answer(page, "x" * 5000)
+    say(page, "at once")
+    expect(page.locator(".below")).to_contain_text(re.compile(r"^1000 tokens · first after"))
+
+
 def test_what_the_server_says_is_shown(page: Page) -> None:
     set_up(page, temperature="200")
     say(page, "too hot")
@@ -245,6 +251,7 @@ def test_an_answer_streams_and_is_stopped(alice: Page, guarded: Served) -> None:
     say(alice, "never end")
     text, below = alice.locator(".assistant .text"), alice.locator(".below")
     expect(text).not_to_be_empty()
+    alice.wait_for_timeout(100)  # a speed is told of what takes longer than a moment
     alice.get_by_role("button", name="Stop").click()
     expect(alice.get_by_role("button", name="Send")).to_be_visible()
     expect(below).to_contain_text(re.compile(r"~\d+ tokens · [\d.,]+ tokens/s · first after [\d.]+ m?s · stopped"))

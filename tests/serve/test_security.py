@@ -419,6 +419,84 @@ def test_the_queue_is_bounded(serve: Callable[..., Served]) -> None:
     assert is_well(served)
 
 
+PATHS_OF_TEXTS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "/tokenize": lambda text: {"prompt": text},
+    "/v1/completions": lambda text: {"prompt": text, "timeout": 2},
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/messages/count_tokens": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/embeddings": lambda text: {"input": text},
+    "/detokenize": lambda text: {"tokens": [0] * len(text)},
+}
+
+
+def test_what_never_fits_is_refused_and_prompts_of_one_request_take_turns(serve: Callable[..., Served]) -> None:
+    served = serve("--set", "serve.limits.queued_tokens=30000", "--set", "serve.limits.requests=2")
+    for path, body in PATHS_OF_TEXTS.items():
+        answer = post(served, body("a" * 40_000), path)
+        assert answer.status_code == 400, answer.text
+        assert "at most 30,000" in answer.text
+    for path, field in (("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
+        answer = post(served, {field: ["a", "b", "c"]}, path)
+        assert answer.status_code == 200, answer.text
+    assert is_well(served)
+
+
+def test_a_long_text_keeps_nobody_waiting(served: Served) -> None:
+    pauses, is_over = [], threading.Event()
+
+    def watch() -> None:
+        with served.client() as client:
+            while not is_over.is_set():
+                begin = time.monotonic()
+                client.get("/health")
+                pauses.append(time.monotonic() - begin)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        begin = time.monotonic()
+        answer = post(served, {"prompt": "some words " * 40_000, "return_token_strs": True}, "/tokenize")
+        took = time.monotonic() - begin
+    finally:
+        is_over.set()
+        watching.join()
+    assert answer.status_code == 200
+    assert answer.json()["count"] == 440_000
+    assert max(pauses) < 0.5 * took
+
+
+def test_a_prompt_longer_than_all_tokens_is_not_encoded(served: Served) -> None:
+    text = "a" * 20_000
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        answer = post(served, PATHS_OF_TEXTS[path](text), path)
+        assert answer.status_code == 400
+        assert "bytes, in 1024 tokens fit at most" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert post(served, {"prompt": text}, "/tokenize").json()["count"] == 20_000
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/messages/count_tokens", "/v1/chat/completions"])
+def test_messages_are_bounded_wherever_they_are_read(served: Served, path: str) -> None:
+    answer = post(served, {"messages": [{"role": "user", "content": "a"}] * 2049}, path)
+    assert answer.status_code == 400
+    assert "at most 2048 messages" in answer.text
+
+
+def test_a_streamed_request_has_one_deadline(served: Served) -> None:
+    body = {"prompt": ["a", "b", "c"] * 9, "max_tokens": 900, "ignore_eos": True, "stream": True, "timeout": 0.4}
+    begin = time.monotonic()
+    answer = post(served, body, "/v1/completions")
+    assert "no answer within 0.4 s" in answer.text
+    assert time.monotonic() - begin < 2
+
+
+def test_no_private_use_character_is_left(served: Served) -> None:
+    text = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]))
+    answer = post(served, {"messages": [{"role": "user", "content": text}]}, "/tokenize")
+    assert answer.status_code == 400
+    assert "private-use" in answer.text
+
+
 class _raw:  # noqa: N801
     """Bytes to a server, and what it answers until it closes or 3 seconds have passed."""
 

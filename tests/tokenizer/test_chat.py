@@ -248,6 +248,14 @@ def control_tokens(tokenizer: Tokenizer, ids: list[int]) -> list[str | None]:
 
 
 class TestControlTokensInContent:
+    def test_need_one_private_use_character(self, byte_level: Tokenizer) -> None:
+        *others, last = map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)])
+        text = "".join(others)
+        ids = encode_chat_prompt(byte_level, [{"role": "user", "content": text}])
+        assert text in byte_level.decode(ids)
+        with pytest.raises(DataError, match="private-use"):
+            encode_chat_prompt(byte_level, [{"role": "user", "content": text + last}])
+
     @pytest.mark.parametrize("name", TEMPLATES)
     @given(question=contents, answer=contents)
     def test_come_from_the_template_alone(

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from tallow.errors import DataError
 from tallow.tokenizer.chat import CHATML
+from tallow.tokenizer.sealed import SHORT
 from tallow.tokenizer.tokenizer import Tokenizer
 
 Backend = Callable[[], tokenizers.Tokenizer]
@@ -242,6 +243,17 @@ class TestBrokenFiles:
         backend.enable_padding(length=10**9)
         backend.save(str(tmp_path / "tokenizer.json"))
         assert len(Tokenizer.load(tmp_path).encode("a")) == 1
+
+    def test_long_texts_are_done_as_short_ones(self, any_tokenizer: Tokenizer) -> None:
+        text = "".join(TEXTS) * 50
+        assert len(text) > SHORT
+        ids = any_tokenizer.encode(text)
+        assert ids == any_tokenizer.sealed.ids(any_tokenizer.sealed._backend.encode(text, add_special_tokens=False))
+        assert any_tokenizer.decode(ids) == any_tokenizer.backend.decode(ids)
+
+    def test_no_token_stands_for_more_than_the_longest(self, any_tokenizer: Tokenizer) -> None:
+        for text in TEXTS:
+            assert len(text.encode()) <= len(any_tokenizer.encode(text)) * any_tokenizer.longest_token_bytes
 
     def test_ids_that_are_none(self, byte_level: Tokenizer) -> None:
         assert byte_level.decode([byte_level.vocab_size + 1]) == ""

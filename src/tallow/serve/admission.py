@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits
@@ -11,6 +15,7 @@ from tallow.serve.wire import Update
 FIRST_TOKENS_PER_S = 1000.0
 """Of prompts, as long as nothing has been measured."""
 MOST_RETRY_S = 60.0
+Result = TypeVar("Result")
 
 
 class Admission:
@@ -26,17 +31,78 @@ class Admission:
         self._limits = limits
         self._tokens_per_s = FIRST_TOKENS_PER_S
 
-    def enter(self, num_bytes: int) -> Place:
-        """A place for a request whose prompt has so many bytes, and so at most as many tokens.
+    @asynccontextmanager
+    async def place(self, num_bytes: int, timeout_s: float | None = None) -> AsyncIterator[Place]:
+        """A place for a request whose prompt has so many bytes, and so at most as many tokens; until the block is left.
 
         Raises:
-            ApiError: There is none (429), or the server is about to end (503).
+            ApiError: There is none (429), there never is one for so many (400), the server is about to end (503), or
+                time is up (408).
         """
+        place = self._enter(num_bytes)
+        try:
+            async with self.deadline(timeout_s):
+                yield place
+        finally:
+            place.leave()
+
+    @asynccontextmanager
+    async def deadline(self, timeout_s: float | None) -> AsyncIterator[None]:
+        """So much time, at most what the limits say, for what is done in the block.
+
+        Raises:
+            ApiError: It is up (408).
+        """
+        seconds = min(timeout_s or self._limits.request_s, self._limits.request_s)
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            raise ApiError(408, f"there was no answer within {seconds:g} s", code="timeout") from error
+
+    async def in_turns(
+        self,
+        works: Sequence[Callable[[], Awaitable[Result]]],
+        num_bytes: int,
+        timeout_s: float | None,
+        *,
+        at_once: int | None = None,
+    ) -> list[Result]:
+        """What is done for the prompts of one request: so many at once that they never keep each other out.
+
+        Args:
+            works: What is done, a prompt each; it finds a place for itself.
+            num_bytes: Of the largest prompt.
+            timeout_s: For all of them.
+            at_once: The most; None: as many as the limits say.
+
+        Raises:
+            ApiError: One has failed, or time is up.
+        """
+        fitting = min(self._limits.requests, self._limits.queued_tokens // max(num_bytes, 1))
+        turns = asyncio.Semaphore(max(1, min(fitting, at_once or fitting)))
+
+        async def take_turn(work: Callable[[], Awaitable[Result]]) -> Result:
+            async with turns:
+                return await work()
+
+        tasks = [asyncio.create_task(take_turn(work)) for work in works]
+        try:
+            async with self.deadline(timeout_s):
+                return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _enter(self, num_bytes: int) -> Place:
+        if num_bytes > self._limits.queued_tokens:
+            message = f"the prompt has {num_bytes:,} bytes, at most {self._limits.queued_tokens:,} are taken"
+            raise ApiError(400, f"{message} (limits.queued_tokens)", code="context_length_exceeded")
         if self.is_draining:
             raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5)
         if self.num_requests >= self._limits.requests:
             raise ApiError(429, "too many requests are waiting", code="queue_full", retry_after_s=self._wait_s())
-        if self.num_requests and self.num_queued_tokens + num_bytes > self._limits.queued_tokens:
+        if self.num_queued_tokens + num_bytes > self._limits.queued_tokens:
             raise ApiError(429, "too many prompts are waiting", code="queue_full", retry_after_s=self._wait_s())
         return Place(self, num_bytes)
 

@@ -15,7 +15,7 @@ from tallow.serve.tool_choice import MAX_CALLS, forced_structure
 from tallow.serve.tool_formats import ANY_FORMAT, tool_format
 from tallow.serve.tools import ToolCallDelta, ToolParser
 from tallow.serve.wire import Update
-from tallow.tokenizer.chat import encode_chat_prompt, turn_end_ids
+from tallow.tokenizer.chat import render_chat_prompt, turn_end_ids
 
 Message = Mapping[str, Any]
 QUICK_CHARACTERS = 512
@@ -69,7 +69,8 @@ class Question:
     def num_bytes(self) -> int:
         """Of the prompt: no tokenizer makes more tokens of it."""
         prompt = self.prompt
-        return _size(self.messages) + (_size(prompt) if isinstance(prompt, str) else len(prompt)) + _size(self.tools)
+        texts = (self.messages, self.tools, self.template_variables)
+        return sum(map(_size, texts)) + (_size(prompt) if isinstance(prompt, str) else len(prompt))
 
     async def encode(self, facts: Facts) -> list[int]:
         """Its tokens; unless that is done at once, they are made in a thread beside the loop.
@@ -87,6 +88,7 @@ class Question:
         tokenizer = facts.tokenizer
         if not self.messages:
             if isinstance(self.prompt, str):
+                self._check_bytes(self.prompt, facts)
                 return tokenizer.encode(self.prompt, add_special_tokens=True)
             return list(self.prompt)
         messages, tools = self.messages, [{"type": "function", "function": dict(tool)} for tool in self.tools]
@@ -94,7 +96,9 @@ class Question:
             tools = []
         elif "tools" not in (_template_source(facts) or ""):
             messages, tools = with_tools_told(messages, tools), []
-        return encode_chat_prompt(tokenizer, messages, tools=tools or None, variables=self.template_variables)
+        text, marker = render_chat_prompt(tokenizer, messages, tools=tools or None, variables=self.template_variables)
+        self._check_bytes(text.replace(marker, ""), facts)
+        return tokenizer.sealed.encode_pieces([(text, False)], marker)[0]
 
     def job(self, facts: Facts, prompt_ids: list[int], adapter: str | None) -> dict[str, Any]:
         """What the engine process is told.
@@ -106,12 +110,7 @@ class Question:
         params = dict(self.params)
         most = params.setdefault("max_new_tokens", max(room, 1))
         if room < min(1, most):
-            raise ApiError(
-                400,
-                f"the prompt has {len(prompt_ids)} tokens, the model's context is of {facts.context_length}",
-                code="context_length_exceeded",
-                param="messages" if self.messages else "input" if self.embed else "prompt",
-            )
+            raise self._too_long(f"{len(prompt_ids)} tokens, the model's context is of {facts.context_length}")
         params["max_new_tokens"] = min(most, max(room, 0))
         params["min_new_tokens"] = min(params.get("min_new_tokens", 0), params["max_new_tokens"])
         if self.messages and not params.get("ignore_eos"):
@@ -128,6 +127,17 @@ class Question:
             "log_probs": self.log_probs,
             "embed": self.embed,
         }
+
+    def _check_bytes(self, text: str, facts: Facts) -> None:
+        """Refuse a text that is too long whatever its tokens are, before they are made."""
+        if len(text) > facts.context_length:
+            num_bytes, most = _size(text), facts.context_length * facts.tokenizer.longest_token_bytes
+            if num_bytes > most:
+                raise self._too_long(f"{num_bytes:,} bytes, in {facts.context_length} tokens fit at most {most:,}")
+
+    def _too_long(self, told: str) -> ApiError:
+        param = "messages" if self.messages else "input" if self.embed else "prompt"
+        return ApiError(400, f"the prompt has {told}", code="context_length_exceeded", param=param)
 
     def tool_parser(self, facts: Facts) -> ToolParser | None:
         """What finds calls in an answer; None: there can be none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import FastAPI, Request
@@ -18,7 +18,7 @@ from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of, unsu
 from tallow.serve.document import ANTHROPIC_ERRORS, answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Json, respond, salt_of, sse
-from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tool_fields
+from tallow.serve.requests import Body, Few, FewParts, NumTokens, Sampling, ToolName, tool_fields
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 
@@ -27,7 +27,7 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 
 class Message(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    content: str | Few[dict[str, Any]]
 
 
 class CustomTool(Body):
@@ -55,13 +55,13 @@ class OutputConfig(Body):
 class CountTokensRequest(Sampling):
     """A conversation whose tokens are counted."""
 
-    messages: list[Message]
-    system: str | list[dict[str, Any]] = ""
-    tools: list[CustomTool] = Field(default_factory=list)
+    messages: Annotated[Few[Message], FewParts]
+    system: str | Few[dict[str, Any]] = ""
+    tools: Few[CustomTool] = Field(default_factory=list)
     tool_choice: ToolChoice = ToolChoice()
     thinking: dict[str, Any] = Field(default_factory=dict)
     output_config: OutputConfig = OutputConfig()
-    stop: str | list[str] | None = Field(default=None, alias="stop_sequences")
+    stop: str | Few[str] | None = Field(default=None, alias="stop_sequences")
 
     def structures(self) -> dict[str, Any]:
         form = self.output_config.format
@@ -129,8 +129,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def count_tokens(body: CountTokensRequest) -> Response:
         """How many tokens a conversation has."""
         asked = question(body, service.settings.limits)
-        facts = await service.engine(asked.model).ready()
-        return Json({"input_tokens": len(await asked.encode(facts))})
+        async with service.admission.place(asked.num_bytes, asked.timeout_s):
+            facts = await service.engine(asked.model).ready()
+            return Json({"input_tokens": len(await asked.encode(facts))})
 
 
 def tell_error(error: ApiError) -> bytes:
@@ -150,6 +151,8 @@ def question(
         raise ApiError(400, "there is no thinking apart from the answer: leave thinking out", param="thinking")
     if request.messages and request.messages[-1].role == "assistant":
         raise ApiError(400, "an answer cannot be begun here: the last message must be the user's", param="messages")
+    if len(request.messages) > limits.messages:
+        raise ApiError(400, f"a conversation has at most {limits.messages} messages", param="messages")
     choice = request.tool_choice
     named = {"any": "required", "tool": f":{choice.name}"}.get(choice.type, choice.type)
     return Question(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error
 from tallow.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tallow.serve.service import Service
 
+MOST_PLACE_CHARACTERS = 256
+"""Of where in a body something is wrong: keys may be of any length."""
 HEALTH_STATUS = {"ready": 200, "loading": 503, "draining": 503, "dead": 503}
 
 
@@ -71,7 +74,9 @@ def _as_api_error(error: Exception) -> ApiError:
             return error
         case RequestValidationError():
             problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"][1:])
+            if isinstance(error.body, bytes):
+                return ApiError(400, "the body is not taken for JSON: send the header Content-Type: application/json")
+            place = ".".join(str(part) for part in problem["loc"][1:])[:MOST_PLACE_CHARACTERS]
             return ApiError(400, f"{place or 'the body'}: {problem['msg']}", param=place or None)
         case HTTPException():
             return ApiError(error.status_code, str(error.detail))
@@ -99,20 +104,21 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", responses=answers("Tokens"))
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text (`prompt`) or a conversation (`messages`)."""
-        facts = await service.engine(body.model).ready()
-        ids = await openai_api.tokenize(facts, body)
+        facts, ids = await openai_api.tokenize(service, body)
         answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": facts.context_length}
         if body.return_token_strs:
-            answer["token_strs"] = [openai_api.token_text(facts, token) for token in ids]
+            answer["token_strs"] = await asyncio.to_thread(openai_api.token_texts, facts, ids)
         return Json(answer)
 
     @app.post("/detokenize", responses=answers("Text"))
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of `tokens`."""
-        facts = await service.engine(body.model).ready()
-        if max(body.tokens, default=0) >= facts.tokenizer.vocab_size:
-            raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
-        return Json({"prompt": facts.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        async with service.admission.place(len(body.tokens)):
+            facts = await service.engine(body.model).ready()
+            if max(body.tokens, default=0) >= facts.tokenizer.vocab_size:
+                raise ApiError(400, "tokens must be a list of tokens of this model", param="tokens")
+            decode = facts.tokenizer.decode
+            return Json({"prompt": await asyncio.to_thread(decode, body.tokens, skip_special_tokens=False)})
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
 import struct
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -47,27 +47,25 @@ async def embed(service: Service, request: EmbeddingsRequest, salt: str | None) 
         raise ApiError(400, f"at most {limits.prompts} inputs are taken", param="input")
     if not all(request.input):
         raise ApiError(400, "an input is empty", param="input")
-    turns = asyncio.Semaphore(min(INPUTS_AT_ONCE, limits.requests))
-    seconds = min(request.timeout or limits.request_s, limits.request_s)
 
-    async def embed_one(prompt: str | list[int]) -> tuple[list[float], Answers]:
-        question = Question(params={"max_new_tokens": 0}, prompt=prompt, embed=True, **request.common_fields(salt))
-        async with turns, service.answer(question) as answers:
+    async def embed_one(question: Question) -> tuple[list[float], Answers]:
+        async with service.answer(question) as answers:
             size = answers.facts.hidden_size
             if (request.dimensions or 0) > size:
                 raise ApiError(400, f"this model's vectors have {size} dimensions", param="dimensions")
             [vector] = [delta.piece.embedding async for delta in answers.deltas() if delta.piece.embedding]
             return vector, answers
 
-    tasks = [asyncio.create_task(embed_one(prompt)) for prompt in request.input]
-    try:
-        async with asyncio.timeout(seconds):
-            found = await asyncio.gather(*tasks)
-    except TimeoutError as error:
-        raise ApiError(408, f"there was no answer within {seconds:g} s", code="timeout") from error
-    finally:
-        for task in tasks:
-            task.cancel()
+    questions = [
+        Question(params={"max_new_tokens": 0}, prompt=prompt, embed=True, **request.common_fields(salt))
+        for prompt in request.input
+    ]
+    found = await service.admission.in_turns(
+        [partial(embed_one, question) for question in questions],
+        max(question.num_bytes for question in questions),
+        request.timeout,
+        at_once=INPUTS_AT_ONCE,
+    )
     num_tokens = sum(answers.num_prompt_tokens for _, answers in found)
     return {
         "object": "list",

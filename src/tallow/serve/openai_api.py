@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -16,10 +17,10 @@ from tallow.serve.errors import ApiError
 from tallow.serve.http import sse
 from tallow.serve.requests import ChatRequest, CompletionRequest, Message, TokenizeRequest, tool_fields
 from tallow.serve.service import Service
+from tallow.serve.settings import Limits
 from tallow.serve.tools import ToolCallDelta
 from tallow.serve.wire import Update
 
-COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 DONE = sse(b"[DONE]")
 
 
@@ -47,15 +48,13 @@ class Chat:
         self._wants_log_probs = bool(request.logprobs)
         if request.top_logprobs and not self._wants_log_probs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
-        if len(request.messages) > limits.messages:
-            raise ApiError(400, f"a conversation has at most {limits.messages} messages", param="messages")
         params = request.params(request.max_completion_tokens or request.max_tokens, limits)
         if self._wants_log_probs:
             params["top_log_probs"] = request.top_logprobs or 0
         tools = [tool.function for tool in request.tools or ()]
         self.question = Question(
             params=params,
-            messages=template_messages(request.messages),
+            messages=template_messages(request.messages, limits),
             count=request.answers(limits),
             log_probs=self._wants_log_probs,
             template_variables=request.chat_template_kwargs,
@@ -167,38 +166,35 @@ class Completion:
 
     async def whole(self) -> dict[str, Any]:
         """All answers at once."""
-        tasks = [asyncio.create_task(self._answer(index, question)) for index, question in enumerate(self.questions)]
-        try:
-            parts = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-        choices = [choice for part in parts for choice in part["choices"]]
-        total = {key: sum(part["usage"][key] for part in parts) for key in COUNTS}
-        return parts[0] | {"choices": choices, "usage": parts[0]["usage"] | total}
+        works = [partial(self._answer, index, question) for index, question in enumerate(self.questions)]
+        most_bytes = max(question.num_bytes for question in self.questions)
+        parts = await self._service.admission.in_turns(works, most_bytes, self._request.timeout)
+        choices = [choice for _, choices in parts for choice in choices]
+        all_answers = [answers for answers, _ in parts]
+        return self._head(all_answers[0]) | {"choices": choices, "usage": usage(*all_answers)}
 
-    async def _answer(self, index: int, question: Question) -> dict[str, Any]:
+    async def _answer(self, index: int, question: Question) -> tuple[Answers, list[dict[str, Any]]]:
         async with self._service.answer(question) as answers:
             echoed = await self._echoed(answers)
-            choices = [self._choice(index, answers, whole, echoed) for whole in await answers.whole()]
-        return self._head(answers) | {"choices": choices, "usage": usage(answers)}
+            return answers, [self._choice(index, answers, whole, echoed) for whole in await answers.whole()]
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """All answers piece by piece, those to several prompts one after the other."""
         options = self._request.stream_options
-        counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        head: dict[str, Any] = {}
-        for index, question in enumerate(self.questions):
-            begun: set[int] = set()
-            async with self._service.answer(question) as answers:
-                head, echoed = self._head(answers), await self._echoed(answers)
-                async for delta in answers.deltas():
-                    choice = self._choice(index, answers, delta, echoed if delta.choice not in begun else None)
-                    yield sse(head | {"choices": [choice]})
-                    begun.add(delta.choice)
-                counts = {key: counts[key] + usage(answers)[key] for key in counts}
+        all_answers: list[Answers] = []
+        async with self._service.admission.deadline(self._request.timeout):
+            for index, question in enumerate(self.questions):
+                told: dict[int, int] = {}  # characters of each answer that has begun
+                async with self._service.answer(question) as answers:
+                    all_answers.append(answers)
+                    head, echoed = self._head(answers), await self._echoed(answers)
+                    async for delta in answers.deltas():
+                        begun = told.get(delta.choice)
+                        choice = self._choice(index, answers, delta, echoed if begun is None else None, begun or 0)
+                        yield sse(head | {"choices": [choice]})
+                        told[delta.choice] = (begun or 0) + sum(map(len, (choice["logprobs"] or {}).get("tokens", ())))
         if options is not None and options.include_usage:
-            yield sse(head | {"choices": [], "usage": counts})
+            yield sse(self._head(all_answers[0]) | {"choices": [], "usage": usage(*all_answers)})
         yield DONE
 
     async def _echoed(self, answers: Answers) -> str | None:
@@ -209,12 +205,14 @@ class Completion:
             return answers.question.prompt
         return await asyncio.to_thread(answers.facts.tokenizer.decode, answers.prompt_ids)
 
-    def _choice(self, index: int, answers: Answers, delta: Delta, echoed: str | None) -> dict[str, Any]:
+    def _choice(
+        self, index: int, answers: Answers, delta: Delta, echoed: str | None, offset: int = 0
+    ) -> dict[str, Any]:
         num_top, with_prompt = self._request.logprobs, echoed is not None
         return {
             "index": index * self._count + delta.choice,
             "text": (echoed or "") + delta.text,
-            "logprobs": _scores(answers, delta.piece, with_prompt, num_top) if num_top is not None else None,
+            "logprobs": _scores(answers, delta.piece, with_prompt, num_top, offset) if num_top is not None else None,
             "finish_reason": delta.finish_reason,
         }
 
@@ -228,8 +226,12 @@ class Completion:
         }
 
 
-def _scores(answers: Answers, piece: Update, with_prompt: bool, num_top: int) -> dict[str, Any]:
-    """Log-probabilities in the form of completions; the prompt's first token has none."""
+def _scores(answers: Answers, piece: Update, with_prompt: bool, num_top: int, offset: int) -> dict[str, Any]:
+    """Log-probabilities in the form of completions; the prompt's first token has none.
+
+    Args:
+        offset: Characters of the tokens that have been told before.
+    """
     facts, prompt_ids = answers.facts, answers.prompt_ids
     scored: list[tuple[int, float | None, Sequence[tuple[int, float]] | None]] = []
     if with_prompt and (piece.prompt_log_probs or len(prompt_ids) == 1):
@@ -247,7 +249,7 @@ def _scores(answers: Answers, piece: Update, with_prompt: bool, num_top: int) ->
         "tokens": tokens,
         "token_logprobs": [score for _, score, _ in scored],
         "top_logprobs": tops if num_top else None,
-        "text_offset": [0, *accumulate(map(len, tokens))][: len(tokens)],
+        "text_offset": [*accumulate(map(len, tokens), initial=offset)][: len(tokens)],
     }
 
 
@@ -257,28 +259,41 @@ def _with_tops(
     return zip(ids, scores, tops or [()] * len(scores), strict=False)  # tokens without scores are not told
 
 
-def usage(answers: Answers) -> dict[str, Any]:
-    """What was computed."""
+def usage(*all_answers: Answers) -> dict[str, Any]:
+    """What was computed for one prompt, or for several."""
+    num_prompt_tokens = sum(answers.num_prompt_tokens for answers in all_answers)
+    num_tokens = sum(answers.num_tokens for answers in all_answers)
     return {
-        "prompt_tokens": answers.num_prompt_tokens,
-        "completion_tokens": answers.num_tokens,
-        "total_tokens": answers.num_prompt_tokens + answers.num_tokens,
-        "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_tokens,
+        "total_tokens": num_prompt_tokens + num_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(answers.cached_tokens for answers in all_answers)},
     }
 
 
-async def tokenize(facts: Facts, request: TokenizeRequest) -> list[int]:
-    """The tokens of a prompt or of messages.
+async def tokenize(service: Service, request: TokenizeRequest) -> tuple[Facts, list[int]]:
+    """The tokens of a prompt or of messages, and whose they are.
 
     Raises:
-        ApiError: There is neither.
+        ApiError: There is neither, or too much of it.
     """
-    if request.messages is not None:
-        return await Question(None, {}, template_messages(request.messages)).encode(facts)
-    if request.prompt is None:
+    messages = template_messages(request.messages or (), service.settings.limits)
+    if not messages and request.prompt is None:
         raise ApiError(400, "give a prompt, or messages", param="prompt")
-    encode = facts.tokenizer.encode
-    return await asyncio.to_thread(encode, request.prompt, add_special_tokens=request.add_special_tokens)
+    text = request.prompt or ""
+    asked = Question(request.model, {}, messages, text)
+    async with service.admission.place(asked.num_bytes):
+        facts = await service.engine(request.model).ready()
+        if messages:
+            return facts, await asked.encode(facts)
+        encode = facts.tokenizer.encode  # a text need not fit into the context here
+        return facts, await asyncio.to_thread(encode, text, add_special_tokens=request.add_special_tokens)
+
+
+def token_texts(facts: Facts, tokens: Sequence[int]) -> list[str]:
+    """Each token as text."""
+    texts = {token: token_text(facts, token) for token in set(tokens)}
+    return [texts[token] for token in tokens]
 
 
 def token_text(facts: Facts, token: int) -> str:
@@ -286,12 +301,14 @@ def token_text(facts: Facts, token: int) -> str:
     return facts.tokenizer.token_bytes(token).decode(errors="replace")
 
 
-def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[Message], limits: Limits) -> list[dict[str, Any]]:
     """Messages as chat templates take them.
 
     Raises:
-        ApiError: One has content that is not text, or a call whose arguments are no JSON object.
+        ApiError: There are too many, one has content that is not text, or a call whose arguments are no JSON object.
     """
+    if len(messages) > limits.messages:
+        raise ApiError(400, f"a conversation has at most {limits.messages} messages", param="messages")
     found = []
     for index, message in enumerate(messages):
         plain, param = message.model_dump(exclude_unset=True), f"messages[{index}]"

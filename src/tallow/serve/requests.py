@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from itertools import chain
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -13,15 +14,22 @@ from tallow.serve.settings import Limits
 from tallow.serve.tool_choice import MAX_CALLS
 
 MAX_TOKENS = 1 << 20
+MAX_OBJECTS = 1 << 14
+"""Of each kind: what a server of any settings is spared, whose limits count only what has been read."""
 MAX_TOP_LOG_PROBS = 20
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 ModelName = Annotated[str, Field(max_length=256)]
 NumTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[Token], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1)]
-Tokenized = Annotated[list[TokenIds], Field(min_length=1)]
+Item = TypeVar("Item")
+Few = Annotated[list[Item], Field(max_length=MAX_OBJECTS, fail_fast=True)]
+"""A list that is refused at its first wrong item: a complaint of each would cost far more than the list."""
+Some = Annotated[Few[Item], Field(min_length=1)]
+Tokens = Annotated[list[Token], Field(max_length=MAX_TOKENS, fail_fast=True)]
+TokenIds = Annotated[Tokens, Field(min_length=1)]
+Texts = Some[str]
+Tokenized = Some[TokenIds]
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
@@ -31,6 +39,15 @@ def _several(prompts: Any) -> Any:
     return [prompts] if isinstance(prompts, str) or not isinstance(first, str | list) else prompts
 
 
+def _few_parts(messages: Any) -> Any:
+    """Messages that have not too many parts and calls together."""
+    fields = (message.values() for message in messages[:MAX_OBJECTS] if isinstance(message, dict))
+    if sum(len(part) for part in chain.from_iterable(fields) if isinstance(part, list)) > MAX_OBJECTS:
+        raise ValueError(f"messages have at most {MAX_OBJECTS:,} parts together")
+    return messages
+
+
+FewParts = BeforeValidator(lambda messages: _few_parts(messages) if isinstance(messages, list) else messages)
 Prompts = Annotated[
     Texts | Tokenized, BeforeValidator(_several, json_schema_input_type=str | Texts | TokenIds | Tokenized)
 ]
@@ -67,7 +84,7 @@ class StructuredOutputs(Body):
 
     json_schema: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Few[str] | None = None
     grammar: str | None = None
 
 
@@ -103,11 +120,15 @@ class SamplingSettings(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     # le, as JSON schemas have bounds as floats, which know no greatest number below 2^63
     seed: Annotated[int, Field(ge=-(2**63), le=2**63), AfterValidator(lambda seed: seed % 2**64)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Few[str] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+        Annotated[
+            dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+            Field(fail_fast=True),
+        ]
+        | None
     ) = None
 
     top_k: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda count: max(count, 0))] | None = None
@@ -118,7 +139,7 @@ class SamplingSettings(Body):
     dry_base: Annotated[float, Field(ge=1, le=4)] | None = None
     dry_allowed_length: NumTokens | None = None
     min_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(None, alias="min_tokens")
-    stop_ids: list[Token] | None = Field(None, max_length=64, alias="stop_token_ids")
+    stop_ids: Annotated[Tokens, Field(max_length=64)] | None = Field(None, alias="stop_token_ids")
     ignore_eos: bool = False
 
 
@@ -209,11 +230,11 @@ class Message(Body):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     role: Annotated[str, Field(max_length=64)]
-    content: str | list[Part] | None = None
-    tool_calls: list[ToolCall] | None = None
+    content: str | Few[Part] | None = None
+    tool_calls: Few[ToolCall] | None = None
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[Some[Message], FewParts]
 
 
 class CompletionSettings(Sampling):
@@ -242,7 +263,7 @@ class ChatRequest(CompletionSettings):
     max_completion_tokens: NumTokens | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOG_PROBS)] | None = None
-    tools: list[Tool] | None = None
+    tools: Few[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -279,7 +300,7 @@ class DetokenizeRequest(Body):
     """Tokens, to be told their text."""
 
     model: ModelName | None = None
-    tokens: list[Token]
+    tokens: Tokens
 
 
 def check_structure(structure: Mapping[str, Any], limits: Limits, param: str) -> None:

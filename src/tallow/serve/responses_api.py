@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -20,7 +20,7 @@ from tallow.serve.blocks import Block, Blocks, Conversation, Step, text_of
 from tallow.serve.document import answers
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, respond, salt_of, sse
-from tallow.serve.requests import Body, NumTokens, Sampling, ToolName, tool_fields
+from tallow.serve.requests import Body, Few, FewParts, NumTokens, Sampling, ToolName, tool_fields
 from tallow.serve.service import Service
 from tallow.serve.settings import Limits
 
@@ -65,20 +65,20 @@ class NamedTool(Body):
 class AllowedTools(Body):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Few[NamedTool]
 
 
 class ResponsesRequest(Sampling):
     """A conversation to be answered."""
 
-    input: str | list[dict[str, Any]]
+    input: Annotated[str | Few[dict[str, Any]], FewParts]
     instructions: str | None = None
     max_output_tokens: NumTokens | None = None
     text: TextConfig = TextConfig()
-    tools: list[FunctionTool] = Field(default_factory=list)
+    tools: Few[FunctionTool] = Field(default_factory=list)
     tool_choice: Literal["auto", "none", "required"] | NamedTool | AllowedTools = "auto"
     parallel_tool_calls: bool | None = True
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(fail_fast=True)] | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None

@@ -86,26 +86,17 @@ class Service:
             ApiError: It cannot be answered, is not answered in time, or there are too many others.
         """
         name, engine, adapter = self.find(question.model)
-        seconds = min(question.timeout_s or self.settings.limits.request_s, self.settings.limits.request_s)
         with self.metrics.request(name) as record, self.log.request(name, question, record) as watch_texts:
-            place = self.admission.enter(question.num_bytes)
-            try:
-                async with asyncio.timeout(seconds):
-                    facts = await engine.ready()
-                    prompt_ids = await question.encode(facts)
-                    place.reserve(len(prompt_ids))
-                    record.num_prompt_tokens = len(prompt_ids)
-                    job = engine.submit(
-                        question.job(facts, prompt_ids, adapter), place.watch, record.watch, watch_texts
-                    )
-                    try:
-                        yield Answers(name, facts, question, job, prompt_ids)
-                    finally:
-                        engine.abort(job)
-            except TimeoutError as error:
-                raise ApiError(408, f"there was no answer within {seconds:g} s", code="timeout") from error
-            finally:
-                place.leave()
+            async with self.admission.place(question.num_bytes, question.timeout_s) as place:
+                facts = await engine.ready()
+                prompt_ids = await question.encode(facts)
+                place.reserve(len(prompt_ids))
+                record.num_prompt_tokens = len(prompt_ids)
+                job = engine.submit(question.job(facts, prompt_ids, adapter), place.watch, record.watch, watch_texts)
+                try:
+                    yield Answers(name, facts, question, job, prompt_ids)
+                finally:
+                    engine.abort(job)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -207,9 +207,24 @@ def encode_chat_prompt(
     Raises:
         DataError: The tokenizer has no chat template; or as `ChatTemplate.render`.
     """
-    template, marker, messages, tools = _marked(tokenizer, messages, tools)
-    text = template.render(messages, add_generation_prompt=True, tools=tools, variables=variables)
+    text, marker = render_chat_prompt(tokenizer, messages, tools=tools, variables=variables)
     return tokenizer.sealed.encode_pieces([(text, False)], marker)[0]
+
+
+def render_chat_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> tuple[str, str]:
+    """The first half of `encode_chat_prompt`: the text, and the marker in it that `encode_pieces` takes out.
+
+    Raises:
+        DataError: As `encode_chat_prompt`.
+    """
+    template, marker, messages, tools = _marked(tokenizer, messages, tools)
+    return template.render(messages, add_generation_prompt=True, tools=tools, variables=variables), marker
 
 
 def _marked(
@@ -282,7 +297,14 @@ def _has_answer(messages: Sequence[Message]) -> bool:
 
 
 def _unused_characters(value: Any, count: int) -> list[str]:
-    """Private-use characters that occur nowhere in a value."""
-    text = json.dumps(value, ensure_ascii=False)
+    """Private-use characters that occur nowhere in a value.
+
+    Raises:
+        DataError: There are not so many.
+    """
+    used = set(json.dumps(value, ensure_ascii=False))
     candidates = map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)))
-    return list(islice((character for character in candidates if character not in text), count))
+    found = list(islice((character for character in candidates if character not in used), count))
+    if len(found) < count:
+        raise DataError("the conversation holds all of Unicode's private-use characters", "leave some of them out")
+    return found

@@ -24,6 +24,9 @@ from tokenizers import AddedToken
 
 from tallow.errors import DataError
 
+SHORT = 2048
+"""Characters, or tokens, of a text that is done at once. With a longer one `tokenizers` would keep all other Python
+threads waiting, which it does not for a batch."""
 CANNOT_ENCODE = "text cannot be encoded", "check that it is valid Unicode"
 
 
@@ -60,16 +63,17 @@ class SealedTokenizer:
         if reachable := {name for name in self._names if self._spells(name, backend.token_to_id(name))}:
             renamed = {content: self._names[content] for content in reachable}
             self._backend = self._clone(backend, _renamed_model(backend, renamed), added)
-        self._original_ids = {
-            self._names.get(token.content, token.content): id
-            for id, token in added.items()
-            if self._backend.token_to_id(self._names.get(token.content, token.content)) not in (id, None)
+        numbers = {
+            id: self._backend.token_to_id(self._names.get(token.content, token.content)) for id, token in added.items()
         }
-        self._renumbers_text = not self._original_ids.keys() <= set(self._names.values())
+        self._original_ids = {number: id for id, number in numbers.items() if number not in (id, None)}
+        self._renumbers_text = any(added[id].content not in self._names for id in self._original_ids.values())
 
     def encode(self, text: str) -> tokenizers.Encoding:
         """Encode text as text. Offsets are characters; nothing is added."""
-        return self._backend.encode(text, add_special_tokens=False)
+        if len(text) <= SHORT:
+            return self._backend.encode(text, add_special_tokens=False)
+        return self._backend.encode_batch([text], add_special_tokens=False)[0]
 
     def ids(self, encoding: tokenizers.Encoding) -> list[int]:
         """The ids of an encoding of text that holds no secret names."""
@@ -99,8 +103,9 @@ class SealedTokenizer:
                 flagged.append((start, len(text)))
         with library_errors(*CANNOT_ENCODE):
             encoding = self.encode(text)
-        starts, ends = [start for start, _ in encoding.offsets], [end for _, end in encoding.offsets]
-        mask = [False] * len(ends)
+        mask = [False] * len(encoding)
+        offsets = encoding.offsets if flagged else []
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         for start, end in flagged:
             first, last = bisect_right(ends, start), bisect_left(starts, end)
             mask[first:last] = [True] * (last - first)
@@ -169,7 +174,7 @@ class SealedTokenizer:
         return any(id in self.encode(before + text).ids for before in ("", "a", " "))
 
     def _ids(self, encoding: tokenizers.Encoding) -> list[int]:
-        return [self._original_ids.get(token, id) for token, id in zip(encoding.tokens, encoding.ids, strict=True)]
+        return [self._original_ids.get(id, id) for id in encoding.ids]
 
 
 def _in_model(backend: tokenizers.Tokenizer, content: str) -> bool:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from tallow.errors import DataError, reading
 from tallow.files import read_json, write_json, write_text
 from tallow.tokenizer.chat import ChatTemplate
-from tallow.tokenizer.sealed import CANNOT_ENCODE, SealedTokenizer, library_errors
+from tallow.tokenizer.sealed import CANNOT_ENCODE, SHORT, SealedTokenizer, library_errors
 from tallow.tokenizer.spelling import Spelling
 
 MAX_FILE_BYTES = 1 << 28  # of tokenizer.json; the largest published ones have 40 MB
@@ -155,7 +155,9 @@ class Tokenizer:
             DataError: An id is negative or beyond 32 bits.
         """
         with library_errors("tokens cannot be decoded", "check that model and tokenizer belong together"):
-            return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+            if len(ids) <= SHORT:
+                return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+            return self.backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
 
     @cached_property
     def sealed(self) -> SealedTokenizer:
@@ -166,6 +168,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Highest id + 1, added tokens included: the rows that a model needs at least."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """The most bytes of text that one token stands for."""
+        return max((len(self.token_bytes(id)) for id in range(self.vocab_size)), default=0)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
