@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ import tokenizers
 from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits, ModelSettings
 from tallow.serve.torchrun import num_processes
-from tallow.serve.wire import Closed, Update, read_message, write_message
+from tallow.serve.wire import Closed, Update, join_updates, read_message, write_message
 from tallow.tokenizer.chat import ChatTemplate
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ class Job:
         self.cached_tokens = 0
         self.num_tries = 0
         self._unfinished = message["count"]
-        self._unread: dict[int, Update] = {}
+        self._unread: dict[int, list[Update]] = {}
         self._error: ApiError | None = None
         self._news, self._end = asyncio.Event(), asyncio.Event()
 
@@ -64,7 +64,7 @@ class Job:
     def is_finished(self) -> bool:
         return self._unfinished == 0 or self._error is not None
 
-    async def read(self) -> Iterable[Update]:
+    async def read(self) -> list[Update]:
         """What the answers have grown by, as soon as they have; one update of each. None when all have ended.
 
         Raises:
@@ -76,7 +76,7 @@ class Job:
         if not self._unread and self._error is not None:
             raise self._error
         unread, self._unread = self._unread, {}
-        return unread.values()
+        return [join_updates(updates) for updates in unread.values()]
 
     async def read_all(self) -> list[Update]:
         """All of each answer, at their end, if nothing has been read before.
@@ -87,7 +87,7 @@ class Job:
         await self._end.wait()
         if self._error is not None:
             raise self._error
-        return [self._unread[choice] for choice in sorted(self._unread)]
+        return [join_updates(self._unread[choice]) for choice in sorted(self._unread)]
 
     def grow(self, update: Update) -> None:
         for watcher in self._watchers:
@@ -97,8 +97,7 @@ class Job:
         if update.error is not None:
             self.fail(ApiError.of_engine(update.error))
             return
-        unread = self._unread.get(update.choice)
-        self._unread[update.choice] = update if unread is None else unread.then(update)
+        self._unread.setdefault(update.choice, []).append(update)
         self._unfinished -= update.finish_reason is not None
         self._wake()
 

@@ -45,16 +45,20 @@ class Update(NamedTuple):
     stopped_by: str | None = None
     embedding: list[float] | None = None
 
-    def then(self, later: Update) -> Update:
-        """Both as one, of an answer that was not looked at in between."""
-        return later._replace(
-            ids=[*self.ids, *later.ids],
-            text=self.text + later.text,
-            log_probs=[*self.log_probs, *later.log_probs],
-            top_log_probs=[*self.top_log_probs, *later.top_log_probs],
-            prompt_log_probs=self.prompt_log_probs or later.prompt_log_probs,
-            prompt_top_log_probs=self.prompt_top_log_probs or later.prompt_top_log_probs,
-        )
+
+def join_updates(updates: Sequence[Update]) -> Update:
+    """All that one answer has grown by while it was not looked at, as one."""
+    if len(updates) == 1:
+        return updates[0]
+    first = updates[0]  # which alone tells of the prompt
+    return updates[-1]._replace(
+        ids=[token for update in updates for token in update.ids],
+        text="".join(update.text for update in updates),
+        log_probs=[value for update in updates for value in update.log_probs],
+        top_log_probs=[top for update in updates for top in update.top_log_probs],
+        prompt_log_probs=first.prompt_log_probs,
+        prompt_top_log_probs=first.prompt_top_log_probs,
+    )
 
 
 class Closed(Exception):
