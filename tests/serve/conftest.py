@@ -55,7 +55,7 @@ def serving(log: Path, *arguments: str) -> Iterator[Served]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tallow", "serve", "--port", "0", *arguments], stderr=errors, env=environment
+            [sys.executable, "-P", "-m", "tallow", "serve", "--port", "0", *arguments], stderr=errors, env=environment
         )
     try:
         served = Served(_url(process, log), process, log)

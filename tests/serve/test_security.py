@@ -514,3 +514,15 @@ class _raw:  # noqa: N801
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def test_nothing_is_imported_from_the_working_directory(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server is started others may write: its engine must not run what they call `numpy.py`."""
+    marker = tmp_path / "imported"
+    for name in ("numpy", "ntpath", "nt", "safetensors", "tallow"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    assert post(serve(), CHAT).status_code == 200
+    assert not marker.exists()

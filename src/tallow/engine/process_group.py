@@ -150,7 +150,7 @@ def _start_follower(message: Mapping[str, Any], threads: int) -> subprocess.Pope
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tallow.engine.follower"],
+            [sys.executable, "-P", "-m", "tallow.engine.follower"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             encoding="utf-8",

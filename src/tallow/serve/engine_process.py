@@ -309,7 +309,8 @@ class EngineProcess:
             environment["OMP_NUM_THREADS"] = str(self._threads)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tallow.serve.worker", str(theirs.fileno())],
+                # -P: what lies in the working directory is not imported
+                [sys.executable, "-P", "-m", "tallow.serve.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
