@@ -30,7 +30,7 @@ from peers.workload import Figures
 from tallow.console import say
 from tallow.errors import DataError, TallowError
 from tallow.files import write_json, write_text
-from tallow.kernels import matmul_peak, read_bandwidth
+from tallow.kernels.probe import matmul_peak, read_bandwidth
 from tallow.models.formats import load_model
 from tallow.models.formats.convert import convert
 from tallow.models.store import pull, store_directory

@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tallow.engine.choices import PRECISIONS, Precision
 from tallow.engine.engine import Engine
-from tallow.engine.make_runner import PRECISIONS, Precision, make_runner
+from tallow.engine.make_runner import make_runner
 from tallow.engine.policies import POLICIES, PolicyName
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Runner

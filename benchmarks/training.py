@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tallow.bench import random_batch
-from tallow.kernels import matmul_peak
+from tallow.kernels.probe import matmul_peak
 from tallow.models.formats import load_model, save_model
 from tallow.models.store import pull
 from tallow.objectives.causal import causal

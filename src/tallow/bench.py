@@ -7,16 +7,13 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from tallow.engine.blocks import BLOCK_TOKENS
+from tallow.engine.choices import CachePrecision, Device, Precision
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import load
-from tallow.engine.make_runner import CachePrecision, Device, Precision
 from tallow.engine.request import RequestState, SamplingParams
 from tallow.errors import UsageError
-from tallow.kernels import matmul_peak, read_bandwidth
-from tallow.models.formats import load_model
+from tallow.kernels.probe import matmul_peak, read_bandwidth
 from tallow.models.store import resolve
 from tallow.run import peak_rss_bytes
 from tallow.startup import Moment, exempt_from_collection
@@ -36,20 +33,20 @@ def infer(
     device: Device = "auto",
     cache_precision: CachePrecision = "auto",
     *,
-    torch_imported: Moment | None = None,
+    imported: Moment | None = None,
 ) -> dict[str, Any]:
     """Time prefill and decode on random prompts; medians of three runs after one to warm up.
 
     Args:
-        torch_imported: When torch had been imported and nothing else, if that was noted.
+        imported: When all that is imported in any case had been, if that was noted.
 
     Returns:
-        `ready_s`: from the start of the process to the first token of a short prompt; `ready_after_torch_s`: the part
-        of it after torch was imported; `prefill_tokens_per_s`; `decode_tokens_per_s`, all sequences together;
+        `ready_s`: from the start of the process to the first token of a short prompt; `ready_after_imports_s`: the
+        part of it after `imported`; `prefill_tokens_per_s`; `decode_tokens_per_s`, all sequences together;
         `model_bytes`; `achieved_gb_s`: weights read a second while decoding, each once a step; `bandwidth_gb_s`: what
         the memory of the machine, or of its GPU, gives; their ratio; `peak_rss_mb`; `cache_mb`: what of the key-value
-        cache was in use; `overhead_mb`: the peak without weights and cache; `torch_rss_mb`: what of that torch alone
-        takes.
+        cache was in use; `overhead_mb`: the peak without weights and cache; `imports_rss_mb`: what of that there was
+        at `imported`.
 
     Raises:
         UsageError: A number is not positive, the sequences do not fit into the model's context, or `load` refuses.
@@ -66,7 +63,7 @@ def infer(
     timings = [time_generation(loaded.engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
     prefill_s, decode_s, decoded = (statistics.median(column) for column in zip(*timings, strict=True))
     peak = peak_rss_bytes()  # before the bandwidth is measured, which takes memory of its own
-    weights, bandwidth = loaded.weight_bytes, read_bandwidth(loaded.engine.runner.device.type)
+    weights, bandwidth = loaded.weight_bytes, read_bandwidth(loaded.engine.runner.device)
     achieved = weights * (decoded / batch) / decode_s
     blocks = min(
         loaded.engine.state.num_blocks, (1 + REPEATS) * batch * -(-(prompt_tokens + new_tokens) // BLOCK_TOKENS)
@@ -74,7 +71,7 @@ def infer(
     cache = blocks * loaded.engine.runner.block_bytes
     return {
         "ready_s": ready_s,
-        "ready_after_torch_s": ready_s - torch_imported.age_s if torch_imported is not None else None,
+        "ready_after_imports_s": ready_s - imported.age_s if imported is not None else None,
         "prefill_tokens_per_s": batch * prompt_tokens / prefill_s,
         "decode_tokens_per_s": decoded / decode_s,
         "model_bytes": weights,
@@ -84,7 +81,7 @@ def infer(
         "peak_rss_mb": peak / 1e6,
         "cache_mb": cache / 1e6,
         "overhead_mb": (peak - weights - cache) / 1e6,
-        "torch_rss_mb": torch_imported.rss_bytes / 1e6 if torch_imported is not None else None,
+        "imports_rss_mb": imported.rss_bytes / 1e6 if imported is not None else None,
     }
 
 
@@ -103,6 +100,9 @@ def train(
     if min(batch, seq, steps) < 1:
         raise UsageError("batch, sequence length and steps must be at least 1", "raise them")
     # what training needs is not part of being ready to generate
+    import torch
+
+    from tallow.models.formats import load_model
     from tallow.objectives.causal import causal
     from tallow.parallel import ALONE
     from tallow.train.config import LoopConfig
@@ -136,6 +136,8 @@ def train(
 
 def random_batch(vocab_size: int, batch: int, seq: int) -> Packed:
     """Rows of random tokens, each one document."""
+    import torch
+
     from tallow.data.batch import Packed
 
     tokens_BT = torch.randint(vocab_size, (batch, seq + 1), generator=torch.Generator().manual_seed(0))

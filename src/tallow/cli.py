@@ -22,7 +22,6 @@ from tallow.cli_options import (
     DeviceOption,
     FormOptions,
     ModelOptions,
-    Precision,
     PrecisionOption,
     SamplingOptions,
     ServeOptions,
@@ -31,6 +30,7 @@ from tallow.cli_options import (
     set_threads,
 )
 from tallow.console import is_main_process
+from tallow.engine.choices import Precision
 from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, resumable, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
@@ -324,15 +324,11 @@ def bench_infer(
 ) -> None:
     """Measure prefill and decode speed, and the share of the memory bandwidth that decoding reaches."""
     with uncollected():
-        import torch  # noqa: F401
-
-        torch_imported = Moment.now()
         from tallow.bench import infer
 
+        imported = Moment.now()
     set_threads(threads)
-    result = infer(
-        model, precision, batch, prompt_tokens, new_tokens, device, cache_precision, torch_imported=torch_imported
-    )
+    result = infer(model, precision, batch, prompt_tokens, new_tokens, device, cache_precision, imported=imported)
     _print_result(result, as_json)
 
 

@@ -13,7 +13,9 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 import tallow
+from tallow.engine.choices import CachePrecision, Device, Placement, Precision
 from tallow.errors import UsageError
+from tallow.kernels.threads import set_num_threads
 from tallow.recipe import apply_overrides, load_recipe, parse_section
 from tallow.startup import exempt_from_collection
 
@@ -26,10 +28,6 @@ if TYPE_CHECKING:  # importing these for good would import torch
     from tallow.serve.settings import ServeSettings
 
 MAX_THREADS = 1024
-Placement = Literal["auto", "memory", "mapped"]
-Precision = Literal["auto", "fp32", "bf16", "q8", "q4"]
-Device = Literal["auto", "cpu", "cuda"]
-CachePrecision = Literal["auto", "fp32", "bf16", "q8"]
 
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
@@ -249,8 +247,11 @@ class ServeOptions:
             UsageError: There is no model, or something does not fit.
         """
         from tallow.serve.settings import ModelSettings, ServeSettings
+        from tallow.stages import Recipe
 
-        values = apply_overrides(load_recipe(recipe) if recipe is not None else {}, overrides).get("serve") or {}
+        sections = apply_overrides(load_recipe(recipe) if recipe is not None else {}, overrides)
+        Recipe.parse({"name": "serve", **sections})  # no section is unknown
+        values = sections.get("serve") or {}
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         of_models = {name: given.pop(name) for name in list(given) if name in ModelSettings.model_fields}
@@ -320,6 +321,4 @@ def set_threads(threads: int | None) -> None:
     if threads is not None:
         if not 1 <= threads <= MAX_THREADS:
             raise UsageError(f"--threads {threads} is not between 1 and {MAX_THREADS}", "leave it out to use all cores")
-        import torch
-
-        torch.set_num_threads(threads)
+        set_num_threads(threads)

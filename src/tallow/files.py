@@ -134,6 +134,12 @@ def file_stamps(path: Path | str) -> dict[str, list[int]]:
     return {str(file.relative_to(path)): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
+def fingerprint_files(path: Path | str) -> str:
+    """A sign of the files at or below `path` as they are now, also of those that were given another's time."""
+    path, stamps = Path(path), file_stamps(path)
+    return hash_value([stamps, [(path / name).stat().st_ctime_ns for name in stamps]])
+
+
 def directory_size(path: Path | str) -> int:
     """Bytes of all files at or below `path`."""
     return sum(size for size, _ in file_stamps(path).values())

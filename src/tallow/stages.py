@@ -139,11 +139,11 @@ class Recipe:
         Raises:
             UsageError: A section is unknown or is no mapping, or a setting of the run does not fit.
         """
-        unknown = [key for key in values if key not in (*STAGES, *RunSettings.model_fields, "serve")]
+        known = (*RunSettings.model_fields, *STAGES, "serve")
+        unknown = [key for key in values if key not in known]
         if unknown:
-            known = ", ".join([*RunSettings.model_fields, *STAGES])
-            raise UsageError(f"unknown section {unknown[0]} in the recipe", f"known: {known}")
-        for key in STAGES:
+            raise UsageError(f"unknown section {unknown[0]} in the recipe", f"known: {', '.join(known)}")
+        for key in (*STAGES, "serve"):
             if values.get(key) is not None and not isinstance(values[key], dict):
                 raise UsageError(
                     f"section {key} of the recipe must be a mapping of settings",

@@ -11,7 +11,7 @@ from tallow.compress.quantize import CompressConfig, compress
 from tallow.compress.rtn import relative_error
 from tallow.errors import DataError, UsageError
 from tallow.files import directory_size
-from tallow.kernels import dequantize, quantize_groups
+from tallow.kernels.quantized import dequantize, quantize_groups
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.formats import load_model, load_tokenizer, save_model

@@ -8,7 +8,12 @@ import pytest
 import tokenizers
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from torch import Tensor
 
+from tallow.engine.native_runner import CacheNumber, NativeRunner
+from tallow.engine.packed_model import Number
+from tallow.engine.packing import pack
+from tallow.engine.runner import Scores
 from tallow.models.config import DecoderConfig, Rotary
 from tallow.models.decoder import Decoder
 from tallow.tokenizer.chat import CHATML
@@ -58,6 +63,18 @@ def make_model(config: DecoderConfig, seed: int = 0) -> Decoder:
                 center = 0.0 if name.endswith("bias") else 1.0
                 parameter.normal_(center, 0.2, generator=generator)
     return model.eval()
+
+
+def native_runner(
+    model: Decoder, weights: Number = "bfloat16", cache: CacheNumber = "bfloat16", **choices: Any
+) -> NativeRunner:
+    """The C++ decoder of a model in memory."""
+    return NativeRunner(pack(model, weights), cache, **choices)
+
+
+def logits(scores: Scores) -> Tensor:
+    """A copy of all logits, R V."""
+    return torch.tensor(scores.logits_RV)
 
 
 @pytest.fixture(scope="session", params=CONFIGS, ids=lambda name: name.replace(" ", "-"))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.conftest import make_model, make_tokenizer, tiny
+from tests.engine.conftest import logits, make_model, make_tokenizer, native_runner, tiny
 from tests.engine.lora import merged, random_adapter
 from tests.engine.test_runners import INSTRUCTION_SETS, MakeRunner, make_runner, needs_native, random_ids
 from torch import Tensor
@@ -21,8 +21,7 @@ from transformers import AutoModel
 
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import LanguageModel
-from tallow.engine.native_runner import NativeRunner
-from tallow.engine.packing import Number
+from tallow.engine.packed_model import Number
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Span
 from tallow.engine.speculation import NgramProposer
@@ -102,7 +101,7 @@ def test_batch_invariance(weights: Number, instruction_set: str) -> None:
     prompts = [random_ids(model, length, seed=length) for length in (80, 33, 5, 64)]
 
     def engine(threads: int, budget: int = 512) -> Engine:
-        runner = NativeRunner(model, weights, "bfloat16", threads=threads, instruction_set=instruction_set)
+        runner = native_runner(model, weights, "bfloat16", threads=threads, instruction_set=instruction_set)
         return Engine(runner, None, max_tokens_per_step=budget)
 
     alone = [embed(engine(1), ids)[0] for ids in prompts]
@@ -175,7 +174,7 @@ def test_any_traffic(model: Decoder, data: st.DataObject) -> None:
     for request in requests:
         if request.wants_embedding and request.finish_reason != "abort":
             expected_D = reference(exact, request.prompt_ids)
-            torch.testing.assert_close(request.embedding, expected_D, atol=1e-6, rtol=0)
+            torch.testing.assert_close(torch.tensor(request.embedding), expected_D, atol=1e-6, rtol=0)
         else:
             assert request.embedding is None
 
@@ -198,7 +197,7 @@ def test_what_is_not_finite_fails_alone(make_runner: MakeRunner) -> None:
     run(engine, good, bad)
     assert (good.finish_reason, bad.finish_reason, bad.embedding) == ("stop", "abort", None)
     assert isinstance(bad.error, DataError)
-    torch.testing.assert_close(good.embedding, reference(model, [5, 9]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(good.embedding), reference(model, [5, 9]), atol=1e-5, rtol=0)
 
 
 @pytest.fixture
@@ -208,11 +207,11 @@ def lm(model: Decoder, tokenizer: Tokenizer) -> LanguageModel:
 
 def test_through_the_language_model(lm: LanguageModel, model: Decoder) -> None:
     prompts = ["abc", lm.tokenizer.encode("abc"), QUESTION]
-    vectors_ND = lm.embed_batch(prompts)
+    vectors_ND = torch.tensor(lm.embed_batch(prompts))
     assert (vectors_ND.shape, vectors_ND.dtype) == ((3, 32), torch.float32)
     for prompt, vector_D in zip(prompts, vectors_ND, strict=True):
         torch.testing.assert_close(vector_D, reference(model, lm.encode_prompt(prompt)), atol=1e-5, rtol=0)
-        torch.testing.assert_close(lm.embed(prompt), vector_D, atol=1e-6, rtol=0)
+        torch.testing.assert_close(torch.tensor(lm.embed(prompt)), vector_D, atol=1e-6, rtol=0)
     assert lm.embed_batch([]).shape == (0, 32)
     with pytest.raises(UsageError, match="empty"):
         lm.embed_batch(["a", ""])
@@ -236,5 +235,5 @@ def test_hidden_states_are_of_the_wanted_rows(any_model: Decoder, make_runner: M
     scores = runner.run([Span(ids, 0, count, table) for (ids, count), table in zip(parts, tables, strict=True)])
     assert len(scores.logits_RV) == 6
     with torch.inference_mode():
-        hidden_RD = torch.stack([scores.hidden(row) for row in range(6)])
-        torch.testing.assert_close(any_model.logits(hidden_RD[None])[0], scores.logits_RV, atol=2e-5, rtol=1e-5)
+        hidden_RD = torch.stack([torch.tensor(scores.hidden(row)) for row in range(6)])
+        torch.testing.assert_close(any_model.logits(hidden_RD[None])[0], logits(scores), atol=2e-5, rtol=1e-5)

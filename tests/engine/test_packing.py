@@ -7,28 +7,37 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.conftest import make_model, tiny
+from tests.engine.conftest import make_model, native_runner, tiny
 from torch import Tensor
 
-from tallow.engine import make_runner as making
+import tallow
+from tallow.engine import run_packed as running
+from tallow.engine.choices import PLACEMENTS, PRECISIONS, Placement, Precision
 from tallow.engine.engine import Engine
-from tallow.engine.make_runner import PRECISIONS, Placement, Precision, make_runner
+from tallow.engine.make_runner import make_runner
 from tallow.engine.native_runner import NativeRunner
-from tallow.engine.packed_file import HEADER_BYTES, packed_file, packed_path
-from tallow.engine.packing import Part
+from tallow.engine.packed_store import KEEPER, PLAN, WEIGHTS, Place, find_packed, packed_path
+from tallow.engine.packing import pack
+from tallow.engine.run_packed import load_packed, run_packed
 from tallow.engine.runner import Runner
 from tallow.errors import CapacityError, UsageError
-from tallow.kernels import cpu, free_bytes, using
+from tallow.files import fingerprint_files
+from tallow.kernels import cpu
+from tallow.kernels.dispatch import using
+from tallow.kernels.memory import free_bytes
 from tallow.models.decoder import Decoder
 from tallow.models.formats import Precision as GGUFPrecision
 from tallow.models.formats import load_model, open_model, save_gguf, save_model
 from tallow.models.quantization import quantize_modules
+from tallow.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(cpu.native() is None, reason="the C++ kernels are not built")
 IDS = list(range(5, 45))
@@ -36,7 +45,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_layers": 6}
 
 
 def log_probs(runner: Runner) -> Tensor:
-    return Engine(runner, None).log_probs(IDS)
+    return torch.from_numpy(Engine(runner, None).log_probs(IDS))
 
 
 def gguf_file(precision: GGUFPrecision) -> Callable[[Decoder, Path], Path]:
@@ -55,25 +64,33 @@ def directory(change: Callable[[Decoder], Decoder]) -> Callable[[Decoder, Path],
     return save
 
 
+directory_of = directory(lambda model: model)
 GGUF_PRECISIONS: tuple[GGUFPrecision, ...] = ("f32", "f16", "bf16", "q8_0", "q4_0")
 FORMATS: dict[str, Callable[[Decoder, Path], Path]] = {
     **{precision: gguf_file(precision) for precision in GGUF_PRECISIONS},
-    "fp32 directory": directory(lambda model: model),
+    "fp32 directory": directory_of,
     "bf16 directory": directory(lambda model: model.to(torch.bfloat16)),
     "4-bit directory": directory(lambda model: quantize_modules(model, 4, 32)),
 }
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where packed weights go."""
     monkeypatch.setenv("TALLOW_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+    yield tmp_path / "home"
+    finish_keeping()
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     return FORMATS["q8_0"](make_model(tiny(**SHAPE)), tmp_path)
+
+
+def finish_keeping() -> None:
+    for thread in threading.enumerate():
+        if thread.name == KEEPER:
+            thread.join()
 
 
 def mapped(path: Path, precision: Precision = "q4", weights: Placement = "mapped") -> NativeRunner:
@@ -125,66 +142,104 @@ def test_fused_and_odd_families(family: str, tmp_path: Path) -> None:
     assert torch.equal(*(log_probs(runner) for runner in runners))
 
 
-def test_the_second_start_packs_nothing(
-    stored: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    expected = log_probs(make_runner(open_model(stored), "q4"))
-    assert torch.equal(log_probs(mapped(stored)), expected)
-    assert f"into {packed_path(stored, 'nested_int4')}" in capfd.readouterr().err.replace("\n", "")
-    monkeypatch.setattr(Part, "sources", None)
-    assert torch.equal(log_probs(mapped(stored)), expected)
-    assert "packing" not in capfd.readouterr().err
+def test_the_second_start_packs_nothing(stored: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert load_packed(stored, "q4", "cpu") is None
+    expected = log_probs(make_runner(load_model(stored), "q4"))
+    assert torch.equal(log_probs(make_runner(open_model(stored), "q4")), expected)
+    finish_keeping()
+    assert f"in {packed_path(stored, 'q4')}" in capfd.readouterr().err.replace("\n", "")
+    found = load_packed(stored, "q4", "cpu")
+    assert found is not None
+    for placement in PLACEMENTS:
+        assert torch.equal(log_probs(run_packed(found, placement, "auto")), expected)
+    assert "keeping" not in capfd.readouterr().err
+    assert load_packed(stored, "q8", "cpu") is None
+    with using("reference"):
+        assert load_packed(stored, "q4", "cpu") is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "body", "end", "model"])
-def test_a_file_that_does_not_fit_is_made_anew(stored: Path, damage: str) -> None:
+STARTS = """
+import sys
+import tallow
+from tallow.engine.request import SamplingParams
+loaded = tallow.load(sys.argv[1], "q8", cache_precision=sys.argv[2])
+sampled = SamplingParams(temperature=1.0, seed=1, repetition_penalty=1.1, max_new_tokens=8, top_log_probs=2)
+answer = loaded.generate("abc", sampled)
+print(answer.ids, loaded.log_probs("abcabc").tolist(), loaded.embed("abc").tolist(), loaded.engine.runner.precision)
+assert ("torch" in sys.modules) == (sys.argv[3] == "first")
+"""
+
+
+@pytest.mark.parametrize("cache", ["auto", "q8"])
+def test_later_starts_do_without_torch(cache: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_model(make_model(tiny(**SHAPE)), tokenizer, tmp_path / "model")
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", STARTS, str(tmp_path / "model"), cache, start],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        for start in ("first", "second")
+    )
+    assert first.stdout == second.stdout
+    assert ("keeping" in first.stderr, "keeping" in second.stderr) == (True, False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "plan", "seal", "no JSON", "body", "end", "model"])
+def test_what_does_not_fit_is_made_anew(stored: Path, damage: str) -> None:
     expected = log_probs(mapped(stored))
-    path = packed_path(stored, "nested_int4")
-    whole = path.read_bytes()
+    path = packed_path(stored, "q4")
+    plan, weights = (path / PLAN).read_bytes(), (path / WEIGHTS).read_bytes()
     if damage == "cut":
-        path.write_bytes(whole[:-1])
-    elif damage == "header":
-        path.write_bytes(whole[:30] + b"?" + whole[31:])
+        (path / WEIGHTS).write_bytes(weights[:-1])
+    elif damage == "plan":
+        (path / PLAN).write_bytes(plan.replace(b'"softcap": 0.0', b'"softcap": 1.0'))
+    elif damage in ("seal", "no JSON"):
+        (path / PLAN).write_bytes(plan[:-80] if damage == "no JSON" else plan.replace(b'"seal": "', b'"seal": "0'))
     elif damage in ("body", "end"):  # the file is so small that the sample is all of it
-        place = len(whole) // 2 if damage == "body" else len(whole) - 1
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        place = len(weights) // 2 if damage == "body" else len(weights) - 1
+        (path / WEIGHTS).write_bytes(weights[:place] + bytes([weights[place] ^ 1]) + weights[place + 1 :])
     else:
         os.utime(stored, (0, 0))
+    assert find_packed(stored, "q4") is None
     assert torch.equal(log_probs(mapped(stored)), expected)
-    assert path.stat().st_size == len(whole)
-    assert (path.read_bytes() == whole) == (damage != "model")
+    assert (path / WEIGHTS).read_bytes() == weights
+    assert ((path / PLAN).read_bytes() == plan) == (damage != "model")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_longer_damage_is_always_found(stored: Path) -> None:
-    size, form = 8 << 20, "nested_int4"
-    with packed_file(stored, form, size) as packed:
-        assert not packed.is_filled
-    path = packed_path(stored, form)
-    for place in range(HEADER_BYTES, HEADER_BYTES + size, size // 20):
-        with packed_file(stored, form, size) as packed:
-            assert packed.is_filled
+def test_longer_damage_is_always_found(tmp_path: Path) -> None:
+    model = FORMATS["f32"](make_model(tiny(hidden_size=256, intermediate_size=1024)), tmp_path)
+    mapped(model, "fp32")
+    path = packed_path(model, "fp32") / WEIGHTS
+    whole = path.read_bytes()
+    assert len(whole) > 8 << 20
+    for place in range(0, len(whole), len(whole) // 20):
         with open(path, "r+b") as file:
             file.seek(place)
-            file.write(b"?" * (size // 50))
-        with packed_file(stored, form, size) as packed:
-            assert not packed.is_filled
+            file.write(b"?" * min(len(whole) // 50, len(whole) - place))
+        assert find_packed(model, "fp32") is None
+        path.write_bytes(whole)
+    assert find_packed(model, "fp32") is not None
 
 
 PACK = """
 import sys, time
 from pathlib import Path
-from tallow.engine.packed_file import packed_file
-with packed_file(Path(sys.argv[1]), "int8", 1 << 20):
-    print("packing", flush=True)
-    time.sleep(60)
+from tallow.engine.packed_store import Place
+from tallow.engine.packing import pack
+from tallow.models.formats import open_model
+path = Path(sys.argv[1])
+place = Place(path, "q8", "", lambda: (print("packing", flush=True), time.sleep(60)))
+pack(open_model(path), "int8", allocate=place.memory)
 """
 
 
 def test_what_a_killed_packer_leaves_is_removed_by_the_next(stored: Path, tmp_path: Path) -> None:
-    directory = packed_path(stored, "nested_int4").parent
-    other = tmp_path / "other"
-    other.mkdir()
+    directory = packed_path(stored, "q4").parent
+    other = directory_of(make_model(tiny(**SHAPE)), tmp_path)
     with subprocess.Popen([sys.executable, "-c", PACK, str(other)], stdout=subprocess.PIPE) as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline()
@@ -192,20 +247,88 @@ def test_what_a_killed_packer_leaves_is_removed_by_the_next(stored: Path, tmp_pa
         mapped(stored)
         assert left.exists(), "it is still being written"
         killed.kill()
-    packed_path(stored, "nested_int4").unlink()
-    with packed_file(other, "int8", 1 << 20):  # this process may pack two at a time, too
-        assert not left.exists()
-        mapped(stored)
-    assert {path.name for path in directory.iterdir()} == {
-        packed_path(stored, "nested_int4").name,
-        packed_path(other, "int8").name,
-    }
+    shutil.rmtree(packed_path(stored, "q4"))
+
+    place = Place(
+        other, "q8", fingerprint_files(other), lambda: mapped(stored) and None
+    )  # one process may pack two at a time
+    pack(open_model(other), "int8", allocate=place.memory)
+    assert not left.exists()
+    assert set(directory.iterdir()) == {packed_path(stored, "q4"), packed_path(other, "q8")}
+
+
+def test_packed_models_go_when_their_model_has_gone(stored: Path, tmp_path: Path) -> None:
+    gone = directory_of(make_model(tiny(**SHAPE)), tmp_path)
+    mapped(gone)
+    shutil.rmtree(gone)
+    mapped(stored)
+    assert not packed_path(gone, "q4").exists()
+    assert packed_path(stored, "q4").exists()
+
+
+def test_two_may_pack_the_same_model_at_once(tmp_path: Path) -> None:
+    model = directory_of(make_model(tiny(**SHAPE)), tmp_path)
+    expected = log_probs(make_runner(load_model(model), "q4"))
+    with ThreadPoolExecutor(4) as pool:
+        runners = list(pool.map(lambda _: make_runner(open_model(model), "q4"), range(8)))
+    for runner in runners:
+        assert torch.equal(log_probs(runner), expected)
+    finish_keeping()
+    assert find_packed(model, "q4") is not None
+    assert [file.name for file in packed_path(model, "q4").parent.iterdir()] == [packed_path(model, "q4").name]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.parametrize("damage", ["changed", "removed"])
+def test_a_damaged_tokenizer_is_made_anew(file: str, damage: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_model(make_model(tiny(**SHAPE)), tokenizer, tmp_path / "model")
+    tallow.load(tmp_path / "model", "q4")
+    finish_keeping()
+    path = packed_path(tmp_path / "model", "q4") / file
+    whole = path.read_bytes()
+    if damage == "changed":
+        path.write_bytes(whole.replace(b"a", b"b", 1))
+    else:
+        path.unlink()
+    assert find_packed(tmp_path / "model", "q4") is None
+    tallow.load(tmp_path / "model", "q4")
+    finish_keeping()
+    assert path.read_bytes() == whole
+
+
+def test_another_model_with_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
+    models = [directory_of(make_model(tiny(**SHAPE), seed), tmp_path / str(seed)) for seed in (0, 1)]
+    mapped(models[0])
+    weights, other = (model / "model.safetensors" for model in models)
+    before = weights.stat()
+    shutil.copy(other, weights)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_size == before.st_size
+    assert find_packed(models[0], "q4") is None
+
+
+def test_what_replaced_is_removed_when_it_is_old(stored: Path) -> None:
+    directory = packed_path(stored, "q4").parent
+    for name in (".a.old", ".b.old"):
+        (directory / name / "old").mkdir(parents=True)
+    os.utime(directory / ".a.old", (0, 0))
+    mapped(stored)
+    assert not (directory / ".a.old").exists()
+    assert (directory / ".b.old").exists()
+
+
+def test_a_model_that_changes_while_it_is_packed_is_packed_anew(stored: Path) -> None:
+    place = Place(stored, "q4", fingerprint_files(stored), lambda: os.utime(stored, (0, 0)))
+    place.keep(pack(open_model(stored), "nested_int4"))
+    finish_keeping()
+    assert packed_path(stored, "q4").exists()
+    assert find_packed(stored, "q4") is None
 
 
 def test_streamed_layers(stored: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     expected = log_probs(make_runner(open_model(stored), "q4"))
     for free, streamed in ((60_000, 6), (10**6, 0)):  # of 6 layers of 15,360 bytes
-        monkeypatch.setattr(making, "free_bytes", lambda *, mapped=False, free=free: free if mapped else 0)
+        monkeypatch.setattr(running, "free_bytes", lambda *, mapped=False, free=free: free if mapped else 0)
         runner = mapped(stored, weights="auto")
         for _ in range(3):
             assert torch.equal(log_probs(runner), expected)
@@ -224,15 +347,13 @@ def spread_over_40_binades(weight: Tensor) -> None:
 
 
 @pytest.mark.parametrize("bad", ["one", "all"])
-def test_weights_that_cannot_be_compressed_stay_plain(
-    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_that_cannot_be_compressed_stay_plain(bad: str, tmp_path: Path) -> None:
     model = make_model(tiny(**SHAPE))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and (bad == "all" or name == "layers.1.feed_forward.down_proj.weight"):
             spread_over_40_binades(parameter)
     path = FORMATS["fp32 directory"](model, tmp_path)
-    plain = NativeRunner(model, "bfloat16")
+    plain = native_runner(model, "bfloat16")
     held = make_runner(load_model(path), "bf16")
     assert isinstance(held, NativeRunner)
     if bad == "all" or cpu.operation_set() == "portable":
@@ -241,28 +362,43 @@ def test_weights_that_cannot_be_compressed_stay_plain(
         assert held.weight_bytes < 0.8 * plain.weight_bytes
     for runner in (held, mapped(path, "bf16")):
         assert torch.equal(log_probs(runner), log_probs(plain))
-    monkeypatch.setattr(Part, "sources", None)
-    capfd.readouterr()
-    again = mapped(path, "bf16")
+    found = find_packed(path, "bf16")
+    assert found is not None
+    again = run_packed(found, "mapped", "auto")
     assert again.weight_bytes == held.weight_bytes
     assert torch.equal(log_probs(again), log_probs(plain))
-    assert "packing" not in capfd.readouterr().err
 
 
-def test_memory_that_is_enough_is_taken(stored: Path, home: Path) -> None:
-    mapped(stored, weights="auto")
+@pytest.mark.parametrize("weights", ["auto", "memory"])
+def test_a_disk_with_no_room_to_spare_is_left_alone(
+    weights: Placement, stored: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100))
+    expected = log_probs(make_runner(load_model(stored), "q4"))
+    assert torch.equal(log_probs(make_runner(open_model(stored), "q4", weights)), expected)
     assert not home.exists()
+    with pytest.raises(CapacityError, match="no room"):
+        mapped(stored)
 
 
-def test_what_cannot_be_mapped(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_is_done_without(
+    stored: Path, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home.write_text("a file")
+    expected = log_probs(make_runner(load_model(stored), "q4"))
+    assert torch.equal(log_probs(make_runner(open_model(stored), "q4")), expected)
+    finish_keeping()
+    assert "not kept" in capfd.readouterr().err
+    with pytest.raises(UsageError, match="home"):
+        mapped(stored)
+
+
+def test_what_cannot_be_mapped(stored: Path) -> None:
     with using("reference"), pytest.raises(UsageError, match="mapped"):
         make_runner(open_model(stored), "q4", "mapped")
     with pytest.raises(UsageError, match="mapped"):
         make_runner(load_model(stored), "q4", "mapped")
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 100))
-    with pytest.raises(CapacityError, match="no room"):
-        mapped(stored)
 
 
 LIMITED = """

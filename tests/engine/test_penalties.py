@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tallow.engine.penalties import LONGEST_REPEAT, counts, dry, make_penalties
 from tallow.engine.request import GREATEST_CHANGE, SamplingParams
+from tallow.engine.runner import Floats
 from tallow.engine.sampler import Sampler
 from tallow.errors import UsageError
 
 VOCABULARY = 12
+ZEROS_V = np.zeros(VOCABULARY, np.float32)
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=30)
 
 
-def penalized(params: SamplingParams, prompt: list[int], ids: list[int], stop_ids: tuple[int, ...] = ()) -> Tensor:
-    logits_V = torch.zeros(VOCABULARY)
+def penalized(params: SamplingParams, prompt: list[int], ids: list[int], stop_ids: tuple[int, ...] = ()) -> Floats:
+    logits_V = ZEROS_V.copy()
     for penalty in make_penalties(params, prompt, stop_ids):
         penalty(logits_V, ids)
     return logits_V
@@ -29,9 +30,9 @@ def penalized(params: SamplingParams, prompt: list[int], ids: list[int], stop_id
 @given(ids=TOKENS, frequency=st.floats(-2, 2), presence=st.floats(-2, 2))
 def test_counts(ids: list[int], frequency: float, presence: float) -> None:
     expected = [-(frequency * ids.count(token) + presence * (token in ids)) for token in range(VOCABULARY)]
-    logits_V = torch.zeros(VOCABULARY)
+    logits_V = ZEROS_V.copy()
     counts(logits_V, ids, frequency, presence)
-    torch.testing.assert_close(logits_V, torch.tensor(expected), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits_V, expected, atol=1e-5, rtol=0)
 
 
 def test_counts_leave_the_prompt_out() -> None:
@@ -66,9 +67,9 @@ def brute_dry(ids: list[int], params: SamplingParams) -> list[float]:
 )
 def test_dry_equals_brute_force(ids: list[int], allowed: int, breakers: tuple[int, ...]) -> None:
     params = SamplingParams(dry_multiplier=0.8, dry_allowed_length=allowed, dry_breaker_ids=breakers)
-    logits_V = torch.zeros(VOCABULARY)
+    logits_V = ZEROS_V.copy()
     dry(logits_V, ids, params)
-    torch.testing.assert_close(logits_V, torch.tensor(brute_dry(ids, params)), atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(logits_V, brute_dry(ids, params), atol=1e-4, rtol=1e-5)
 
 
 def test_dry_counts_the_prompt() -> None:
@@ -91,24 +92,24 @@ ALL = SamplingParams(
 
 @given(prompt=TOKENS, ids=TOKENS)
 def test_penalties_change_a_copy(prompt: list[int], ids: list[int]) -> None:
-    logits_V = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(len(prompt) + 31 * len(ids)))
-    before_V, expected_V = logits_V.clone(), logits_V.clone()
+    logits_V = np.random.default_rng(len(prompt) + 31 * len(ids)).standard_normal(VOCABULARY, np.float32)
+    before_V, expected_V = logits_V.copy(), logits_V.copy()
     for penalty in make_penalties(ALL, prompt, (3,)):
         penalty(expected_V, ids)
     assert Sampler(ALL, prompt, (3,)).choose(logits_V, ids) == int(expected_V.argmax())
-    assert torch.equal(logits_V, before_V)
+    assert np.array_equal(logits_V, before_V)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_there_may_be_nothing_left(temperature: float) -> None:
     params = SamplingParams(temperature=temperature, min_new_tokens=1)
-    assert Sampler(params, [], range(VOCABULARY)).choose(torch.zeros(VOCABULARY), []) == -1
+    assert Sampler(params, [], range(VOCABULARY)).choose(ZEROS_V, []) == -1
     least = SamplingParams(temperature=temperature, logit_bias=dict.fromkeys(range(VOCABULARY), -GREATEST_CHANGE))
-    assert 0 <= Sampler(least, []).choose(torch.zeros(VOCABULARY), []) < VOCABULARY
+    assert 0 <= Sampler(least, []).choose(ZEROS_V, []) < VOCABULARY
 
 
 def test_a_greedy_sampler_with_penalties_looks_at_them() -> None:
-    logits_V = torch.arange(VOCABULARY).float()
+    logits_V = np.arange(VOCABULARY, dtype=np.float32)
     assert Sampler(SamplingParams(), []).is_greedy
     sampler = Sampler(SamplingParams(logit_bias={0: 100.0}), [])
     assert not sampler.is_greedy

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
-import torch
 from tests.engine.conftest import tiny
 
 from tallow.engine.block_tables import CacheLayout
@@ -16,7 +16,7 @@ from tallow.engine.policies import AGEING, POLICIES, TOKEN_AS_PREFILL, PolicyNam
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Scores, Span
 from tallow.errors import UsageError
-from tallow.kernels import Draw
+from tallow.kernels.sampling import Draw
 from tallow.models.formats.adapters import Adapter
 
 STEP_S = 0.01
@@ -33,8 +33,8 @@ class NoModel:
         self.precision = "none"
 
     @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
+    def device(self) -> Literal["cpu"]:
+        return "cpu"
 
     def allocate(self, num_blocks: int) -> None:
         pass
@@ -53,7 +53,8 @@ class NoModel:
             end = span.start + len(span.tokens)
             assert all(len(table) * BLOCK_TOKENS >= end for table in span.tables), "there are no blocks for its tokens"
         rows = sum(span.wanted for span in spans)
-        return Scores(torch.zeros(rows, self.config.vocab_size), [1] * rows, [0.0] * rows, [0.0] * rows, torch.zeros)
+        zeros_RV = np.zeros((rows, self.config.vocab_size), np.float32)
+        return Scores(lambda: zeros_RV, [1] * rows, [0.0] * rows, [0.0] * rows, zeros_RV.__getitem__)
 
     def run_ahead(
         self, spans: Sequence[Span], draws: Sequence[Draw], stop_ids: Sequence[Sequence[int]], passes: int

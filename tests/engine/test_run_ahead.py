@@ -14,7 +14,7 @@ from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.run_ahead import MOST_PASSES
 from tallow.engine.runner import Runner, Scores, Span
 from tallow.engine.torch_runner import TorchRunner
-from tallow.kernels import Draw
+from tallow.kernels.sampling import Draw
 from tallow.models.decoder import Decoder
 
 LONG_S = 1e6

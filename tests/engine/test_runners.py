@@ -10,17 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.conftest import make_model, tiny
+from tests.engine.conftest import logits, make_model, native_runner, tiny
 from torch import Tensor
 from transformers import AutoConfig
 
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.native_runner import CacheNumber, NativeRunner
-from tallow.engine.packing import Number
+from tallow.engine.packed_model import Number
 from tallow.engine.runner import Runner, Span
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import UsageError
-from tallow.kernels import QuantizedWeight, cpu, quantized_linear
+from tallow.kernels import cpu
+from tallow.kernels.quantized import QuantizedWeight, quantized_linear
 from tallow.models.blocks import quantized
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.decoder import Decoder
@@ -36,7 +37,7 @@ INSTRUCTION_SETS: list[str] = EXTENSION.operation_sets() if EXTENSION is not Non
 
 
 def native(instruction_set: str | None, threads: int = 2) -> MakeRunner:
-    return lambda model: NativeRunner(model, "float32", "float32", threads=threads, instruction_set=instruction_set)
+    return lambda model: native_runner(model, "float32", "float32", threads=threads, instruction_set=instruction_set)
 
 
 RUNNERS: dict[str, MakeRunner] = {"torch": TorchRunner} | {name: native(name) for name in INSTRUCTION_SETS}
@@ -85,7 +86,7 @@ def chunked(
                     table.append(order.pop())
             spans.append(Span(sequences[index][start:end], start, lengths[index], tables[index], adapters[index]))
             starts[index] = end
-        logits_RV = runner.run(spans).logits_RV.clone()
+        logits_RV = logits(runner.run(spans))
         for index, part in zip(taking_part, logits_RV.split([len(span.tokens) for span in spans]), strict=True):
             parts[index].append(part)
     return [torch.cat(part) for part in parts]
@@ -143,7 +144,7 @@ def test_a_chunk_may_be_fed_again(model: Decoder, make_runner: MakeRunner) -> No
     ids, blocks, runner = random_ids(model, 9), array("i", [3]), make_runner(model)
     runner.allocate(4)
     runner.run([Span(ids[:6], 0, 0, [blocks])])
-    first, second = (runner.run([Span(ids[6:], 6, 3, [blocks])]).logits_RV.clone() for _ in range(2))
+    first, second = (logits(runner.run([Span(ids[6:], 6, 3, [blocks])])) for _ in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, whole(model, ids)[6:], atol=2e-5, rtol=1e-5)
 
@@ -152,9 +153,9 @@ def test_a_copied_block_is_as_good(model: Decoder, make_runner: MakeRunner) -> N
     ids, runner = random_ids(model, 20), make_runner(model)
     runner.allocate(8)
     runner.run([Span(ids[:18], 0, 0, [array("i", [5, 2])])])
-    expected = runner.run([Span(ids[18:], 18, 2, [array("i", [5, 2])])]).logits_RV.clone()
+    expected = logits(runner.run([Span(ids[18:], 18, 2, [array("i", [5, 2])])]))
     runner.copy_block(2, 7)
-    assert torch.equal(runner.run([Span(ids[18:], 18, 2, [array("i", [5, 7])])]).logits_RV, expected)
+    assert torch.equal(logits(runner.run([Span(ids[18:], 18, 2, [array("i", [5, 7])])])), expected)
 
 
 @pytest.mark.parametrize("wanted", [[1, 0, 2], [0, 90, 1], [70, 1, 0]])
@@ -164,11 +165,11 @@ def test_what_is_not_wanted_changes_nothing(model: Decoder, make_runner: MakeRun
     runner.allocate(16)
     tables = [[array("i", range(6))], [array("i", range(6, 12))], [array("i", [12])]]
     every = runner.run([Span(ids, 0, len(ids), table) for ids, table in zip(sequences, tables, strict=True)])
-    parts = every.logits_RV.clone().split([80, 90, 2])
+    parts = logits(every).split([80, 90, 2])
     some = runner.run([Span(ids, 0, count, table) for ids, count, table in zip(sequences, wanted, tables, strict=True)])
     expected_RV = torch.cat([part[len(part) - count :] for part, count in zip(parts, wanted, strict=True)])
     tolerance = 0 if isinstance(runner, NativeRunner) else 1e-5
-    torch.testing.assert_close(some.logits_RV, expected_RV, atol=tolerance, rtol=0)
+    torch.testing.assert_close(logits(some), expected_RV, atol=tolerance, rtol=0)
 
 
 def test_scores_are_of_the_logits(any_model: Decoder, make_runner: MakeRunner) -> None:
@@ -176,10 +177,10 @@ def test_scores_are_of_the_logits(any_model: Decoder, make_runner: MakeRunner) -
     runner.allocate(8)
     tables = [[array("i", [first + 2 * table]) for table in range(len(runner.layout.windows))] for first in (0, 1)]
     scores = runner.run([Span(random_ids(any_model, 12), 0, 5, tables[0]), Span([3], 0, 1, tables[1])])
-    assert scores.logits_RV.shape == (6, any_model.config.vocab_size)
-    assert scores.tokens == scores.logits_RV.argmax(-1).tolist()
-    torch.testing.assert_close(torch.tensor(scores.logits), scores.logits_RV.amax(-1), atol=0, rtol=0)
-    torch.testing.assert_close(torch.tensor(scores.log_sum_exp), scores.logits_RV.logsumexp(-1), atol=1e-5, rtol=0)
+    assert logits(scores).shape == (6, any_model.config.vocab_size)
+    assert scores.tokens == logits(scores).argmax(-1).tolist()
+    torch.testing.assert_close(torch.tensor(scores.logits), logits(scores).amax(-1), atol=0, rtol=0)
+    torch.testing.assert_close(torch.tensor(scores.log_sum_exp), logits(scores).logsumexp(-1), atol=1e-5, rtol=0)
 
 
 def test_what_is_not_finite_is_seen(make_runner: MakeRunner) -> None:
@@ -191,14 +192,14 @@ def test_what_is_not_finite_is_seen(make_runner: MakeRunner) -> None:
     scores = runner.run([Span([5, 7, 9], 0, 1, [array("i", [0])]), Span([5, 9], 0, 1, [array("i", [1])])])
     assert scores.log_sum_exp[0] != scores.log_sum_exp[0]
     # the table is tied: token 7 has no logit for anyone, but the others' own are what they are
-    assert scores.logits_RV[1].isnan().sum() == 1
+    assert logits(scores)[1].isnan().sum() == 1
     with torch.no_grad():
         model.embed.weight[7] = 0.0
     clean = make_runner(model)
     clean.allocate(4)
-    expected = clean.run([Span([5, 9], 0, 1, [array("i", [1])])]).logits_RV[0]
+    expected = logits(clean.run([Span([5, 9], 0, 1, [array("i", [1])])]))[0]
     finite = torch.arange(len(expected)) != 7
-    torch.testing.assert_close(scores.logits_RV[1][finite], expected[finite], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(scores)[1][finite], expected[finite], atol=1e-5, rtol=0)
 
 
 @settings(max_examples=10)
@@ -229,7 +230,7 @@ def test_batch_invariance(weights: Number, cache: CacheNumber, instruction_set: 
     ids, other, third = random_ids(model, 80), random_ids(model, 50, seed=1), random_ids(model, 33, seed=2)
 
     def runner(threads: int) -> Runner:
-        return NativeRunner(model, weights, cache, threads=threads, instruction_set=instruction_set)
+        return native_runner(model, weights, cache, threads=threads, instruction_set=instruction_set)
 
     (alone,) = chunked(runner(1), [ids], [[80]])
     for threads, company, cuts in [
@@ -251,7 +252,8 @@ def test_compressed_weights_equal_plain_ones(instruction_set: str) -> None:
         model.get_parameter("layers.1.feed_forward.up_proj.weight")[3, :12] = tiny_values
     ids, others = random_ids(model, 90), [random_ids(model, 40, seed) for seed in range(1, 41)]
     plain, compressed = (
-        NativeRunner(model, weights, instruction_set=instruction_set) for weights in ("bfloat16", "compressed_bfloat16")
+        native_runner(model, weights, instruction_set=instruction_set)
+        for weights in ("bfloat16", "compressed_bfloat16")
     )
     assert compressed.weight_bytes < 0.78 * plain.weight_bytes
     assert compressed.precision == plain.precision == "bfloat16 weights, bfloat16 cache"
@@ -284,7 +286,7 @@ def test_threads_may_share_the_keys_of_one_sequence(cache: CacheNumber, instruct
     ids, other = random_ids(model, 530), random_ids(model, 40, seed=1)
 
     def runner(threads: int) -> Runner:
-        return NativeRunner(model, "float32", cache, threads=threads, instruction_set=instruction_set)
+        return native_runner(model, "float32", cache, threads=threads, instruction_set=instruction_set)
 
     (alone,) = chunked(runner(1), [ids], [[530]])
     (shared,) = chunked(runner(2), [ids], [[250, *[1] * 8, 253, *[1] * 19]])
@@ -303,7 +305,7 @@ def test_quantized_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(9):
         ids = random_ids(model, 40, seed)
         expected = whole(model, ids)
-        (logits_TV,) = chunked(NativeRunner(model, "float32", "float32"), [ids], [[40]])
+        (logits_TV,) = chunked(native_runner(model, "float32", "float32"), [ids], [[40]])
         errors.append(float((logits_TV - expected).norm() / expected.norm()))
     assert statistics.median(errors) < 1e-5
     assert max(errors) < 0.02
@@ -315,8 +317,8 @@ def test_rounding_while_loading_equals_rounding_before() -> None:
     ids = random_ids(model, 20)
     pairs: list[tuple[Number, int]] = [("int8", 8), ("nested_int4", 4)]
     for weights, bits in pairs:
-        (rounded,) = chunked(NativeRunner(model, weights), [ids], [[20]])
-        (stored,) = chunked(NativeRunner(quantize_modules(make_model(model.config), bits, 32)), [ids], [[20]])
+        (rounded,) = chunked(native_runner(model, weights), [ids], [[20]])
+        (stored,) = chunked(native_runner(quantize_modules(make_model(model.config), bits, 32)), [ids], [[20]])
         assert torch.equal(rounded, stored)
 
 
@@ -328,10 +330,10 @@ def test_the_environment_chooses_the_instruction_set(
     monkeypatch.setenv("TALLOW_CPU", name)
     cpu.operation_set.cache_clear()
     try:
-        assert NativeRunner(model).instruction_set == name
+        assert native_runner(model).instruction_set == name
         monkeypatch.setenv("TALLOW_CPU", "mmx")
         cpu.operation_set.cache_clear()
         with pytest.raises(UsageError, match="mmx cannot run here"):
-            NativeRunner(model)
+            native_runner(model)
     finally:
         cpu.operation_set.cache_clear()

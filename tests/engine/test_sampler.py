@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,8 +23,8 @@ from transformers import (
 from tallow.engine.penalties import repetition
 from tallow.engine.request import SamplingParams
 from tallow.engine.sampler import Sampler
-from tallow.kernels import choose_tokens
-from tallow.kernels.sampling import Draw, candidates
+from tallow.kernels.sampling import Draw, choose_tokens
+from tallow.kernels.sampling_reference import candidates
 
 
 def random_logits(vocab_size: int, seed: int = 0, spread: float = 3.0) -> Tensor:
@@ -107,12 +108,12 @@ def test_repetition_penalty_equals_transformers(penalty: float, seen: list[int],
     logits_V = random_logits(20, seed)
     given_V = torch.FloatTensor(logits_V[None].clone())
     expected_V = RepetitionPenaltyLogitsProcessor(penalty)(torch.LongTensor([seen]), given_V)[0]
-    repetition(logits_V, seen, penalty)
+    repetition(logits_V.numpy(), seen, penalty)
     assert torch.equal(logits_V, expected_V)
 
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
-    logits_V = torch.tensor([5.0, 4.0, 3.0, -1.0])
+    logits_V = np.array([5.0, 4.0, 3.0, -1.0], np.float32)
     sampler = Sampler(SamplingParams(repetition_penalty=2.0), prompt_ids=[0, 0])
     assert [sampler.choose(logits_V, ids) for ids in ([], [1], [1, 2], [1, 2, 0])] == [1, 2, 0, 0]
 
@@ -120,14 +121,14 @@ def test_repetition_penalty_counts_prompt_and_answer() -> None:
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits_V = random_logits(100)
     params = SamplingParams(temperature=0.0, top_p=0.5, top_k=3, min_p=0.1)
-    assert Sampler(params, []).choose(logits_V, []) == int(logits_V.argmax())
+    assert Sampler(params, []).choose(logits_V.numpy(), []) == int(logits_V.argmax())
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3])
 def test_tiny_temperatures_do_not_overflow(temperature: float) -> None:
     logits_V = 1e4 * random_logits(100)
     sampler = Sampler(SamplingParams(temperature=temperature, top_p=0.9, seed=0), [])
-    assert sampler.choose(logits_V, []) == int(logits_V.argmax())
+    assert sampler.choose(logits_V.numpy(), []) == int(logits_V.argmax())
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_draws_follow_the_distribution(params: SamplingParams, across: str) -> N
     for draw in range(draws):
         seed, index = (draw, 3) if across == "seeds" else (123, draw)
         sampler = Sampler(SamplingParams(**{**vars(params), "seed": seed}), [])
-        counts[sampler.choose(logits_V, range(index))] += 1
+        counts[sampler.choose(logits_V.numpy(), range(index))] += 1
     expected_V = draws * torch.tensor(brute_force(logits_V.tolist(), params), dtype=torch.float64)
     possible = expected_V > 0
     assert counts[~possible].sum() == 0
@@ -164,7 +165,7 @@ def test_draws_follow_the_distribution(params: SamplingParams, across: str) -> N
 
 def test_the_batch_does_not_matter() -> None:
     params = [SamplingParams(temperature=1.0, top_k=top_k, seed=seed) for top_k in (0, 5) for seed in range(10)]
-    samplers, rows = [Sampler(each, []) for each in params], [random_logits(5000, seed) for seed in range(20)]
+    samplers, rows = [Sampler(each, []) for each in params], [random_logits(5000, seed).numpy() for seed in range(20)]
     answers = [[1] * (number % 3) for number in range(20)]
     alone = [sampler.choose(row, ids) for sampler, row, ids in zip(samplers, rows, answers, strict=True)]
     prepared = [each.prepare(logits_V, ids) for each, logits_V, ids in zip(samplers, rows, answers, strict=True)]
@@ -179,7 +180,9 @@ def test_a_draft_agrees_as_often_as_distributions_do() -> None:
     p_V, q_V = target_V.double().softmax(0), draft_V.double().softmax(0)
     bound = float(torch.minimum(p_V, q_V).sum() / torch.maximum(p_V, q_V).sum())
     samplers = [Sampler(SamplingParams(temperature=1.0, seed=seed), []) for seed in range(1000)]
-    agreed = sum(sampler.choose(target_V, []) == sampler.choose(draft_V, []) for sampler in samplers) / 1000
+    agreed = (
+        sum(sampler.choose(target_V.numpy(), []) == sampler.choose(draft_V.numpy(), []) for sampler in samplers) / 1000
+    )
     assert 0.5 < bound < agreed + 0.05
 
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tallow.kernels import BlockWeight, cpu, has_native_blocks, unpack_blocks, using
+from tallow.kernels import cpu
+from tallow.kernels.blocks import BlockWeight, has_native_blocks, unpack_blocks
+from tallow.kernels.dispatch import using
 
 NATIVE = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
 needs_native = pytest.mark.skipif(cpu.native() is None, reason="the C++ kernels are not built")

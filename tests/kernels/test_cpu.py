@@ -8,7 +8,9 @@ import torch
 
 from tallow.engine.make_runner import make_runner
 from tallow.engine.torch_runner import TorchRunner
-from tallow.kernels import cpu, quantize_groups, quantized_linear, using
+from tallow.kernels import cpu
+from tallow.kernels.dispatch import using
+from tallow.kernels.quantized import quantize_groups, quantized_linear
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 

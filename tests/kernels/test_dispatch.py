@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tallow.errors import UsageError
-from tallow.kernels import Operation, dispatch, using
+from tallow.kernels import dispatch
+from tallow.kernels.dispatch import Operation, using
 
 
 @pytest.fixture(autouse=True)

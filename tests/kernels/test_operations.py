@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tallow.kernels import QuantizedWeight, cpu, dequantize, quantize_groups
+from tallow.kernels import cpu
+from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups
 
 EXTENSION: Any = cpu.native()
 NAMES: list[str] = EXTENSION.operation_sets() if EXTENSION else []
@@ -42,11 +43,8 @@ def ops(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="module")
 def packer() -> Any:
-    """A decoder, whose memory holds packed weights."""
-    shape = EXTENSION.Architecture()
-    for name in ("hidden_size", "num_heads", "num_kv_heads", "head_size", "intermediate_size", "vocab_size"):
-        setattr(shape, name, 16)
-    return EXTENSION.Decoder(shape, NAMES[0], 1)
+    """Its memory holds the packed weights."""
+    return EXTENSION.Packer(0, 0, 1)
 
 
 def random(*shape: int, seed: int) -> Tensor:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tallow.kernels import cpu, matmul_peak, probe, read_bandwidth
+from tallow.kernels import cpu, probe
+from tallow.kernels.probe import matmul_peak, read_bandwidth
 
 
 @pytest.fixture(autouse=True)

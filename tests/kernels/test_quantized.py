@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tallow.errors import DataError, UsageError
-from tallow.kernels import QuantizedWeight, dequantize, quantize_groups, quantized_linear, unpack_codes, using
+from tallow.kernels.dispatch import using
+from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups, quantized_linear, unpack_codes
 
 group_sizes = st.sampled_from([32, 64, 96, 128])
 bit_widths = st.sampled_from([4, 6, 8])

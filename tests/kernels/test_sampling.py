@@ -7,14 +7,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tallow.kernels import cpu, using
-from tallow.kernels.sampling import Draw, candidates, choose_tokens, philox, variates
+from tallow.kernels import cpu
+from tallow.kernels.dispatch import using
+from tallow.kernels.sampling import Draw, choose_tokens
+from tallow.kernels.sampling_reference import candidates, philox, variates
 
 EXTENSION: Any = cpu.native()
 NAMES: list[str] = EXTENSION.operation_sets() if EXTENSION else []
@@ -62,7 +65,7 @@ def choose(ops: Any, rows: Sequence[Tensor], draws: Sequence[Draw], threads: int
 
 def reference(row: Tensor, draw: Draw) -> int:
     with using("reference"):
-        return choose_tokens([row], [draw])[0]
+        return choose_tokens([row.numpy()], [draw])[0]
 
 
 def is_near_tie(row: Tensor, draw: Draw, tokens: tuple[int, int]) -> bool:
@@ -159,7 +162,7 @@ def test_what_is_no_distribution(versions: Any, draw: Draw, size: int) -> None:
     rows[1][size // 2] = torch.nan
     rows[2][size - 1] = torch.inf
     with using(versions):
-        chosen = choose_tokens(rows, [draw] * 4)
+        chosen = choose_tokens([row.numpy() for row in rows], [draw] * 4)
     assert chosen[:3] == [-1, -1, -1]
     assert 0 <= chosen[3] < size
 
@@ -195,10 +198,11 @@ def test_threads_and_batches_do_not_matter(ops: Any) -> None:
 
 
 def test_rows_of_any_kind() -> None:
-    rows = list(torch.randn(3, 40, generator=torch.Generator().manual_seed(0)))
-    spread = [torch.stack([row, row], dim=1)[:, 0] for row in rows]
+    rows = list(torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).numpy())
+    spread = [np.stack([row, row], axis=1)[:, 0] for row in rows]
+    wide: Any = [row.astype(np.float64) for row in rows]
     chosen = choose_tokens(rows, [PLAIN] * 3)
-    assert choose_tokens(spread, [PLAIN] * 3) == choose_tokens([row.double() for row in rows], [PLAIN] * 3) == chosen
+    assert choose_tokens(spread, [PLAIN] * 3) == choose_tokens(wide, [PLAIN] * 3) == chosen
     assert choose_tokens([], []) == []
 
 

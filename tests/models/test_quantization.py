@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tallow.errors import UsageError
-from tallow.kernels import dequantize, quantize_groups
+from tallow.kernels.quantized import dequantize, quantize_groups
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.blocks.quantized import QuantizedEmbedding, QuantizedLinear
 from tallow.models.config import DecoderConfig

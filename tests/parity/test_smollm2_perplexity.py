@@ -29,7 +29,8 @@ BLOCKS = WINDOW // BLOCK_TOKENS
 
 def log_probs(runner: Runner, ids: list[int]) -> Tensor:
     """Of all tokens at each place, T V."""
-    return runner.run([Span(ids, 0, len(ids), [array("i", range(BLOCKS))])]).logits_RV.log_softmax(-1)
+    logits_TV = runner.run([Span(ids, 0, len(ids), [array("i", range(BLOCKS))])]).logits_RV
+    return torch.tensor(logits_TV).log_softmax(-1)
 
 
 def divergence(true_TV: Tensor, other_TV: Tensor) -> float:

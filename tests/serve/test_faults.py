@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,13 +22,17 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
+from tests.engine.lora import random_adapter
 from tests.serve.conftest import ADMIN_KEY, Served
 
+from tallow.models.formats.adapters import write_adapter
+from tallow.models.formats.hub import read_config
 from tallow.serve import engine_process
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, sse
 from tallow.serve.service import Service
 from tallow.serve.settings import ModelSettings, ServeSettings
+from tallow.tokenizer.chat import encode_chat_prompt
 
 CHAT = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -165,6 +171,18 @@ def test_a_first_model_that_cannot_be_loaded_ends_the_server(model_path: Path) -
         assert "Traceback" not in done.stderr
 
 
+def test_a_first_model_whose_process_dies_while_it_is_loaded_ends_the_server(model_path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "tallow", "serve", str(model_path), "--port", "0"]
+    with (tmp_path / "log").open("wb") as errors, subprocess.Popen(command, stderr=errors) as process:
+        served = Served("", process, tmp_path / "log")
+        wait(lambda: bool(served.engine_pids()))
+        os.kill(served.engine_pids()[0], signal.SIGKILL)
+        assert process.wait(60) == 1
+    said = served.log.read_text()
+    assert f"the engine process of {model_path} was ended by SIGKILL" in said.splitlines()[-2]
+    assert "Traceback" not in said
+
+
 def test_a_host_that_is_none_is_told(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a:b")
     done = ended(str(model_path), "--host", "not.a.host.invalid", "--keys-file", str(tmp_path / "keys"))
@@ -212,6 +230,35 @@ def test_a_dead_engine_is_tried_again_though_nobody_asks(
     asyncio.run(live())
 
 
+def test_a_template_is_tried_before_the_first_conversation(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+
+    def encode(*arguments: Any) -> list[int]:
+        tried.append(True)
+        try:
+            return encode_chat_prompt(*arguments)
+        finally:
+            time.sleep(1)  # it may not take its time
+
+    monkeypatch.setattr(engine_process, "encode_chat_prompt", encode)
+    path = shutil.copytree(model_path, tmp_path / "model")
+    (path / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+
+    async def load() -> float:
+        service = Service(ServeSettings(models={"tiny": ModelSettings(path=str(path))}))
+        async with service.running():
+            while not tried:
+                await asyncio.sleep(0.001)
+            begin = time.monotonic()
+            await service.engine(None).ready()
+            return time.monotonic() - begin
+
+    assert asyncio.run(load()) < 0.6
+    assert len(tried) == 1
+
+
 def test_who_waits_for_a_model_is_told_when_it_is_unloaded(serve: Callable[..., Served], admin: Admin) -> None:
     served = serve(*admin.arguments)
     assert admin.post(served, "/unload").json() == {"state": "unloaded"}
@@ -242,6 +289,32 @@ def test_an_adapter_that_cannot_be_opened_kills_nothing(serve: Callable[..., Ser
         assert admin.post(served, "/adapters", {"name": "x", "path": path}).status_code == 400, path
     assert served.engine_pids() == engines
     assert post(served).status_code == 200
+
+
+def test_an_adapter_that_has_gone_does_not_take_its_model_along(
+    serve: Callable[..., Served], admin: Admin, model_path: Path, tmp_path: Path
+) -> None:
+    config, adapter = read_config(model_path), tmp_path / "adapter"
+    write_adapter(random_adapter(config, seed=1), config, adapter, "tiny")
+    served, gone = serve(*admin.arguments), tmp_path / "gone"
+    for name, path in (("here", adapter), ("a/b", shutil.copytree(adapter, gone))):
+        assert admin.post(served, "/adapters", {"name": name, "path": str(path)}).status_code == 200
+    [engine] = served.engine_pids()
+    shutil.rmtree(gone)
+    os.kill(engine, signal.SIGKILL)
+    wait(lambda: served.health()["status"] == "ready" and served.engine_pids() != [engine])
+    assert post(served).status_code == 200
+    assert post(served, model="here").status_code == 200
+    assert post(served, model="a/b").status_code == 404
+
+
+def test_loading_counts_as_use(serve: Callable[..., Served], admin: Admin) -> None:
+    served = serve(*admin.arguments, "--unload-after-s", "3")
+    assert post(served).status_code == 200
+    wait(lambda: served.health()["models"] == {"tiny": "unloaded"})
+    assert admin.post(served, "/load").json() == {"state": "ready"}
+    time.sleep(1.5)
+    assert served.health()["models"] == {"tiny": "ready"}
 
 
 def test_idle_models_are_unloaded_and_come_back(serve: Callable[..., Served]) -> None:
@@ -335,6 +408,59 @@ def test_who_does_not_read_until_the_deadline_is_left() -> None:
     asyncio.run(answer())
     assert counted == [408]
     assert is_ended
+
+
+def test_who_stops_reading_is_left_and_who_reads_slowly_is_not(serve: Callable[..., Served]) -> None:
+    served = serve("--set", "serve.limits.send_s=0.7")
+    whole = json.dumps({"prompt": "a" * 800_000, "return_token_strs": True})
+    stream = json.dumps(LONG | {"n": 16, "logprobs": True, "top_logprobs": 20})
+    for path, body, connection in (
+        ("/tokenize", whole, "keep-alive"),
+        ("/tokenize", whole, "close"),
+        ("/v1/chat/completions", stream, "keep-alive"),
+    ):
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        errors = metric(served, "tallow:errors_total")
+        with small_socket(served) as client:
+            client.sendall((head + body).encode())
+            assert 0.7 < seconds_held(client) < 10
+        assert metric(served, "tallow:errors_total") == errors + 1
+        wait(lambda: is_quiet(served), 5)
+
+    body = json.dumps({"prompt": "a" * 200_000, "return_token_strs": True})
+    head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    with small_socket(served) as client:
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        answer, begin = b"", time.monotonic()
+        while piece := client.recv(1 << 15):
+            answer += piece
+            time.sleep(0.05)
+    assert time.monotonic() - begin > 1.5
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["count"] == 200_000
+
+
+def seconds_held(client: socket.socket) -> float:
+    """From when the server has a connection until it has closed its end, though it cannot tell the client so."""
+    own_end = f":{client.getsockname()[1]:04X}"
+
+    def is_held() -> bool:
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        return any(line[2].endswith(own_end) and line[9] != "0" for line in lines)  # inode 0: no process has it
+
+    wait(is_held)
+    begin = time.monotonic()
+    wait(lambda: not is_held())
+    return time.monotonic() - begin
+
+
+def small_socket(served: Served) -> socket.socket:
+    """A connection that takes little before it is read."""
+    client = socket.socket()
+    client.settimeout(20)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+    return client
 
 
 def test_soak(serve: Callable[..., Served]) -> None:

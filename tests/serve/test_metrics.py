@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,6 +30,14 @@ def samples(served: Served) -> dict[str, float]:
         for sample in family.samples:
             found[sample.name] = found.get(sample.name, 0.0) + sample.value
     return found
+
+
+def errors_by_status(served: Served) -> Counter[str]:
+    with served.client() as client:
+        families = text_string_to_metric_families(client.get("/metrics").text)
+    [errors] = [family for family in families if family.name == "tallow:errors"]
+    counted = [sample for sample in errors.samples if sample.name == "tallow:errors_total"]
+    return Counter({sample.labels["status"]: int(sample.value) for sample in counted})
 
 
 def test_requests_are_counted(served: Served) -> None:
@@ -66,6 +77,40 @@ def test_each_error_is_counted(served: Served) -> None:
             before = errors()
             assert client.post("/v1/chat/completions", json=body, headers=headers).status_code == status
             assert errors() == before + 1, status
+
+
+def test_what_is_no_request_is_counted(serve: Callable[..., Served]) -> None:
+    served = serve("--set", "serve.limits.head_s=0.5")
+    begin = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    for status, text in (
+        (400, "no HTTP\r\n\r\n"),
+        (400, f"{begin}Content-Length: x\r\n\r\n"),
+        (400, f"{begin}Transfer-Encoding: chunked\r\n\r\nno size\r\n"),
+        (408, begin),
+        (408, begin[:9]),
+        (431, f"{begin}X-More: {'a' * 70_000}"),
+        (431, f"{begin}Transfer-Encoding: chunked\r\n\r\n0\r\nX-More: {'a' * 70_000}"),
+    ):
+        before = errors_by_status(served)
+        assert status_of(served, text) == status, text[:99]
+        assert errors_by_status(served) == before + Counter({str(status): 1}), text[:99]
+    before = errors_by_status(served)
+    assert status_of(served, "") is None
+    assert status_of(served, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
+    assert errors_by_status(served) == before
+
+
+def status_of(served: Served, text: str) -> int | None:
+    """Of the one answer to what is sent; None: the connection ends without one."""
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=10) as connection:
+        connection.sendall(text[:99].encode())
+        time.sleep(0.1)
+        connection.sendall(text[99:].encode())  # what comes at once with a request's beginning is not counted
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 ") == bool(answer)
+    return int(answer.split()[1]) if answer else None
 
 
 def test_an_error_in_the_midst_of_a_stream_is_counted() -> None:

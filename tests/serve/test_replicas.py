@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -14,7 +15,9 @@ import orjson
 import pytest
 from tests.serve.conftest import KEY, START_S, Served, serving
 
+from tallow.errors import TallowError
 from tallow.serve.prefixes import MOST_BEHIND
+from tallow.serve.settings import ModelSettings, ServeSettings
 
 OTHER_KEY = "sk-beta-2"
 SETTINGS = ["--replicas=2", "--set=serve.limits.body_bytes=20000"]
@@ -103,6 +106,18 @@ def test_keys_and_limits_hold(replicated: Served, client: httpx.Client) -> None:
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
 
 
+def test_what_the_front_refuses_is_counted(replicated: Served, client: httpx.Client) -> None:
+    def counted() -> dict[int, float]:
+        lines = [line.rpartition(" ") for line in client.get("/metrics").text.splitlines()]
+        errors = {labels: float(value) for labels, _, value in lines if labels.startswith("tallow:errors_total{")}
+        return {status: sum(errors[each] for each in errors if f'status="{status}"' in each) for status in (401, 413)}
+
+    before = counted()
+    assert httpx.get(f"{replicated.url}/version").status_code == 401
+    assert client.post("/v1/completions", json={"prompt": "a" * 20001}).status_code == 413
+    assert counted() == {status: value + 1 for status, value in before.items()}
+
+
 def test_caches_of_keys_are_apart(replicated: Served, client: httpx.Client) -> None:
     ask(client, text(20))
     assert cached_tokens(ask(client, text(20))) > 0
@@ -110,6 +125,19 @@ def test_caches_of_keys_are_apart(replicated: Served, client: httpx.Client) -> N
         other.headers["x-tallow-user"] = "alpha"
         assert cached_tokens(ask(other, text(20))) == 0
         assert cached_tokens(ask(other, text(20))) > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+def test_replicas_that_do_not_start_end_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tallow.serve.replicas import Front
+
+    def deploy(_front: Front) -> None:
+        raise RuntimeError("no replica has become well")
+
+    monkeypatch.setattr(Front, "_deploy", deploy)
+    front = Front(ServeSettings(models={"tiny": ModelSettings(path="tiny")}, replicas=2))
+    with pytest.raises(TallowError, match="no replica has become well"):
+        asyncio.run(front.load())
 
 
 def test_a_replica_that_dies_is_replaced(replicated: Served, client: httpx.Client) -> None:

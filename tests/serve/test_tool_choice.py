@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from tallow.engine.structure import Structure
-from tallow.errors import UsageError
+from tallow.serve.errors import ApiError
+from tallow.serve.requests import check_structure
+from tallow.serve.settings import Limits
 from tallow.serve.tool_choice import forced_structure
 
 LIST = {"type": "object", "properties": {"x": {"type": "integer"}, "next": {"$ref": "#/$defs/List"}}, "required": ["x"]}
 TOOLS: list[dict[str, Any]] = [
     {
-        "type": "function",
-        "function": {
-            "name": "add",
-            "parameters": {
-                "properties": {"list": {"$ref": "#/$defs/List"}},
-                "required": ["list"],
-                "additionalProperties": False,
-                "$defs": {"List": LIST | {"additionalProperties": False}},
-            },
+        "name": "add",
+        "parameters": {
+            "properties": {"list": {"$ref": "#/$defs/List"}},
+            "required": ["list"],
+            "additionalProperties": False,
+            "$defs": {"List": LIST | {"additionalProperties": False}},
         },
     },
-    {"type": "function", "name": "now"},
-    {
-        "type": "function",
-        "function": {
-            "name": "tree",
-            "parameters": {"properties": {"child": {"$ref": "#"}}, "additionalProperties": False},
-        },
-    },
+    {"name": "now"},
+    {"name": "tree", "parameters": {"properties": {"child": {"$ref": "#"}}, "additionalProperties": False}},
 ]
 
 
@@ -92,13 +86,12 @@ def test_properties_that_a_schema_does_not_name(parameters: dict[str, Any], answ
     assert fits(forced_structure(tools), f'[{{"name": "f", "arguments": {answer}}}]') is fitting
 
 
-def test_what_cannot_be_forced() -> None:
-    with pytest.raises(UsageError, match="names other"):
-        forced_structure(TOOLS, "other")
-    with pytest.raises(UsageError, match="no tools"):
-        forced_structure([])
-    deep: dict[str, Any] = {}
-    for _ in range(5000):
-        deep = {"items": deep}
-    with pytest.raises(UsageError, match="nested too deeply"):
-        forced_structure([{"name": "deep", "parameters": deep}])
+def test_tools_are_as_deep_as_any_settings_let_pass() -> None:
+    def nested(depth: int) -> dict[str, Any]:
+        return {"name": "f", "parameters": reduce(lambda part, _: {"items": part}, range(depth), {})}
+
+    limits = Limits(schema_depth=10**6)
+    check_structure(nested(250), limits, "tools")
+    assert str(forced_structure([nested(250)])).count("items") == 250 + 1
+    with pytest.raises(ApiError, match="cannot be read"):
+        check_structure(nested(300), limits, "tools")

@@ -27,8 +27,8 @@ WEATHER = {
     },
 }
 TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": "weather", "parameters": WEATHER}},
-    {"type": "function", "function": {"name": "now"}},
+    {"name": "weather", "parameters": WEATHER},
+    {"name": "now"},
 ]
 DIFFICULT = '{"city": "} ]</tool_call>\\" \\\\ \\u00e9 雨 ;", "where": {"a": [{"b": {}}, "{["]}}'
 RAIN = '{"city": "Rome", "days": 2}'
@@ -346,9 +346,7 @@ def test_calls_beyond_the_limit_are_content() -> None:
     assert content == call * 2
 
 
-@pytest.mark.parametrize(
-    "tools", [[], [{"type": "function", "function": {"name": "now", "parameters": {"properties": 3}}}]]
-)
+@pytest.mark.parametrize("tools", [[], [{"name": "now", "parameters": {"properties": 3}}]])
 def test_odd_tools(tools: Sequence[dict[str, Any]]) -> None:
     answer = "<function=now><parameter=a>1</parameter></function>"
     expected = ("", [("now", '{"a": 1}')]) if tools else (answer, [])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 
 from tallow.errors import CapacityError
-from tallow.kernels import machine_bytes, probe
+from tallow.kernels import memory
+from tallow.kernels.memory import machine_bytes
 from tallow.models.config import DecoderConfig
 from tallow.train.config import LoopConfig
 from tallow.train.memory import check_memory, training_bytes
@@ -28,9 +30,11 @@ def test_what_cannot_fit_is_refused_with_figures() -> None:
 
 
 def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "CGROUP_LIMIT", tmp_path / "memory.max")
     machine = machine_bytes()
     (tmp_path / "memory.max").write_text("max\n")
     assert machine_bytes() == machine
     (tmp_path / "memory.max").write_text("1000000\n")
     assert machine_bytes() == 1_000_000
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (500_000, -1) if kind == resource.RLIMIT_DATA else (-1, -1))
+    assert machine_bytes() == 500_000

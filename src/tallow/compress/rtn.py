@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from tallow.kernels import QuantizedWeight, dequantize, quantize_groups
+from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups
 from tallow.models.decoder import Decoder
 from tallow.models.quantization import Target, plain_weight, replace_weight
 

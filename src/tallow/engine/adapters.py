@@ -13,8 +13,7 @@ from tallow.engine.request import Request
 from tallow.engine.runner import Runner
 from tallow.engine.uninterrupted import uninterrupted
 from tallow.errors import CapacityError, DataError, UsageError
-from tallow.kernels import machine_bytes
-from tallow.models.formats.adapters import read_adapter
+from tallow.kernels.memory import machine_bytes
 
 MAX_ADAPTERS = 64
 MEMORY_SHARE = 16
@@ -69,6 +68,8 @@ class AdapterRegistry:
             raise UsageError(problem, "choose another name, or unload it first")
         if len(self.loaded) + len(self._leaving) >= self._max_adapters:
             raise UsageError(f"{self._max_adapters} adapters are loaded, and no more can be", "unload one first")
+        from tallow.models.formats.adapters import read_adapter  # imports torch
+
         adapter = read_adapter(path, self._runner.config)
         if outside := [module for module in adapter if not module.startswith("layers.")]:
             raise DataError(f"adapter {path} changes {outside[0]}, outside of the layers", "merge it into its model")

@@ -19,7 +19,8 @@ from tallow.engine.block_tables import CacheLayout
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.runner import Scores, Span, context_length
 from tallow.engine.torch_runner import TorchRunner, make_scores, summarize, wanted_rows
-from tallow.kernels import QueryTiles, paged_attention, prefers_fast
+from tallow.kernels.dispatch import prefers_fast
+from tallow.kernels.paged_attention import QueryTiles, paged_attention
 from tallow.kernels.triton.paged_attention import tile_size
 from tallow.models.blocks.context import AttentionSpec
 from tallow.models.config import DecoderConfig
@@ -84,9 +85,9 @@ class CudaRunner(TorchRunner):
         self._filler = Span([0], 0, 0, [array("i", [num_blocks])] * tables)
         most, longest = GRAPH_TOKENS[-1], -(-context_length(self.config) // BLOCK_TOKENS)
         with torch.inference_mode():
-            self._inputs = torch.zeros(most * (5 + tables * (2 + longest)), dtype=torch.int32, device=self.device)
-            self._logits_TV = torch.zeros(most, self.config.vocab_size, device=self.device)
-            self._summary_3T = torch.zeros(3, most, dtype=torch.float64, device=self.device)
+            self._inputs = torch.zeros(most * (5 + tables * (2 + longest)), dtype=torch.int32, device=self._device)
+            self._logits_TV = torch.zeros(most, self.config.vocab_size, device=self._device)
+            self._summary_3T = torch.zeros(3, most, dtype=torch.float64, device=self._device)
 
     def run(self, spans: Sequence[Span]) -> Scores:
         count = sum(len(span.tokens) for span in spans)
@@ -119,7 +120,7 @@ class CudaRunner(TorchRunner):
     def _context(self, spans: Sequence[Span]) -> TiledContext:
         packed, num_tiles = pack(spans, len(self.layout.windows), self._tile_size)
         count = sum(len(span.tokens) for span in spans)
-        return TiledContext(packed.to(self.device), count, num_tiles, self._tile_size, self.layout, self._caches)
+        return TiledContext(packed.to(self._device), count, num_tiles, self._tile_size, self.layout, self._caches)
 
 
 class TiledContext:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tallow.engine.adapters import AdapterRegistry, LoadedAdapter
 from tallow.engine.beam_search import BeamParams, BeamSearch
@@ -23,7 +22,7 @@ from tallow.engine.checks import whole_number, whole_numbers
 from tallow.engine.policies import POLICIES, PolicyName
 from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.run_ahead import RUN_AHEAD_S, RunAhead
-from tallow.engine.runner import Runner, context_length
+from tallow.engine.runner import Floats, Runner, context_length
 from tallow.engine.sampler import Sampler
 from tallow.engine.scheduler import Scheduler, Share
 from tallow.engine.speculation import Proposer, Speculation
@@ -32,7 +31,7 @@ from tallow.engine.structure import CompileLimits
 from tallow.engine.text import OutputText
 from tallow.engine.uninterrupted import uninterrupted
 from tallow.errors import UsageError
-from tallow.kernels import machine_bytes
+from tallow.kernels.memory import machine_bytes
 from tallow.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ class Engine:
         self.eos_ids &= frozenset(range(runner.config.vocab_size))  # another never comes, and cannot be held back
         longest = context_length(runner.config)
         self._step_tokens = max_tokens_per_step
-        most = machine_bytes(runner.device.type) // CACHE_SHARE
+        most = machine_bytes(runner.device) // CACHE_SHARE
         given = whole_number("cache_bytes", cache_bytes) if cache_bytes is not None else most
         num_blocks = min(max_running * self._most_blocks(longest), given // runner.block_bytes)
         self.context_length = bisect_right(range(longest + 1), num_blocks, key=self._most_blocks) - 1
@@ -384,7 +383,7 @@ class Engine:
         """
         self._scheduler.check()
 
-    def log_probs(self, ids: Sequence[int], *, adapter: str | None = None) -> Tensor:
+    def log_probs(self, ids: Sequence[int], *, adapter: str | None = None) -> Floats:
         """Log-probability of each token but the first, given all before it: T - 1 values, fp32.
 
         A request as others are, which steps until it is done; so others go on, too.
@@ -406,7 +405,7 @@ class Engine:
             self.abort(request)
         if request.error is not None:
             raise request.error
-        return torch.tensor(request.prompt_log_probs)
+        return np.array(request.prompt_log_probs, dtype=np.float32)
 
     def check(self, ids: Sequence[int], *, room_for: int) -> None:
         """Whether the engine can take these tokens and `room_for` more.

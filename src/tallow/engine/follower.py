@@ -9,7 +9,8 @@ import sys
 import threading
 
 from tallow.console import say
-from tallow.engine.make_runner import CachePrecision, Precision, make_runner
+from tallow.engine.choices import CachePrecision, Precision
+from tallow.engine.make_runner import make_runner
 from tallow.engine.process_group import LOOPBACK, ProcessGroup, ProcessLost
 from tallow.engine.tensor_parallel import TensorParallelRunner
 from tallow.errors import TallowError

@@ -25,12 +25,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from llguidance import LLMatcher
-from torch import Tensor
 
 from tallow.engine.grammar_process import GrammarProcess
 from tallow.engine.grammar_worker import Vocabulary, compile_grammar, why
+from tallow.engine.runner import Floats
 from tallow.engine.structure import CompileLimits, Structure
 from tallow.errors import TallowError, UsageError
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -48,7 +47,7 @@ class Grammars:
 
     Args:
         tokenizer: Says what the tokens spell.
-        vocab_size: Logits of the model.
+        vocab_size: Floats of the model.
         end_ids: Tokens that end an answer of any request.
         limits: For compiling each one.
     """
@@ -153,7 +152,7 @@ class Constraint:
         self._own: LLMatcher | None = None
         self._stops = frozenset(stop_ids)
         self._ends = self._stops.union(end_ids)
-        self._end_ids, self._stop_ids = (torch.tensor(sorted(ids), dtype=torch.int64) for ids in (end_ids, stop_ids))
+        self._end_ids, self._stop_ids = (np.array(sorted(ids), dtype=np.int64) for ids in (end_ids, stop_ids))
         self._forget = forget
 
     @property
@@ -174,7 +173,7 @@ class Constraint:
         """Whether nothing may follow."""
         return self._matcher.is_stopped()
 
-    def mask_logits(self, logits_V: Tensor) -> None:
+    def mask_logits(self, logits_V: Floats) -> None:
         """Set the logits of every token that may not come next to −∞.
 
         A token may come if some text that fits goes on with it; the model's end tokens, and others that end this
@@ -185,12 +184,12 @@ class Constraint:
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        allowed_V = torch.from_numpy(np.unpackbits(bits, count=len(logits_V), bitorder="little").view(np.bool_))
+        allowed_V = np.unpackbits(bits, count=len(logits_V), bitorder="little").view(np.bool_)
         allowed_V[self._end_ids] = False
         if self._matcher.is_accepting():
             allowed_V[self._stop_ids] = True
-        logits_V[~allowed_V.to(logits_V.device)] = float("-inf")
-        if logits_V.max() == float("-inf"):
+        logits_V[~allowed_V] = -np.inf
+        if logits_V.max() == -np.inf:
             raise UsageError(
                 "the structure leaves no token that may come next",
                 "min_new_tokens, ignore_eos or logit_bias contradict it, or its text cannot be finished",

@@ -11,14 +11,11 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import TypeGuard, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tallow.engine.beam_search import BeamParams, Hypothesis
 from tallow.engine.checks import whole_number
-from tallow.engine.engine import MAX_RUNNING, SCORING, Engine
-from tallow.engine.generation import Generation, Stream
-from tallow.engine.make_runner import (
+from tallow.engine.choices import (
     CACHE_PRECISIONS,
     DEVICES,
     PLACEMENTS,
@@ -27,19 +24,17 @@ from tallow.engine.make_runner import (
     Device,
     Placement,
     Precision,
-    make_runner,
 )
+from tallow.engine.engine import MAX_RUNNING, SCORING, Engine
+from tallow.engine.generation import Generation, Stream
 from tallow.engine.policies import PolicyName
-from tallow.engine.process_group import start_group
 from tallow.engine.request import Request, RequestState, SamplingParams
-from tallow.engine.runner import Runner, context_length
+from tallow.engine.run_packed import load_packed, run_packed
+from tallow.engine.runner import Floats, Runner, context_length
 from tallow.engine.speculation import DraftModel, NgramProposer, Proposer
-from tallow.engine.tensor_parallel import check_divisible
 from tallow.errors import DataError, UsageError
-from tallow.kernels import machine_bytes
+from tallow.kernels.memory import machine_bytes
 from tallow.models.config import DecoderConfig
-from tallow.models.formats import open_model
-from tallow.models.quantization import quantized_bits
 from tallow.models.store import resolve
 from tallow.startup import uncollected
 from tallow.tokenizer.chat import Message, encode_chat_prompt, turn_end_ids
@@ -249,7 +244,7 @@ class LanguageModel:
         ids, params = self.encode_chat(messages), self._until_turn_end(params)
         return Stream(self.engine, self.engine.submit(ids, params, adapter=adapter))
 
-    def log_probs(self, prompt: Prompt, *, adapter: str | None = None) -> Tensor:
+    def log_probs(self, prompt: Prompt, *, adapter: str | None = None) -> Floats:
         """Log-probability of each token of a prompt but the first, given all before it: T - 1 values, fp32.
 
         `encode_prompt` tells which tokens these are.
@@ -263,7 +258,7 @@ class LanguageModel:
 
     def log_probs_batch(
         self, sequences: Iterable[Sequence[int]], *, adapter: str | None = None
-    ) -> Generator[Tensor, None, None]:
+    ) -> Generator[Floats, None, None]:
         """As `log_probs`, of any number of sequences of token ids: in their order, some of them computed together.
 
         Raises:
@@ -280,12 +275,12 @@ class LanguageModel:
                     self.engine.step()
                 if requests[0].error is not None:
                     raise requests[0].error
-                yield torch.tensor(requests.popleft().prompt_log_probs)
+                yield np.array(requests.popleft().prompt_log_probs, dtype=np.float32)
         finally:
             for request in requests:
                 self.engine.abort(request)
 
-    def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Tensor:
+    def embed(self, prompt: Prompt, *, adapter: str | None = None) -> Floats:
         """A prompt as a vector: the final hidden state of its last token (after the last norm), at length 1: D, fp32.
 
         The product of two such vectors is the cosine of the angle between them. It says how similar two texts are if
@@ -297,7 +292,7 @@ class LanguageModel:
         """
         return self.embed_batch([prompt], adapter=adapter)[0]
 
-    def embed_batch(self, prompts: Sequence[Prompt], *, adapter: str | None = None) -> Tensor:
+    def embed_batch(self, prompts: Sequence[Prompt], *, adapter: str | None = None) -> Floats:
         """Many prompts as vectors, N D, fp32: the same as one by one, sooner.
 
         Raises:
@@ -306,12 +301,12 @@ class LanguageModel:
         requests = self._complete(
             self.engine.submit_embedding(self.encode_prompt(prompt), adapter=adapter) for prompt in prompts
         )
-        vectors_ND = torch.empty(len(requests), self.config.hidden_size)
+        vectors_ND = np.empty((len(requests), self.config.hidden_size), np.float32)
         for vector_D, request in zip(vectors_ND, requests, strict=True):
             if request.error is not None:
                 raise request.error
             assert request.embedding is not None
-            vector_D.copy_(request.embedding)
+            vector_D[:] = request.embedding
         return vectors_ND
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
@@ -423,16 +418,42 @@ def load(
         )
     path = resolve(name_or_path)
     with uncollected():
-        stored = open_model(path)
-        tokenizer = stored.load_tokenizer()
-        proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
-        group = None
-        if tensor_parallel != 1:
-            check_divisible(stored.model.config, tensor_parallel)
-            settings = {"name_or_path": str(path), "precision": precision, "cache_precision": cache_precision}
-            group = start_group(tensor_parallel, settings)
-        runner = make_runner(stored, precision, weights, device, cache_precision, group)
+        packed = load_packed(path, precision, device) if tensor_parallel == 1 else None
+        tokenizer = packed.load_tokenizer() if packed is not None else None
+        if packed is not None and tokenizer is not None:
+            proposer = _proposer(speculate, tokenizer, packed.plan.config.vocab_size, device)
+            runner = run_packed(packed, weights, cache_precision)
+        else:
+            settings = precision, weights, device, cache_precision, tensor_parallel
+            tokenizer, proposer, runner = _load_stored(path, speculate, *settings)
         return LanguageModel(runner, tokenizer, path, proposer, cache_bytes, max_running, policy)
+
+
+def _load_stored(
+    path: Path,
+    speculate: str | Path,
+    precision: Precision,
+    weights: Placement,
+    device: Device,
+    cache_precision: CachePrecision,
+    tensor_parallel: int,
+) -> tuple[Tokenizer, Proposer | None, Runner]:
+    """As `load`, from the model's own files."""
+    from tallow.engine.make_runner import make_runner  # these import torch
+    from tallow.engine.process_group import start_group
+    from tallow.engine.tensor_parallel import check_divisible
+    from tallow.models.formats import open_model
+
+    stored = open_model(path)
+    tokenizer = stored.load_tokenizer()
+    proposer = _proposer(speculate, tokenizer, stored.model.config.vocab_size, device)
+    group = None
+    if tensor_parallel != 1:
+        check_divisible(stored.model.config, tensor_parallel)
+        settings = {"name_or_path": str(path), "precision": precision, "cache_precision": cache_precision}
+        group = start_group(tensor_parallel, settings)
+    runner = make_runner(stored, precision, weights, device, cache_precision, group, tokenizer)
+    return tokenizer, proposer, runner
 
 
 def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, device: Device) -> Proposer | None:
@@ -441,6 +462,10 @@ def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, devi
         return None
     if speculate == "ngram":
         return NgramProposer()
+    from tallow.engine.make_runner import make_runner  # these import torch
+    from tallow.models.formats import open_model
+    from tallow.models.quantization import quantized_bits
+
     draft = open_model(resolve(speculate))
     if draft.load_tokenizer().backend.get_vocab() != tokenizer.backend.get_vocab():
         raise UsageError(
@@ -451,7 +476,7 @@ def _proposer(speculate: str | Path, tokenizer: Tokenizer, vocab_size: int, devi
     runner = make_runner(draft, precision, device=device)
     longest = context_length(runner.config)
     sequence_bytes = runner.layout.blocks_needed(longest, longest) * runner.block_bytes
-    cache_bytes = min(MOST_DRAFTS * sequence_bytes, machine_bytes(runner.device.type) // DRAFT_CACHE_SHARE)
+    cache_bytes = min(MOST_DRAFTS * sequence_bytes, machine_bytes(runner.device) // DRAFT_CACHE_SHARE)
     return DraftModel(runner, cache_bytes, vocab_size)
 
 

@@ -1,212 +1,224 @@
-"""How a model's weights are brought together for the C++ decoder: which of them make one, and what it is held in."""
+"""How a stored model becomes one that the C++ decoder runs: which weights are brought together, and what holds them."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tallow.kernels import BlockWeight, QuantizedWeight, cpu, dequantize, unpack_blocks
+from tallow.engine.packed_model import GROUP_SIZE, LANES, NUMBERS, Layer, Memory, Norm, Number, PackedModel, Part, Plan
+from tallow.engine.runner import context_length
+from tallow.kernels import cpu
+from tallow.kernels.blocks import BlockWeight, unpack_blocks
+from tallow.kernels.quantized import QuantizedWeight, dequantize
+from tallow.kernels.threads import num_threads, single_thread
+from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.feed_forward import FeedForward
+from tallow.models.blocks.norms import LayerNorm, RMSNorm
+from tallow.models.blocks.positions import make_rotation
 from tallow.models.decoder import Decoder
-from tallow.models.formats.adapters import Adapter
 from tallow.models.quantization import TABLE_BITS
-from tallow.models.stored import StoredModel
+from tallow.models.stored import LoadedModel, StoredModel
 
-Number = Literal["float32", "bfloat16", "int8", "int4", "int6", "compressed_bfloat16", "nested_int4"]
+LONGEST_HEAD = 512
 INTEGERS: dict[int, Number] = {4: "nested_int4", 6: "int6", 8: "int8"}
 PLAINER: dict[Number, Number] = {"compressed_bfloat16": "bfloat16", "nested_int4": "int4"}
 """What holds weights that do not fit a form."""
 HAS_GROUPS: frozenset[Number] = frozenset({*INTEGERS.values(), "int4"})
 TABLES: dict[Number, Number] = {INTEGERS[bits]: INTEGERS[table_bits] for bits, table_bits in TABLE_BITS.items()}
-Integers = npt.NDArray[np.int32]
-Source = tuple[int, int, int, int]  # kind, addresses of values and scales, rows
-
-LANES = 16
 COMPRESSED_AT_ONCE = 4
 """Inputs."""
-GROUP_SIZE = 32
-# as enum Number and enum Source::Kind have them
-NUMBERS: dict[Number, int] = {
-    **{"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "int6": 4},
-    **{"compressed_bfloat16": 5, "nested_int4": 6},
-}
+# as enum Source::Kind has them
 SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {8: 3, 4: 4, 6: 5}
 BLOCKS = 16  # and GGUF's number of the type of blocks
 
+Source = tuple[int, int, int, int]  # kind, addresses of values and scales, rows
+Allocate = Callable[[Plan], AbstractContextManager[Memory]]
 
-@dataclass(frozen=True)
-class Part:
-    """Linear layers or a table that are packed as one weight.
+
+def can_pack(model: Decoder) -> bool:
+    """Whether the C++ decoder is installed, and the model (it may be on the meta device) one that it can run."""
+    on_cpu = model.norm.weight.device.type in ("cpu", "meta")
+    return cpu.native() is not None and on_cpu and model.config.head_size <= LONGEST_HEAD
+
+
+def pack(
+    model: StoredModel | Decoder,
+    weights: Number = "bfloat16",
+    *,
+    in_fp32: bool = False,
+    allocate: Allocate = lambda plan: nullcontext(Memory.of_its_own(plan.num_bytes)),
+) -> PackedModel:
+    """Pack a model; of one that is stored, one weight is read at a time.
 
     Args:
-        names: Of the modules.
-        rows: Outputs of each.
-        inputs: Of all of them.
-        number: What the weight is held in; integers have groups of `group` inputs.
-        by_turns: 16 rows of the first, then 16 of the second, and so on; else the rows follow each other.
+        model: The model; it is not needed afterwards.
+        weights: For plain weights; quantized ones stay as they are. Beside integers the embedding and the output matrix
+            have the bits that `TABLE_BITS` says; a weight whose inputs have no groups of 32 is held in bfloat16. What
+            does not fit its form is held as `PLAINER` says.
+        in_fp32: As `Plan` has it.
+        allocate: Gives memory, which is filled within the block.
     """
+    source = LoadedModel(model) if isinstance(model, Decoder) else model
+    incompressible: list[str] = []
+    while True:
+        packing = _Packing(source, weights, in_fp32, incompressible)
+        try:
+            with allocate(packing.plan) as memory:
+                packing.fill(memory)
+                return PackedModel(packing.plan, memory)
+        except _Incompressible as error:
+            incompressible += error.modules
 
-    names: tuple[str, ...]
-    rows: tuple[int, ...]
-    inputs: int
-    number: Number
-    group: int
-    has_bias: bool
-    by_turns: bool = False
 
-    @property
-    def order(self) -> Integers:
-        """For each row of the weight the row of the modules, counted through all of them; −1 for zeros."""
-        return _by_turns(self.rows[0]) if self.by_turns else np.arange(sum(self.rows), dtype=np.int32)
+class _Incompressible(Exception):
+    """The weights of these modules do not fit the form that takes fewer bytes."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Of the packed weight, with what lies between it and the next."""
-        extension = cpu.native()
-        assert extension is not None
-        outputs = len(self.order)
-        return extension.packed_bytes(NUMBERS[self.number], outputs, self.inputs, self.group, self.has_bias)
+    def __init__(self, modules: list[str]) -> None:
+        super().__init__(", ".join(modules))
+        self.modules = modules
 
-    def sources(self, model: StoredModel) -> tuple[list[Source], Tensor | None, list[Tensor]]:
-        """What C++ packs the weight from: its sources, the biases, and the tensors to be kept alive until then."""
+
+class _Packing:
+    """A plan, and the floats that it has places for."""
+
+    def __init__(self, source: StoredModel, weights: Number, in_fp32: bool, incompressible: Collection[str]) -> None:
+        self._source, self._model = source, source.model
+        self._weights: Number = weights
+        self._incompressible = incompressible
+        self._floats: list[Tensor] = []
+        self._num_floats = 0
+        model, config = source.model, source.model.config
+        rotations = self._rotations() if config.positions == "rotary" else [None] * config.num_layers
+        with single_thread():
+            self.plan = Plan(
+                config,
+                [self._layer(index, rotation) for index, rotation in enumerate(rotations)],
+                self._part("embed", is_table=True),
+                self._part("lm_head", is_table=True) if model.lm_head is not None else None,
+                self._norm("norm"),
+                self._keep(source.read("embed_positions.weight")) if config.positions == "learned" else None,
+                self._num_floats,
+                in_fp32,
+            )
+
+    def fill(self, memory: Memory) -> None:
+        """Put weights and floats into memory."""
+        native: Any = cpu.native()
+        packer, too_wide = native.Packer(memory.address, self.plan.weight_bytes, num_threads()), []
+        with single_thread():
+            for part in self.plan.parts:
+                sources, bias, _kept = self._sources(part)
+                address = bias.data_ptr() if bias is not None else 0
+                try:
+                    packer.pack(NUMBERS[part.number], sources, part.order, part.inputs, part.group, address)
+                except native.Incompressible:
+                    too_wide.append(part.names[0])
+        if too_wide:
+            raise _Incompressible(too_wide)
+        floats = memory.bytes[self.plan.weight_bytes :].view(np.float32)
+        place = 0
+        for values_N in self._floats:
+            floats[place : place + len(values_N)] = values_N.numpy()
+            place += len(values_N)
+
+    def _layer(self, index: int, rotation: tuple[int, int] | None) -> Layer:
+        at = f"layers.{index}"
+        attention, feed_forward = (self._model.get_submodule(f"{at}.{name}") for name in ("attention", "feed_forward"))
+        assert isinstance(attention, Attention)
+        assert isinstance(feed_forward, FeedForward)
+        gated = feed_forward.gate_proj is not None
+        names = ("attention_norm", "attention_post_norm", "feed_forward_norm", "feed_forward_post_norm")
+        norms = {name: self._norm(f"{at}.{name}") for name in names}
+        if attention.qk_norm != "none":
+            norms["query_norm"], norms["key_norm"] = (self._norm(f"{at}.attention.{each}_norm") for each in "qk")
+        return Layer(
+            qkv=self._part(*(f"{at}.attention.{each}_proj" for each in "qkv")),
+            out=self._part(f"{at}.attention.o_proj"),
+            up=self._part(*(f"{at}.feed_forward.{each}_proj" for each in ("gate", "up")[not gated :]), by_turns=gated),
+            down=self._part(f"{at}.feed_forward.down_proj"),
+            norms=norms,
+            rotation=rotation,
+            scale=attention.spec.scale,
+            softcap=attention.spec.softcap or 0.0,
+            window=attention.spec.window or 0,
+        )
+
+    def _part(self, *names: str, by_turns: bool = False, is_table: bool = False) -> Part:
+        modules = [self._model.get_submodule(name) for name in names]
+        held = [_weight(module.weight) for module in modules]
+        number, group = _held_in(held, self._weights, is_table)
+        inputs = _shape(held[0])[1]
+        if names[0] in self._incompressible or (number == "compressed_bfloat16" and inputs % COMPRESSED_AT_ONCE):
+            number = PLAINER.get(number, number)
+        has_bias = getattr(modules[0], "bias", None) is not None
+        return Part(names, tuple(_shape(each)[0] for each in held), inputs, number, group, has_bias, by_turns)
+
+    def _sources(self, part: Part) -> tuple[list[Source], Tensor | None, list[Tensor]]:
+        """What C++ packs a weight from: its sources, the biases, and the tensors to be kept alive until then."""
         sources: list[Source] = []
         kept: list[Tensor] = []
-        for name, count in zip(self.names, self.rows, strict=True):
-            kind, tensors = self._source(model, name)
+        for name, count in zip(part.names, part.rows, strict=True):
+            kind, tensors = self._read(name, part.number)
             addresses = [tensor.data_ptr() for tensor in tensors] + [0]
             sources.append((kind, addresses[0], addresses[1], count))
             kept += tensors
-        biases = [model.read(f"{name}.bias") for name in self.names] if self.has_bias else []
-        bias = torch.cat([values(bias).flatten() for bias in biases]) if biases else None
-        return sources, bias, kept
+        biases = [_values(self._source.read(f"{name}.bias")) for name in part.names] if part.has_bias else []
+        return sources, torch.cat([bias.flatten() for bias in biases]) if biases else None, kept
 
-    def _source(self, model: StoredModel, name: str) -> tuple[int, list[Tensor]]:
-        module_weight = model.model.get_submodule(name).weight
+    def _read(self, name: str, number: Number) -> tuple[int, list[Tensor]]:
+        """A module's weight: of which kind, and its tensors."""
+        module_weight = self._model.get_submodule(name).weight
         if isinstance(module_weight, QuantizedWeight):
-            codes, scales = model.read(f"{name}.codes"), model.read(f"{name}.scales")
+            codes, scales = self._source.read(f"{name}.codes"), self._source.read(f"{name}.scales")
             assert isinstance(codes, Tensor)
             assert isinstance(scales, Tensor)
-            if self.number in HAS_GROUPS:
+            if number in HAS_GROUPS:
                 return CODES[module_weight.bits], [codes.contiguous(), scales.contiguous()]
             return 0, [dequantize(QuantizedWeight(codes, scales, module_weight.bits, module_weight.group_size))]
-        weight = model.read(f"{name}.weight")
+        weight = self._source.read(f"{name}.weight")
         if isinstance(weight, BlockWeight):
             return BLOCKS + weight.kind, [weight.blocks.contiguous()]
         weight = weight if weight.dtype in SOURCES else weight.float()
         return SOURCES[weight.dtype], [weight.contiguous()]
 
+    def _rotations(self) -> list[tuple[int, int]]:
+        """Places of the cosines and sines of all positions, for each layer."""
+        config = self._model.config
+        positions = torch.arange(context_length(config))[None]
+        made: dict[int, tuple[int, int]] = {}
+        for rotary in filter(None, (config.rotary, config.local_rotary)):
+            rotation = make_rotation(rotary, config.head_size, config.max_positions, positions)
+            made[id(rotary)] = self._keep(rotation.cos_B1Tr), self._keep(rotation.sin_B1Tr)
+        return [made[id(config.layer_rotary(index))] for index in range(config.num_layers)]
 
-@dataclass(frozen=True)
-class LayerParts:
-    """The weights of a layer."""
+    def _norm(self, name: str) -> Norm:
+        norm = self._model.get_submodule(name)
+        if isinstance(norm, RMSNorm):
+            weight = _values(self._source.read(f"{name}.weight"))
+            return Norm("rms", norm.eps, self._keep(1 + weight if norm.offset else weight))
+        if isinstance(norm, LayerNorm):
+            weight, bias = (
+                self._keep(self._source.read(f"{name}.{each}")) if getattr(norm, each) is not None else None
+                for each in ("weight", "bias")
+            )
+            return Norm("layer", norm.eps, weight, bias)
+        return Norm("none")
 
-    qkv: Part
-    out: Part
-    up: Part
-    down: Part
-
-    def __iter__(self) -> Iterator[Part]:
-        yield from (self.qkv, self.out, self.up, self.down)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(part.num_bytes for part in self)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All weights of a model, in the order in which they are packed.
-
-    Args:
-        head: The output matrix; None where it is the embedding.
-    """
-
-    layers: list[LayerParts]
-    embedding: Part
-    head: Part | None
-
-    def __iter__(self) -> Iterator[Part]:
-        yield from itertools.chain(*self.layers)
-        yield from (self.embedding,) if self.head is None else (self.embedding, self.head)
-
-    @property
-    def end_bytes(self) -> int:
-        """Of what is in use in no layer."""
-        return self.embedding.num_bytes + (self.head.num_bytes if self.head is not None else 0)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all packed weights."""
-        return sum(part.num_bytes for part in self)
+    def _keep(self, values: Tensor | BlockWeight) -> int:
+        """The place of these values among the floats, with room for a whole vector behind them."""
+        values_N = _values(values).flatten()
+        self._floats.append(torch.cat([values_N, torch.zeros(LANES + -len(values_N) % LANES)]))
+        place, self._num_floats = self._num_floats, self._num_floats + len(self._floats[-1])
+        return place
 
 
-def plan_packing(model: Decoder, weights: Number, incompressible: Collection[str] = ()) -> Plan:
-    """What the weights of a model are held in; the model may be on the meta device.
-
-    Args:
-        weights: For plain weights; quantized ones stay as they are. Beside integers the embedding and the output matrix
-            have the bits that `TABLE_BITS` says; a weight whose inputs have no groups of 32 is held in bfloat16.
-        incompressible: Names of modules that do not fit their form: they are held as `PLAINER` says.
-    """
-
-    def part(*names: str, by_turns: bool = False, is_table: bool = False) -> Part:
-        modules = [model.get_submodule(name) for name in names]
-        held = [_weight(module.weight) for module in modules]
-        number, group = _held_in(held, weights, is_table)
-        inputs = _shape(held[0])[1]
-        if names[0] in incompressible or (number == "compressed_bfloat16" and inputs % COMPRESSED_AT_ONCE):
-            number = PLAINER.get(number, number)
-        has_bias = getattr(modules[0], "bias", None) is not None
-        return Part(names, tuple(_shape(each)[0] for each in held), inputs, number, group, has_bias, by_turns)
-
-    def layer(index: int) -> LayerParts:
-        at = f"layers.{index}"
-        feed_forward = model.get_submodule(f"{at}.feed_forward")
-        assert isinstance(feed_forward, FeedForward)
-        gated = feed_forward.gate_proj is not None
-        up = (
-            (f"{at}.feed_forward.gate_proj", f"{at}.feed_forward.up_proj") if gated else (f"{at}.feed_forward.up_proj",)
-        )
-        return LayerParts(
-            qkv=part(*(f"{at}.attention.{each}_proj" for each in "qkv")),
-            out=part(f"{at}.attention.o_proj"),
-            up=part(*up, by_turns=gated),
-            down=part(f"{at}.feed_forward.down_proj"),
-        )
-
-    return Plan(
-        [layer(index) for index in range(model.config.num_layers)],
-        part("embed", is_table=True),
-        part("lm_head", is_table=True) if model.lm_head is not None else None,
-    )
-
-
-def stack_updates(part: Part, adapter: Adapter) -> tuple[Tensor, Tensor]:
-    """An adapter's updates of the modules as one: their A one below the other, their B (scaled) block-diagonal; fp32.
-
-    Modules whose updates share an A share its rows.
-    """
-    updates = [adapter.get(name) for name in part.names]
-    distinct = {id(update.a_RI): update.a_RI for update in updates if update is not None}
-    starts = dict(zip(distinct, itertools.accumulate(map(len, distinct.values()), initial=0), strict=False))
-    a_RI = torch.cat([a.float() for a in distinct.values()])
-    b_OR = torch.zeros(sum(part.rows), len(a_RI))
-    for update, rows_OR in zip(updates, b_OR.split(list(part.rows)), strict=True):
-        if update is not None:
-            start = starts[id(update.a_RI)]
-            rows_OR[:, start : start + len(update.a_RI)] = update.scale * update.b_OR.float()
-    return a_RI, b_OR
-
-
-def values(tensor: Tensor | BlockWeight) -> Tensor:
+def _values(tensor: Tensor | BlockWeight) -> Tensor:
     """Plain values in float32."""
     return (unpack_blocks(tensor) if isinstance(tensor, BlockWeight) else tensor.detach()).float()
 
@@ -234,12 +246,3 @@ def _held_in(weights: Sequence[Tensor | QuantizedWeight], plain: Number, is_tabl
     number = TABLES.get(plain, plain) if is_table else plain
     has_groups = _shape(weights[0])[1] % GROUP_SIZE == 0
     return (number if has_groups or number not in HAS_GROUPS else "bfloat16"), GROUP_SIZE
-
-
-def _by_turns(rows: int) -> Integers:
-    """16 rows of the first half, then 16 of the second, and so on; −1 where there are not so many."""
-    padded = -(-rows // LANES) * LANES
-    first = np.full(padded, -1, dtype=np.int32)
-    first[:rows] = np.arange(rows)
-    second = np.where(first >= 0, first + rows, -1)
-    return np.stack([first.reshape(-1, LANES), second.reshape(-1, LANES)], axis=1).flatten().astype(np.int32)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+from tallow.engine.runner import Floats
 
 if TYPE_CHECKING:
     from tallow.engine.request import SamplingParams
 
 Tokens = Sequence[int] | npt.NDArray[np.int64]
-Penalty = Callable[[Tensor, Tokens], None]
+Penalty = Callable[[Floats, Tokens], None]
 """Changes logits (V, fp32) in place, given the answer so far."""
 
 LONGEST_REPEAT = 64
@@ -49,21 +49,21 @@ def make_penalties(params: SamplingParams, prompt_ids: Sequence[int], stop_ids: 
     return penalties
 
 
-def repetition(logits_V: Tensor, seen: Tokens, penalty: float) -> None:
+def repetition(logits_V: Floats, seen: Tokens, penalty: float) -> None:
     """Make the tokens in `seen` less likely (arXiv 1909.05858, section 4.1; for both signs as `transformers` does)."""
-    seen_N = _index(logits_V, seen)
+    seen_N = _as_array(seen)
     given_N = logits_V[seen_N]
     # a token that is there several times gets the same value several times
-    logits_V[seen_N] = torch.where(given_N > 0, given_N / penalty, given_N * penalty)
+    logits_V[seen_N] = np.where(given_N > 0, given_N / penalty, given_N * penalty)
 
 
-def counts(logits_V: Tensor, ids: Tokens, frequency: float, presence: float) -> None:
+def counts(logits_V: Floats, ids: Tokens, frequency: float, presence: float) -> None:
     """Subtract `frequency` for each time that a token is in the answer, and `presence` once, as OpenAI's API does."""
     tokens_N, times_N = np.unique(_as_array(ids), return_counts=True)
     _add(logits_V, tokens_N, -(frequency * times_N + presence))
 
 
-def dry(logits_V: Tensor, ids: Tokens, params: SamplingParams) -> None:
+def dry(logits_V: Floats, ids: Tokens, params: SamplingParams) -> None:
     """Make tokens less likely that would go on with a repeat of what was before ("don't repeat yourself").
 
     A token that would make a repeat of n + 1 tokens, n ≥ `dry_allowed_length`, loses `dry_multiplier ·
@@ -85,22 +85,18 @@ def dry(logits_V: Tensor, ids: Tokens, params: SamplingParams) -> None:
     _add(logits_V, tokens_N, -params.dry_multiplier * params.dry_base**excess_N)
 
 
-def bias(logits_V: Tensor, values: Mapping[int, float]) -> None:
+def bias(logits_V: Floats, values: Mapping[int, float]) -> None:
     """Add to the logits of some tokens."""
     _add(logits_V, list(values), np.array(list(values.values())))
 
 
-def without(logits_V: Tensor, ids: Collection[int]) -> None:
+def without(logits_V: Floats, ids: Collection[int]) -> None:
     """Make tokens impossible."""
-    logits_V[_index(logits_V, list(ids))] = float("-inf")
+    logits_V[_as_array(list(ids))] = -np.inf
 
 
-def _add(logits_V: Tensor, tokens: Tokens, values_N: npt.NDArray[np.floating[Any]]) -> None:
-    logits_V[_index(logits_V, tokens)] += torch.from_numpy(values_N).to(logits_V)
-
-
-def _index(logits_V: Tensor, tokens: Tokens) -> Tensor:
-    return torch.from_numpy(_as_array(tokens)).to(logits_V.device)
+def _add(logits_V: Floats, tokens: Tokens, values_N: npt.NDArray[np.floating[Any]]) -> None:
+    logits_V[_as_array(tokens)] += values_N.astype(np.float32)
 
 
 def _as_array(tokens: Tokens) -> npt.NDArray[np.int64]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict
-from torch import Tensor
 
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.checks import flag, number, texts, whole_number, whole_numbers
@@ -242,7 +243,7 @@ class Request:
     prompt_log_probs: list[float] = field(default_factory=list)
     prompt_top_log_probs: list[TopLogProbs] = field(default_factory=list)
     wants_embedding: bool = False
-    embedding: Tensor | None = None
+    embedding: npt.NDArray[np.float32] | None = None
     followers: list[Request] = field(default_factory=list)
     beams: BeamSearch | None = None
     num_computed_tokens: int = 0

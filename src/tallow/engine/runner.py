@@ -5,15 +5,19 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from tallow.engine.block_tables import CacheLayout
-from tallow.kernels import Draw
+from tallow.kernels.sampling import Draw
 from tallow.models.config import DecoderConfig
-from tallow.models.formats.adapters import Adapter
+
+if TYPE_CHECKING:
+    from tallow.models.formats.adapters import Adapter
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +45,25 @@ class Scores:
     """What a step says of the wanted tokens of its spans, in their order.
 
     Args:
-        logits_RV: fp32; the next pass overwrites them.
+        fetch: Brings all their logits into this machine's memory, if they are not there: R V, fp32.
         tokens: For each row the token with the greatest logit, or the one that was drawn.
         logits: Their logits.
         log_sum_exp: Of all logits of the row; NaN if some are not finite.
-        hidden: The final hidden state of a row, after the last norm: D, fp32, on the CPU; until the next pass.
+        hidden: The final hidden state of a row, after the last norm: D, fp32; until the next pass.
         are_drawn: Whether the tokens are those of `run_ahead`'s draws.
     """
 
-    logits_RV: Tensor
+    fetch: Callable[[], Floats]
     tokens: list[int]
     logits: list[float]
     log_sum_exp: list[float]
-    hidden: Callable[[int], Tensor]
+    hidden: Callable[[int], Floats]
     are_drawn: bool = False
+
+    @property
+    def logits_RV(self) -> Floats:
+        """All logits, R V; the next pass overwrites them."""
+        return self.fetch()
 
 
 class Runner(Protocol):
@@ -73,7 +82,7 @@ class Runner(Protocol):
     precision: str
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Literal["cpu", "cuda"]:
         """Where it computes, and has its cache."""
         ...
 

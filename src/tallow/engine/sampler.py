@@ -7,11 +7,10 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tallow.engine.penalties import make_penalties
-from tallow.kernels import Draw, choose_tokens
+from tallow.engine.runner import Floats
+from tallow.kernels.sampling import Draw, choose_tokens
 
 if TYPE_CHECKING:
     from tallow.engine.grammar import Constraint
@@ -54,7 +53,7 @@ class Sampler:
         """Whether it always takes the token with the greatest logit as it comes."""
         return self.params.temperature == 0.0 and not self._penalties
 
-    def choose(self, logits_V: Tensor, ids: Sequence[int]) -> int:
+    def choose(self, logits_V: Floats, ids: Sequence[int]) -> int:
         """The token that follows `ids`, the answer so far; −1 if penalties and biases leave none.
 
         Args:
@@ -66,7 +65,7 @@ class Sampler:
         row_V, draw = self.prepare(logits_V, ids)
         return choose_tokens([row_V], [draw])[0]
 
-    def prepare(self, logits_V: Tensor, ids: Sequence[int]) -> tuple[Tensor, Draw]:
+    def prepare(self, logits_V: Floats, ids: Sequence[int]) -> tuple[Floats, Draw]:
         """What the token after `ids` is drawn from, and how.
 
         Raises:
@@ -81,11 +80,10 @@ class Sampler:
             params.temperature, params.top_k, params.top_p, params.min_p, params.typical_p, self.seed, token_index
         )
 
-    def _penalized(self, logits_V: Tensor, ids: Sequence[int]) -> Tensor:
+    def _penalized(self, logits_V: Floats, ids: Sequence[int]) -> Floats:
         if not self._penalties:
             return logits_V
-        # on a CPU numpy copies: torch would wake its threads for it, which then spin where the runner's want to work
-        logits_V = torch.from_numpy(logits_V.numpy().copy()) if logits_V.is_cpu else logits_V.clone()
+        logits_V = logits_V.copy()
         ids_N = np.array(ids, dtype=np.int64)
         for penalty in self._penalties:
             penalty(logits_V, ids_N)

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-import torch
-from torch.nn import functional as F
+import numpy as np
 
 from tallow.engine.block_tables import BlockTables
 from tallow.engine.blocks import BlockPool
@@ -210,7 +209,7 @@ class _Draft:
             return
         if not request.sampler.is_greedy or token >= vocab_size:
             logits_V = scores.logits_RV[row, :vocab_size]
-            logits_V = F.pad(logits_V, (0, vocab_size - len(logits_V)), value=-math.inf)
+            logits_V = np.pad(logits_V, (0, vocab_size - len(logits_V)), constant_values=-np.inf)
             try:
                 token = request.sampler.choose(logits_V, [*request.ids, *self.guesses])
             except TallowError:  # the request's structure allows nothing here; its own answer may take another way
@@ -261,8 +260,7 @@ class Speculation:
             return {}
         most = self._numbers(requests, spare, passes)
         begin = time.perf_counter()
-        with torch.inference_mode():
-            guesses = self._proposer.propose(requests, most)
+        guesses = self._proposer.propose(requests, most)
         self._call_seconds = time.perf_counter() - begin
         if total := sum(map(len, guesses)):
             self._last_guess_seconds = self._call_seconds

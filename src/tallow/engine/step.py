@@ -8,15 +8,16 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
 from tallow.engine.request import Request, RequestState, TopLogProbs
-from tallow.engine.runner import Scores, Span
+from tallow.engine.runner import Floats, Scores, Span
 from tallow.engine.scheduler import Scheduler, Share
 from tallow.errors import DataError, TallowError, UsageError
-from tallow.kernels import Draw, choose_tokens, single_thread
+from tallow.kernels.sampling import Draw, choose_tokens
+
+LEAST_LENGTH = 1e-12
+"""A hidden state that is shorter is not brought to length 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +166,14 @@ def _choose(turns: Sequence[_Turn], scores: Scores) -> list[_Turn]:
 
 def _draw(turns: Sequence[_Turn], scores: Scores) -> dict[_Turn, int | TallowError]:
     """The tokens of those who do not take the likeliest, or why there is none."""
-    prepared: dict[_Turn, tuple[Tensor, Draw]] = {}
+    prepared: dict[_Turn, tuple[Floats, Draw]] = {}
     chosen: dict[_Turn, int | TallowError] = {}
-    with torch.inference_mode():
-        for turn in turns:
-            try:
-                prepared[turn] = turn.request.sampler.prepare(scores.logits_RV[turn.row], turn.request.ids)
-            except TallowError as error:
-                chosen[turn] = error
-        tokens = choose_tokens([row_V for row_V, _ in prepared.values()], [draw for _, draw in prepared.values()])
+    for turn in turns:
+        try:
+            prepared[turn] = turn.request.sampler.prepare(scores.logits_RV[turn.row], turn.request.ids)
+        except TallowError as error:
+            chosen[turn] = error
+    tokens = choose_tokens([row_V for row_V, _ in prepared.values()], [draw for _, draw in prepared.values()])
     for turn, token in zip(prepared, tokens, strict=True):
         where = f"penalties and biases leave no token that could follow token {turn.request.num_tokens}"
         chosen[turn] = token if token >= 0 else UsageError(where, "weaken them")
@@ -192,8 +192,7 @@ def _score_prompt(request: Request, part: Part, scores: Scores) -> None:
         for each in (request, *request.followers):
             each.finish("abort", _not_finite(first + broken))
         return
-    ids_T = torch.tensor(wanted_ids, dtype=torch.int64, device=logits_TV.device)
-    logits_T = logits_TV.gather(1, ids_T[:, None])[:, 0]
+    logits_T = logits_TV[np.arange(len(wanted_ids)), list(wanted_ids)]
     request.prompt_log_probs += map(operator.sub, logits_T.tolist(), log_sum_exp_T)
     if count := request.params.top_log_probs:
         request.prompt_top_log_probs += map(_likeliest, logits_TV, log_sum_exp_T, itertools.repeat(count))
@@ -204,8 +203,8 @@ def _embed(request: Request, row: int, scores: Scores) -> None:
     if math.isnan(scores.log_sum_exp[row]):
         request.finish("abort", _not_finite(request.num_tokens))
         return
-    with single_thread():
-        request.embedding = F.normalize(scores.hidden(row).double(), dim=0).float()
+    hidden_D = scores.hidden(row).astype(np.float64)
+    request.embedding = (hidden_D / max(np.linalg.norm(hidden_D), LEAST_LENGTH)).astype(np.float32)
     request.finish("stop")
 
 
@@ -213,14 +212,15 @@ def _candidates(scores: Scores, row: int, count: int) -> TopLogProbs:
     return _likeliest(scores.logits_RV[row], scores.log_sum_exp[row], count)
 
 
-def _likeliest(logits_V: Tensor, log_sum_exp: float, count: int) -> TopLogProbs:
-    with torch.inference_mode(), single_thread():
-        values_C, ids_C = logits_V.topk(min(count, len(logits_V)))
-    return [(token, value - log_sum_exp) for token, value in zip(ids_C.tolist(), values_C.tolist(), strict=True)]
+def _likeliest(logits_V: Floats, log_sum_exp: float, count: int) -> TopLogProbs:
+    ids_C = np.sort(np.argpartition(logits_V, -count)[-count:]) if count < len(logits_V) else np.arange(len(logits_V))
+    ids_C = ids_C[np.argsort(-logits_V[ids_C], kind="stable")]
+    return [(token, value - log_sum_exp) for token, value in zip(ids_C.tolist(), logits_V[ids_C].tolist(), strict=True)]
 
 
 def _not_finite(num_tokens: int) -> DataError:
     return DataError(
         f"the model's logits after token {num_tokens} are not finite",
-        "its weights are damaged, or overflow in this precision: try bf16 or fp32",
+        "its weights are damaged (or those in $TALLOW_HOME/packed are: delete them), or overflow in this precision: "
+        "try bf16 or fp32",
     )

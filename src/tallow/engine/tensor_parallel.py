@@ -26,7 +26,7 @@ from tallow.engine.runner import Scores, Span
 from tallow.engine.torch_runner import TorchRunner
 from tallow.engine.uninterrupted import uninterrupted
 from tallow.errors import DataError, UsageError
-from tallow.kernels import QuantizedWeight
+from tallow.kernels.quantized import QuantizedWeight
 from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.feed_forward import FeedForward
 from tallow.models.blocks.linear import Linear

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from tallow.engine.block_tables import CacheLayout
 from tallow.engine.blocks import BLOCK_TOKENS
 from tallow.engine.runner import Scores, Span, context_length
-from tallow.kernels import Draw, choose_tokens
+from tallow.kernels.sampling import Draw, choose_tokens
 from tallow.models.blocks.context import AttentionSpec, Context, attention
 from tallow.models.decoder import Decoder
 from tallow.models.formats.adapters import Adapter, LowRank
@@ -33,7 +35,8 @@ class TorchRunner:
         self.config = model.config
         self.layout = CacheLayout.of(model.config, context_length(model.config))
         self.weight_bytes = model_bytes(model)
-        self.device = model.norm.weight.device
+        self._device = model.norm.weight.device
+        self.device: Literal["cpu", "cuda"] = "cpu" if self._device.type == "cpu" else "cuda"
         self._dtype = model.norm.weight.dtype
         bits, dtype = quantized_bits(model), str(self._dtype).removeprefix("torch.")
         self.precision = dtype if bits is None else f"int{bits} weights, {dtype}"
@@ -55,8 +58,8 @@ class TorchRunner:
             # what no token was written to is masked, but must be finite
             self._caches = [
                 (
-                    torch.zeros(shape, dtype=self._dtype, device=self.device),
-                    torch.zeros(shape, dtype=self._dtype, device=self.device),
+                    torch.zeros(shape, dtype=self._dtype, device=self._device),
+                    torch.zeros(shape, dtype=self._dtype, device=self._device),
                 )
                 for _ in range(self.layout.depth)
             ]
@@ -73,7 +76,7 @@ class TorchRunner:
         self._rows = _rows_by_adapter(spans)
         try:
             with torch.inference_mode():
-                hidden_TD = self.model(torch.tensor([tokens], device=self.device), self._context(spans))[0]
+                hidden_TD = self.model(torch.tensor([tokens], device=self._device), self._context(spans))[0]
         finally:
             self._rows = {}  # the model is as it was for whoever else computes with it
         with torch.inference_mode():
@@ -101,7 +104,7 @@ class TorchRunner:
         return passed
 
     def _context(self, spans: Sequence[Span]) -> Context:
-        return PagedContext(spans, self.layout, self._caches, self.device)
+        return PagedContext(spans, self.layout, self._caches, self._device)
 
     def load_adapter(self, adapter: Adapter) -> int:
         handle = next(self._handles)
@@ -117,8 +120,8 @@ class TorchRunner:
     def _hook(self, handle: int, name: str, update: LowRank) -> tuple[RemovableHandle, int]:
         """Make a linear layer add the update for the rows of this adapter; also its memory in bytes."""
         dtype = torch.promote_types(self._dtype, torch.float32)
-        a_RI = update.a_RI.to(self.device, dtype, copy=True)
-        b_OR = update.scale * update.b_OR.to(self.device, dtype)
+        a_RI = update.a_RI.to(self._device, dtype, copy=True)
+        b_OR = update.scale * update.b_OR.to(self._device, dtype)
 
         def add(_module: nn.Module, inputs: tuple[Tensor], output_1TO: Tensor) -> None:
             for rows in self._rows.get(handle, ()):
@@ -180,10 +183,11 @@ def summarize(logits_RV: Tensor) -> Tensor:
 
 
 def make_scores(logits_RV: Tensor, summary_3R: Tensor, hidden: Callable[[int], Tensor]) -> Scores:
-    """Scores of these logits, and the hidden states behind them; only the summary is copied from the device."""
+    """Scores of these logits, and the hidden states behind them; only the summary is copied from the device at once."""
     likeliest, greatest, log_sum_exp = summary_3R.tolist()
+    fetch = functools.cache(lambda: logits_RV.cpu().numpy())
     tokens = [int(token) for token in likeliest]
-    return Scores(logits_RV, tokens, greatest, log_sum_exp, lambda row: hidden(row).float().cpu())
+    return Scores(fetch, tokens, greatest, log_sum_exp, lambda row: hidden(row).float().cpu().numpy())
 
 
 def _block(index: int) -> slice:

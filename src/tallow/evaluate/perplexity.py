@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field, PositiveInt
 
 from tallow.console import progress
@@ -19,8 +20,8 @@ from tallow.data.manifest import MANIFEST, load_document_manifest
 from tallow.data.read import ReadSettings, read_documents
 from tallow.data.records import Rejected
 from tallow.data.sources import Source, find_sources, known_kind
+from tallow.engine.choices import Precision
 from tallow.engine.language_model import LanguageModel, load
-from tallow.engine.make_runner import Precision
 from tallow.errors import DataError, UsageError
 from tallow.evaluate.windows import cut_windows
 from tallow.files import write_json
@@ -160,7 +161,7 @@ def perplexity(
     with progress(title, tokens, "tokens") as bar:
         log_probs = model.log_probs_batch(piece.ids for piece in windows)
         for piece, log_probs_T in zip(windows, log_probs, strict=True):
-            loss -= float(log_probs_T[-piece.scored :].double().sum())
+            loss -= float(log_probs_T[-piece.scored :].sum(dtype=np.float64))
             bar.advance(piece.scored)
     if not loss / tokens < LARGEST_MEAN_LOSS:
         raise DataError("the model's scores are not finite", "its weights are damaged, or its precision is too low")

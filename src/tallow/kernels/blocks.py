@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tallow.kernels import cpu
 from tallow.kernels.dispatch import prefers_fast
+from tallow.kernels.threads import num_threads
 
 _ELEMENTS_AT_ONCE = 1 << 20  # by the reference, whose intermediate results are several times as large as its result
 
@@ -50,7 +51,7 @@ def unpack_blocks(weight: BlockWeight) -> Tensor:
     if extension is None or not prefers_fast() or not has_native_blocks(kind):
         _unpack_reference(blocks, kind, values)
         return values
-    extension.unpack_blocks(kind, blocks.data_ptr(), blocks.numel(), values.data_ptr(), torch.get_num_threads())
+    extension.unpack_blocks(kind, blocks.data_ptr(), blocks.numel(), values.data_ptr(), num_threads())
     return values
 
 

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Concatenate, Generic, Literal, ParamSpec, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
 from tallow.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Versions = Literal["fast", "reference"]
 Parameters = ParamSpec("Parameters")
@@ -32,21 +33,6 @@ def using(versions: Versions) -> Iterator[None]:
         yield
     finally:
         _versions.reset(token)
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Let torch compute with one thread in this block.
-
-    For short operations between those of the C++ decoder: the threads that torch takes for them go on spinning for
-    milliseconds after each, on the cores that the decoder's own threads need.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def prefers_fast() -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tallow.errors import UsageError
-from tallow.kernels import QuantizedWeight, dequantize, quantize_groups
+from tallow.kernels.quantized import QuantizedWeight, dequantize, quantize_groups
 from tallow.models.blocks.linear import Linear
 from tallow.models.blocks.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedModule
 from tallow.models.decoder import Decoder, Embedding

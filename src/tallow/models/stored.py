@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tallow.kernels import BlockWeight
+from tallow.kernels.blocks import BlockWeight
 from tallow.models.decoder import Decoder
 
 
@@ -19,10 +19,12 @@ class StoredModel(ABC):
     Args:
         model: Its architecture: on the meta device, with quantized modules where codes are stored.
         path: The file or directory; None for a model that is in memory only.
+        files: `fingerprint_files` of it, from before anything of it was read.
     """
 
     model: Decoder
     path: Path | None
+    files: str
 
     @abstractmethod
     def read(self, name: str) -> Tensor | BlockWeight:
@@ -47,10 +49,16 @@ class StoredModel(ABC):
 
 
 class LoadedModel(StoredModel):
-    """A model that is in memory already."""
+    """A model that is in memory already.
 
-    def __init__(self, model: Decoder, path: Path | None = None) -> None:
-        self.model, self.path = model, path
+    Args:
+        model: It.
+        source: Where it has come from.
+    """
+
+    def __init__(self, model: Decoder, source: StoredModel | None = None) -> None:
+        self.model = model
+        self.path, self.files = (source.path, source.files) if source is not None else (None, "")
         self._state = model.state_dict()
 
     def read(self, name: str) -> Tensor:

@@ -119,7 +119,6 @@ class Place:
 
     def __init__(self, admission: Admission, num_tokens: int) -> None:
         self._admission, self._num_tokens, self._entered_s = admission, 0, time.monotonic()
-        self._is_left = False
         admission.num_requests += 1
         self.reserve(num_tokens)
 
@@ -135,7 +134,5 @@ class Place:
             self.reserve(0)
 
     def leave(self) -> None:
-        if not self._is_left:
-            self._is_left = True
-            self._admission.num_requests -= 1
-            self.reserve(0)
+        self._admission.num_requests -= 1
+        self.reserve(0)

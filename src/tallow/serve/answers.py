@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tallow.errors import DataError, UsageError
+from tallow.errors import DataError
 from tallow.serve.engine_process import Facts, Job
 from tallow.serve.errors import ApiError
 from tallow.serve.tool_choice import MAX_CALLS, forced_structure
@@ -159,10 +159,7 @@ class Question:
     def _tool_params(self, facts: Facts) -> dict[str, Any]:
         """What the parser of calls needs of the answer."""
         if self.tool_choice != "auto":
-            try:
-                schema = forced_structure(self.tools, self._function, max_calls=self.most_calls)
-            except UsageError as error:
-                raise ApiError(400, f"{error.message} ({error.hint})", param="tools") from error
+            schema = forced_structure(self.tools, self._function, max_calls=self.most_calls)
             return {"structure": {"json_schema": schema}}
         tokenizer = facts.tokenizer
         found = (tokenizer.backend.token_to_id(tag) for tag in tool_format(_template_source(facts)).tags)
@@ -201,14 +198,10 @@ class Answers:
 
     def __init__(self, name: str, facts: Facts, question: Question, job: Job, prompt_ids: list[int]) -> None:
         self.name, self.facts, self.question = name, facts, question
-        self.prompt_ids, self.num_tokens = prompt_ids, 0
+        self.prompt_ids, self.num_prompt_tokens, self.num_tokens = prompt_ids, len(prompt_ids), 0
         self._job = job
         self._parsers = [question.tool_parser(facts) for _ in range(question.count)]
         self._has_calls = [False] * question.count
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.prompt_ids)
 
     @property
     def cached_tokens(self) -> int:

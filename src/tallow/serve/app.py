@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
@@ -18,6 +16,7 @@ from tallow.serve import anthropic_api, embeddings_api, openai_api, page, respon
 from tallow.serve.document import ERRORS, METRICS, answers, describe, json_of
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, Guard, Json, Keys, StrictRoute, error_response, respond, salt_of
+from tallow.serve.metrics import METRICS_TYPE
 from tallow.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from tallow.serve.service import Service
 
@@ -34,13 +33,13 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
         keys: Who may ask.
     """
 
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
-            yield
-
     app = FastAPI(
-        title="tallow", version=tallow.__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERRORS
+        title="tallow",
+        version=tallow.__version__,
+        lifespan=lambda _app: service.running(),
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
     )
     app.router.route_class = StrictRoute
     _add_errors(app)
@@ -99,7 +98,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
     @app.post("/tokenize", responses=answers("Tokens"))
     async def tokenize(body: TokenizeRequest) -> Response:
@@ -184,7 +183,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         await engine.load_adapter(adapter.name, adapter.path)
         return Json({"adapters": engine.adapters})
 
-    @app.delete("/admin/models/{name}/adapters/{adapter}", responses=answers("Adapters"))
+    @app.delete("/admin/models/{name}/adapters/{adapter:path}", responses=answers("Adapters"))
     async def unload_adapter(name: str, adapter: str) -> Response:
         """Let no more requests name an adapter."""
         engine = service.engine(name)

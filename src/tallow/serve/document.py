@@ -7,13 +7,13 @@ from typing import Any
 from fastapi import FastAPI
 
 from tallow.serve.http import ADMIN_PATHS, OPEN_PATHS, Keys
-from tallow.serve.schemas import SCHEMAS, reference
+from tallow.serve.schemas import all_schemas, reference
 
 Answers = dict[int | str, dict[str, Any]]
 
 
 def json_of(name: str) -> dict[str, Any]:
-    """The content of an answer that is one of `SCHEMAS`."""
+    """The content of an answer that is one of `SHAPES`."""
     return {"application/json": {"schema": reference(name)}}
 
 
@@ -43,7 +43,7 @@ def answers(name: str, chunk: str | None = None) -> Answers:
     """What FastAPI is told of a route's answers.
 
     Args:
-        name: Of a whole answer, in `SCHEMAS`.
+        name: Of a whole answer, in `SHAPES`.
         chunk: Of an event's data, where the answer may be streamed. Completions end with [DONE].
     """
     content = json_of(name)
@@ -69,7 +69,7 @@ def describe(app: FastAPI, keys: Keys) -> None:
 
 def _complete(document: dict[str, Any], keys: Keys) -> None:
     components, paths = document["components"], document["paths"]
-    components["schemas"] |= {f"answer.{name}": schema for name, schema in SCHEMAS.items()}
+    components["schemas"] |= all_schemas()
     components["securitySchemes"] = SECURITY_SCHEMES
     for path, operations in list(paths.items()):
         is_admins = path.startswith(ADMIN_PATHS)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import tokenizers
 
+from tallow.errors import DataError
 from tallow.serve.errors import ApiError
 from tallow.serve.settings import Limits, ModelSettings
 from tallow.serve.torchrun import num_processes
 from tallow.serve.wire import Closed, Update, join_updates, read_message, write_message
-from tallow.tokenizer.chat import ChatTemplate
+from tallow.tokenizer.chat import ChatTemplate, encode_chat_prompt
 from tallow.tokenizer.tokenizer import Tokenizer
 
 MOST_TRIES = 3
@@ -29,7 +31,11 @@ MOST_STARTS = 3
 """After so many ends without a step in between an engine is not started again by itself."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 15.0, 600.0
 """How long a dead engine is let be before it is tried again: twice as long each time, until it has answered."""
+GREETING = [{"role": "user", "content": "Hello"}]
+MOST_WARM_UP_S = 0.1
+"""For which a model that has been loaded waits for its chat template, so that the first conversation need not."""
 MOST_BYTES = 1 << 28  # of a message
+SILENT_END_HINT = "see what it has written above; SIGKILL mostly says that there was no memory left"
 
 log = logging.getLogger("tallow.serve")
 State = Literal["unloaded", "loading", "ready", "dead"]
@@ -116,11 +122,8 @@ class Facts(NamedTuple):
     """What a process that is ready says of its model."""
 
     context_length: int
-    vocab_size: int
     hidden_size: int
-    precision: str
     weight_bytes: int
-    eos_ids: list[int]
     tokenizer: Tokenizer
 
 
@@ -164,7 +167,7 @@ class EngineProcess:
     def is_overdue(self) -> bool:
         """Whether nobody has asked for so long that it is to be unloaded."""
         after_s = self.settings.unload_after_s
-        if after_s is None or self.state != "ready" or self.jobs:
+        if after_s is None or self.state != "ready" or self.jobs or self._calls:
             return False
         return time.monotonic() - self.last_used_s > after_s
 
@@ -184,6 +187,7 @@ class EngineProcess:
             ApiError: It cannot be loaded, is not in time, or is unloaded meanwhile.
         """
         self.start()
+        self.last_used_s = time.monotonic()
         task = self._task
         if not self._ready.is_set():
             try:
@@ -264,14 +268,13 @@ class EngineProcess:
         """Start the process, listen to it, and start it again when it has died."""
         try:
             while True:
-                with suppress(Closed):
-                    await self._run_once()
+                await self._run_once()
                 # torchrun's processes find each other once: it starts all of them again, if it is told to
                 if self.error is not None or self._fruitless_starts >= MOST_STARTS or num_processes() > 1:
                     break
                 self.num_restarts += 1
                 self._fail_begun()
-                log.error("the engine process of %s has ended; starting it again", self.settings.path)
+                log.error("starting the engine process of %s again", self.settings.path)
             self.error = self.error or ApiError(503, "the engine does not stay alive", retry_after_s=60)
             self.state, self._died_s = "dead", time.monotonic()
             log.error("%s: %s", self.settings.path, self.error.message)
@@ -289,18 +292,29 @@ class EngineProcess:
             async with asyncio.timeout(self._limits.load_s):
                 message = await read_message(reader)
             if "failed" in message:
-                self.failure = message["failed"]
-                error = ApiError.of_engine(message["failed"])
-                self.error = ApiError(503, f"the model cannot be loaded: {error.message}", retry_after_s=60)
+                self._fail_to_load(message["failed"])
                 return
-            self._become_ready(message["ready"])
+            await self._become_ready(message["ready"])
             while True:
                 self._hear(await read_message(reader))
         except TimeoutError:
-            log.error("%s was not ready after %g s", self.settings.path, self._limits.load_s)
+            self._end_silently(f"was not ready after {self._limits.load_s:g} s")
+        except Closed:
+            self._end_silently(_how_ended(self._kill()))
         finally:
             watch.cancel()
             self._kill()
+
+    def _end_silently(self, how: str) -> None:
+        message = f"the engine process of {self.settings.path} {how}"
+        log.error("%s", message)
+        if self.facts is None:  # it has never been ready, and another try would most likely end like this one
+            self._fail_to_load({"type": "TallowError", "message": message, "hint": SILENT_END_HINT})
+
+    def _fail_to_load(self, failure: dict[str, str]) -> None:
+        self.failure = failure
+        told = ApiError.of_engine(failure).message
+        self.error = ApiError(503, f"the model cannot be loaded: {told}", retry_after_s=60)
 
     async def _launch(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()
@@ -317,16 +331,24 @@ class EngineProcess:
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=MOST_BYTES)
         loading = self.settings.model_dump(mode="json", exclude={"path", "adapters", "unload_after_s"})
-        write_message(self._writer, loading | {"name_or_path": self.settings.path, "adapters": self.adapters})
+        loading |= {"name_or_path": self.settings.path, "adapters": self.adapters}
+        write_message(self._writer, loading | {"must_have_adapters": self.facts is None})
         return reader
 
-    def _become_ready(self, facts: dict[str, Any]) -> None:
+    async def _become_ready(self, facts: dict[str, Any]) -> None:
         backend = tokenizers.Tokenizer.from_str(facts.pop("tokenizer"))
         tokens, source, tool_source = facts.pop("special_tokens"), facts.pop("template"), facts.pop("tool_template")
         template = ChatTemplate(source, tokens, tool_source=tool_source) if source is not None else None
         self.engine_state = facts.pop("state")
-        self.facts = Facts(**facts, tokenizer=Tokenizer(backend, tokens, template))
+        for name, error in facts.pop("missing_adapters").items():
+            log.error("the adapter %s of %s cannot be loaded again: %s", name, self.settings.path, error["message"])
+            self.adapters.pop(name, None)
+        tokenizer = Tokenizer(backend, tokens, template)
+        with suppress(DataError, TimeoutError):  # there is no template, or it does not take this, or its time
+            await asyncio.wait_for(asyncio.to_thread(encode_chat_prompt, tokenizer, GREETING), MOST_WARM_UP_S)
+        self.facts = Facts(**facts, tokenizer=tokenizer)
         self.state, self._heard_s = "ready", time.monotonic()
+        self.last_used_s = self._heard_s
         self._ready.set()
         for job in self.jobs.values():
             self._give(job)
@@ -357,14 +379,17 @@ class EngineProcess:
                 log.error("the engine process of %s has hung for %g s", self.settings.path, self._limits.stall_s)
                 self._kill()
 
-    def _kill(self) -> None:
+    def _kill(self) -> int | None:
+        """End the process, and with what code it has ended; None: there is none."""
+        code = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            code = self._process.wait()
             self._process = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        return code
 
     def _fail_begun(self) -> None:
         """Jobs that had begun are lost with their engine, the others wait for the next."""
@@ -384,6 +409,12 @@ class EngineProcess:
         for job in self.jobs.values():
             job.fail(error)
         self.jobs.clear()
+
+
+def _how_ended(code: int | None) -> str:
+    if code is None:
+        return "has been ended"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
 
 
 def _unloaded() -> ApiError:

@@ -235,9 +235,7 @@ class Guard:
         count_error: Called with the status of each error; `request.state.count_error` to those within.
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: Keys, limits: Limits, count_error: Callable[[int], None] = lambda _status: None
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits, count_error: Callable[[int], None]) -> None:
         self._app, self._keys, self._limits, self._count_error = app, keys, limits, count_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily as Count
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import Metric
 
 from tallow.serve.admission import Admission
 from tallow.serve.engine_process import EngineProcess
 from tallow.serve.wire import Update
 
+METRICS_TYPE = "text/plain; version=0.0.4"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKENS = tuple(float(2**power) for power in range(18))
 
@@ -23,24 +26,38 @@ def _state(field: str) -> Read:
     return lambda engine: engine.engine_state.get(field, 0)
 
 
-ENGINE_GAUGES: dict[str, tuple[str, Read]] = {
-    "vllm:num_requests_running": ("Answers that grow.", _state("running")),
-    "vllm:num_requests_waiting": ("Answers that wait for room.", _state("waiting")),
-    "vllm:kv_cache_usage_perc": ("Share of the cache that is in use, 0 to 1.", lambda engine: _usage(engine)),
-    "tallow:engine_ready": ("1 if the model can answer.", lambda engine: float(engine.state == "ready")),
-    "tallow:weight_bytes": ("Of the model.", lambda engine: engine.facts.weight_bytes if engine.facts else 0),
-}
-ENGINE_COUNTERS: dict[str, tuple[str, Read]] = {
-    "vllm:num_preemptions": ("Answers that were put off.", _state("preemptions")),
-    "vllm:prefix_cache_queries": ("Tokens looked up.", _state("queried_tokens")),
-    "vllm:prefix_cache_hits": ("Tokens found in the cache.", _state("hit_tokens")),
-    "vllm:spec_decode_num_draft_tokens": ("Guessed.", _state("guessed_tokens")),
-    "vllm:spec_decode_num_accepted_tokens": ("Guessed right.", _state("accepted_tokens")),
-    "tallow:engine_restarts": ("Engines that have died.", lambda engine: engine.num_restarts),
+ENGINE_METRICS: dict[str, tuple[type[Gauge | Count], str, Read]] = {
+    "vllm:num_requests_running": (Gauge, "Answers that grow.", _state("running")),
+    "vllm:num_requests_waiting": (Gauge, "Answers that wait for room.", _state("waiting")),
+    "vllm:kv_cache_usage_perc": (Gauge, "Share of the cache that is in use, 0 to 1.", lambda engine: _usage(engine)),
+    "tallow:engine_ready": (Gauge, "1 if the model can answer.", lambda engine: float(engine.state == "ready")),
+    "tallow:weight_bytes": (Gauge, "Of the model.", lambda engine: engine.facts.weight_bytes if engine.facts else 0),
+    "vllm:num_preemptions": (Count, "Answers that were put off.", _state("preemptions")),
+    "vllm:prefix_cache_queries": (Count, "Tokens looked up.", _state("queried_tokens")),
+    "vllm:prefix_cache_hits": (Count, "Tokens found in the cache.", _state("hit_tokens")),
+    "vllm:spec_decode_num_draft_tokens": (Count, "Guessed.", _state("guessed_tokens")),
+    "vllm:spec_decode_num_accepted_tokens": (Count, "Guessed right.", _state("accepted_tokens")),
+    "tallow:engine_restarts": (Count, "Engines that have died.", lambda engine: engine.num_restarts),
 }
 
 
-class Metrics:
+class ErrorMetrics:
+    """How many requests were answered by errors."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._errors = Counter("tallow:errors", "Requests answered by an error.", ("status",), registry=self._registry)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def count_error(self, status: int) -> None:
+        """A request was answered by an error, or its answer has ended in one."""
+        self._errors.labels(str(status)).inc()
+
+
+class Metrics(ErrorMetrics):
     """The numbers of one server.
 
     Args:
@@ -49,7 +66,7 @@ class Metrics:
     """
 
     def __init__(self, engines: Mapping[str, EngineProcess], admission: Admission) -> None:
-        self._registry = CollectorRegistry()
+        super().__init__()
         self._registry.register(_Engines(engines, admission))
         by_model = {"labelnames": ("model_name",), "registry": self._registry}
         self._prompt_tokens = Counter("vllm:prompt_tokens", "Of prompts.", **by_model)
@@ -60,20 +77,11 @@ class Metrics:
             ("model_name", "finished_reason"),
             registry=self._registry,
         )
-        self._errors = Counter("tallow:errors", "Requests answered by an error.", ("status",), registry=self._registry)
         self._first_token = Histogram("vllm:time_to_first_token_seconds", "From arrival.", buckets=SECONDS, **by_model)
         self._between = Histogram("vllm:inter_token_latency_seconds", "Between tokens.", buckets=SECONDS, **by_model)
         self._whole = Histogram("vllm:e2e_request_latency_seconds", "To the last token.", buckets=SECONDS, **by_model)
         self._prompt_sizes = Histogram("vllm:request_prompt_tokens", "A request.", buckets=TOKENS, **by_model)
         self._sizes = Histogram("vllm:request_generation_tokens", "A request.", buckets=TOKENS, **by_model)
-
-    def text(self) -> bytes:
-        """In Prometheus' text format."""
-        return generate_latest(self._registry)
-
-    def count_error(self, status: int) -> None:
-        """A request was answered by an error, or its answer has ended in one."""
-        self._errors.labels(str(status)).inc()
 
     @contextmanager
     def request(self, name: str) -> Iterator[Record]:
@@ -129,17 +137,13 @@ class _Engines:
         self._engines, self._admission = engines, admission
 
     def collect(self) -> Iterator[Metric]:
-        for name, (text, read) in ENGINE_GAUGES.items():
-            yield self._filled(GaugeMetricFamily(name, text, labels=["model_name"]), read)
-        for name, (text, read) in ENGINE_COUNTERS.items():
-            yield self._filled(CounterMetricFamily(name, text, labels=["model_name"]), read)
-        yield GaugeMetricFamily("tallow:requests", "Unfinished requests.", self._admission.num_requests)
-        yield GaugeMetricFamily("tallow:queued_tokens", "Of prompts that wait.", self._admission.num_queued_tokens)
-
-    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, read: Read) -> Metric:
-        for name, engine in self._engines.items():
-            family.add_metric([name], read(engine))
-        return family
+        for name, (kind, text, read) in ENGINE_METRICS.items():
+            family = kind(name, text, labels=["model_name"])
+            for model, engine in self._engines.items():
+                family.add_metric([model], read(engine))
+            yield family
+        yield Gauge("tallow:requests", "Unfinished requests.", self._admission.num_requests)
+        yield Gauge("tallow:queued_tokens", "Of prompts that wait.", self._admission.num_queued_tokens)
 
 
 def _usage(engine: EngineProcess) -> float:

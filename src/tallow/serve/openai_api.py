@@ -102,14 +102,7 @@ class Chat:
         yield DONE
 
     def _head(self, answers: Answers, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": answers.name,
-            "system_fingerprint": None,
-            "service_tier": None,
-        }
+        return _head(self.id, kind, self.created, answers) | {"service_tier": None}
 
     def _log_probs(self, facts: Facts, piece: Update) -> list[dict[str, Any]]:
         if not self._wants_log_probs:
@@ -217,13 +210,11 @@ class Completion:
         }
 
     def _head(self, answers: Answers) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": answers.name,
-            "system_fingerprint": None,
-        }
+        return _head(self.id, "text_completion", self.created, answers)
+
+
+def _head(name: str, kind: str, created: int, answers: Answers) -> dict[str, Any]:
+    return {"id": name, "object": kind, "created": created, "model": answers.name, "system_fingerprint": None}
 
 
 def _scores(answers: Answers, piece: Update, with_prompt: bool, num_top: int, offset: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 from ray import serve
@@ -110,7 +109,7 @@ class Replica:
 
     def _answer_head(self, message: Message) -> bytes:
         headers = [*message["headers"], (b"x-replica", self._name.encode())]
-        return orjson.dumps({"replica": self._name, "status": message["status"], "headers": _texts(headers)})
+        return _head({"replica": self._name, "status": message["status"], "headers": headers})
 
 
 class KeysOfFront(Keys):
@@ -134,10 +133,12 @@ def request_head(scope: Mapping[str, Any]) -> bytes:
     headers = [(name, value) for name, value in scope["headers"] if name not in (USER_HEADER, *KEY_HEADERS)]
     if (user := scope["state"]["user"]) is not None:
         headers.append((USER_HEADER, user.encode()))
-    query = scope["query_string"].decode("latin-1")
-    return orjson.dumps(
-        {"method": scope["method"], "path": scope["path"], "query_string": query, "headers": _texts(headers)}
-    )
+    return _head({**{name: scope[name] for name in ("method", "path", "query_string")}, "headers": headers})
+
+
+def _head(fields: Mapping[str, Any]) -> bytes:
+    """As JSON, with what are bytes in ASGI as text."""
+    return orjson.dumps(fields, default=lambda value: value.decode("latin-1"))
 
 
 def _scope(head: bytes) -> Scope:
@@ -146,20 +147,11 @@ def _scope(head: bytes) -> Scope:
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "scheme": "http",
         "method": request["method"],
         "path": request["path"],
-        "raw_path": quote(request["path"]).encode(),
-        "root_path": "",
         "query_string": request["query_string"].encode("latin-1"),
         "headers": raw_headers(request["headers"]),
-        "client": None,
-        "server": None,
     }
-
-
-def _texts(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
 
 
 def raw_headers(headers: Iterable[Sequence[str]]) -> list[tuple[bytes, bytes]]:

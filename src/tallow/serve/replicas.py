@@ -27,13 +27,15 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 from starlette.applications import Starlette
+from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from tallow.console import say
+from tallow.errors import TallowError
 from tallow.serve.app import HEALTH_STATUS
 from tallow.serve.errors import ApiError
 from tallow.serve.http import ADMIN_PATHS, Guard, Json, Keys, error_response, while_client_stays
+from tallow.serve.metrics import METRICS_TYPE, ErrorMetrics
 from tallow.serve.prefixes import Prefixes, beginnings
 from tallow.serve.ray_cluster import is_own_cluster
 from tallow.serve.replica import Replica, raw_headers, request_head
@@ -86,22 +88,35 @@ class Front:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.limits = settings.limits
+        self.metrics = ErrorMetrics()
         self.names = [name for model, each in settings.models.items() for name in (model, *each.adapters)]
         self._settings = settings
         self._application = f"tallow-{uuid.uuid4().hex}"
         self._num_requests = 0
-        self._is_draining = self._is_dead = False
+        self._is_draining = False
         self._handle: DeploymentHandle[Any] | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Within this block there are replicas."""
-        deploying = asyncio.create_task(asyncio.to_thread(self._deploy))
-        deploying.add_done_callback(self._take_handle)
+        """Within this block there are replicas, once they are loaded."""
         try:
             yield
         finally:
             await asyncio.to_thread(self._end)
+
+    async def load(self) -> None:
+        """Start the replicas, and wait until they can answer.
+
+        Raises:
+            TallowError: They do not start.
+        """
+        try:
+            self._handle = await asyncio.to_thread(self._deploy)
+        except (RayError, RayServeException, RuntimeError) as error:
+            if not self._is_draining:  # which ends those that start, too
+                raise TallowError(
+                    f"the replicas do not start: {error}", "serve one first: leave out --replicas"
+                ) from error
 
     async def drain(self) -> None:
         """Take no more requests, and wait until those that there are have been answered, or for `drain_s`."""
@@ -124,7 +139,9 @@ class Front:
                 raise ApiError(503, "the server is shutting down", code="draining", retry_after_s=5)
             self._num_requests += 1
             try:
-                if path == "/metrics" or path.startswith(ADMIN_PATHS):
+                if path == "/metrics":
+                    await (await self._metrics(scope))(scope, receive, send)
+                elif path.startswith(ADMIN_PATHS):
                     await self._answer_of_all(scope, body, send)
                 else:
                     await self._forward(scope, body, send)
@@ -159,23 +176,26 @@ class Front:
                 raise ApiError(429, "too many requests are waiting", code="queue_full", retry_after_s=5) from error
             except (RayError, RayServeException):
                 if is_begun:  # the client sees that its answer is not whole
+                    self.metrics.count_error(500)
                     raise
             finally:
                 stream.cancel()
         raise ApiError(503, "replicas die before they answer", retry_after_s=1)
 
     async def _answer_of_all(self, scope: Scope, body: bytes, send: Send) -> None:
-        """What all replicas say: their metrics together, or the first answer; an error before others."""
+        """The first answer of all replicas; an error before others."""
         replies = await self._ask_all(request_head(scope), body)
         if not replies:
             raise ApiError(503, "no replica is ready", retry_after_s=5)
         head, text = max(replies, key=lambda reply: reply[0]["status"])
-        if scope["path"] == "/metrics" and head["status"] == 200:
-            text = _joined_metrics((each["replica"], metrics.decode()) for each, metrics in replies)
-        headers = [(name, value) for name, value in raw_headers(head["headers"]) if name != b"content-length"]
-        headers.append((b"content-length", b"%d" % len(text)))
-        await send({"type": "http.response.start", "status": head["status"], "headers": headers})
+        await send({"type": "http.response.start", "status": head["status"], "headers": raw_headers(head["headers"])})
         await send({"type": "http.response.body", "body": text})
+
+    async def _metrics(self, scope: Scope) -> Response:
+        """Those of all replicas, and of what is refused here."""
+        replies = await self._ask_all(request_head(scope), b"")
+        texts = [("front", self.metrics.text()), *((head["replica"], text) for head, text in replies)]
+        return Response(_joined_metrics(texts), media_type=METRICS_TYPE)
 
     async def _health(self) -> Json:
         """200 if a replica answers."""
@@ -183,8 +203,7 @@ class Front:
         replies = await self._ask_all(request_head(scope), b"")
         told = {head["replica"]: orjson.loads(text) for head, text in replies}
         states = {replica: each["status"] for replica, each in told.items()}
-        state = "ready" if "ready" in states.values() else "dead" if self._is_dead else "loading"
-        state = "draining" if self._is_draining else state
+        state = "draining" if self._is_draining else "ready" if "ready" in states.values() else "loading"
         models = next((each["models"] for each in told.values() if each["status"] == state), {})
         return Json({"status": state, "models": models, "replicas": states}, HEALTH_STATUS[state])
 
@@ -219,15 +238,6 @@ class Front:
         handle = serve.run(replica, name=self._application, route_prefix=None)
         return handle.options(method_name="answer", stream=True)
 
-    def _take_handle(self, deploying: asyncio.Task[DeploymentHandle[Any]]) -> None:
-        if deploying.cancelled():
-            return
-        if (error := deploying.exception()) is None:
-            self._handle = deploying.result()
-        elif not self._is_draining:
-            self._is_dead = True
-            say(f"the replicas do not start: {error}")
-
     def _end(self) -> None:
         if not is_own_cluster():
             serve.delete(self._application)
@@ -237,13 +247,8 @@ class Front:
 def make_front_app(front: Front, keys: Keys) -> Starlette:
     """What `make_app` is for one server."""
 
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with front.running():
-            yield
-
-    app = Starlette(routes=[Mount("", app=front)], lifespan=lifespan)
-    app.add_middleware(Guard, keys=keys, limits=front.limits)
+    app = Starlette(routes=[Mount("", app=front)], lifespan=lambda _app: front.running())
+    app.add_middleware(Guard, keys=keys, limits=front.limits, count_error=front.metrics.count_error)
     return app
 
 
@@ -252,11 +257,11 @@ def _names(request: PendingRequest | None) -> Sequence[bytes]:
     return request.args[2] if request is not None and len(request.args) > 2 else ()
 
 
-def _joined_metrics(texts: Iterable[tuple[str, str]]) -> bytes:
+def _joined_metrics(texts: Iterable[tuple[str, bytes]]) -> bytes:
     """Metrics of several replicas, each told apart by the label `replica`."""
     families: dict[str, Metric] = {}
     for replica, text in texts:
-        for found in text_string_to_metric_families(text):
+        for found in text_string_to_metric_families(text.decode()):
             family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
             family.samples += [
                 sample._replace(labels={**sample.labels, "replica": replica}) for sample in found.samples

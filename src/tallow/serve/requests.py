@@ -89,9 +89,7 @@ class StructuredOutputs(Body):
 
 
 class JsonSchema(Body):
-    name: str = "answer"
     schema_: dict[str, Any] | bool = Field(default_factory=dict, alias="schema")
-    strict: bool | None = None
 
 
 class ResponseFormat(Body):

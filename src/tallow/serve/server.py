@@ -63,6 +63,7 @@ def serve(settings: ServeSettings) -> None:
     Raises:
         UsageError: The port is taken, or the host is open to others and no keys are set.
         DataError, UsageError, CapacityError: A file of keys or a model is missing, or the first model cannot be loaded.
+        TallowError: The process of the first model has ended while it was loaded, or replicas do not start.
     """
     if torchrun.num_processes() > 1:
         settings = torchrun.spread(settings)
@@ -78,7 +79,7 @@ def serve(settings: ServeSettings) -> None:
         for model in settings.models.values():
             resolve(model.path)  # one that is not there is told at once
     service, app = _replicated(settings, keys) if settings.replicas > 1 else _single(settings, keys)
-    protocol = type("Protocol", (BoundedProtocol,), {"head_s": settings.limits.head_s})
+    bounds = {"limits": settings.limits, "count_error": service.metrics.count_error}
     with _listen(settings.host, settings.port) as listening:
         config = uvicorn.Config(
             app,
@@ -86,7 +87,7 @@ def serve(settings: ServeSettings) -> None:
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=2 * ENDING_S,
-            http=protocol,
+            http=type("Protocol", (BoundedProtocol,), bounds),
             ws="none",
             server_header=False,
         )
@@ -135,11 +136,10 @@ async def _run(server: _Server, service: Service | Front, listening: socket.sock
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    loading = loop.create_task(service.load_first()) if isinstance(service, Service) else None
-    if loading is not None:
-        loading.add_done_callback(end_if_failed)
+    loading = loop.create_task(service.load())
+    loading.add_done_callback(end_if_failed)
     await server.serve([listening])
-    if loading is not None and loading.done() and not loading.cancelled():
+    if loading.done():
         loading.result()
 
 

@@ -111,15 +111,17 @@ class Service:
             await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
             await asyncio.to_thread(self.log.close)
 
-    async def load_first(self) -> None:
+    async def load(self) -> None:
         """Wait until the first model has been loaded.
 
         Raises:
-            UsageError, DataError, CapacityError: It cannot be.
+            TallowError: It cannot be; of the class that says why, if it has been told.
         """
         engine = next(iter(self.engines.values()))
-        with suppress(ApiError):
-            await engine.ready()
+        engine.start()
+        while engine.state == "loading":
+            with suppress(ApiError):
+                await engine.ready()
         if engine.failure is not None:
             kinds = {kind.__name__: kind for kind in (UsageError, DataError, CapacityError)}
             raise kinds.get(engine.failure["type"], TallowError)(engine.failure["message"], engine.failure["hint"])

@@ -52,6 +52,7 @@ class Limits(Section):
         head_s: Seconds until a request's address and headers must have arrived.
         body_bytes: Of a request.
         body_s: Seconds until a request's body must have arrived.
+        send_s: Seconds for which a client may read nothing of an answer that waits for it.
         requests: Unfinished ones at a time; more are refused (429).
         queued_tokens: Of the prompts whose answers have not begun, counted by their bytes before they are encoded.
         answers: `n` of a request.
@@ -71,6 +72,7 @@ class Limits(Section):
     head_s: Seconds = 30.0
     body_bytes: Count = 8 << 20
     body_s: Seconds = 30.0
+    send_s: Seconds = 60.0
     requests: Count = 512
     queued_tokens: Count = 1 << 20
     answers: Count = 16

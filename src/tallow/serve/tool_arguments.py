@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
 TOKEN = re.compile(
     r"""\s*+(?:
         (?P<keyword>[^\W\d]\w*+)\s*+=
@@ -23,7 +25,6 @@ TOKEN = re.compile(
 ESCAPE = re.compile(r'\\(?:x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}|.)|["\x00-\x1f]', re.DOTALL)
 CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 MARKS = {"(": "[", ")": "]", ",": ", ", ":": ": "}
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def json_value(text: str) -> Any:
@@ -33,13 +34,7 @@ def json_value(text: str) -> Any:
         ValueError: It is not.
     """
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"JSON has no {constant}")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("too many brackets inside each other") from error
+    return from_json(text, allow_inf_nan=False)
 
 
 def object_in_string(text: str) -> str:
@@ -51,7 +46,7 @@ def object_in_string(text: str) -> str:
     inner = json_value(text)
     if not isinstance(inner, str) or not isinstance(json_value(inner), dict):
         raise ValueError(f"{text[:40]!r} spells no JSON object")
-    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", inner)  # half a pair could not be sent as UTF-8
+    return inner
 
 
 def python_arguments(text: str) -> str:

@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tallow.errors import UsageError
-
 MAX_CALLS = 128
 """In one answer."""
 
@@ -19,12 +17,10 @@ def tool_parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
     """The JSON schema of each tool's arguments, by the tool's name.
 
     Args:
-        tools: In OpenAI's form, `{"type": "function", "function": {"name", "parameters"}}`, or without the envelope.
+        tools: As a question has them: `{"name", "parameters"}`.
     """
-    functions = [tool.get("function") or tool for tool in tools]
     return {
-        function["name"]: {"type": "object"} | (function.get("parameters") or {"additionalProperties": False})
-        for function in functions
+        tool["name"]: {"type": "object"} | (tool.get("parameters") or {"additionalProperties": False}) for tool in tools
     }
 
 
@@ -37,21 +33,14 @@ def forced_structure(
     which wants that to be said. Else a model would make up what no function takes.
 
     Args:
-        tools: As `tool_parameters`.
+        tools: As `tool_parameters`; at least one, and not nested more deeply than `check_structure` lets pass.
         function: The one to call: the answer is its arguments. None: the answer is an array of at least one object with
             the `name` and `arguments` of any of the tools.
         max_calls: The longest array.
-
-    Raises:
-        UsageError: There is no such function, or there are no tools, or a schema is nested too deeply.
     """
     schemas = {name: _closed(schema) for name, schema in tool_parameters(tools).items()}
     if function is not None:
-        if function not in schemas:
-            raise UsageError(f"tool_choice names {function}", "it must be one of tools")
         return schemas[function]
-    if not schemas:
-        raise UsageError("tool_choice wants a call, but there are no tools", "give tools, or leave tool_choice out")
     calls = [
         {
             "type": "object",
@@ -94,7 +83,4 @@ def _moved(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def _rewritten(schema: Mapping[str, Any], rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     """A schema with each of its parts rewritten, the innermost first."""
-    try:
-        return json.loads(json.dumps(schema), object_hook=rewrite)
-    except RecursionError as error:
-        raise UsageError("the parameters of a tool are nested too deeply", "make them simpler") from error
+    return json.loads(json.dumps(schema), object_hook=rewrite)

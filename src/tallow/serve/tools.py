@@ -16,13 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tallow.serve.piecewise import Mismatch, PiecewiseText, Steps
-from tallow.serve.tool_arguments import (
-    declared_types,
-    json_value,
-    object_in_string,
-    parameter_value,
-    python_arguments,
-)
+from tallow.serve.tool_arguments import declared_types, json_value, object_in_string, parameter_value, python_arguments
 from tallow.serve.tool_choice import MAX_CALLS, tool_parameters
 from tallow.serve.tool_formats import ToolFormat
 

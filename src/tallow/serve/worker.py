@@ -25,6 +25,8 @@ from tallow.serve.wire import Closed, Connection, Update
 
 STATE_S = 0.2
 """How often the front is told the engine's state while it works."""
+FIRST_TOKEN_S = 0.001
+"""The engine waits for so long when an answer has begun: so the front has a core to send its first token on."""
 MOST_FAILURES = 3
 """After so many failed steps one after the other the process ends, and the front starts another."""
 
@@ -72,6 +74,7 @@ class Host:
     _jobs: dict[int, list[Request]] = field(default_factory=dict)
     _told_s: float = 0.0
     _num_failures: int = 0
+    _has_begun_answer: bool = False
 
     def run(self) -> None:
         """Until the front goes.
@@ -91,6 +94,8 @@ class Host:
                 news["state"] = asdict(engine.state)
             if news:
                 self.connection.send(news)
+                if self._has_begun_answer and not engine.is_idle:
+                    time.sleep(FIRST_TOKEN_S)
                 os.sched_yield()  # else the front waits until the next step lets it have a core
 
     def _step(self) -> list[Update]:
@@ -99,7 +104,9 @@ class Host:
         except Exception as error:
             return self._fail_step(error)
         self._num_failures = 0
-        return [self._tell(request) for request in changed if request in self._answers]
+        told = [request for request in changed if request in self._answers]
+        self._has_begun_answer = any(not self._answers[request].is_begun for request in told)
+        return [self._tell(request) for request in told]
 
     def _fail_step(self, error: Exception) -> list[Update]:
         """A step that fails takes those along that were in it; what waits goes on."""
@@ -134,8 +141,6 @@ class Host:
                 for request in list(self._jobs.get(message["job"], [])):
                     self.model.engine.abort(request)
                     self._tell(request)
-            case "state":
-                self.connection.send({"state": asdict(self.model.engine.state)})
             case "load_adapter":
                 self._reply(message["call"], lambda: self.model.load_adapter(message["name"], message["path"]))
             case "unload_adapter":
@@ -197,11 +202,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     [settings] = connection.receive(wait=True)
+    adapters, must_have_adapters = settings.pop("adapters"), settings.pop("must_have_adapters")
+    missing: dict[str, Any] = {}
     try:
-        adapters = settings.pop("adapters")
         model = load(**settings)
         for name, path in adapters.items():
-            model.load_adapter(name, Path(path))
+            try:
+                model.load_adapter(name, Path(path))
+            except TallowError as error:  # the model has been served with it: it goes on without
+                if must_have_adapters:
+                    raise
+                missing[name] = error.as_json()["error"]
     except TallowError as error:
         connection.send({"failed": error.as_json()["error"]})
         return
@@ -211,12 +222,10 @@ def main() -> None:
     connection.send(
         {
             "ready": {
+                "missing_adapters": missing,
                 "context_length": model.context_length,
-                "vocab_size": model.config.vocab_size,
                 "hidden_size": model.config.hidden_size,
-                "precision": model.engine.runner.precision,
                 "weight_bytes": model.weight_bytes,
-                "eos_ids": sorted(model.engine.eos_ids),
                 "tokenizer": tokenizer.backend.to_str(),
                 "special_tokens": tokenizer.special_tokens,
                 "template": template.source if template is not None else None,

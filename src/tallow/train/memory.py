@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tallow.errors import CapacityError
-from tallow.kernels import machine_bytes
+from tallow.kernels.memory import machine_bytes
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.objectives.loss import PIECE_TOKENS

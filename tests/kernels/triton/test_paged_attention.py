@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tallow.kernels import QueryTiles, paged_attention
+from tallow.kernels.paged_attention import QueryTiles, paged_attention
 from tallow.models.blocks.context import AttentionSpec, attention
 
 attending = pytest.importorskip("tallow.kernels.triton.paged_attention", reason="Triton is not installed")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tallow.kernels import dequantize, quantize_groups
+from tallow.kernels.quantized import dequantize, quantize_groups
 
 multiplying = pytest.importorskip("tallow.kernels.triton.quantized_linear", reason="Triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

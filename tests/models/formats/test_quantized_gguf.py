@@ -8,7 +8,8 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as dequantize_blocks
 
-from tallow.kernels import BlockWeight, unpack_blocks, using
+from tallow.kernels.blocks import BlockWeight, unpack_blocks
+from tallow.kernels.dispatch import using
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.formats import Precision, load_model, open_model, save_gguf

@@ -52,15 +52,23 @@ Source make_source(const SourceTuple &tuple) {
     return {Source::blocks, at<uint8_t>(values), nullptr, format, rows};
 }
 
-std::shared_ptr<PackedWeight> pack(Decoder &decoder, int number, const std::vector<SourceTuple> &tuples,
-                                   Integers order, int64_t inputs, int64_t group, uintptr_t bias, Adapter *adapter) {
+std::shared_ptr<PackedWeight> pack(Pool &pool, Arena &arena, int number, const std::vector<SourceTuple> &tuples,
+                                   Integers order, int64_t inputs, int64_t group, uintptr_t bias) {
     std::vector<Source> sources;
     for (const SourceTuple &tuple : tuples) sources.push_back(make_source(tuple));
     const std::vector<int32_t> rows(order.data(), order.data() + order.size());
     nb::gil_scoped_release release;
-    return std::make_shared<PackedWeight>(Number(number), sources, rows, inputs, group, at<float>(bias), decoder.pool(),
-                                          adapter ? adapter->arena() : decoder.arena());
+    return std::make_shared<PackedWeight>(Number(number), sources, rows, inputs, group, at<float>(bias), pool, arena);
 }
+
+// Packs weights one after the other, into memory of somebody else's if there is an address.
+struct Packer {
+    Packer(uintptr_t address, size_t bytes, int threads) : pool(threads) {
+        if (address) arena.use(reinterpret_cast<char *>(address), bytes, false);
+    }
+    Pool pool;
+    Arena arena;
+};
 
 using Tables = std::vector<nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>>;
 // tokens, position of the first, how many get logits, tables of blocks, handle of an adapter
@@ -151,6 +159,12 @@ void bind_decoder(nb::module_ &m) {
     nb::exception<Incompressible>(m, "Incompressible");
     nb::class_<Norm>(m, "Norm").def(nb::new_(&make_norm), "kind"_a, "weight"_a, "bias"_a, "eps"_a);
     nb::class_<PackedWeight>(m, "PackedWeight").def_prop_ro("bytes", &PackedWeight::bytes);
+    nb::class_<Packer>(m, "Packer")
+        .def(nb::init<uintptr_t, size_t, int>(), "address"_a, "bytes"_a, "threads"_a)
+        .def("pack", [](Packer &packer, int number, const std::vector<SourceTuple> &sources, Integers order, int64_t inputs,
+                        int64_t group, uintptr_t bias) {
+            return pack(packer.pool, packer.arena, number, sources, order, inputs, group, bias);
+        });
     nb::class_<Adapter>(m, "Adapter")
         .def(nb::init<>())
         .def("change", [](Adapter &adapter, const PackedWeight &weight, std::shared_ptr<PackedWeight> a,
@@ -202,9 +216,16 @@ void bind_decoder(nb::module_ &m) {
                 new (place) Decoder(shape, named(set), threads);
             },
             "architecture"_a, "instruction_set"_a, "threads"_a)
-        .def("pack", &pack, "number"_a, "sources"_a, "order"_a, "inputs"_a, "group"_a, "bias"_a, "adapter"_a = nb::none())
-        .def("pack_into", [](Decoder &decoder, uintptr_t address, size_t bytes, bool filled) {
-            decoder.arena().use(reinterpret_cast<char *>(address), bytes, filled);
+        .def("use_weights", [](Decoder &decoder, uintptr_t address, size_t bytes) {
+            decoder.arena().use(reinterpret_cast<char *>(address), bytes, true);
+        })
+        // The next of those weights.
+        .def("take_weight", [](Decoder &decoder, int number, Integers order, int64_t inputs, int64_t group, bool bias) {
+            return pack(decoder.pool(), decoder.arena(), number, {}, order, inputs, group, bias);
+        })
+        .def("pack_adapter", [](Decoder &decoder, Adapter &adapter, uintptr_t values, int64_t rows, Integers order, int64_t inputs) {
+            const SourceTuple source{Source::float32, values, 0, rows};
+            return pack(decoder.pool(), adapter.arena(), int(Number::float32), {source}, order, inputs, 32, 0);
         })
         .def("read_ahead", [](Decoder &decoder, uintptr_t address, int file, std::vector<size_t> begins, size_t first) {
             decoder.read_ahead({reinterpret_cast<char *>(address), file, std::move(begins), first});

@@ -6,13 +6,16 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from tallow.kernels.cpu import native, operation_set
+from tallow.kernels.threads import num_threads
+
+Row = npt.NDArray[np.float32]
 
 
-def choose_tokens(rows: Sequence[Tensor], draws: Sequence[tuple[float | int, ...]]) -> list[int] | None:
+def choose_tokens(rows: Sequence[Row], draws: Sequence[tuple[float | int, ...]]) -> list[int] | None:
     """`tallow.kernels.sampling.choose_tokens`; a row's token does not depend on what other rows there are.
 
     Returns:
@@ -21,13 +24,13 @@ def choose_tokens(rows: Sequence[Tensor], draws: Sequence[tuple[float | int, ...
     extension = native()
     if extension is None or not all(_fits(logits_V, len(rows[0])) for logits_V in rows):
         return None
-    addresses = [logits_V.data_ptr() for logits_V in rows]
+    addresses = [logits_V.__array_interface__["data"][0] for logits_V in rows]  # sooner than by way of ctypes
     size = len(rows[0]) if rows else 0
-    return extension.choose_tokens(_operations(operation_set()), addresses, size, draws, torch.get_num_threads())
+    return extension.choose_tokens(_operations(operation_set()), addresses, size, draws, num_threads())
 
 
-def _fits(logits_V: Tensor, size: int) -> bool:
-    return logits_V.is_cpu and logits_V.dtype == torch.float32 and len(logits_V) == size and logits_V.is_contiguous()
+def _fits(logits_V: Row, size: int) -> bool:
+    return logits_V.dtype == np.float32 and len(logits_V) == size and logits_V.flags.c_contiguous
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from tallow.kernels import QuantizedWeight, dequantize, quantized_linear
+from tallow.kernels.quantized import QuantizedWeight, dequantize, quantized_linear
 
 
 class QuantizedModule(nn.Module):

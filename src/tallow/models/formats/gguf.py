@@ -20,8 +20,9 @@ from gguf import MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType, LlamaFileType
 from torch import Tensor
 
 from tallow.errors import DataError, UsageError
-from tallow.files import atomic_file
-from tallow.kernels import BlockWeight, QuantizedWeight, has_native_blocks, unpack_codes
+from tallow.files import atomic_file, fingerprint_files
+from tallow.kernels.blocks import BlockWeight, has_native_blocks
+from tallow.kernels.quantized import QuantizedWeight, unpack_codes
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.formats.gguf_config import (
@@ -93,7 +94,7 @@ class GGUFModel(StoredModel):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.files = path, fingerprint_files(path)
         self._file = file = GGUFFile(path)
         self._config = config = _config(file)
         self._dtype = _widest_dtype(file)

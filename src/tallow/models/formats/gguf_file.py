@@ -21,7 +21,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
 from tallow.errors import DataError, reading
-from tallow.kernels import BlockWeight, unpack_blocks
+from tallow.kernels.blocks import BlockWeight, unpack_blocks
 
 CHUNK_ELEMENTS = 1 << 20
 """Converted at a time, so that a conversion costs little memory beyond its result."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tallow.console import say
 from tallow.errors import DataError
-from tallow.files import atomic_directory, read_json, write_json
+from tallow.files import atomic_directory, fingerprint_files, read_json, write_json
 from tallow.models.blocks.quantized import QuantizedEmbedding
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
@@ -73,7 +73,7 @@ class HubModel(StoredModel):
     """
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory
+        self.path, self.files = directory, fingerprint_files(directory)
         config = read_config(directory)
         self._family = family = find_family(config.family)
         self._stored = stored = TensorFiles(directory)

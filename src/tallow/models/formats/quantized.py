@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tallow.errors import DataError
-from tallow.kernels import QuantizedWeight
+from tallow.kernels.quantized import QuantizedWeight
 from tallow.models.decoder import Decoder, Embedding
 from tallow.models.families import TensorMap
 from tallow.models.quantization import quantized_modules, replace_weight

@@ -1,0 +1,69 @@
+"""How much memory there is, and how much of it is free."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+CGROUP_LIMIT = CGROUP / "memory.max"
+# limit, use, and what of the use is file cache, which gives way
+V2_FILES = ("memory.max", "memory.current", "active_file", "inactive_file")
+V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_active_file", "total_inactive_file")
+
+
+def machine_bytes(device: str = "cpu") -> int:
+    """Memory of this machine, or what of it the container that the process runs in, or its own limits, leave it; of a
+    GPU its own."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.mem_get_info()[1]
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, ValueError):  # no such limit ("max")
+        limits.append(int(CGROUP_LIMIT.read_text()))
+    own = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+    return min([*limits, *(limit for limit in own if limit != resource.RLIM_INFINITY)])
+
+
+def free_bytes(*, mapped: bool = False) -> int:
+    """Memory that this process can still take, that of the system's file caches included.
+
+    Args:
+        mapped: For pages of mapped files; a limit on a process's own data (`ulimit -d`) does not count them.
+    """
+    try:
+        free = [_kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024]
+    except OSError:  # not Linux
+        return machine_bytes()
+    free += [limit - used for limit, used in _cgroup_use()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if not mapped and limit != resource.RLIM_INFINITY:
+        free.append(limit - _kilobytes(Path("/proc/self/status"), "VmData") * 1024)
+    return max(0, min(free))
+
+
+def _kilobytes(file: Path, field: str) -> int:
+    return int(file.read_text().partition(f"{field}:")[2].split()[0])
+
+
+def _cgroup_use() -> Iterator[tuple[int, int]]:
+    """Limit and use in bytes, without file caches, of each control group with a limit that this process is in."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, files = (CGROUP, V2_FILES) if controllers == "" else (CGROUP / "memory", V1_FILES)
+        place = root / path.lstrip("/")
+        for group in (place, *place.parents):
+            if not group.is_relative_to(root):
+                break
+            try:
+                limit, used = (int((group / name).read_text()) for name in files[:2])
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no limit ("max"), or the root of all
+                continue
+            yield limit, used - sum(int(stat.get(key, 0)) for key in files[2:])
