@@ -22,6 +22,9 @@ LONGEST = 256 + 64
 
 REPEATS = 3
 TRY_TOKENS = 64
+CALM_S = 3.0
+"""Left to every engine after its first token, as a server has it before anybody comes."""
+
 TOKENS = range(100, 49_000)
 """Ordinary tokens of SmolLM2's vocabulary."""
 
@@ -81,6 +84,7 @@ def measure(engine: str, generate: Generate, weight_bytes: int) -> None:
     prompts = _Prompts()
     generate(prompts.draw(1, 8), 1)
     ready_s = _seconds_since_start()
+    time.sleep(CALM_S)
     generate(prompts.draw(1, 512), 4)
     long = [generate(prompts.draw(1, 512), 128) for _ in range(REPEATS)]
     short = [generate(prompts.draw(1, 16), 128) for _ in range(REPEATS)]

@@ -12,6 +12,7 @@ from tallow.engine.choices import CachePrecision, Device, Precision
 from tallow.engine.engine import Engine
 from tallow.engine.language_model import load
 from tallow.engine.request import RequestState, SamplingParams
+from tallow.engine.runner import Runner
 from tallow.errors import UsageError
 from tallow.kernels.probe import matmul_peak, read_bandwidth
 from tallow.models.store import resolve
@@ -44,9 +45,9 @@ def infer(
         `ready_s`: from the start of the process to the first token of a short prompt; `ready_after_imports_s`: the
         part of it after `imported`; `prefill_tokens_per_s`; `decode_tokens_per_s`, all sequences together;
         `model_bytes`; `achieved_gb_s`: weights read a second while decoding, each once a step; `bandwidth_gb_s`: what
-        the memory of the machine, or of its GPU, gives; their ratio; `peak_rss_mb`; `cache_mb`: what of the key-value
-        cache was in use; `overhead_mb`: the peak without weights and cache; `imports_rss_mb`: what of that there was
-        at `imported`.
+        the memory of the machine, or of its GPU, gives; their ratio; `peak_rss_mb`; `cache_mb`: the key-value
+        cache, which has room for these sequences; `overhead_mb`: the peak without weights and cache; `imports_rss_mb`:
+        what of that there was at `imported`.
 
     Raises:
         UsageError: A number is not positive, the sequences do not fit into the model's context, or `load` refuses.
@@ -60,15 +61,13 @@ def infer(
     prompts = [
         [random.Random(row).randrange(loaded.config.vocab_size) for _ in range(prompt_tokens)] for row in range(batch)
     ]
-    timings = [time_generation(loaded.engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
+    engine = engine_for(loaded.engine.runner, batch, prompt_tokens + new_tokens)
+    timings = [time_generation(engine, prompts, new_tokens) for _ in range(1 + REPEATS)][1:]
     prefill_s, decode_s, decoded = (statistics.median(column) for column in zip(*timings, strict=True))
     peak = peak_rss_bytes()  # before the bandwidth is measured, which takes memory of its own
-    weights, bandwidth = loaded.weight_bytes, read_bandwidth(loaded.engine.runner.device)
+    weights, bandwidth = loaded.weight_bytes, read_bandwidth(engine.runner.device)
     achieved = weights * (decoded / batch) / decode_s
-    blocks = min(
-        loaded.engine.state.num_blocks, (1 + REPEATS) * batch * -(-(prompt_tokens + new_tokens) // BLOCK_TOKENS)
-    )
-    cache = blocks * loaded.engine.runner.block_bytes
+    cache = engine.state.num_blocks * engine.runner.block_bytes
     return {
         "ready_s": ready_s,
         "ready_after_imports_s": ready_s - imported.age_s if imported is not None else None,
@@ -83,6 +82,15 @@ def infer(
         "overhead_mb": (peak - weights - cache) / 1e6,
         "imports_rss_mb": imported.rss_bytes / 1e6 if imported is not None else None,
     }
+
+
+def engine_for(runner: Runner, batch: int, num_tokens: int) -> Engine:
+    """An engine whose cache has room for so many sequences of so many tokens, and no more.
+
+    All runs after the first use memory that has been used before, as in a server whose cache has filled up.
+    """
+    blocks = runner.layout.blocks_needed(num_tokens + BLOCK_TOKENS, num_tokens)  # steps may run ahead by a few tokens
+    return Engine(runner, None, cache_bytes=batch * blocks * runner.block_bytes)
 
 
 def train(

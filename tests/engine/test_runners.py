@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import time
 from array import array
 from collections.abc import Callable, Sequence
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from tallow.engine.blocks import BLOCK_TOKENS
-from tallow.engine.native_runner import CacheNumber, NativeRunner
+from tallow.engine.native_runner import READY_SHARE, CacheNumber, NativeRunner
 from tallow.engine.packed_model import Number
 from tallow.engine.runner import Runner, Span
 from tallow.engine.torch_runner import TorchRunner
@@ -337,3 +339,19 @@ def test_the_environment_chooses_the_instruction_set(
             native_runner(model)
     finally:
         cpu.operation_set.cache_clear()
+
+
+@needs_native
+def test_a_share_of_the_cache_is_ready_before_it_is_used() -> None:
+    runner, size = native_runner(make_model(tiny())), 400 << 20
+    before = psutil.Process().memory_info().rss
+    runner.allocate(size // runner.block_bytes)
+
+    def taken() -> float:
+        return (psutil.Process().memory_info().rss - before) / (size / READY_SHARE)
+
+    assert taken() < 0.1  # a process that answers at once and ends takes no more than it uses
+    deadline = time.monotonic() + 10
+    while taken() < 0.9 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert 0.9 < taken() < 1.5

@@ -25,6 +25,10 @@ CacheNumber = Literal["float32", "bfloat16", "int8"]
 STREAMED_AT_ONCE = 3
 """Layers of a file that are in memory together: one that computes, the next, and the one before."""
 
+MOST_READY_BYTES = 512 << 20
+READY_SHARE = 4
+"""So much of the cache, at most a fourth of it, gets its memory before it is used, while there is nothing to do."""
+
 # as enum Activation has them
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
@@ -90,7 +94,8 @@ class NativeRunner:
         return self._decoder.block_bytes
 
     def allocate(self, num_blocks: int) -> None:
-        self._decoder.allocate_cache(num_blocks)
+        ready = min(MOST_READY_BYTES, num_blocks * self.block_bytes // READY_SHARE)
+        self._decoder.allocate_cache(num_blocks, ready)
 
     def copy_block(self, source: int, target: int) -> None:
         self._decoder.copy_block(source, target)

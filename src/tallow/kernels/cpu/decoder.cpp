@@ -37,8 +37,10 @@ void Decoder::set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<
     positions_ = positions;
 }
 
-void Decoder::allocate_cache(int64_t blocks) {
+void Decoder::allocate_cache(int64_t blocks, size_t ready_bytes) {
+    cache_pages_.end();
     cache_ = Memory(block_bytes() * blocks);
+    cache_pages_.begin(cache_.as<char>(), std::min(cache_.bytes(), ready_bytes));
 }
 
 void Decoder::copy_block(int64_t from, int64_t to) {
@@ -53,7 +55,9 @@ void Decoder::step(const std::vector<Span> &spans, float *logits, int64_t logits
     logits_stride_ = logits_stride;
     summaries_ = summaries;
     const bool apart = int64_t(rows_.size()) >= kApart && pool_.size() <= int64_t(rows_.size()) / 16;
+    cache_pages_.busy();
     pool_.run([&](int thread) { apart ? work_apart(thread) : work_together(thread); });
+    cache_pages_.busy();
 }
 
 void Decoder::hidden(int64_t wanted, float *out) {

@@ -9,6 +9,7 @@
 #include "adapter.h"
 #include "memory.h"
 #include "ops.h"
+#include "pages_ahead.h"
 #include "pool.h"
 #include "read_ahead.h"
 #include "weights.h"
@@ -58,7 +59,8 @@ class Decoder {
                   const float *positions);
     void add_layer(const DecoderLayer &layer) { layers_.push_back(layer); }
     void read_ahead(ReadAhead layers) { read_ahead_ = std::move(layers); }
-    void allocate_cache(int64_t blocks);
+    // The first `ready_bytes` of it get their pages ahead of use.
+    void allocate_cache(int64_t blocks, size_t ready_bytes);
     int64_t block_bytes() const { return layer_bytes() * shape_.block_layers; }
     void copy_block(int64_t from, int64_t to);
     // Between steps: let spans use an adapter of the weights of this decoder, or forget it.
@@ -149,6 +151,7 @@ class Decoder {
     Norm norm_;
     const float *positions_ = nullptr;
     Memory cache_;
+    PagesAhead cache_pages_;
     std::unordered_map<int32_t, std::shared_ptr<Adapter>> adapters_;
 
     // of the present step
