@@ -2,13 +2,13 @@
 
     .venv/bin/python benchmarks/inference.py [--rounds N] [--threads N] [--only NAME,NAME] [--out FILE.md|FILE.json]…
 
-Every engine runs alone, in a process and a virtual environment of its own, with the same threads, prompts and lengths
-(`peers/workload.py`), and they take turns round by round. Before that, short tries choose the formats and settings with
-which llama.cpp is fastest. The table has medians (least–greatest), and beside each speed
-its share of the machine's limit, measured in the same rounds. Environments and models are made once, in --cache: that
-needs the network, a C++ compiler for llama.cpp, and some 5 GB. A peer that cannot be installed or does not run has the
-reason in its row. vLLM compiles the model in its first round and finds it compiled in the next ones; it wants tcmalloc
-(Debian: libtcmalloc-minimal4), which is loaded where the system has it.
+Every engine has a process and a virtual environment of its own, and the same threads, prompts and lengths
+(`peers/workload.py`). All processes stay, some 12 GB together, and take turns task by task, as what a machine gives may
+change from one minute to the next; while one computes the others wait. Before that, short tries choose the formats and
+settings with which llama.cpp is fastest. The table has medians (least–greatest), and beside each speed its share of
+the machine's limit, measured in the same rounds. Environments and models are made once, in --cache: that needs the
+network, a C++ compiler for llama.cpp, and some 5 GB. A peer that cannot be installed or does not run has the reason in
+its row. vLLM wants tcmalloc (Debian: libtcmalloc-minimal4), which is loaded where the system has it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import torch
 from peers.install import PEERS, install, preloaded
-from peers.table import Machine, Results, markdown, ratios, shares
-from peers.workload import Figures
+from peers.table import Figures, Machine, Results, markdown, ratios, shares
+from peers.workload import MARK, TASKS, WARM_UP, Ready, Task
 
 from tallow.console import say
 from tallow.errors import DataError, TallowError
@@ -53,8 +57,14 @@ FORMATS = {"q4": ("q4_0", "q4_1", "iq4_nl", "q4_k_m"), "q8": ("q8_0",), "bf16": 
 SETTINGS = ("flash attention", "no flash attention")
 """llama.cpp's, of which the fastest are taken."""
 
-RUN_S = 900
-"""Patience with one process."""
+PATIENCE_S = 900
+"""With one task of one process."""
+
+CALM_S = 3.0
+"""Left to every engine after its first token, as a server has it before anybody comes."""
+
+BREATH_S = 0.3
+"""Between turns: so long some engines' threads go on looking for work."""
 
 
 def main() -> int:
@@ -107,18 +117,39 @@ def compare(engines: list[str], rounds: int, threads: int, cache: Path) -> Resul
                 results.tried[name], launches[name] = fastest(name, launch, models)
             except DataError as error:
                 results.missing[name] = error.message
+    sides = {name: side for name, launch in launches.items() if (side := start(name, launch, results)) is not None}
     for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
         results.machine.append(measure_machine())
-        for name, launch in launches.items():
-            if name in results.missing:
-                continue
-            say(f"round {number + 1} of {rounds}: {name}")
-            try:
-                results.figures.setdefault(name, []).append(Figures(**json.loads(launch.measure())))
-            except DataError as error:
-                results.missing[name] = error.message
-                results.figures.pop(name, None)
+        for key, task in TASKS.items():
+            for name, side in list(sides.items()):
+                try:
+                    side.seconds[key].append(side.do(task))
+                except DataError as error:
+                    results.missing[name] = error.message
+                    del sides[name]
+    for name, side in sides.items():
+        try:
+            results.figures[name] = side.end()
+        except DataError as error:
+            results.missing[name] = error.message
     return results
+
+
+def start(name: str, launch: Launch, results: Results) -> Side | None:
+    """An engine that is ready and warm; None, and the reason noted, if it does not run."""
+    if name in results.missing:
+        return None
+    say(f"starting {name}")
+    try:
+        side = Side(launch)
+        time.sleep(CALM_S)
+        for task in WARM_UP:
+            side.do(task)
+    except DataError as error:
+        results.missing[name] = error.message
+        return None
+    return side
 
 
 @dataclass(frozen=True)
@@ -143,17 +174,8 @@ class Launch:
     venvs: Path
     setting: str = ""
 
-    def measure(self, *options: str) -> str:
-        """The last line that it prints.
-
-        Raises:
-            DataError: It has failed, or taken too long.
-        """
-        arguments = (str(self.model), self.precision, str(self.threads), "--setting", self.setting)
-        return self.run(f"run_{self.engine.replace('.', '_')}.py", *arguments, *options).strip().splitlines()[-1]
-
-    def run(self, script: str, *arguments: str) -> str:
-        """What a script in `peers/` prints. Raises: DataError: It has failed, or taken too long."""
+    def command(self, script: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """How a script in `peers/` is run: its words, and its environment."""
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTHONDONTWRITE"))
         }
@@ -161,7 +183,11 @@ class Launch:
         if self.engine != "tallow":
             environment.pop("PYTHONPATH", None)
             environment["LD_PRELOAD"] = preloaded(self.engine, self.venvs)
-        command = [str(self.python), str(Path(__file__).resolve().parent / "peers" / script), *arguments]
+        return [str(self.python), str(Path(__file__).resolve().parent / "peers" / script), *arguments], environment
+
+    def run(self, script: str, *arguments: str) -> str:
+        """What a script prints. Raises: DataError: It has failed, or taken too long."""
+        command, environment = self.command(script, *arguments)
         try:
             # not from here: an engine's own `python -m …` would import what lies beside this file
             done = subprocess.run(
@@ -171,16 +197,95 @@ class Launch:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=RUN_S,
+                timeout=PATIENCE_S,
             )
         except subprocess.TimeoutExpired as error:
-            raise DataError(f"did not end in {RUN_S} s") from error
+            raise DataError(f"did not end in {PATIENCE_S} s") from error
         if done.returncode:
-            log = self.venvs / f"{self.engine}.failed.txt"
+            log = self.venvs / f"{self.engine}.log"
             write_text(log, done.stderr)
-            last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
-            raise DataError(f"failed: {last} (all of it: {log})")
+            raise failed(log)
         return done.stdout
+
+    @property
+    def workload(self) -> tuple[str, ...]:
+        """The script that does the engine's work, and its arguments."""
+        script = f"run_{self.engine.replace('.', '_')}.py"
+        return script, str(self.model), self.precision, str(self.threads), "--setting", self.setting
+
+
+def failed(log: Path) -> DataError:
+    """What to say of a process that has ended too soon, and has written this."""
+    last = (log.read_text(errors="replace").strip().splitlines() or ["without a word"])[-1]
+    return DataError(f"failed: {last} (all of it: {log})")
+
+
+class Side:
+    """An engine's process, which does tasks one by one; `seconds` keeps what each took, in all rounds.
+
+    Raises:
+        DataError: It does not run.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.seconds: dict[str, list[tuple[float, float]]] = {key: [] for key in TASKS}
+        command, environment = launch.command(*launch.workload)
+        self._log = launch.venvs / f"{launch.engine}-{launch.precision}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=launch.model.parent,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                errors="replace",
+            )
+        self.ready = Ready(**self._answer())
+
+    def do(self, task: Task) -> tuple[float, float]:
+        """Seconds to the first token of any stream, and to the last of all. Raises: DataError: It has failed."""
+        time.sleep(BREATH_S)
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # what it said at its end tells more
+            print(json.dumps(asdict(task)), file=self._process.stdin, flush=True)
+        first_s, last_s = self._answer()
+        return first_s, last_s
+
+    def end(self) -> list[Figures]:
+        """What it gave in each round. Raises: DataError: It has failed."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        peak_rss_mb = self._answer()
+        rounds = zip(*(self.seconds[key] for key in ("long", "short", "streams_short", "streams_long")), strict=True)
+        return [
+            Figures(
+                engine=self.ready.engine,
+                ready_s=self.ready.ready_s,
+                prefill=TASKS["long"].prompt_tokens / long[0],
+                decode=(TASKS["short"].new_tokens - 1) / (short[1] - short[0]),
+                decode_after_512=(TASKS["long"].new_tokens - 1) / (long[1] - long[0]),
+                streams_short=TASKS["streams_short"].all_new_tokens / streams_short[1],
+                streams_long=TASKS["streams_long"].all_new_tokens / streams_long[1],
+                peak_rss_mb=peak_rss_mb,
+                weight_mb=self.ready.weight_mb,
+            )
+            for long, short, streams_short, streams_long in rounds
+        ]
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        timer = Timer(PATIENCE_S, self._process.kill)
+        timer.start()
+        try:
+            for line in self._process.stdout:
+                if line.startswith(MARK):
+                    return json.loads(line.removeprefix(MARK))
+        finally:
+            timer.cancel()
+        raise failed(self._log)
 
 
 def fastest(name: str, launch: Launch, models: Path) -> tuple[dict[str, float], Launch]:
@@ -194,7 +299,8 @@ def fastest(name: str, launch: Launch, models: Path) -> tuple[dict[str, float], 
         say(f"{name}: trying {form}, {setting}")
         try:
             tried = replace(launch, model=make_gguf(launch, models, form), precision=form, setting=setting)
-            seconds[tried] = float(tried.measure("--try"))
+            printed = tried.run(*tried.workload, "--try")
+            seconds[tried] = float(printed.rpartition(MARK)[2])
         except DataError as error:
             say(f"{name}: {form}, {setting} {error.message}")
     if not seconds:

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from benchmarks.peers.table import Machine, Results, markdown, ratios, shares
-from benchmarks.peers.workload import Figures
+from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
 
 FIGURES = Figures("engine 1", 1.0, 1000.0, 100.0, 90.0, 500.0, 200.0, 400.0, 50.0)
 MACHINE = [Machine(10e9, 1e12, 4e11), Machine(5e9, 1e12, 4e11), Machine(10e9, 1e12, 4e11)]

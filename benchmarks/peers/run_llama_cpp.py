@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
-from workload import Prompts, measure, measure_try, read_options
+from workload import Prompts, measure_try, read_options, work
 
 BATCH, MICRO_BATCH = 2048, 512
 """Its defaults; smaller and larger micro-batches are not faster."""
@@ -37,7 +37,7 @@ def main() -> None:
         measure_try(generate)
         return
     engine = f"llama.cpp (llama-cpp-python {llama.__version__}), {options.precision.upper()}, {options.setting}"
-    measure(engine, generate, llama.llama_model_size(model))
+    work(engine, generate, llama.llama_model_size(model))
 
 
 class Runner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import cast
 
-from workload import Prompts, measure, read_options
+from workload import Prompts, read_options, work
 
 import tallow
 from tallow.engine.choices import Precision
@@ -30,7 +30,7 @@ def main() -> None:
             pass
         return first_s, time.perf_counter() - start
 
-    measure(f"tallow {tallow.__version__}", generate, loaded.weight_bytes)
+    work(f"tallow {tallow.__version__}", generate, loaded.weight_bytes)
 
 
 if __name__ == "__main__":

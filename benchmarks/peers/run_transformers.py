@@ -7,7 +7,7 @@ import time
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
-from workload import Prompts, measure, read_options
+from workload import Prompts, read_options, work
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -29,7 +29,7 @@ def main() -> None:
         return first_s, time.perf_counter() - start
 
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    measure(f"transformers {transformers.__version__}", generate, weight_bytes)
+    work(f"transformers {transformers.__version__}", generate, weight_bytes)
 
 
 if __name__ == "__main__":

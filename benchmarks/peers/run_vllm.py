@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 
-from workload import STREAMS, Prompts, measure, read_options
+from workload import STREAMS, Prompts, read_options, work
 
 CACHE_GIB = 1
 
@@ -46,7 +46,7 @@ def main() -> None:
         return first_s, time.perf_counter() - start
 
     weights = (options.model / "model.safetensors").stat().st_size
-    measure(f"vLLM {vllm.__version__}", generate, weights)
+    work(f"vLLM {vllm.__version__}", generate, weights)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,32 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .workload import Figures
+
+@dataclass(frozen=True)
+class Figures:
+    """What one engine gave in one round.
+
+    Args:
+        engine: Its name and version.
+        ready_s: From the start of its process to the first token of a short prompt.
+        prefill: Tokens of a prompt of 512 a second.
+        decode: Tokens a second of one stream after its first, 128 after a prompt of 16.
+        decode_after_512: Likewise after a prompt of 512.
+        streams_short: New tokens a second of 32 streams, from submission to the end of the last: 16 in, 64 out.
+        streams_long: Likewise 256 in, 64 out.
+        peak_rss_mb: Resident memory at its highest, in MB.
+        weight_mb: What the weights take, in MB.
+    """
+
+    engine: str
+    ready_s: float
+    prefill: float
+    decode: float
+    decode_after_512: float
+    streams_short: float
+    streams_long: float
+    peak_rss_mb: float
+    weight_mb: float
 
 
 @dataclass(frozen=True)

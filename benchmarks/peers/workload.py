@@ -1,5 +1,6 @@
 """What every engine is asked to do, the same for all; runs in the engine's own process and virtual environment.
 
+A process stays, and does one task after the other as it is told to, so that engines can take turns at short intervals.
 Prompts are random tokens, new ones every time, so that no engine finds anything in a cache; answers are greedy and do
 not stop at an end token. Only the standard library is used here: no peer is sure to have anything else.
 """
@@ -10,7 +11,7 @@ import argparse
 import json
 import os
 import random
-import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,10 +21,10 @@ STREAMS = 32
 LONGEST = 256 + 64
 """Tokens of one of the many streams, prompt and answer."""
 
-REPEATS = 3
+TRIES = 3
 TRY_TOKENS = 64
-CALM_S = 3.0
-"""Left to every engine after its first token, as a server has it before anybody comes."""
+MARK = "figures: "
+"""Begins the lines that are meant for the one who asks; engines print others."""
 
 TOKENS = range(100, 49_000)
 """Ordinary tokens of SmolLM2's vocabulary."""
@@ -43,30 +44,35 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What one process measures.
+class Task:
+    """So many streams of random prompts of one length, each with so many new tokens."""
 
-    Args:
-        engine: Its name and version.
-        ready_s: From the start of the process to the first token of a short prompt.
-        prefill: Tokens of a prompt of 512 a second.
-        decode: Tokens a second of one stream after its first, 128 after a prompt of 16.
-        decode_after_512: Likewise after a prompt of 512.
-        streams_short: New tokens a second of 32 streams, from submission to the end of the last: 16 in, 64 out.
-        streams_long: Likewise 256 in, 64 out.
-        peak_rss_mb: Resident memory at its highest, in MB.
-        weight_mb: What the weights take, in MB.
-    """
+    streams: int
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def all_new_tokens(self) -> int:
+        return self.streams * self.new_tokens
+
+
+WARM_UP = (Task(1, 512, 4), Task(STREAMS, 16, 4), Task(STREAMS, 256, 4))
+TASKS = {
+    "long": Task(1, 512, 128),
+    "short": Task(1, 16, 128),
+    "streams_short": Task(STREAMS, 16, 64),
+    "streams_long": Task(STREAMS, 256, 64),
+}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a process says first: its engine with its version, what its weights take, and seconds from its start to the
+    first token of a short prompt."""
 
     engine: str
-    ready_s: float
-    prefill: float
-    decode: float
-    decode_after_512: float
-    streams_short: float
-    streams_long: float
-    peak_rss_mb: float
     weight_mb: float
+    ready_s: float
 
 
 def read_options() -> Options:
@@ -79,40 +85,32 @@ def read_options() -> Options:
     return Options(**vars(parser.parse_args()))
 
 
-def measure(engine: str, generate: Generate, weight_bytes: int) -> None:
-    """Put an engine that is ready to generate through the workload; prints `Figures` as the last line."""
+def work(engine: str, generate: Generate, weight_bytes: int) -> None:
+    """Do the tasks that come on standard input, a line of JSON each, until that ends.
+
+    Prints `Ready` first, then what `generate` gives for each task, and at last the peak of its memory in MB.
+    """
     prompts = _Prompts()
     generate(prompts.draw(1, 8), 1)
-    ready_s = _seconds_since_start()
-    time.sleep(CALM_S)
-    generate(prompts.draw(1, 512), 4)
-    long = [generate(prompts.draw(1, 512), 128) for _ in range(REPEATS)]
-    short = [generate(prompts.draw(1, 16), 128) for _ in range(REPEATS)]
-    generate(prompts.draw(STREAMS, 16), 4)
-    streams_short_s = generate(prompts.draw(STREAMS, 16), 64)[1]
-    streams_long_s = generate(prompts.draw(STREAMS, 256), 64)[1]
-    figures = Figures(
-        engine=engine,
-        ready_s=ready_s,
-        prefill=512 / statistics.median(first_s for first_s, _ in long),
-        decode=127 / statistics.median(last_s - first_s for first_s, last_s in short),
-        decode_after_512=127 / statistics.median(last_s - first_s for first_s, last_s in long),
-        streams_short=STREAMS * 64 / streams_short_s,
-        streams_long=STREAMS * 64 / streams_long_s,
-        peak_rss_mb=_peak_rss_bytes() / 1e6,
-        weight_mb=weight_bytes / 1e6,
-    )
-    print("\n" + json.dumps(asdict(figures)))
+    _say(asdict(Ready(engine, weight_bytes / 1e6, _seconds_since_start())))
+    for line in sys.stdin:
+        task = Task(**json.loads(line))
+        _say(generate(prompts.draw(task.streams, task.prompt_tokens), task.new_tokens))
+    _say(_peak_rss_bytes() / 1e6)
 
 
 def measure_try(generate: Generate) -> None:
-    """A short measurement, to choose among an engine's settings; prints seconds as the last line.
+    """A short measurement, to choose among an engine's settings; prints seconds.
 
     They are those of a prompt of 512 and of 64 new tokens, the fastest of three.
     """
     prompts = _Prompts()
     generate(prompts.draw(1, 512), 4)
-    print(f"\n{min(generate(prompts.draw(1, 512), TRY_TOKENS)[1] for _ in range(REPEATS))}")
+    _say(min(generate(prompts.draw(1, 512), TRY_TOKENS)[1] for _ in range(TRIES)))
+
+
+def _say(value: object) -> None:
+    print(f"\n{MARK}{json.dumps(value)}", flush=True)
 
 
 class _Prompts:
