@@ -38,62 +38,48 @@ inline I join_lanes(I (&vectors)[4], const Join &join) {
     return join(all, rotate_fours<1>(all));
 }
 
-// Four groups at a time; where fewer are left, the last is done again in the place of those that are missing.
-inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *codes, float *scales,
-                          int32_t *offsets) {
-    const int64_t groups = size / kActivationGroup;
-    for (int64_t g = 0; g < groups; g += 4) {
-        int64_t at[4];
-        F values[4][2];
-        I sizes[4], totals[4];
-        for (int i = 0; i < 4; ++i) {
-            at[i] = least(g + i, groups - 1) * kActivationGroup;
-            values[i][0] = fload(in + at[i]), values[i][1] = fload(in + at[i] + kLanes);
-            // as integers, so that a NaN is the greatest and is not lost
-            sizes[i] = imax(bits_of(fabs(values[i][0])), bits_of(fabs(values[i][1])));
-        }
-        const F greatest = float_of(join_lanes(sizes, [](I a, I b) { return imax(a, b); }));
-        const F scale = fselect_less(greatest, fset(INFINITY), fdiv(greatest, fset(127)), fset(NAN));
-        const F inverse = fselect_less(fset(1e-30f), greatest, fdiv(fset(127), greatest), fzero());
-        const F factors[4] = {spread<0>(inverse), spread<1>(inverse), spread<2>(inverse), spread<3>(inverse)};
-        for (int i = 0; i < 4; ++i)
-            totals[i] = iadd(store_int8(codes + at[i], fmul(values[i][0], factors[i])),
-                             store_int8(codes + at[i] + kLanes, fmul(values[i][1], factors[i])));
-        alignas(64) float scale_of[kLanes];
-        alignas(64) int32_t sum_of[kLanes];
-        fstore(scale_of, scale);
-        istore(sum_of, join_lanes(totals, [](I a, I b) { return iadd(a, b); }));
-        const size_t count = size_t(least(4, groups - g));
-        std::memcpy(scales + g, scale_of, count * sizeof(float));
-        for (size_t i = 0; i < count; ++i) offsets[g + i] = -zero * sum_of[i];
-    }
+// What four groups of values are divided by to come within ±127, and its inverse, from the sizes of their lanes.
+inline void find_scales(I (&sizes)[4], float *scales, float *inverses) {
+    const F greatest = float_of(join_lanes(sizes, [](I a, I b) { return imax(a, b); }));
+    fstore(scales, fselect_less(greatest, fset(INFINITY), fdiv(greatest, fset(127)), fset(NAN)));
+    fstore(inverses, fselect_less(fset(1e-30f), greatest, fdiv(fset(127), greatest), fzero()));
 }
 
-// One scale for each `width` groups.
-inline void round_widely(const float *in, int64_t size, int64_t width, int32_t zero, int8_t *codes, float *scales,
-                         int32_t *offsets, int32_t *byte_offsets) {
-    const int64_t values = width * kActivationGroup;
-    for (int64_t i = 0; i < size / values; ++i, in += values, codes += values, offsets += width) {
-        I sizes = iset(0);  // as integers, as above
-        for (int64_t at = 0; at < values; at += kLanes) sizes = imax(sizes, bits_of(fabs(fload(in + at))));
-        const F greatest = float_of(iset(igreatest(sizes)));
-        alignas(64) float scale_of[kLanes];
-        fstore(scale_of, fselect_less(greatest, fset(INFINITY), fdiv(greatest, fset(127)), fset(NAN)));
-        scales[i] = scale_of[0];
-        const F factor = fselect_less(fset(1e-30f), greatest, fdiv(fset(127), greatest), fzero());
-        int32_t sum = 0;
-        for (int64_t g = 0; g < width; g += 4) {
-            I totals[4];
-            for (int j = 0; j < 4; ++j) {
-                const int64_t at = least(g + j, width - 1) * kActivationGroup;
-                totals[j] = iadd(store_int8(codes + at, fmul(fload(in + at), factor)),
-                                 store_int8(codes + at + kLanes, fmul(fload(in + at + kLanes), factor)));
-            }
-            alignas(64) int32_t sum_of[kLanes];
-            istore(sum_of, join_lanes(totals, [](I a, I b) { return iadd(a, b); }));
-            for (int64_t j = 0; j < least(4, width - g); ++j) offsets[g + j] = -zero * sum_of[j], sum += sum_of[j];
+// With one scale for each kWidth groups. Four scales, and then four groups, at a time; where fewer are left, the last is
+// done again in the place of those that are missing.
+template <int kWidth>
+inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *codes, float *scales, int32_t *offsets,
+                          int32_t *byte_offsets) {
+    constexpr int64_t values = kWidth * kActivationGroup;
+    const int64_t all = size / values;
+    alignas(64) float scale_of[kLanes], inverse_of[kLanes];
+    alignas(64) int32_t sum_of[kLanes];
+    for (int64_t first = 0; first < all; first += 4) {
+        const int64_t count = least(4, all - first), groups = count * kWidth;
+        I sizes[4];
+        for (int i = 0; i < 4; ++i) {
+            const float *from = in + (first + least(i, count - 1)) * values;
+            sizes[i] = iset(0);  // as integers, so that a NaN is the greatest and is not lost
+            for (int64_t at = 0; at < values; at += kLanes) sizes[i] = imax(sizes[i], bits_of(fabs(fload(from + at))));
         }
-        byte_offsets[i] = -128 * sum;
+        find_scales(sizes, scale_of, inverse_of);
+        std::memcpy(scales + first, scale_of, size_t(count) * sizeof(float));
+        int32_t sums[4] = {};
+        for (int64_t g = 0; g < groups; g += 4) {
+            I totals[4];
+            for (int i = 0; i < 4; ++i) {
+                const int64_t group = least(g + i, groups - 1), at = first * values + group * kActivationGroup;
+                const F inverse = fset(inverse_of[group / kWidth]);
+                totals[i] = iadd(store_int8(codes + at, fmul(fload(in + at), inverse)),
+                                 store_int8(codes + at + kLanes, fmul(fload(in + at + kLanes), inverse)));
+            }
+            istore(sum_of, join_lanes(totals, [](I a, I b) { return iadd(a, b); }));
+            for (int64_t i = 0; i < least(4, groups - g); ++i) {
+                offsets[first * kWidth + g + i] = -zero * sum_of[i];
+                sums[(g + i) / kWidth] += sum_of[i];
+            }
+        }
+        for (int64_t i = 0; byte_offsets && i < count; ++i) byte_offsets[first + i] = -128 * sums[i];
     }
 }
 
@@ -116,9 +102,14 @@ void round_row(Number number, const float *in, int64_t size, const Activations &
             int8_t *codes = static_cast<int8_t *>(const_cast<void *>(to.values)) + row * to.stride;
             float *scales = const_cast<float *>(to.scales) + row * to.groups;
             int32_t *offsets = const_cast<int32_t *>(to.offsets) + row * to.groups;
-            if (number != Number::nested_int4) return round_to_int8(in, size, zero_of(number), codes, scales, offsets);
-            round_widely(in, size, groups_per_scale(number, size), zero_of(number), codes, scales, offsets,
-                         const_cast<int32_t *>(to.byte_offsets) + row * to.groups);
+            int32_t *bytes = number == Number::nested_int4 ? const_cast<int32_t *>(to.byte_offsets) + row * to.groups : nullptr;
+            const int32_t zero = zero_of(number);
+            switch (groups_per_scale(number, size)) {
+                case 1: return round_to_int8<1>(in, size, zero, codes, scales, offsets, bytes);
+                case 2: return round_to_int8<2>(in, size, zero, codes, scales, offsets, bytes);
+                case 3: return round_to_int8<3>(in, size, zero, codes, scales, offsets, bytes);
+                default: return round_to_int8<4>(in, size, zero, codes, scales, offsets, bytes);
+            }
         }
     }
 }

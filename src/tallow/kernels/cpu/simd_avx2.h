@@ -106,10 +106,6 @@ inline void transpose4(I (&a)[4]) {
     transpose4_of_8(a[0].low, a[1].low, a[2].low, a[3].low);
     transpose4_of_8(a[0].high, a[1].high, a[2].high, a[3].high);
 }
-template <int kLane>
-inline F spread(F a) {
-    return {_mm256_permute_ps(a.low, kLane * 0b01010101), _mm256_permute_ps(a.high, kLane * 0b01010101)};
-}
 template <int kFours>
 inline I rotate_fours(I a) {
     if constexpr (kFours >= 2) a = {a.high, a.low};

@@ -72,11 +72,6 @@ inline void transpose4(I (&a)[4]) {
     a[0] = _mm512_unpacklo_epi64(first, third), a[1] = _mm512_unpackhi_epi64(first, third);
     a[2] = _mm512_unpacklo_epi64(second, fourth), a[3] = _mm512_unpackhi_epi64(second, fourth);
 }
-// Lane kLane of each four, in all of its lanes.
-template <int kLane>
-inline F spread(F a) {
-    return _mm512_permute_ps(a, kLane * 0b01010101);
-}
 // The fours of lanes change places: each takes that of the four kFours behind it, round and round.
 template <int kFours>
 inline I rotate_fours(I a) {

@@ -158,13 +158,6 @@ inline void transpose4(I (&a)[4]) {
         for (int j = 0; j < 4; ++j) a[j].part[i] = Words{first[j], second[j], third[j], fourth[j]};
     }
 }
-template <int kLane>
-inline F spread(F a) {
-    return parts([&](int i) {
-        const float lane = a.part[i][kLane];
-        return Floats{lane, lane, lane, lane};
-    });
-}
 template <int kFours>
 inline I rotate_fours(I a) {
     return parts<I>([&](int i) { return a.part[(i + kFours) % 4]; });
