@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tallow.recipe import Section
+from tallow.train.optimizers.adamw import AdamWMethod
+from tallow.train.optimizers.registry import AnyMethod
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -20,14 +22,16 @@ class LoopConfig(Section):
         micro_batch_size: Sequences that go through the model at once; None: all of an update's. Less needs less
             memory and changes the result only by rounding.
         sequence_length: Tokens of a sequence.
+        optimizer: What makes an update of a gradient: a name, or a name with that optimizer's own settings.
         learning_rate: Its largest value.
         schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay) or `linear`.
         warmup: Share of the steps in which it rises from zero.
         decay: Share of the steps after the warm-up in which `wsd` falls.
         min_learning_rate_ratio: Last learning rate over the largest.
         weight_decay: Decoupled; of matrices only.
-        betas: AdamW's decay rates of the gradient's first and second moments.
-        epsilon: AdamW's addition to the denominator.
+        betas: Decay rates of the gradient's first and second moments, where the optimizer has such; None: its own, of
+            `adamw` 0.9 and 0.95.
+        epsilon: Addition to the denominator, where the optimizer has one.
         clip_norm: Largest norm of the gradient of the mean loss.
         precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
             and written into `recipe.yaml`. Weights and their updates are always fp32.
@@ -48,13 +52,14 @@ class LoopConfig(Section):
     micro_batch_size: PositiveInt | None = None
     sequence_length: PositiveInt = 256
 
+    optimizer: AnyMethod = AdamWMethod()
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["cosine", "wsd", "linear"] = "cosine"
     warmup: float = Field(default=0.02, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
     weight_decay: NonNegativeFloat = 0.1
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] | None = None
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
