@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from tallow.errors import UsageError
 from tallow.recipe import Section
 from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.registry import AnyMethod
@@ -24,10 +25,13 @@ class LoopConfig(Section):
         sequence_length: Tokens of a sequence.
         optimizer: What makes an update of a gradient: a name, or a name with that optimizer's own settings.
         learning_rate: Its largest value.
-        schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay) or `linear`.
+        schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay), `linear`,
+            `inverse_sqrt` (with the root of the step) or `constant`; None: `cosine`, or `constant` where the optimizer
+            averages weights instead.
         warmup: Share of the steps in which it rises from zero.
         decay: Share of the steps after the warm-up in which `wsd` falls.
-        min_learning_rate_ratio: Last learning rate over the largest.
+        min_learning_rate_ratio: Smallest learning rate after the warm-up over the largest; where `cosine`, `wsd` and
+            `linear` end.
         weight_decay: Decoupled; of matrices only.
         betas: Decay rates of the gradient's first and second moments, where the optimizer has such; None: its own, of
             `adamw` 0.9 and 0.95.
@@ -54,7 +58,7 @@ class LoopConfig(Section):
 
     optimizer: AnyMethod = AdamWMethod()
     learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    schedule: Literal["cosine", "wsd", "linear", "inverse_sqrt", "constant"] | None = None
     warmup: float = Field(default=0.02, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -70,3 +74,17 @@ class LoopConfig(Section):
     save_seconds: PositiveFloat = 300.0
     keep_checkpoints: PositiveInt = 2
     seed: NonNegativeInt = 0
+
+    @property
+    def own_schedule(self) -> str:
+        """The schedule where the recipe names none."""
+        return "constant" if self.optimizer.averages_weights else "cosine"
+
+    @model_validator(mode="after")
+    def _schedule_fits_optimizer(self) -> Self:
+        if self.optimizer.averages_weights and self.schedule not in (None, "constant"):
+            raise UsageError(
+                f"the optimizer averages weights in place of a falling learning rate, but the schedule is {self.schedule}",
+                "leave loop.schedule out",
+            )
+        return self
