@@ -14,12 +14,25 @@ from tallow.train.optimizers.registry import AnyMethod
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class BatchRamp(Section):
+    """Batches that grow in a straight line until they have `loop.batch_size` rows, in multiples of the first.
+
+    Args:
+        start: Sequences of the first update.
+        share: Share of the run's tokens over which they grow.
+    """
+
+    start: PositiveInt
+    share: float = Field(default=0.1, gt=0, le=1)
+
+
 class LoopConfig(Section):
     """How a model is trained, whatever it learns from.
 
     Args:
         steps: Updates of the weights; None: the stage derives it from its data.
         batch_size: Sequences of an update, over all processes.
+        batch_ramp: How batches grow at first; None: they do not.
         micro_batch_size: Sequences that go through the model at once; None: all of an update's. Less needs less
             memory and changes the result only by rounding.
         sequence_length: Tokens of a sequence.
@@ -53,6 +66,7 @@ class LoopConfig(Section):
 
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
+    batch_ramp: BatchRamp | None = None
     micro_batch_size: PositiveInt | None = None
     sequence_length: PositiveInt = 256
 
@@ -84,7 +98,16 @@ class LoopConfig(Section):
     def _schedule_fits_optimizer(self) -> Self:
         if self.optimizer.averages_weights and self.schedule not in (None, "constant"):
             raise UsageError(
-                f"the optimizer averages weights in place of a falling learning rate, but the schedule is {self.schedule}",
+                f"{self.optimizer.name} averages weights in place of a falling learning rate, but the schedule is "
+                f"{self.schedule}",
                 "leave loop.schedule out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> Self:
+        if self.batch_ramp is not None and self.batch_ramp.start > self.batch_size:
+            raise UsageError(
+                f"batches cannot grow from {self.batch_ramp.start} to {self.batch_size}", "lower loop.batch_ramp.start"
             )
         return self
