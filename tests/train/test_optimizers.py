@@ -163,6 +163,14 @@ def test_when_a_schedule_free_run_is_validated_changes_nothing(tmp_path: Path) -
     assert torch.equal(*runs)
 
 
+def test_a_finished_schedule_free_run_gives_its_averages_again(tmp_path: Path) -> None:
+    config = loop_config(steps=5, optimizer="schedule_free")
+    first, again = tiny_model(), tiny_model(seed=3)
+    train(first, causal, markov_batches(config), config, new_run(tmp_path))
+    train(again, causal, markov_batches(config), config, new_run(tmp_path))
+    assert torch.equal(weights(first), weights(again))
+
+
 def test_a_schedule_free_run_is_validated_and_ends_with_averages() -> None:
     """The weights to use are the averages of those at which steps of the inner optimizer end (arXiv 2405.15682)."""
     weight = nn.Parameter(torch.zeros(2, 2))
