@@ -76,7 +76,7 @@ def main() -> None:
         data = StageRun(Path(directory) / "data")
         prepare(PrepareConfig.model_validate({"sources": options.text, "split": "paragraphs"}), data)
         documents, tokenizer = data.directory / "documents", data.directory / "tokenizer"
-        train_tokenizer(TokenizerConfig(documents=documents, vocab_size=VOCABULARY), data)
+        train_tokenizer(TokenizerConfig.model_validate({"documents": documents, "vocab_size": VOCABULARY}), data)
         encode(EncodeConfig(documents=documents, tokenizer=tokenizer), data)
         best: dict[str, Trial] = {}
         for name in options.only:

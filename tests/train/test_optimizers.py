@@ -11,8 +11,10 @@ from tests.train.toys import loop_config, markov_batches, new_run, tiny_model, t
 from torch import Tensor, nn
 
 from tallow.data.batch import Packed
+from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.objectives.causal import causal
+from tallow.recipe import parse_section
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
 from tallow.train.optimizer import make_optimizer
@@ -194,6 +196,27 @@ def test_a_schedule_free_run_is_validated_and_ends_with_averages() -> None:
     optimizer.use_averages()
     torch.testing.assert_close(weight.detach(), average, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(trained, average)
+
+
+def test_a_recipe_names_an_optimizer_with_or_without_settings() -> None:
+    bare = parse_section(LoopConfig, {"optimizer": "galore"}, "pretrain.loop")
+    full = parse_section(LoopConfig, {"optimizer": {"name": "galore", "rank": 128}}, "pretrain.loop")
+    assert bare == full
+    assert parse_section(LoopConfig, bare.model_dump(mode="json"), "pretrain.loop") == bare
+    assert LoopConfig().optimizer.name == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"name": "adamw", "rank": 3}, "unknown setting pretrain.loop.optimizer.adamw.rank"),
+        ("adamx", "'adamx'.*'adamw'"),
+        ({"name": "galore", "rank": 0}, "rank: input should be greater than 0"),
+    ],
+)
+def test_what_an_optimizer_does_not_have_is_refused(value: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_section(LoopConfig, {"optimizer": value}, "pretrain.loop")
 
 
 def test_only_matrices_of_the_layers_are_hidden() -> None:

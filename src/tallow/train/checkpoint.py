@@ -49,10 +49,11 @@ class State(Section):
         files: The tensor files.
     """
 
-    format: Literal["tallow.checkpoint.v2"] = "tallow.checkpoint.v2"
+    format: Literal["tallow.checkpoint.v1"] = "tallow.checkpoint.v1"
     step: int
     counters: dict[str, int]
-    optimizer: Structure
+    # checkpoints of before have none; they are refused because their settings name no optimizer
+    optimizer: Structure = Structure(values={}, kinds={}, strides={})
     identity: dict[str, Any]
     files: dict[str, FileRecord]
 
