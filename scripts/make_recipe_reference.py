@@ -71,11 +71,11 @@ def make_page() -> str:
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
         parts += [f"## {name}\n", f"{as_markdown(summary)}\n", table(config, None, f"{name}.")]
         for prefix, group, default in inner_groups(config, None, f"{name}."):
-            if group in shown:
-                parts.append(f"`{prefix}*`: as above, see {group.__name__}.\n")
-            else:
+            if group not in shown:
                 shown.add(group)
-                parts += [f"### {prefix}* ({group.__name__})\n", table(group, default, prefix)]
+                parts += [f"### {prefix}* ({group.__name__})\n", *about_choice(group), table(group, default, prefix)]
+            elif (line := f"`{prefix}*`: as above, see {group.__name__}.\n").split(" see")[0] not in parts[-1]:
+                parts.append(line)
     return "\n".join(parts)
 
 
@@ -84,18 +84,26 @@ def table(group: type, defaults: object, prefix: str) -> str:
     meanings = describe(group)
     rows = ["| setting | value | default | meaning |", "|---|---|---|---|"]
     for setting in settings(group, defaults):
-        if group_in(setting.annotation) is None:
+        if not groups_in(setting.annotation):
             value = describe_type(setting.annotation, setting.constraints)
             cells = (f"`{prefix}{setting.name}`", value, as_yaml(setting.default), meanings.get(setting.name, ""))
             rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 
+def about_choice(group: type) -> list[str]:
+    """What a group is, if it is one of several that a recipe chooses from by name."""
+    name = group.model_fields.get("name") if issubclass(group, Section) else None
+    if name is None or get_origin(name.annotation) is not Literal:
+        return []
+    text = (inspect.getdoc(group) or "").split("Args:\n")[0]
+    return [f"With `name: {get_args(name.annotation)[0]}`. {as_markdown(text)}\n"]
+
+
 def inner_groups(group: type, defaults: object, prefix: str) -> Iterator[tuple[str, type, object]]:
     """Groups within a group, with the prefix of their settings and what holds their defaults, outer ones first."""
     for setting in settings(group, defaults):
-        inner = group_in(setting.annotation)
-        if inner is not None:
+        for inner in groups_in(setting.annotation):
             default = setting.default if isinstance(setting.default, inner) else None
             place = f"{prefix}{setting.name}." + ("NAME." if get_origin(setting.annotation) is dict else "")
             yield place, inner, default
@@ -114,12 +122,13 @@ def settings(group: type, defaults: object) -> Iterator[Setting]:
             yield Setting(field.name, hints[field.name], (), getattr(defaults, field.name, field.default))
 
 
-def group_in(annotation: object) -> type | None:
-    """The section or dataclass that a type names, alone or as an alternative to null."""
-    for kind in get_args(annotation) or (annotation,):
-        if isinstance(kind, type) and (issubclass(kind, Section) or dataclasses.is_dataclass(kind)):
-            return kind
-    return None
+def groups_in(annotation: object) -> list[type]:
+    """The sections and dataclasses that a type names, as alternatives to each other or to null."""
+    return [
+        kind
+        for kind in get_args(annotation) or (annotation,)
+        if isinstance(kind, type) and (issubclass(kind, Section) or dataclasses.is_dataclass(kind))
+    ]
 
 
 def describe(group: type) -> dict[str, str]:

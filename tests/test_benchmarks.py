@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from benchmarks.optimizers import Trial
+from benchmarks.optimizers import markdown as optimizers_table
 from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
 
 FIGURES = Figures("engine 1", 1.0, 1000.0, 100.0, 90.0, 500.0, 200.0, 400.0, 50.0)
@@ -47,3 +49,13 @@ def test_the_table_has_what_was_tried_the_fastest_first() -> None:
 
 def test_a_table_without_rows_is_left_out() -> None:
     assert "| ratio |" not in markdown(Results(MACHINE, {"tallow q4": [FIGURES]}, {}, 2e8))
+
+
+def test_optimizers_stand_by_their_last_loss() -> None:
+    worse = Trial(1e-3, {100: 3.0, 200: 2.5}, 0.1, 8.0)
+    text = optimizers_table({"adamw": worse, "muon": Trial(5e-3, {100: 3.5, 200: 2.25}, 0.2, 4.0)})
+    assert text.splitlines()[0].startswith("| optimizer | learning rate | loss at 100 | loss at 200 |")
+    assert text.splitlines()[2:] == [
+        "| muon | 0.005 | 3.500 | 2.250 | 0.200 | 4.0 |",
+        "| adamw | 0.001 | 3.000 | 2.500 | 0.100 | 8.0 |",
+    ]

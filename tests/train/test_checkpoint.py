@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from tallow.errors import CapacityError, UsageError
 from tallow.models.formats.tensor_files import write_tensors
@@ -16,11 +15,12 @@ from tallow.train import checkpoint
 from tallow.train.checkpoint import OPTIMIZER, STATE, WEIGHTS, Checkpoints
 from tallow.train.config import LoopConfig
 from tallow.train.optimizer import make_optimizer
+from tallow.train.optimizers.joint import JointOptimizer
 
 Parameters = dict[str, nn.Parameter]
 
 
-def trained(seed: int, steps: int = 3) -> tuple[Parameters, Optimizer]:
+def trained(seed: int, steps: int = 3) -> tuple[Parameters, JointOptimizer]:
     generator = torch.Generator().manual_seed(seed)
     parameters = {
         "layer.weight": nn.Parameter(torch.randn(4, 3, generator=generator)),
@@ -32,14 +32,14 @@ def trained(seed: int, steps: int = 3) -> tuple[Parameters, Optimizer]:
     return parameters, optimizer
 
 
-def update(parameters: Parameters, optimizer: Optimizer, generator: torch.Generator) -> None:
+def update(parameters: Parameters, optimizer: JointOptimizer, generator: torch.Generator) -> None:
     for parameter in parameters.values():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     optimizer.step()
 
 
 def checkpoints(
-    directory: Path, pair: tuple[Parameters, Optimizer], identity: object = 1, keep: int = 2
+    directory: Path, pair: tuple[Parameters, JointOptimizer], identity: object = 1, keep: int = 2
 ) -> Checkpoints:
     return Checkpoints(directory / "checkpoints", pair[0], pair[1], {"settings": identity}, keep)
 

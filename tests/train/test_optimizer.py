@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tallow.train.config import LoopConfig
-from tallow.train.optimizer import average_and_clip, make_optimizer, set_learning_rate
+from tallow.train.optimizer import average_and_clip, make_optimizer
 
 
 def test_is_adamw_with_decay_of_matrices_only() -> None:
@@ -19,7 +19,7 @@ def test_is_adamw_with_decay_of_matrices_only() -> None:
     optimizer = make_optimizer(parameters, LoopConfig(weight_decay=0.3, betas=(0.8, 0.9), epsilon=1e-6))
     for step in range(1, 6):
         rate = 0.01 * step
-        set_learning_rate(optimizer, rate)
+        optimizer.set_learning_rate(rate)
         for name, parameter in parameters.items():
             gradient = torch.randn(parameter.shape, generator=generator)
             parameter.grad = gradient

@@ -137,6 +137,15 @@ def test_steps_follow_from_the_tokens(tmp_path: Path, config: Make) -> None:
     assert once["steps"] == 5  # a good 10,000 tokens
 
 
+def test_growing_batches_take_the_same_tokens_in_more_steps(tmp_path: Path, config: Make) -> None:
+    run = StageRun(tmp_path)
+    ramp = {"batch_size": 8, "batch_ramp": {"start": 2, "share": 0.5}, "log_every": 1}
+    result = pretrain(config({"steps": None, **ramp}, token_budget=48 * 64), run)
+    tokens = [0, *(record["tokens"] // 64 for record in run.metrics())]
+    assert [after - before for before, after in itertools.pairwise(tokens)] == [2, 2, 2, 2, 4, 4, 6, 6, 8, 8, 8]
+    assert result["tokens"] == 52 * 64
+
+
 def test_without_held_out_text_there_is_no_validation(
     tmp_path: Path, config: Make, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

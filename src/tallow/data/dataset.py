@@ -101,7 +101,10 @@ class TokenDataset:
 
     def rows(self, step: int, size: int) -> list[int]:
         """The windows of a step's batch of `size` rows. Process `rank` of `world` takes `rows(…)[rank::world]`."""
-        places = range(step * size, (step + 1) * size)
+        return self.windows(range(step * size, (step + 1) * size))
+
+    def windows(self, places: range) -> list[int]:
+        """The windows at these places, counted from 0 over all epochs; at least one."""
         result: list[int] = []
         for epoch in range(places[0] // self.num_sequences, places[-1] // self.num_sequences + 1):
             base = epoch * self.num_sequences

@@ -27,19 +27,23 @@ def summed_loss(model: TokenModel, example: Example) -> Tensor:
     return _total(losses)
 
 
-def backpropagate(model: TokenModel, example: Example) -> Tensor:
+def backpropagate(model: TokenModel, example: Example, *, drawn_targets: bool = False) -> Tensor:
     """Add the gradient of the summed loss to the model's parameters, and return that loss.
 
     Each piece goes back to the hidden states as soon as its loss is known; from there all go through the model
     together. So memory holds one piece's logits, and nothing is computed twice.
+
+    Args:
+        drawn_targets: The targets are drawn from what the model itself predicts at each target place.
     """
+    piece_loss = _drawn_loss if drawn_targets else _cross_entropy
     hidden_BTD = model(example.inputs_BT, example.context)
     hidden_ND = hidden_BTD.detach().flatten(0, 1)
     gradient_ND = torch.zeros_like(hidden_ND)
     losses = []
     for places, targets_N in _pieces(example):
         piece_ND = hidden_ND[places].requires_grad_()
-        loss = _cross_entropy(model.logits(piece_ND), targets_N)
+        loss = piece_loss(model.logits(piece_ND), targets_N)
         loss.backward()
         assert piece_ND.grad is not None
         gradient_ND.index_add_(0, places, piece_ND.grad)
@@ -63,6 +67,12 @@ def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=IGNORED)
+
+
+def _drawn_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Cross-entropy towards tokens as the model predicts them, in place of the targets that count."""
+    drawn_N = logits_NV.detach().float().softmax(-1).multinomial(1)[:, 0]
+    return _cross_entropy(logits_NV, torch.where(targets_N == IGNORED, targets_N, drawn_N))
 
 
 def _total(losses: list[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped.
 
 `checkpoints/step-00000500/` holds `weights.safetensors` (what is trained, fp32), `optimizer.safetensors` (the
-optimizer's state, `<parameter>/<slot>`) and `state.json` (step, counters, what was being trained, and size and
-hash of the two files). A directory gets its name when all of it is on the disk.
+optimizer's state, `<parameter>/<slot>`) and `state.json` (step, counters, what of the optimizer's state is no tensor,
+what was being trained, and size and hash of the two files). A directory gets its name when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from tallow.console import say
 from tallow.errors import DataError, UsageError, reading
 from tallow.files import atomic_directory, hash_file, read_json, write_json
 from tallow.models.formats.tensor_files import write_tensors
 from tallow.recipe import Section
+from tallow.train.optimizers.joint import JointOptimizer
+from tallow.train.state_tree import Structure
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -43,6 +44,7 @@ class State(Section):
     Args:
         step: Updates done.
         counters: What the loop counts from the start of the run.
+        optimizer: What of the optimizer's state is no tensor.
         identity: What was being trained.
         files: The tensor files.
     """
@@ -50,6 +52,8 @@ class State(Section):
     format: Literal["tallow.checkpoint.v1"] = "tallow.checkpoint.v1"
     step: int
     counters: dict[str, int]
+    # checkpoints of before have none; they are refused because their settings name no optimizer
+    optimizer: Structure = Structure(values={}, kinds={}, strides={})
     identity: dict[str, Any]
     files: dict[str, FileRecord]
 
@@ -69,7 +73,7 @@ class Checkpoints:
         self,
         directory: Path,
         parameters: Mapping[str, nn.Parameter],
-        optimizer: Optimizer,
+        optimizer: JointOptimizer,
         identity: Mapping[str, Any],
         keep: int,
     ) -> None:
@@ -85,13 +89,16 @@ class Checkpoints:
             CapacityError: The disk is full; earlier checkpoints are as they were.
             UsageError: The place cannot be written.
         """
+        moments, structure = self.optimizer.state()
         with atomic_directory(self._path(step)) as temporary:
             records = {}
-            for name, tensors in ((WEIGHTS, self._weights()), (OPTIMIZER, self._optimizer_state())):
+            for name, tensors in ((WEIGHTS, self._weights()), (OPTIMIZER, moments)):
                 path = temporary / name
                 write_tensors(tensors, path)
                 records[name] = FileRecord(bytes=path.stat().st_size, sha256=hash_file(path))
-            state = State(step=step, counters=dict(counters), identity=self.identity, files=records)
+            state = State(
+                step=step, counters=dict(counters), optimizer=structure, identity=self.identity, files=records
+            )
             write_json(temporary / STATE, state.model_dump(mode="json"))
         for _, path in self._present()[: -self.keep]:
             shutil.rmtree(path)
@@ -112,7 +119,7 @@ class Checkpoints:
                 say(f"checkpoint {path} is passed over: {error.message}")
                 continue
             self._refuse_other(state, path)
-            self._load(path)
+            self._load(path, state)
             return step, dict(state.counters)
         return 0, {}
 
@@ -137,13 +144,6 @@ class Checkpoints:
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{slot}": value
-            for name, parameter in self.parameters.items()
-            for slot, value in self.optimizer.state[parameter].items()
-        }
-
     def _refuse_other(self, state: State, path: Path) -> None:
         differing = [key for key in state.identity | self.identity if state.identity.get(key) != self.identity.get(key)]
         if differing:
@@ -152,14 +152,12 @@ class Checkpoints:
                 "set them as they were, choose another directory with --run, or start anew with --fresh",
             )
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, state: State) -> None:
         weights = load_file(path / WEIGHTS)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
-        for key, value in load_file(path / OPTIMIZER).items():
-            name, _, slot = key.rpartition("/")
-            self.optimizer.state[self.parameters[name]][slot] = value.clone()
+        self.optimizer.load_state(load_file(path / OPTIMIZER), state.optimizer)
 
 
 def _read_state(path: Path, step: int) -> State:

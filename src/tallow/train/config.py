@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from tallow.errors import UsageError
 from tallow.recipe import Section
+from tallow.train.optimizers.adamw import AdamWMethod
+from tallow.train.optimizers.registry import AnyMethod
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class BatchRamp(Section):
+    """Batches that grow in a straight line until they have `loop.batch_size` rows, in multiples of the first.
+
+    Args:
+        start: Sequences of the first update.
+        share: Share of the run's tokens over which they grow.
+    """
+
+    start: PositiveInt
+    share: float = Field(default=0.1, gt=0, le=1)
 
 
 class LoopConfig(Section):
@@ -17,17 +32,23 @@ class LoopConfig(Section):
     Args:
         steps: Updates of the weights; None: the stage derives it from its data.
         batch_size: Sequences of an update, over all processes.
+        batch_ramp: How batches grow at first; None: they do not.
         micro_batch_size: Sequences that go through the model at once; None: all of an update's. Less needs less
             memory and changes the result only by rounding.
         sequence_length: Tokens of a sequence.
+        optimizer: What makes an update of a gradient: a name, or a name with that optimizer's own settings.
         learning_rate: Its largest value.
-        schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay) or `linear`.
+        schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay), `linear`,
+            `inverse_sqrt` (with the root of the step) or `constant`; None: `cosine`, or `constant` where the optimizer
+            averages weights instead.
         warmup: Share of the steps in which it rises from zero.
         decay: Share of the steps after the warm-up in which `wsd` falls.
-        min_learning_rate_ratio: Last learning rate over the largest.
+        min_learning_rate_ratio: Smallest learning rate after the warm-up over the largest; where `cosine`, `wsd` and
+            `linear` end.
         weight_decay: Decoupled; of matrices only.
-        betas: AdamW's decay rates of the gradient's first and second moments.
-        epsilon: AdamW's addition to the denominator.
+        betas: Decay rates of the gradient's first and second moments, where the optimizer has such; None: its own, of
+            `adamw` 0.9 and 0.95.
+        epsilon: Addition to the denominator, where the optimizer has one.
         clip_norm: Largest norm of the gradient of the mean loss.
         precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
             and written into `recipe.yaml`. Weights and their updates are always fp32.
@@ -45,16 +66,18 @@ class LoopConfig(Section):
 
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 16
+    batch_ramp: BatchRamp | None = None
     micro_batch_size: PositiveInt | None = None
     sequence_length: PositiveInt = 256
 
+    optimizer: AnyMethod = AdamWMethod()
     learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    schedule: Literal["cosine", "wsd", "linear", "inverse_sqrt", "constant"] | None = None
     warmup: float = Field(default=0.02, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
     weight_decay: NonNegativeFloat = 0.1
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] | None = None
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -65,3 +88,26 @@ class LoopConfig(Section):
     save_seconds: PositiveFloat = 300.0
     keep_checkpoints: PositiveInt = 2
     seed: NonNegativeInt = 0
+
+    @property
+    def own_schedule(self) -> str:
+        """The schedule where the recipe names none."""
+        return "constant" if self.optimizer.averages_weights else "cosine"
+
+    @model_validator(mode="after")
+    def _schedule_fits_optimizer(self) -> Self:
+        if self.optimizer.averages_weights and self.schedule not in (None, "constant"):
+            raise UsageError(
+                f"{self.optimizer.name} averages weights in place of a falling learning rate, but the schedule is "
+                f"{self.schedule}",
+                "leave loop.schedule out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> Self:
+        if self.batch_ramp is not None and self.batch_ramp.start > self.batch_size:
+            raise UsageError(
+                f"batches cannot grow from {self.batch_ramp.start} to {self.batch_size}", "lower loop.batch_ramp.start"
+            )
+        return self

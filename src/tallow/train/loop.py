@@ -119,6 +119,7 @@ def train(
                     f"training stopped after step {step:,} of {steps:,}, which is saved",
                     "run the same command again to go on from there",
                 )
+    updater.optimizer.use_averages()
     return _summary(run, steps, meter.tokens) if world.is_main else {}
 
 

@@ -13,16 +13,16 @@ from tallow.train.config import LoopConfig
 
 
 def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
-    """A low estimate: what AdamW keeps, and what the backward pass needs of each layer.
+    """A low estimate: what the optimizer keeps, and what the backward pass needs of each layer.
 
-    For each weight: itself, its gradient and two moments, in fp32. For each token and layer, in bf16: input, normed
-    input, queries, keys, values and output of attention, the same again of the feed-forward and three times its inner
-    size. Then the logits of one piece, their softmax and their gradient.
+    For each weight: itself and its gradient, in fp32, and the optimizer's state. For each token and layer, in bf16:
+    input, normed input, queries, keys, values and output of attention, the same again of the feed-forward and three
+    times its inner size. Then the logits of one piece, their softmax and their gradient.
     """
     with torch.device("meta"):
         weights = Decoder(config).num_parameters()
     tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
-    state = 16 * weights
+    state = (8 + loop.optimizer.state_bytes) * weights
     activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * config.intermediate_size)
     logits = 3 * 4 * min(tokens, PIECE_TOKENS) * config.vocab_size
     return state + activations + logits

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
 
 from tallow.train.config import LoopConfig
+from tallow.train.optimizers.joint import JointOptimizer
+from tallow.train.optimizers.method import Common, Parameters
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: LoopConfig) -> Optimizer:
-    """AdamW (arXiv 1711.05101) in one pass over memory; weights of matrices decay, biases and norms do not."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-    return AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=True,
+def make_optimizer(parameters: Parameters, config: LoopConfig) -> JointOptimizer:
+    """The optimizer that the settings name."""
+    common = Common(
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=config.betas or config.optimizer.own_betas,
+        epsilon=config.epsilon,
     )
-
-
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of the next update."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    return JointOptimizer(parameters, config.optimizer, common)
 
 
 def average_and_clip(parameters: Iterable[nn.Parameter], count: float, max_norm: float) -> float:

@@ -24,6 +24,7 @@ from tallow.parallel import World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.train.batch_plan import plan_batches
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
 from tallow.train.memory import check_memory
@@ -89,15 +90,16 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
         )
     model = _make(config, tokenizer) if config.init is None else _load(config, tokenizer)
     dataset = TokenDataset(config.tokens, "train", config.loop.sequence_length, config.loop.seed)
-    loop = config.loop.model_copy(update={"steps": _steps(config, dataset)})
+    tokens = config.token_budget or dataset.num_tokens
+    plan = plan_batches(config.loop, rows=math.ceil(tokens / config.loop.sequence_length))
+    loop = config.loop.model_copy(update={"steps": config.loop.steps or plan.steps})
     with join_world() as world:
-        if loop.batch_size < world.size:
-            raise UsageError(
-                f"{world.size} processes cannot share batches of {loop.batch_size}", "raise loop.batch_size"
-            )
+        smallest = len(plan.rows(0))
+        if smallest < world.size:
+            raise UsageError(f"{world.size} processes cannot share batches of {smallest}", "raise loop.batch_size")
 
         def batches(step: int) -> list[Packed]:
-            return _gather(dataset, world.share(dataset.rows(step, loop.batch_size)), loop)
+            return _gather(dataset, world.share(dataset.windows(plan.rows(step))), loop)
 
         result = train(
             model,
@@ -159,11 +161,6 @@ def _check_length(shape: DecoderConfig, loop: LoopConfig) -> None:
             f"sequences of {loop.sequence_length:,} tokens do not fit a context of {shape.max_positions:,}",
             "lower pretrain.loop.sequence_length or raise pretrain.model.max_positions",
         )
-
-
-def _steps(config: PretrainConfig, dataset: TokenDataset) -> int:
-    tokens_per_step = config.loop.batch_size * config.loop.sequence_length
-    return config.loop.steps or math.ceil((config.token_budget or dataset.num_tokens) / tokens_per_step)
 
 
 def _gather(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> list[Packed]:

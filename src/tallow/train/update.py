@@ -17,7 +17,7 @@ from tallow.objectives import Objective, TokenModel
 from tallow.objectives.loss import backpropagate
 from tallow.parallel import World
 from tallow.train.config import LoopConfig
-from tallow.train.optimizer import average_and_clip, make_optimizer, set_learning_rate
+from tallow.train.optimizer import average_and_clip, make_optimizer
 from tallow.train.precision import Precision, autocast
 
 
@@ -61,6 +61,8 @@ class Updater:
             DataError: There is no target token in the whole batch.
             TallowError: Loss or gradient is not finite; the weights are as they were.
         """
+        if self.optimizer.wants_curvature(step):
+            self._add_curvature(micro_batches, precision)
         loss, targets = 0.0, 0
         for packed in micro_batches:
             micro_loss, micro_targets = self.add_gradient(packed, precision)
@@ -76,7 +78,7 @@ class Updater:
                 f"training diverged at step {step:,}: the loss is {loss / count:.4g}, its gradient's norm {norm:.4g}",
                 "lower loop.learning_rate or lengthen loop.warmup",
             )
-        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.set_learning_rate(learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return Update(loss / count, norm, int(tokens))
@@ -88,11 +90,27 @@ class Updater:
             loss = backpropagate(self.model, example)
         return loss.item(), int(example.loss_mask_BT.sum())
 
+    def _add_curvature(self, micro_batches: Sequence[Packed], precision: Precision) -> None:
+        """Tell the optimizer the diagonal of the Gauss-Newton matrix, by Bartlett's identity.
+
+        It is the square of the gradient towards tokens drawn from the model itself (arXiv 2305.14342, section 2.3).
+        """
+        targets = 0
+        for packed in micro_batches:
+            example = self.objective(packed)
+            targets += int(example.loss_mask_BT.sum())
+            with autocast(precision, self.device):
+                backpropagate(self.model, example, drawn_targets=True)
+        [count] = self.world.sum(targets)
+        self.world.sum_gradients(self.parameters.values())
+        self.optimizer.add_curvature(lambda gradient: gradient.square() / max(1.0, count))
+        self.optimizer.zero_grad()
+
     @contextmanager
     def scoring(self, precision: Precision) -> Iterator[None]:
         """Within this block the model is as it is used, without chance and gradients, in this precision."""
         self.model.train(False)
-        with torch.no_grad(), autocast(precision, self.device):
+        with torch.no_grad(), autocast(precision, self.device), self.optimizer.averaged():
             yield
         self.model.train()
 

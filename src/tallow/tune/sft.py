@@ -26,6 +26,7 @@ from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
 from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.train.batch_plan import BatchPlan, plan_batches
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
 from tallow.train.trainable import refuse_quantized
@@ -109,12 +110,12 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
 
     if config.method == "lora":
         add_adapters(model, config.lora, config.loop.seed)
-    steps = config.loop.steps or max(1, math.ceil(config.epochs * len(rows) / config.loop.batch_size))
+    plan = plan_batches(config.loop, rows=max(1, math.ceil(config.epochs * len(rows))))
     result = train(
         model,
         causal,
-        _batches(rows, row_tokens, pad_id(tokenizer), config.loop),
-        config.loop.model_copy(update={"steps": steps}),
+        _batches(rows, plan, row_tokens, pad_id(tokenizer), config.loop),
+        config.loop.model_copy(update={"steps": config.loop.steps or plan.steps}),
         run,
         validate=HeldOut(model, causal, held_out_rows) if held_out_rows else None,
         identity={"rows": len(rows), "method": config.method},
@@ -169,13 +170,13 @@ def _end_ids(model: Decoder, tokenizer: Tokenizer) -> set[int]:
 
 
 def _batches(
-    rows: Sequence[Sequence[Example]], row_tokens: int, pad: int, loop: LoopConfig
+    rows: Sequence[Sequence[Example]], plan: BatchPlan, row_tokens: int, pad: int, loop: LoopConfig
 ) -> Callable[[int], list[Packed]]:
     """Micro-batches of any step: the rows in an order of their own each epoch, batches running across epochs."""
 
     def batches(step: int) -> list[Packed]:
         chosen = []
-        for place in range(step * loop.batch_size, (step + 1) * loop.batch_size):
+        for place in plan.rows(step):
             epoch, index = divmod(place, len(rows))
             chosen.append(rows[int(Permutation(len(rows), loop.seed, epoch)(np.array([index]))[0])])
         return _chunks(chosen, row_tokens, pad, loop)

@@ -1,0 +1,1 @@
+"""How gradients change weights: one file an optimizer, with its settings."""

@@ -1,0 +1,127 @@
+"""The optimizers that share the parameters of one model, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tallow.train.optimizers.method import Common, Method, Parameters
+from tallow.train.state_tree import Structure, flatten, unflatten
+
+GROUPS = "groups"
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """An optimizer whose weights to use are not those that it trains."""
+
+    def eval(self) -> None:
+        """Put the weights to use in place of those that are trained."""
+        ...
+
+    def train(self) -> None:
+        """Undo it, but for rounding."""
+        ...
+
+
+@runtime_checkable
+class Curved(Protocol):
+    """An optimizer that wants to know the diagonal of the loss's curvature."""
+
+    curvature_every: int
+
+    def add_curvature(self, estimate: Callable[[Tensor], Tensor]) -> None:
+        """Take up an estimate, which gives that of a parameter from its gradient."""
+        ...
+
+
+class JointOptimizer:
+    """What updates all parameters.
+
+    Args:
+        parameters: What is trained, by name.
+        method: By which optimizers.
+        common: Settings of all of them.
+    """
+
+    def __init__(self, parameters: Parameters, method: Method, common: Common) -> None:
+        self.parameters = parameters
+        self.parts = method.make(parameters, common)
+        self.state_classes = method.state_classes
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next update."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+
+    def step(self) -> None:
+        """Update the parameters by their gradients."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+    def wants_curvature(self, step: int) -> bool:
+        """Whether update `step`, counted from 1, is to begin with an estimate of the curvature."""
+        return any((step - 1) % part.curvature_every == 0 for part in self.parts if isinstance(part, Curved))
+
+    def add_curvature(self, estimate: Callable[[Tensor], Tensor]) -> None:
+        """Take up an estimate of the curvature's diagonal, which gives that of a parameter from its gradient."""
+        for part in self.parts:
+            if isinstance(part, Curved):
+                part.add_curvature(estimate)
+
+    def use_averages(self) -> None:
+        """Put the weights to use in place of those that are trained, where these are two; training is over."""
+        for part in self.parts:
+            if isinstance(part, Averaging):
+                part.eval()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the weights are those to use."""
+        averaging = [part for part in self.parts if isinstance(part, Averaging)]
+        # they are kept, since the way back would round: when a model is validated must not change what it becomes
+        trained = [parameter.detach().clone() for parameter in self.parameters.values()] if averaging else []
+        self.use_averages()
+        yield
+        for part in averaging:
+            part.train()
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters.values(), trained, strict=bool(averaging)):
+                parameter.copy_(value)
+
+    def state(self) -> tuple[dict[str, Tensor], Structure]:
+        """All that it remembers; the tensors of a parameter are named `<parameter>/<slot>`."""
+        state: dict[str, Any] = {
+            name: dict(part.state[parameter])
+            for part in self.parts
+            for name, parameter in self.parameters.items()
+            if parameter in part.state
+        }
+        state[GROUPS] = [
+            {key: value for key, value in group.items() if key != "params"}
+            for part in self.parts
+            for group in part.param_groups
+        ]
+        return flatten(state, self.state_classes())
+
+    def load_state(self, tensors: Mapping[str, Tensor], structure: Structure) -> None:
+        """Go on from what was remembered."""
+        state = unflatten(tensors, structure, self.state_classes())
+        groups = [group for part in self.parts for group in part.param_groups]
+        for group, saved in zip(groups, state.pop(GROUPS), strict=True):
+            group.update(saved)
+        for part in self.parts:
+            own = {parameter for group in part.param_groups for parameter in group["params"]}
+            for name, parameter in self.parameters.items():
+                if parameter in own and name in state:
+                    part.state[parameter] = state[name]

@@ -1,0 +1,30 @@
+"""Lion (arXiv 2302.06675): the sign of a momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch.optim import Optimizer
+
+from tallow.train.optimizers.groups import decay_groups
+from tallow.train.optimizers.method import Common, Method, Parameters
+
+
+class LionMethod(Method):
+    """Lion (arXiv 2302.06675). It wants a learning rate 3 to 10 times smaller than AdamW's, and as much more decay.
+
+    Args:
+        name: The optimizer.
+    """
+
+    own_betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
+    state_bytes: ClassVar[int] = 4
+
+    name: Literal["lion"]
+
+    def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
+        from pytorch_optimizer import Lion
+
+        groups = decay_groups(parameters, common.weight_decay)
+        return [Lion(groups, lr=common.learning_rate, betas=common.betas)]

@@ -1,0 +1,52 @@
+"""What every optimizer says of itself, and what it is given."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tallow.recipe import Section
+
+Parameters = Mapping[str, nn.Parameter]
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Settings that optimizers share.
+
+    Args:
+        learning_rate: Its largest value.
+        weight_decay: Decoupled; of matrices only.
+        betas: Decay rates of the gradient's first and second moments, or what takes their place.
+        epsilon: Addition to the denominator.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    epsilon: float
+
+
+class Method(Section):
+    """An optimizer's own settings, and how it is made; its field `name` is the name in a recipe."""
+
+    own_betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
+    """Used where the recipe names none."""
+    state_bytes: ClassVar[int] = 8
+    """Bytes that it keeps for each weight of a matrix, at least."""
+    averages_weights: ClassVar[bool] = False
+    """Whether the weights to use are not those to train with; such an optimizer wants no falling learning rate."""
+
+    @abstractmethod
+    def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
+        """Optimizers that together have each parameter once."""
+
+    def state_classes(self) -> Sequence[type]:
+        """Classes of the objects in its state, beside tensors, numbers, lists and mappings."""
+        return ()
