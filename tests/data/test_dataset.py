@@ -132,6 +132,9 @@ def test_batches_do_not_depend_on_the_number_of_processes(make_tokens: Callable[
     for rank, part in enumerate(parts):
         assert torch.equal(part.tokens_BT, whole.tokens_BT[rank::world])
         assert torch.equal(part.documents_BT, whole.documents_BT[rank::world])
+        assert part.numbers_B is not None
+        assert whole.numbers_B is not None
+        assert torch.equal(part.numbers_B, whole.numbers_B[rank::world])
 
 
 def test_batch_is_its_windows(make_tokens: Callable[..., Path]) -> None:

@@ -96,8 +96,9 @@ class Stop(Exception):
     """Ends a run as suddenly as a signal that cannot be caught."""
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    config = loop_config(save_every=3)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: str) -> None:
+    config = loop_config(save_every=3, precision=precision)
     plain = pair_batches(config)
     whole, whole_run = tiny_encoder(), new_run(tmp_path / "whole")
     train(whole, OBJECTIVE, plain, config, whole_run)
