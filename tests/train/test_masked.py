@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from tallow.models.encoder import Encoder
 from tallow.models.encoder_config import EncoderConfig
 from tallow.models.formats import load_encoder, load_tokenizer
 from tallow.models.skeletons import new_model
+from tallow.objectives import OBJECTIVES
 from tallow.objectives.masked import CHOSEN, MASKED, REPLACED, masked
 from tallow.run import StageRun
 from tallow.stages import Recipe, resolve_all, run_recipe
@@ -197,6 +198,7 @@ def test_what_cannot_succeed_is_refused_at_the_start(place: Path, tmp_path: Path
             resolve_all(recipe(place, **changes), tmp_path)
 
 
-def test_the_default_shapes_can_be_built() -> None:
+def test_every_objective_can_be_named_and_has_a_shape() -> None:
+    assert set(get_args(PretrainConfig.model_fields["objective"].annotation)) == set(OBJECTIVES)
     made = PretrainConfig(tokens=Path("tokens"), tokenizer=Path("tokenizer"), objective="masked")
     assert made.shape == EncoderConfig()
