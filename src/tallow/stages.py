@@ -209,7 +209,9 @@ def _check_together(settings: Mapping[str, Mapping[str, Any]], directory: Path) 
             "evaluate has no text, for prepare.validation_fraction is 0",
             "raise it, or name a held-out text with evaluate.file",
         )
-    if pretrain is None or pretrain["init"] is not None:
+    if pretrain and pretrain["objective"] == "masked":
+        _check_masked(settings, _product(directory, "pretrain"))
+    if pretrain is None or pretrain["init"] is not None or pretrain["objective"] == "masked":
         return
     from tallow.models.config import DecoderConfig
 
@@ -224,6 +226,22 @@ def _check_together(settings: Mapping[str, Mapping[str, Any]], directory: Path) 
             raise UsageError(
                 f"{setting} is {length:,}, but the context of the pretrained model has {context:,} tokens",
                 "lower it, or raise pretrain.model.max_positions",
+            )
+
+
+def _check_masked(settings: Mapping[str, Mapping[str, Any]], encoder: Path) -> None:
+    """Refuse a tokenizer without what masked-language modelling needs, and stages that want a decoder."""
+    tokenizer = settings.get("tokenizer")
+    if tokenizer and tokenizer["pretrained"] is None and tokenizer["mask_token"] is None:
+        raise UsageError(
+            "pretrain.objective is masked, but the tokenizer will have no mask token",
+            "set tokenizer.mask_token, such as <|mask|>",
+        )
+    for name, values in settings.items():
+        if values.get("model") == encoder or encoder in (values.get("models") or {}).values():
+            raise UsageError(
+                f"{name} wants a model that continues text, but pretrain.objective masked trains one that cannot",
+                f"leave {name} out of this recipe, or name its model",
             )
 
 

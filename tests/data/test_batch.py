@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,6 +29,19 @@ def test_collate_of_batches_is_associative() -> None:
     assert torch.equal(nested.tokens_BT, flat.tokens_BT)
     assert torch.equal(nested.documents_BT, flat.documents_BT)
     assert torch.equal(nested.trainable_BT, flat.trainable_BT)
+
+
+def test_rows_keep_their_numbers() -> None:
+    numbered = [replace(packed(*range(size)), numbers_B=torch.tensor([size])) for size in (2, 3)]
+    batch = collate(numbered)
+    assert batch.numbers_B is not None
+    assert batch.numbers_B.tolist() == [2, 3]
+    first = batch.first_row()
+    assert first.numbers_B is not None
+    assert (first.tokens_BT.tolist(), first.numbers_B.tolist()) == ([[0, 1, 0]], [2])
+    assert collate([packed(1)]).first_row().numbers_B is None
+    with pytest.raises(AssertionError, match="no number"):
+        collate([numbered[0], packed(1)])
 
 
 def test_packed_holds_its_contract() -> None:

@@ -63,8 +63,9 @@ def test_windows_run_across_documents_and_shards(tmp_path: Path) -> None:
     assert last.tokens_BT.tolist() == [[9, 10, 0, 0, 0, 0, 0]]
     assert last.documents_BT.tolist() == [[0, 0, 0, -1, -1, -1, -1]]
     assert last.trainable_BT.tolist() == [[True] * 3 + [False] * 4]
-    with pytest.raises(IndexError):
-        dataset.sequence(3)
+    again = dataset.sequence(4)  # the second window in the second epoch
+    assert equal(again, second)
+    assert [row.numbers_B.tolist() for row in (second, again) if row.numbers_B is not None] == [[1], [4]]
 
 
 documents = st.lists(st.lists(st.integers(1, 99), max_size=6).map(lambda ids: [*ids, 0]), min_size=1, max_size=6)
@@ -104,7 +105,8 @@ def test_steps_pass_over_all_windows_epoch_after_epoch(
     steps = 3 * count // size + 1
     order = [row for step in range(steps) for row in dataset.rows(step, size)]
     for epoch in range(3):
-        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+        numbers = range(epoch * count, (epoch + 1) * count)
+        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(numbers)
     # The order of rows is that of the places, whatever the size of a batch.
     assert order == [row for place in range(len(order)) for row in dataset.rows(place, 1)]
 
@@ -118,7 +120,8 @@ def test_any_step_can_be_rebuilt(make_tokens: Callable[..., Path]) -> None:
         assert equal(resumed.batch(step, 8), passed[step])
     other = TokenDataset(directory, "train", sequence_length=32, seed=6)
     assert not equal(other.batch(0, 8), passed[0])
-    assert dataset.rows(0, dataset.num_sequences) != dataset.rows(1, dataset.num_sequences)
+    first, second = (dataset.rows(epoch, dataset.num_sequences) for epoch in (0, 1))
+    assert [number - dataset.num_sequences for number in second] != first
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -129,6 +132,9 @@ def test_batches_do_not_depend_on_the_number_of_processes(make_tokens: Callable[
     for rank, part in enumerate(parts):
         assert torch.equal(part.tokens_BT, whole.tokens_BT[rank::world])
         assert torch.equal(part.documents_BT, whole.documents_BT[rank::world])
+        assert part.numbers_B is not None
+        assert whole.numbers_B is not None
+        assert torch.equal(part.numbers_B, whole.numbers_B[rank::world])
 
 
 def test_batch_is_its_windows(make_tokens: Callable[..., Path]) -> None:

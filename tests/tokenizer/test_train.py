@@ -90,6 +90,19 @@ class TestTraining:
         )
         assert (theirs.eos_token, theirs.pad_token, theirs.bos_token) == ("<|endoftext|>", "<|endoftext|>", None)
 
+    def test_a_mask_token_if_wished(self, documents: Path, tmp_path: Path) -> None:
+        tokenizer, _ = train(tmp_path, documents=documents, vocab_size=380, mask_token="<|mask|>")
+        assert tokenizer.mask_id is not None
+        assert tokenizer.backend.id_to_token(tokenizer.mask_id) == "<|mask|>"
+        assert tokenizer.mask_id in tokenizer.special_ids
+        assert AutoTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").mask_token_id == tokenizer.mask_id
+        plain, _ = train(tmp_path / "plain", documents=documents, vocab_size=380)
+        assert plain.mask_id is None
+        adopted, _ = train(
+            tmp_path / "adopted", pretrained=str(tmp_path / "plain" / "run" / "tokenizer"), mask_token="<|mask|>"
+        )
+        assert (adopted.vocab_size, adopted.mask_id, adopted.eos_id) == (381, 380, plain.eos_id)
+
     def test_the_same_file_in_every_process(self, documents: Path, tmp_path: Path) -> None:
         files = []
         for threads, seed in (("1", "1"), ("4", "2")):

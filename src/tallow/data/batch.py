@@ -19,17 +19,25 @@ class Packed:
         tokens_BT: int64, one token longer than the model sees.
         documents_BT: int32, number of the document within the row, `PADDING_DOCUMENT` for padding.
         trainable_BT: bool, whether the token may be a target.
+        numbers_B: int64, each row's number among the rows of all epochs; None where no chance depends on it.
     """
 
     tokens_BT: Tensor
     documents_BT: Tensor
     trainable_BT: Tensor
+    numbers_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.tokens_BT.shape == self.documents_BT.shape == self.trainable_BT.shape, "shapes differ"
         assert self.tokens_BT.dtype == torch.int64, self.tokens_BT.dtype
         assert self.documents_BT.dtype == torch.int32, self.documents_BT.dtype
         assert self.trainable_BT.dtype == torch.bool, self.trainable_BT.dtype
+        assert self.numbers_B is None or len(self.numbers_B) == len(self.tokens_BT), "a number for each row"
+
+    def first_row(self) -> Packed:
+        """The first row alone."""
+        numbers_B = None if self.numbers_B is None else self.numbers_B[:1]
+        return Packed(self.tokens_BT[:1], self.documents_BT[:1], self.trainable_BT[:1], numbers_B)
 
 
 def collate(rows: Sequence[Packed]) -> Packed:
@@ -40,8 +48,11 @@ def collate(rows: Sequence[Packed]) -> Packed:
         padded = [torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=padding) for tensor in tensors]
         return torch.cat(padded)
 
+    numbers = [row.numbers_B for row in rows if row.numbers_B is not None]
+    assert len(numbers) in (0, len(rows)), "some rows have no number"
     return Packed(
         join([row.tokens_BT for row in rows], 0),
         join([row.documents_BT for row in rows], PADDING_DOCUMENT),
         join([row.trainable_BT for row in rows], 0),
+        torch.cat(numbers) if numbers else None,
     )

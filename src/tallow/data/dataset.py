@@ -23,7 +23,8 @@ class TokenDataset:
     but the very first is a target once. Windows run across documents and shards; the last is padded.
 
     An epoch goes through all windows in an order of its own; epochs follow one another without a gap, and batches
-    run across them. What a step's batch holds depends on `seed`, step and size alone.
+    run across them. What a step's batch holds depends on `seed`, step and size alone. A row is a window in an epoch:
+    its number is `epoch * num_sequences + window`.
 
     Args:
         directory: What the stage encode has written.
@@ -60,15 +61,13 @@ class TokenDataset:
             raise DataError(f"{self.directory} has too few tokens ({self.num_tokens})", "prepare more text")
         self.num_sequences = -(-(self.num_tokens - 1) // sequence_length)
 
-    def sequence(self, index: int) -> Packed:
-        """Window `index`, in the order of the text; B is 1.
+    def sequence(self, number: int) -> Packed:
+        """The row of this number; those of epoch 0 are the windows in the order of the text. B is 1.
 
         Raises:
             DataError: A token id lies outside the vocabulary.
         """
-        if not 0 <= index < self.num_sequences:
-            raise IndexError(f"window {index} of {self.num_sequences}")
-        start = index * self.sequence_length
+        start = number % self.num_sequences * self.sequence_length
         stop = min(start + self.sequence_length + 1, self.num_tokens)
         tokens = np.zeros(self.sequence_length + 1, dtype=np.int64)
         documents = np.full(self.sequence_length + 1, PADDING_DOCUMENT, dtype=np.int32)
@@ -82,6 +81,7 @@ class TokenDataset:
             torch.from_numpy(tokens)[None],
             torch.from_numpy(documents)[None],
             torch.from_numpy(documents != PADDING_DOCUMENT)[None],
+            torch.tensor([number]),
         )
 
     def _copy_piece(self, place: int, stop: int, tokens: npt.NDArray[np.int64], begins: npt.NDArray[np.int32]) -> int:
@@ -100,21 +100,21 @@ class TokenDataset:
         return base + high
 
     def rows(self, step: int, size: int) -> list[int]:
-        """The windows of a step's batch of `size` rows. Process `rank` of `world` takes `rows(…)[rank::world]`."""
-        return self.windows(range(step * size, (step + 1) * size))
+        """The numbers of a step's rows, `size` of them. Process `rank` of `world` takes `rows(…)[rank::world]`."""
+        return self.numbers(range(step * size, (step + 1) * size))
 
-    def windows(self, places: range) -> list[int]:
-        """The windows at these places, counted from 0 over all epochs; at least one."""
+    def numbers(self, places: range) -> list[int]:
+        """The numbers of the rows at these places of the run's order; at least one."""
         result: list[int] = []
         for epoch in range(places[0] // self.num_sequences, places[-1] // self.num_sequences + 1):
             base = epoch * self.num_sequences
             inside = range(max(places[0], base), min(places[-1] + 1, base + self.num_sequences))
             order = Permutation(self.num_sequences, self.seed, epoch)
-            result += order(np.array(inside, dtype=np.int64) - base).tolist()
+            result += (order(np.array(inside, dtype=np.int64) - base) + base).tolist()
         return result
 
     def gather(self, rows: Sequence[int]) -> Packed:
-        """These windows, one a row."""
+        """The rows of these numbers."""
         return collate([self.sequence(row) for row in rows])
 
     def batch(self, step: int, size: int) -> Packed:

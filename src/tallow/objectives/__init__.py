@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tallow.objectives.causal import causal
 from tallow.objectives.example import Example, Objective, TokenModel
+from tallow.objectives.masked import make_masked
+from tallow.tokenizer.tokenizer import Tokenizer
 
-OBJECTIVES: dict[str, Objective] = {"causal": causal}
+MakeObjective = Callable[[Tokenizer, int], Objective]
+"""Makes an objective for a tokenizer's texts; a seed names its chances, if it has any."""
 
-__all__ = ["OBJECTIVES", "Example", "Objective", "TokenModel"]
+OBJECTIVES: dict[str, MakeObjective] = {"causal": lambda _tokenizer, _seed: causal, "masked": make_masked}
+
+__all__ = ["OBJECTIVES", "Example", "MakeObjective", "Objective", "TokenModel"]

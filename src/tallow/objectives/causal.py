@@ -20,8 +20,7 @@ def causal(packed: Packed) -> Example:
     tokens_BT, documents_BT = packed.tokens_BT, packed.documents_BT
     inside_BT = (documents_BT[:, 1:] == documents_BT[:, :-1]) & (documents_BT[:, 1:] != PADDING_DOCUMENT)
     seen_BT = documents_BT[:, :-1]
-    starts_BT = torch.zeros_like(seen_BT, dtype=torch.bool)
-    starts_BT[:, 1:] = seen_BT[:, 1:] != seen_BT[:, :-1]
+    starts_BT = document_starts(seen_BT)
     # what follows the last document is padding, which causal order hides from it
     one_document = not bool((starts_BT & (seen_BT != PADDING_DOCUMENT)).any())
     return Example(
@@ -30,6 +29,13 @@ def causal(packed: Packed) -> Example:
         loss_mask_BT=inside_BT & packed.trainable_BT[:, 1:],
         context=SequenceContext(positions_within(starts_BT), None if one_document else seen_BT),
     )
+
+
+def document_starts(documents_BT: Tensor) -> Tensor:
+    """Whether a token's document is another than that of the token before it, bool; not so for the row's first."""
+    starts_BT = torch.zeros_like(documents_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return starts_BT
 
 
 def positions_within(starts_BT: Tensor) -> Tensor:

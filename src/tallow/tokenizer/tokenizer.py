@@ -56,10 +56,17 @@ class Tokenizer:
         eos_token: str | None = None,
         pad_token: str | None = None,
         unk_token: str | None = None,
+        mask_token: str | None = None,
         chat_template: str | None = None,
     ) -> Tokenizer:
         """Wrap a tokenizer that was built in memory; `backend` is taken over, not copied."""
-        named = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token, "unk_token": unk_token}
+        named = {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "pad_token": pad_token,
+            "unk_token": unk_token,
+            "mask_token": mask_token,
+        }
         tokens = {name: token for name, token in named.items() if token is not None}
         return cls(backend, tokens, ChatTemplate(chat_template, tokens) if chat_template is not None else None)
 
@@ -198,6 +205,11 @@ class Tokenizer:
     @property
     def unk_id(self) -> int | None:
         return self._special_id("unk_token")
+
+    @property
+    def mask_id(self) -> int | None:
+        """The token that stands where a masked language model is to fill one in."""
+        return self._special_id("mask_token")
 
     def token_bytes(self, id: int) -> bytes:
         """What a token stands for: UTF-8, or a part of a character; empty for an id without a token.

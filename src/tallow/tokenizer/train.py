@@ -41,6 +41,8 @@ class TokenizerConfig(Section):
         max_digits: Longest run of digits in one token. llama.cpp knows 1 and 3; with 2, it will take other tokens for
             some numbers.
         special_tokens: Further special tokens beside `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`.
+        mask_token: A special token that stands for a masked one, such as `<|mask|>`: `pretrain.objective: masked` needs
+            it. None: there is none, or that of `pretrained`.
         chat_template: `chatml`, `none`, or a file with a Jinja template. None keeps that of `pretrained`.
     """
 
@@ -51,6 +53,7 @@ class TokenizerConfig(Section):
     max_bytes: int = Field(100_000_000, ge=1, le=2_000_000_000)
     max_digits: Literal[1, 2, 3] = 1
     special_tokens: tuple[str, ...] = ()
+    mask_token: str | None = Field(None, min_length=1)
     chat_template: str | None = None
 
     @model_validator(mode="after")
@@ -65,7 +68,8 @@ class TokenizerConfig(Section):
 
     def all_special_tokens(self) -> list[str]:
         """Those that every trained tokenizer has, and the further ones."""
-        return list(dict.fromkeys((*SPECIAL_TOKENS, *self.special_tokens)))
+        mask_token = () if self.mask_token is None else (self.mask_token,)
+        return list(dict.fromkeys((*SPECIAL_TOKENS, *self.special_tokens, *mask_token)))
 
 
 def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
@@ -82,9 +86,14 @@ def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
     training_bytes = 0
     if config.pretrained is not None:
         tokenizer = Tokenizer.load(config.pretrained)
+        if config.mask_token is not None:
+            named = {**tokenizer.special_tokens, "mask_token": config.mask_token}
+            tokenizer = Tokenizer(tokenizer.backend, named, tokenizer.chat_template)
     elif config.documents is not None:
         backend, training_bytes = _train(config, config.documents)
-        tokenizer = Tokenizer.from_backend(backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+        tokenizer = Tokenizer.from_backend(
+            backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, mask_token=config.mask_token
+        )
     else:
         raise UsageError("the tokenizer stage has no text", "set tokenizer.documents or tokenizer.pretrained")
     source = _template_source(config)

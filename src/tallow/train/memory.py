@@ -6,13 +6,12 @@ import torch
 
 from tallow.errors import CapacityError
 from tallow.kernels.memory import machine_bytes
-from tallow.models.config import DecoderConfig
-from tallow.models.decoder import Decoder
+from tallow.models.skeletons import ModelConfig, build
 from tallow.objectives.loss import PIECE_TOKENS
 from tallow.train.config import LoopConfig
 
 
-def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
+def training_bytes(config: ModelConfig, loop: LoopConfig) -> int:
     """A low estimate: what the optimizer keeps, and what the backward pass needs of each layer.
 
     For each weight: itself and its gradient, in fp32, and the optimizer's state. For each token and layer, in bf16:
@@ -20,7 +19,7 @@ def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
     times its inner size. Then the logits of one piece, their softmax and their gradient.
     """
     with torch.device("meta"):
-        weights = Decoder(config).num_parameters()
+        weights = build(config).num_parameters()
     tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
     state = (8 + loop.optimizer.state_bytes) * weights
     activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * config.intermediate_size)
@@ -28,7 +27,7 @@ def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
     return state + activations + logits
 
 
-def check_memory(config: DecoderConfig, loop: LoopConfig) -> None:
+def check_memory(config: ModelConfig, loop: LoopConfig) -> None:
     """Refuse what cannot fit.
 
     Raises:

@@ -71,7 +71,7 @@ def settle_workload(
     """
     noted = _read(path)
     if noted is None or wanted not in ("auto", noted.precision):
-        row = Packed(packed.tokens_BT[:1], packed.documents_BT[:1], packed.trainable_BT[:1])
+        row = packed.first_row()
         flops = count_flops(lambda: rehearse(row, "fp32"))
         seconds = time_precisions(lambda precision: rehearse(row, precision)) if wanted == "auto" else {}
         noted = Workload(

@@ -1,4 +1,5 @@
-"""The pretrain stage: a decoder learns to continue text, from random weights or from a model's."""
+"""The pretrain stage: a decoder learns to continue text, or an encoder to fill in masked tokens, from random weights or
+from a model's."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ from tallow.data.manifest import MANIFEST, load_manifest
 from tallow.errors import DataError, UsageError
 from tallow.files import hash_file
 from tallow.models.config import DecoderConfig
-from tallow.models.decoder import Decoder, initialize
-from tallow.models.formats import load_model, save_model
-from tallow.objectives.causal import causal
+from tallow.models.decoder import Decoder
+from tallow.models.encoder_config import EncoderConfig
+from tallow.models.formats import load_encoder, load_model, save_model
+from tallow.models.skeletons import Model, ModelConfig, new_model
+from tallow.objectives import OBJECTIVES
 from tallow.parallel import World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
@@ -41,8 +44,11 @@ class PretrainConfig(Section):
         tokens: What the encode stage has written.
         tokenizer: The tokenizer of these tokens.
         init: A model to start from; None: random weights.
-        model: Shape of a new model, by default a small Llama; its vocabulary and control tokens are the tokenizer's
+        objective: `causal` trains a decoder: each token predicts the next one. `masked` trains an encoder: some tokens
+            are hidden and predicted from both sides; the tokenizer needs a mask token (`tokenizer.mask_token`).
+        model: Shape of a new decoder, by default a small Llama; its vocabulary and control tokens are the tokenizer's
             where they are left out.
+        encoder: Shape of a new encoder, by default a small BERT; likewise.
         token_budget: Tokens to train on, if `loop.steps` is not set; None: all of the training split, once.
         validation_tokens: Held-out tokens that a validation scores.
         save_dtype: How the model is saved. `fp32` is what was trained, so that tuning goes on from just that;
@@ -53,7 +59,9 @@ class PretrainConfig(Section):
     tokens: Path
     tokenizer: Path
     init: Path | None = None
+    objective: Literal["causal", "masked"] = "causal"
     model: DecoderConfig | None = None
+    encoder: EncoderConfig | None = None
     token_budget: PositiveInt | None = None
     validation_tokens: PositiveInt = 65536
     save_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -61,20 +69,35 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> Self:
+        other, wanted = ("model", "encoder") if self.objective == "masked" else ("encoder", "model")
+        if getattr(self, other) is not None:
+            raise UsageError(
+                f"pretrain.objective {self.objective} trains no model that pretrain.{other} could describe",
+                f"name its shape in pretrain.{wanted}, or choose another objective",
+            )
         if self.init is None:
-            _check_length(self.model or DecoderConfig(), self.loop)
-        elif self.model is not None:
-            raise UsageError("init and model are both set, but what init names has its shape", "leave one of them out")
+            _check_length(self.shape, self.loop)
+        elif getattr(self, wanted) is not None:
+            raise UsageError(
+                f"init and {wanted} are both set, but what init names has its shape", "leave one of them out"
+            )
         return self
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The shape of a new model."""
+        if self.objective == "masked":
+            return self.encoder or EncoderConfig()
+        return self.model or DecoderConfig()
 
 
 def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
-    """Train a causal language model; the product is `model/`.
+    """Train a causal or a masked language model; the product is `model/`.
 
     Under `torchrun` all processes take part; they need to see the same files.
 
     Returns:
-        What `train` returns, with `parameters`, `validation_loss` and `validation_bits_per_byte`.
+        What `train` returns, with `parameters`, `validation_loss` and, of a causal model, `validation_bits_per_byte`.
 
     Raises:
         UsageError: Settings contradict each other or the model.
@@ -88,6 +111,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
             f"the tokens in {config.tokens} were not made by the tokenizer in {config.tokenizer}",
             "run the encode stage with this tokenizer",
         )
+    objective = OBJECTIVES[config.objective](tokenizer, config.loop.seed)
     model = _make(config, tokenizer) if config.init is None else _load(config, tokenizer)
     dataset = TokenDataset(config.tokens, "train", config.loop.sequence_length, config.loop.seed)
     tokens = config.token_budget or dataset.num_tokens
@@ -99,11 +123,11 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
             raise UsageError(f"{world.size} processes cannot share batches of {smallest}", "raise loop.batch_size")
 
         def batches(step: int) -> list[Packed]:
-            return _gather(dataset, world.share(dataset.windows(plan.rows(step))), loop)
+            return _gather(dataset, world.share(dataset.numbers(plan.rows(step))), loop)
 
         result = train(
             model,
-            causal,
+            objective,
             batches,
             loop,
             run,
@@ -120,32 +144,38 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     return {"parameters": model.num_parameters(), **result}
 
 
-def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
+def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
     """A new model with random weights."""
-    shape = config.model or DecoderConfig()
+    shape = _complete(config.shape, tokenizer)
+    _check(shape, tokenizer, config.loop)
+    return new_model(shape, config.loop.seed)
+
+
+def _complete(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The shape with what it leaves to the tokenizer."""
     filled = {
         "vocab_size": shape.vocab_size or tokenizer.vocab_size,
-        "bos_id": tokenizer.bos_id if shape.bos_id is None else shape.bos_id,
-        "eos_ids": shape.eos_ids or (() if tokenizer.eos_id is None else (tokenizer.eos_id,)),
         "pad_id": tokenizer.pad_id if shape.pad_id is None else shape.pad_id,
     }
-    shape = shape.model_copy(update=filled)
-    _check(shape, tokenizer, config.loop)
-    model = Decoder(shape)
-    initialize(model, config.loop.seed)
-    return model
+    if isinstance(shape, DecoderConfig):
+        filled |= {
+            "bos_id": tokenizer.bos_id if shape.bos_id is None else shape.bos_id,
+            "eos_ids": shape.eos_ids or (() if tokenizer.eos_id is None else (tokenizer.eos_id,)),
+        }
+    return shape.model_copy(update=filled)
 
 
-def _load(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
+def _load(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
     """The model to start from."""
     assert config.init is not None
-    model = load_model(config.init, dtype=torch.float32)
-    refuse_quantized(model, config.init)
+    model = (load_encoder if config.objective == "masked" else load_model)(config.init, dtype=torch.float32)
+    if isinstance(model, Decoder):
+        refuse_quantized(model, config.init)
     _check(model.config, tokenizer, config.loop)
     return model
 
 
-def _check(shape: DecoderConfig, tokenizer: Tokenizer, loop: LoopConfig) -> None:
+def _check(shape: ModelConfig, tokenizer: Tokenizer, loop: LoopConfig) -> None:
     if shape.vocab_size < tokenizer.vocab_size:
         raise UsageError(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's vocabulary {shape.vocab_size:,}",
@@ -155,7 +185,7 @@ def _check(shape: DecoderConfig, tokenizer: Tokenizer, loop: LoopConfig) -> None
     check_memory(shape, loop)
 
 
-def _check_length(shape: DecoderConfig, loop: LoopConfig) -> None:
+def _check_length(shape: ModelConfig, loop: LoopConfig) -> None:
     if loop.sequence_length > shape.max_positions:
         raise UsageError(
             f"sequences of {loop.sequence_length:,} tokens do not fit a context of {shape.max_positions:,}",
@@ -169,7 +199,7 @@ def _gather(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> lis
     return [dataset.gather(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _held_out(config: PretrainConfig, model: Decoder, tokenizer: Tokenizer, world: World) -> HeldOut | None:
+def _held_out(config: PretrainConfig, model: Model, tokenizer: Tokenizer, world: World) -> HeldOut | None:
     """Windows from all over the validation split, always the same; None if it has no text to predict."""
     if load_manifest(config.tokens).splits["validation"].tokens < 2:
         say("there is no held-out text, so there is no validation")
@@ -177,4 +207,8 @@ def _held_out(config: PretrainConfig, model: Decoder, tokenizer: Tokenizer, worl
     dataset = TokenDataset(config.tokens, "validation", config.loop.sequence_length, seed=0)
     wanted = math.ceil(config.validation_tokens / config.loop.sequence_length)
     rows = world.share(dataset.rows(0, min(wanted, dataset.num_sequences)))
-    return HeldOut(model, causal, _gather(dataset, rows, config.loop), bytes_of_tokens(tokenizer), world)
+    # bits per byte are those of a text; tokens that are guessed from their neighbours make none
+    bytes_V = bytes_of_tokens(tokenizer) if config.objective == "causal" else None
+    # likewise the same chances for every seed, so that runs can be compared
+    objective = OBJECTIVES[config.objective](tokenizer, 0)
+    return HeldOut(model, objective, _gather(dataset, rows, config.loop), bytes_V, world)

@@ -1,17 +1,20 @@
-"""What a family is: how the hub's `config.json` and tensor names map to the one decoder skeleton."""
+"""What a family is: how the hub's `config.json` and tensor names map to a skeleton."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from tallow.errors import UsageError
 from tallow.models.config import DecoderConfig
-from tallow.models.decoder import Decoder
+from tallow.models.encoder_config import EncoderConfig
+from tallow.models.skeletons import ModelConfig, build
+
+Config = TypeVar("Config", DecoderConfig, EncoderConfig)
 
 
 def _alone(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -51,7 +54,7 @@ class TensorMap:
 
     Args:
         hub: Its name in the files.
-        ours: Names of the decoder's parameters in it; several where the family stores them fused.
+        ours: Names of the model's parameters in it; several where the family stores them fused.
         layout: How they lie in it.
     """
 
@@ -85,8 +88,8 @@ LLAMA_OUTSIDE = {"embed": "model.embed_tokens", "layers": "model.layers", "norm"
 
 
 @dataclass(frozen=True)
-class Family:
-    """A hub format.
+class Family(Generic[Config]):
+    """A hub format, of decoders or of encoders.
 
     Args:
         name: `model_type` in `config.json`.
@@ -98,30 +101,32 @@ class Family:
         layouts: How modules below a layer (the hub's names) are stored, where that is not as they are.
         other_names: Values of `model_type` that are also read as this family.
         aliases: How some files spell a tensor's name: beginning as written here, beginning there.
+        endings: The same of its end.
         ignored: Ends of the names of stored tensors that are no parameters.
     """
 
     name: str
     architecture: str
-    read_config: Callable[[Mapping[str, Any]], DecoderConfig]
-    write_config: Callable[[DecoderConfig], dict[str, Any]]
+    read_config: Callable[[Mapping[str, Any]], Config]
+    write_config: Callable[[Config], dict[str, Any]]
     layer: Mapping[str, str] = field(default_factory=lambda: LLAMA_LAYER)
     outside: Mapping[str, str] = field(default_factory=lambda: LLAMA_OUTSIDE)
-    layouts: Callable[[DecoderConfig], Mapping[str, Layout]] | None = None
+    layouts: Callable[[Config], Mapping[str, Layout]] | None = None
     other_names: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = (("model.", ""),)
+    endings: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
-    def tensors(self, config: DecoderConfig, parameters: Iterable[str] | None = None) -> list[TensorMap]:
+    def tensors(self, config: Config, parameters: Iterable[str] | None = None) -> list[TensorMap]:
         """The stored tensors that hold the parameters of a model of this shape.
 
         Args:
             parameters: Names of the parameters, where the caller has them; else they are found by building
-                the decoder without memory.
+                the model without memory.
         """
         if parameters is None:
             with torch.device("meta"):
-                parameters = [name for name, _ in Decoder(config).named_parameters()]
+                parameters = [name for name, _ in build(config).named_parameters()]
         layouts = self.layouts(config) if self.layouts is not None else {}
         maps: dict[str, TensorMap] = {}
         for parameter in parameters:
@@ -138,10 +143,13 @@ class Family:
 
     def spellings(self, hub: str) -> list[str]:
         """The names under which files may hold the tensor `hub`, the usual one first."""
-        others = [there + hub.removeprefix(here) for here, there in self.aliases if hub.startswith(here)]
-        return [hub, *others]
+        names = [hub, *(hub.removesuffix(here) + there for here, there in self.endings if hub.endswith(here))]
+        others = [
+            there + name.removeprefix(here) for name in names for here, there in self.aliases if name.startswith(here)
+        ]
+        return [*names, *others]
 
-    def hub_config(self, config: DecoderConfig) -> dict[str, Any]:
+    def hub_config(self, config: Config) -> dict[str, Any]:
         """The values of `config.json` that describe the architecture.
 
         Raises:
@@ -162,8 +170,10 @@ class Family:
         return hub
 
 
-def _architecture(config: DecoderConfig) -> dict[str, Any]:
-    """What a config makes the decoder compute, however it is spelled."""
+def _architecture(config: ModelConfig) -> dict[str, Any]:
+    """What a config makes the model compute, however it is spelled."""
+    if isinstance(config, EncoderConfig):
+        return {name: value for name, value in config if name not in ("family", "pad_id")}
     layers = range(config.num_layers)
     spelled = ("family", "bos_id", "eos_ids", "pad_id", "head_dim", "sliding_layers", "local_rotary")
     return {name: value for name, value in config if name not in spelled} | {

@@ -8,35 +8,62 @@ import torch
 
 from tallow.errors import DataError, UsageError
 from tallow.models.decoder import Decoder
+from tallow.models.encoder import Encoder
 from tallow.models.formats.gguf import GGUFModel, Precision, has_gguf_tokenizer, load_gguf_tokenizer, save_gguf
-from tallow.models.formats.hub import HubModel, save_directory
+from tallow.models.formats.hub import HubModel, load_encoder_directory, save_directory
+from tallow.models.skeletons import Model
 from tallow.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Precision", "has_tokenizer", "load_model", "load_tokenizer", "open_model", "save_gguf", "save_model"]
+__all__ = [
+    "Precision",
+    "has_tokenizer",
+    "load_encoder",
+    "load_model",
+    "load_tokenizer",
+    "open_model",
+    "save_gguf",
+    "save_model",
+]
 
 
 def open_model(path: Path) -> HubModel | GGUFModel:
-    """Open a hub directory or a .gguf file, to read its weights one at a time.
+    """Open a decoder's hub directory or .gguf file, to read its weights one at a time.
 
     Raises:
         DataError: There is no model at `path`, or it is broken or of a kind that is not supported.
+        UsageError: It is an encoder.
     """
     return GGUFModel(path) if _is_gguf(path) else HubModel(path)
 
 
 def load_model(path: Path, *, dtype: torch.dtype | None = None) -> Decoder:
-    """Load a hub directory or a .gguf file, its tensors mapped from the file where that can be.
+    """Load a decoder from a hub directory or a .gguf file, its tensors mapped from the file where that can be.
 
     Args:
         dtype: Of all weights; None leaves them as stored (quantized GGUF tensors become float32).
 
     Raises:
         DataError: There is no model at `path`, or it is broken or of a kind that is not supported.
-        UsageError: The dtype is not a floating-point one.
+        UsageError: The dtype is not a floating-point one, or the model is an encoder.
     """
-    if dtype is not None and not dtype.is_floating_point:
-        raise UsageError(f"a model cannot be loaded as {dtype}", "use torch.float32, torch.bfloat16 or torch.float16")
+    _check_dtype(dtype)
     return open_model(path).load(dtype)
+
+
+def load_encoder(path: Path, *, dtype: torch.dtype | None = None) -> Encoder:
+    """Load an encoder from a hub directory, its tensors mapped from the file where that can be.
+
+    Args:
+        dtype: Of all weights; None leaves them as stored.
+
+    Raises:
+        DataError: There is no model at `path`, or it is broken or of a kind that is not supported.
+        UsageError: The dtype is not a floating-point one, or the model is no encoder.
+    """
+    _check_dtype(dtype)
+    if _is_gguf(path):
+        raise UsageError(f"{path} is a file, but encoders are directories", "name a directory with config.json")
+    return load_encoder_directory(path, dtype)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -48,7 +75,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return load_gguf_tokenizer(path) if _is_gguf(path) else Tokenizer.load(path)
 
 
-def save_model(model: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:
+def save_model(model: Model, tokenizer: Tokenizer | None, directory: Path) -> None:
     """Write a hub directory; atomic.
 
     Raises:
@@ -65,6 +92,11 @@ def has_tokenizer(path: Path) -> bool:
         DataError: There is no model at `path`, or it is a broken GGUF file.
     """
     return has_gguf_tokenizer(path) if _is_gguf(path) else (path / "tokenizer.json").exists()
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise UsageError(f"a model cannot be loaded as {dtype}", "use torch.float32, torch.bfloat16 or torch.float16")
 
 
 def _is_gguf(path: Path) -> bool:

@@ -5,23 +5,25 @@ Tensors are mapped from the files, not copied; a page that is written to (traini
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from tallow.console import say
-from tallow.errors import DataError
+from tallow.errors import DataError, UsageError
 from tallow.files import atomic_directory, fingerprint_files, read_json, write_json
 from tallow.models.blocks.quantized import QuantizedEmbedding
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
-from tallow.models.families import Family, TensorMap, find_family
-from tallow.models.families.family import AS_IS
+from tallow.models.encoder import Encoder
+from tallow.models.encoder_config import EncoderConfig
+from tallow.models.families import ENCODERS, family_of, find_encoder_family, find_family
 from tallow.models.families.fields import write_control_tokens
+from tallow.models.formats.mapped_tensors import MappedTensors
 from tallow.models.formats.quantized import (
     quantization_config,
     quantized_names,
@@ -30,20 +32,52 @@ from tallow.models.formats.quantized import (
     unquantized,
 )
 from tallow.models.formats.tensor_files import TensorFiles, write_tensor_files
+from tallow.models.skeletons import Model
 from tallow.models.stored import StoredModel
 from tallow.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 CONTROL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+Config = TypeVar("Config", DecoderConfig, EncoderConfig)
+Skeleton = TypeVar("Skeleton", Decoder, Encoder)
 
 
 def read_config(directory: Path) -> DecoderConfig:
-    """The shape of a model directory, with the control tokens of `generation_config.json` where it has one.
+    """The shape of a decoder's directory, with the control tokens of `generation_config.json` where it has one.
 
     Raises:
         DataError: config.json is missing, broken, of an unsupported family, or contradicts itself.
+        UsageError: It is an encoder's.
     """
+    values = _read_values(directory)
+    if values["model_type"] in ENCODERS:
+        raise UsageError(
+            f"{directory} is an encoder ({values['model_type']}): it fills in masked tokens and cannot continue a text",
+            "name a causal language model",
+        )
+    config = _parse(directory, lambda: find_family(values["model_type"]).read_config(values))
+    _warn_of_unreachable_ends(config, directory / CONFIG)
+    return config
+
+
+def read_encoder_config(directory: Path) -> EncoderConfig:
+    """The shape of an encoder's directory.
+
+    Raises:
+        DataError: config.json is missing, broken, of an unsupported family, or contradicts itself.
+        UsageError: It is a decoder's.
+    """
+    values = _read_values(directory)
+    if values["model_type"] not in ENCODERS:
+        raise UsageError(
+            f"{directory} is of type {values['model_type']} and no encoder", f"encoders are: {', '.join(ENCODERS)}"
+        )
+    return _parse(directory, lambda: find_encoder_family(values["model_type"]).read_config(values))
+
+
+def _read_values(directory: Path) -> dict[str, Any]:
+    """What config.json says, which names a `model_type`."""
     path = directory / CONFIG
     values = read_json(path, "model config")
     if (directory / GENERATION).exists():
@@ -51,10 +85,17 @@ def read_config(directory: Path) -> DecoderConfig:
         values |= {key: given[key] for key in CONTROL_TOKENS if given.get(key) is not None}
     if "model_type" not in values:
         raise DataError(f"{path} names no model_type", "restore it from the model's source")
+    return values | {"model_type": str(values["model_type"])}
+
+
+def _parse(directory: Path, read: Callable[[], Config]) -> Config:
+    """What `read` makes of config.json.
+
+    Raises:
+        DataError: It does not describe a model.
+    """
     try:
-        config = find_family(str(values["model_type"])).read_config(values)
-        _warn_of_unreachable_ends(config, path)
-        return config
+        return read()
     except KeyError as error:
         problem = f"it has no {error.args[0]}"
     except ValidationError as error:
@@ -62,6 +103,7 @@ def read_config(directory: Path) -> DecoderConfig:
         problem = ": ".join((".".join(str(part) for part in first["loc"]), first["msg"])).removeprefix(": ")
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = str(error)
+    path = directory / CONFIG
     raise DataError(f"{path} does not describe a model: {problem}", "restore it from the model's source")
 
 
@@ -75,38 +117,25 @@ class HubModel(StoredModel):
     def __init__(self, directory: Path) -> None:
         self.path, self.files = directory, fingerprint_files(directory)
         config = read_config(directory)
-        self._family = family = find_family(config.family)
+        family = find_family(config.family)
         self._stored = stored = TensorFiles(directory)
-        model = _without_memory(config, stored)
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        tensor_maps = family.tensors(config, self._shapes)
+        model = _without_memory(Decoder, config, stored)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         for name in quantized_names(read_json(directory / CONFIG, "model config")):
             replace_stored(model, name, stored.read)
         self._quantized = dict(quantized_tensors(model))
-        self._maps = list(unquantized(tensor_maps, {name for name, _ in model.named_parameters()}))
-        self._map_of = {name: tensor_map for tensor_map in self._maps for name in tensor_map.ours}
-        self._dtype = stored.read_weight(family.spellings(self._maps[0].hub)).dtype
-        for tensor_map in self._maps:
-            stored.find(family.spellings(tensor_map.hub))
-        _refuse_unexplained(stored, family)
-        self.model = model.to("meta", self._dtype).eval()
+        maps = unquantized(family.tensors(config, shapes), {name for name, _ in model.named_parameters()})
+        self._tensors = MappedTensors(stored, family, maps, shapes)
+        self.model = model.to("meta", self._tensors.dtype).eval()
 
     def read(self, name: str) -> Tensor:
         if name in self._quantized:
             return self._stored.read(name, alone=True)
-        tensor_map = self._map_of[name]
-        tensor = self._stored.read_weight(self._family.spellings(tensor_map.hub), self._dtype, alone=True)
-        return _split(tensor, tensor_map, self._shapes)[tensor_map.ours.index(name)]
+        return self._tensors.read(name)
 
     def load(self, dtype: torch.dtype | None = None) -> Decoder:
         """As `StoredModel` says. Where tensors are of several dtypes, all become that of the first."""
-        state = dict(self._quantized)
-        for tensor_map in self._maps:
-            spellings, fused = self._family.spellings(tensor_map.hub), tensor_map.layout is not AS_IS
-            tensor = self._stored.read_weight(spellings, dtype or self._dtype, alone=fused)
-            for name, part in zip(tensor_map.ours, _split(tensor, tensor_map, self._shapes), strict=True):
-                state[name] = part.contiguous()  # as fused optimizers take it to be, without a check
-        self.model.load_state_dict(state, assign=True)
+        self.model.load_state_dict({**self._quantized, **self._tensors.read_all(dtype)}, assign=True)
         if isinstance(self.model.embed, QuantizedEmbedding):
             self.model.embed.dtype = self.model.norm.weight.dtype
         return self.model
@@ -125,8 +154,30 @@ def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder
     return HubModel(directory).load(dtype)
 
 
-def save_directory(model: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:
-    """Write a model directory that `transformers`, vLLM and llama.cpp's converter read; atomic.
+def load_encoder_directory(directory: Path, dtype: torch.dtype | None = None) -> Encoder:
+    """Load an encoder's directory, its tensors mapped from the file where that can be.
+
+    Args:
+        dtype: Of all weights; None: that of the first.
+
+    Raises:
+        DataError: A file is missing, truncated or broken, or tensors and config.json disagree.
+        UsageError: It is a decoder.
+    """
+    config = read_encoder_config(directory)
+    family = find_encoder_family(config.family)
+    if quantized_names(read_json(directory / CONFIG, "model config")):
+        raise DataError(f"{directory} is a quantized encoder, which is not supported", "take the unquantized model")
+    stored = TensorFiles(directory)
+    model = _without_memory(Encoder, config, stored)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    tensors = MappedTensors(stored, family, family.tensors(config, shapes), shapes)
+    model.load_state_dict(tensors.read_all(dtype), assign=True)
+    return model.eval()
+
+
+def save_directory(model: Model, tokenizer: Tokenizer | None, directory: Path) -> None:
+    """Write a model directory that `transformers` and, of decoders, vLLM and llama.cpp's converter read; atomic.
 
     Raises:
         CapacityError: The disk is full.
@@ -134,9 +185,9 @@ def save_directory(model: Decoder, tokenizer: Tokenizer | None, directory: Path)
     """
     config = hub_config(model)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    tensor_maps = unquantized(find_family(model.config.family).tensors(model.config), parameters)
+    tensor_maps = unquantized(family_of(model.config).tensors(model.config), parameters)
     plain = {tensor_map.hub: tensor_map for tensor_map in tensor_maps}
-    quantized = dict(quantized_tensors(model))
+    quantized = dict(quantized_tensors(model)) if isinstance(model, Decoder) else {}
     sizes = {hub: sum(parameters[name].nbytes for name in plain[hub].ours) for hub in plain}
     sizes |= {name: tensor.nbytes for name, tensor in quantized.items()}
 
@@ -145,26 +196,24 @@ def save_directory(model: Decoder, tokenizer: Tokenizer | None, directory: Path)
 
     with atomic_directory(directory) as temporary:
         write_json(temporary / CONFIG, config)
-        write_json(temporary / GENERATION, write_control_tokens(model.config))
+        if isinstance(model, Decoder):
+            write_json(temporary / GENERATION, write_control_tokens(model.config))
         write_tensor_files(sizes, tensor, temporary)
         if tokenizer is not None:
             tokenizer.save(temporary)
 
 
-def hub_config(model: Decoder) -> dict[str, Any]:
+def hub_config(model: Model) -> dict[str, Any]:
     """The values of `config.json`.
 
     Raises:
         UsageError: The model's family cannot express its architecture.
     """
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {
-        **find_family(model.config.family).hub_config(model.config),
-        **write_control_tokens(model.config),
-        "dtype": dtype,
-        "torch_dtype": dtype,
-        **quantization_config(model),
-    }
+    values = {**family_of(model.config).hub_config(model.config), "dtype": dtype, "torch_dtype": dtype}
+    if isinstance(model, Encoder):
+        return values
+    return {**values, **write_control_tokens(model.config), **quantization_config(model)}
 
 
 def _warn_of_unreachable_ends(config: DecoderConfig, path: Path) -> None:
@@ -174,8 +223,8 @@ def _warn_of_unreachable_ends(config: DecoderConfig, path: Path) -> None:
             say(f"{path}: eos_token_id {token} is not in the vocabulary of {config.vocab_size:,}, so it ends no text")
 
 
-def _without_memory(config: DecoderConfig, stored: TensorFiles) -> Decoder:
-    """The decoder on the meta device, once the files can be those of one so large."""
+def _without_memory(skeleton: Callable[[Config], Skeleton], config: Config, stored: TensorFiles) -> Skeleton:
+    """The model on the meta device, once the files can be those of one so large."""
     if config.num_layers > len(stored):
         raise DataError(
             f"{stored.directory / CONFIG} says {config.num_layers} layers, but there are only {len(stored)} tensors",
@@ -183,35 +232,8 @@ def _without_memory(config: DecoderConfig, stored: TensorFiles) -> Decoder:
         )
     try:
         with torch.device("meta"):
-            return Decoder(config)
+            return skeleton(config)
     except RuntimeError as error:
         raise DataError(
             f"{stored.directory / CONFIG} describes matrices too large to exist", "restore it from the model's source"
         ) from error
-
-
-def _split(tensor: Tensor, tensor_map: TensorMap, shapes: Mapping[str, torch.Size]) -> tuple[Tensor, ...]:
-    """Our parameters in a stored tensor, once they are of these shapes."""
-    wanted = [shapes[name] for name in tensor_map.ours]
-    try:
-        parts = tensor_map.split(tensor)
-    except (RuntimeError, ValueError, IndexError):
-        parts = ()
-    if [part.shape for part in parts] != wanted:
-        text = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(tensor_map.ours, wanted, strict=True))
-        raise DataError(
-            f"tensor {tensor_map.hub} has the shape {tuple(tensor.shape)}, but config.json asks it to hold {text}",
-            "config.json and the weights are not of the same model",
-        )
-    return parts
-
-
-def _refuse_unexplained(stored: TensorFiles, family: Family) -> None:
-    """A weight of a layer that nothing has read would silently be left out of the computation."""
-    layers = tuple(f"{spelling}." for spelling in family.spellings(family.outside["layers"]))
-    for name in sorted(stored.unread):
-        if name.startswith(layers) and not name.endswith(family.ignored):
-            raise DataError(
-                f"{stored.directory} holds the tensor {name}, which a {family.name} model of this config.json lacks",
-                "config.json and the weights are not of the same model",
-            )

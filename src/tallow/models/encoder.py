@@ -1,0 +1,97 @@
+"""The skeleton of bidirectional encoders: embeddings, layers with norms after each sub-layer, masked-token logits.
+
+As the decoder, it knows nothing of processes, devices, precision or documents: what attention sees comes with the
+context.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tallow.models.blocks.attention import Attention
+from tallow.models.blocks.context import Context
+from tallow.models.blocks.feed_forward import FeedForward, activate
+from tallow.models.blocks.linear import Linear, Table
+from tallow.models.blocks.norms import make_norm
+from tallow.models.config import Activation, DecoderConfig
+from tallow.models.decoder import Embedding
+from tallow.models.encoder_config import EncoderConfig
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward; each residual sum is normalized (arXiv 1706.03762, section 3.1)."""
+
+    def __init__(self, blocks: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.attention = Attention(blocks, index)
+        self.attention_norm = make_norm(blocks)
+        self.feed_forward = FeedForward(blocks)
+        self.feed_forward_norm = make_norm(blocks)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, None, context))
+        return self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+
+
+class MaskedHead(nn.Module):
+    """Logits of the token at each place: a layer of its own, then the token embedding, then a bias for each token."""
+
+    def __init__(self, blocks: DecoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = Linear(blocks.hidden_size, blocks.hidden_size)
+        self.norm = make_norm(blocks)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.activation: Activation = blocks.activation
+
+    def forward(self, hidden_BTD: Tensor, embed: Embedding) -> Tensor:
+        return embed.project(self.norm(activate(self.dense(hidden_BTD), self.activation))) + self.bias
+
+
+class Encoder(nn.Module):
+    """A masked language model (BERT; arXiv 1810.04805), without dropout and without next-sentence prediction."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        blocks = config.for_blocks()
+        self.config = config
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = Table(config.max_positions, config.hidden_size)
+        self.embed_types = Table(config.num_token_types, config.hidden_size)
+        self.embed_norm = make_norm(blocks)
+        self.layers = nn.ModuleList(EncoderLayer(blocks, index) for index in range(config.num_layers))
+        self.head = MaskedHead(blocks, config.vocab_size)
+
+    def forward(self, inputs_BT: Tensor, context: Context, types_BT: Tensor | None = None) -> Tensor:
+        """Hidden states after the last layer, B T D.
+
+        Args:
+            inputs_BT: Token ids, int64.
+            context: Positions, and which tokens see which.
+            types_BT: Token types, int64; None: all are of type 0.
+        """
+        types_BT = torch.zeros_like(inputs_BT) if types_BT is None else types_BT
+        x_BTD = self.embed(inputs_BT) + self.embed_types(types_BT) + self.embed_positions(context.positions_BT)
+        x_BTD = self.embed_norm(x_BTD)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, context)
+        return x_BTD
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Unnormalized log-probabilities of the token at each place itself, B T V."""
+        return self.head(hidden_BTD, self.embed)
+
+    def num_parameters(self) -> int:
+        """Number of weights; the embedding, which is the output matrix too, counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def initialize_encoder(model: Encoder, seed: int) -> None:
+    """Random weights from `seed`: matrices normal with deviation 0.02, biases 0 (as BERT's released code)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 2:
+                parameter.normal_(0.0, 0.02, generator=generator)
