@@ -23,7 +23,8 @@ def training_bytes(config: DecoderConfig, loop: LoopConfig) -> int:
         weights = Decoder(config).num_parameters()
     tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
     state = 16 * weights
-    activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * config.intermediate_size)
+    inner = config.intermediate_size * (config.experts_per_token if config.num_experts else 1)
+    activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * inner)
     logits = 3 * 4 * min(tokens, PIECE_TOKENS) * config.vocab_size
     return state + activations + logits
 

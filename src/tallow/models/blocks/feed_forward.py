@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tallow.models.blocks.context import Context
 from tallow.models.blocks.linear import Linear
-from tallow.models.config import DecoderConfig
+from tallow.models.config import Activation, DecoderConfig
 
 
 class FeedForward(nn.Module):
@@ -18,14 +19,16 @@ class FeedForward(nn.Module):
         self.gate_proj = Linear(hidden, inner, bias=bias) if config.gated else None
         self.up_proj = Linear(hidden, inner, bias=bias)
         self.down_proj = Linear(inner, hidden, bias=bias)
-        self.activation = config.activation
+        self.activation: Activation = config.activation
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, _context: Context) -> Tensor:
         if self.gate_proj is None:
-            return self.down_proj(self._activate(self.up_proj(x_BTD)))
-        return self.down_proj(self._activate(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+            return self.down_proj(activate(self.up_proj(x_BTD), self.activation))
+        return self.down_proj(activate(self.gate_proj(x_BTD), self.activation) * self.up_proj(x_BTD))
 
-    def _activate(self, x: Tensor) -> Tensor:
-        if self.activation == "silu":
-            return F.silu(x)
-        return F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation, entry by entry."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")

@@ -75,16 +75,19 @@ class HubModel(StoredModel):
     def __init__(self, directory: Path) -> None:
         self.path, self.files = directory, fingerprint_files(directory)
         config = read_config(directory)
-        self._family = family = find_family(config.family)
         self._stored = stored = TensorFiles(directory)
-        model = _without_memory(config, stored)
+        self._family = family = find_family(config.family).of_files(stored.unread)
+        model = _without_memory(config, stored, family.tensors_per_layer(config))
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         tensor_maps = family.tensors(config, self._shapes)
         for name in quantized_names(read_json(directory / CONFIG, "model config")):
             replace_stored(model, name, stored.read)
         self._quantized = dict(quantized_tensors(model))
         self._maps = list(unquantized(tensor_maps, {name for name, _ in model.named_parameters()}))
-        self._map_of = {name: tensor_map for tensor_map in self._maps for name in tensor_map.ours}
+        self._maps_of: dict[str, list[TensorMap]] = {}
+        for tensor_map in self._maps:
+            for name in tensor_map.ours:
+                self._maps_of.setdefault(name, []).append(tensor_map)
         self._dtype = stored.read_weight(family.spellings(self._maps[0].hub)).dtype
         for tensor_map in self._maps:
             stored.find(family.spellings(tensor_map.hub))
@@ -94,22 +97,36 @@ class HubModel(StoredModel):
     def read(self, name: str) -> Tensor:
         if name in self._quantized:
             return self._stored.read(name, alone=True)
-        tensor_map = self._map_of[name]
-        tensor = self._stored.read_weight(self._family.spellings(tensor_map.hub), self._dtype, alone=True)
-        return _split(tensor, tensor_map, self._shapes)[tensor_map.ours.index(name)]
+        state: dict[str, Tensor] = {}
+        for tensor_map in self._maps_of[name]:
+            tensor = self._stored.read_weight(self._family.spellings(tensor_map.hub), self._dtype, alone=True)
+            part = _split(tensor, tensor_map, self._shapes)[tensor_map.ours.index(name)]
+            self._put(state, name, part, tensor_map.expert)
+        return state[name]
 
     def load(self, dtype: torch.dtype | None = None) -> Decoder:
         """As `StoredModel` says. Where tensors are of several dtypes, all become that of the first."""
         state = dict(self._quantized)
         for tensor_map in self._maps:
-            spellings, fused = self._family.spellings(tensor_map.hub), tensor_map.layout is not AS_IS
-            tensor = self._stored.read_weight(spellings, dtype or self._dtype, alone=fused)
+            spellings, copied = self._family.spellings(tensor_map.hub), tensor_map.layout is not AS_IS
+            copied = copied or tensor_map.expert is not None
+            tensor = self._stored.read_weight(spellings, dtype or self._dtype, alone=copied)
             for name, part in zip(tensor_map.ours, _split(tensor, tensor_map, self._shapes), strict=True):
-                state[name] = part.contiguous()  # as fused optimizers take it to be, without a check
+                # contiguous, as fused optimizers take it to be without a check
+                self._put(state, name, part.contiguous(), tensor_map.expert)
         self.model.load_state_dict(state, assign=True)
         if isinstance(self.model.embed, QuantizedEmbedding):
             self.model.embed.dtype = self.model.norm.weight.dtype
         return self.model
+
+    def _put(self, state: dict[str, Tensor], name: str, part: Tensor, expert: int | None) -> None:
+        """Put a parameter, or an expert's part of it, into a state."""
+        if expert is None:
+            state[name] = part
+            return
+        if name not in state:
+            state[name] = part.new_empty(self._shapes[name])
+        state[name][expert] = part
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer in the directory.
@@ -137,7 +154,7 @@ def save_directory(model: Decoder, tokenizer: Tokenizer | None, directory: Path)
     tensor_maps = unquantized(find_family(model.config.family).tensors(model.config), parameters)
     plain = {tensor_map.hub: tensor_map for tensor_map in tensor_maps}
     quantized = dict(quantized_tensors(model))
-    sizes = {hub: sum(parameters[name].nbytes for name in plain[hub].ours) for hub in plain}
+    sizes = {hub: sum(it.part(parameters[name]).nbytes for name in it.ours) for hub, it in plain.items()}
     sizes |= {name: tensor.nbytes for name, tensor in quantized.items()}
 
     def tensor(name: str) -> Tensor:
@@ -174,11 +191,12 @@ def _warn_of_unreachable_ends(config: DecoderConfig, path: Path) -> None:
             say(f"{path}: eos_token_id {token} is not in the vocabulary of {config.vocab_size:,}, so it ends no text")
 
 
-def _without_memory(config: DecoderConfig, stored: TensorFiles) -> Decoder:
+def _without_memory(config: DecoderConfig, stored: TensorFiles, tensors_per_layer: int) -> Decoder:
     """The decoder on the meta device, once the files can be those of one so large."""
-    if config.num_layers > len(stored):
+    if config.num_layers * tensors_per_layer > len(stored):
+        what = f"{config.num_layers} layers" + (f" of {config.num_experts} experts" if config.num_experts else "")
         raise DataError(
-            f"{stored.directory / CONFIG} says {config.num_layers} layers, but there are only {len(stored)} tensors",
+            f"{stored.directory / CONFIG} says {what}, but there are only {len(stored)} tensors",
             "config.json and the weights are not of the same model",
         )
     try:
@@ -192,7 +210,7 @@ def _without_memory(config: DecoderConfig, stored: TensorFiles) -> Decoder:
 
 def _split(tensor: Tensor, tensor_map: TensorMap, shapes: Mapping[str, torch.Size]) -> tuple[Tensor, ...]:
     """Our parameters in a stored tensor, once they are of these shapes."""
-    wanted = [shapes[name] for name in tensor_map.ours]
+    wanted = [shapes[name] if tensor_map.expert is None else shapes[name][1:] for name in tensor_map.ours]
     try:
         parts = tensor_map.split(tensor)
     except (RuntimeError, ValueError, IndexError):
