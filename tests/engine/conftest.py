@@ -57,8 +57,8 @@ def make_model(config: DecoderConfig, seed: int = 0) -> Decoder:
     model = Decoder(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
             else:
                 center = 0.0 if name.endswith("bias") else 1.0
                 parameter.normal_(center, 0.2, generator=generator)

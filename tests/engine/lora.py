@@ -17,7 +17,7 @@ LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 def random_adapter(
     config: DecoderConfig, seed: int, rank: int = 3, targets: Sequence[str] = LINEAR_NAMES
 ) -> dict[str, LowRank]:
-    """Updates half as large as the random weights that they change."""
+    """Updates half as large as the random weights that they change; experts have none."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         shapes = {name.removesuffix(".weight"): tensor.shape for name, tensor in Decoder(config).named_parameters()}
@@ -28,7 +28,7 @@ def random_adapter(
             0.5 * rank**-0.5,
         )
         for name, shape in shapes.items()
-        if name.startswith("layers.") and name.endswith(tuple(targets))
+        if name.startswith("layers.") and len(shape) == 2 and name.endswith(tuple(targets))
     }
 
 

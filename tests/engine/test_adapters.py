@@ -91,7 +91,7 @@ def test_every_family_through_its_files(family: str, tmp_path: Path) -> None:
     write_adapter(written, model.config, tmp_path / "adapter", "tiny")
     expected = whole(merged(model, written), ids)
     adapter = read_adapter(tmp_path / "adapter", model.config)
-    for make in RUNNERS.values():
+    for make in RUNNERS.values() if not model.config.num_experts else [TorchRunner]:
         runner = make(model)
         (logits_TV,) = chunked(runner, [ids], [[9, 11]], [runner.load_adapter(adapter)])
         torch.testing.assert_close(logits_TV, expected, atol=5e-5, rtol=1e-5)

@@ -395,3 +395,37 @@ def test_index_that_promises_what_a_shard_lacks(sharded: Path) -> None:
     message = refused(sharded).message
     assert other in message
     assert "model.norm.weight" in message
+
+
+# ---- experts
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    """A whole model directory with three experts in each layer."""
+    model = Decoder(CONFIG.model_copy(update={"family": "mixtral", "num_experts": 3}))
+    initialize(model, seed=0)
+    save_directory(model, None, tmp_path / "mixture")
+    return tmp_path / "mixture"
+
+
+@pytest.mark.parametrize("experts", [HUGE, 10_000, 100, 4, 2, 1, 0, -1, None, "x", 2.5])
+def test_other_numbers_of_experts(mixture: Path, experts: Any) -> None:
+    assert load_directory(mixture).config.num_experts == 3
+    set_config(mixture, num_local_experts=experts)
+    refused(mixture)
+
+
+EXPERT = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+
+
+def test_a_missing_expert(mixture: Path) -> None:
+    set_tensors(mixture, **{EXPERT: None})
+    assert f"has no tensor {EXPERT}" in refused(mixture).message
+
+
+def test_an_expert_of_another_shape(mixture: Path) -> None:
+    set_tensors(mixture, **{EXPERT: torch.zeros(24, 17)})
+    message = refused(mixture).message
+    assert EXPERT in message
+    assert "(24, 16)" in message

@@ -53,6 +53,12 @@ FAMILY_CHOICES: dict[str, dict[str, Any]] = {
     "olmo2": {"norm_placement": "post", "qk_norm": "hidden"},
     "gpt2": {**PLAIN, "positions": "learned", "activation": "gelu_tanh"},
     "gpt_neox": {**PLAIN, "parallel_residual": True, "activation": "gelu", "rotary": Rotary(fraction=0.25)},
+    "mixtral": {"num_kv_heads": 2, "num_experts": 3, "router_balance": "none"},
+    "minimax_m2": {
+        **{"qk_norm": "hidden", "num_experts": 3, "router_scores": "sigmoid", "router_balance": "bias"},
+        **{"rotary": Rotary(fraction=0.5), "router_balance_weight": 0.02},
+    },
+    "olmoe": {"qk_norm": "hidden", "num_experts": 4, "experts_per_token": 3, "normalize_expert_weights": False},
     "starcoder2": {**PLAIN, "window": 5, "activation": "gelu_tanh"},
 }
 IDS_BT = torch.randint(0, 31, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -174,6 +180,10 @@ def test_a_saved_file_is_as_readable_as_any(tmp_path: Path) -> None:
         ("gpt2", {"num_kv_heads": 2}, "num_kv_heads"),
         ("gpt_neox", {"head_dim": 16}, "head_dim"),
         ("phi3", {"rotary": Rotary(scaling=RotaryScaling(kind="linear", factor=2.0))}, "linear"),
+        ("llama", {"num_experts": 4}, "num_experts"),
+        ("mixtral", {"num_experts": 0}, "no experts"),
+        ("mixtral", {"normalize_expert_weights": False}, "normalize_expert_weights"),
+        ("mixtral", {"router_balance": "bias"}, "router_balance"),
     ],
 )
 def test_what_a_family_cannot_say_is_refused(family: str, changes: dict[str, Any], named: str, tmp_path: Path) -> None:

@@ -30,6 +30,14 @@ def test_padding_and_untrainable_tokens_are_no_targets() -> None:
     assert causal(packed).loss_mask_BT.tolist() == [[False, True, False, False]]
 
 
+def test_padding_is_told() -> None:
+    pad = PADDING_DOCUMENT
+    padding_BT = causal(pack([[5, 6, 7, 0, 0]] * 2, [[0, 0, 0, pad, pad], [0, 1, 1, 1, 1]])).context.padding_BT
+    assert padding_BT is not None
+    assert padding_BT.tolist() == [[False, False, False, True], [False] * 4]
+    assert causal(pack([[5, 6, 7]], [[0, 0, 1]])).context.padding_BT is None
+
+
 def test_only_rows_with_a_boundary_need_a_mask() -> None:
     pad = PADDING_DOCUMENT
 

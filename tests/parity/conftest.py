@@ -55,7 +55,8 @@ def randomize(model: PreTrainedModel) -> None:
     """Weights so large that every part of the model shows in its logits, which come out with a deviation of 1 to 2."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
+        biases = (buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias"))
+        for parameter in (*model.parameters(), *biases):
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 parameter.add_(0.3 * noise)

@@ -169,6 +169,33 @@ CASES = {
     ),
     "olmo2": Case("olmo2", {"num_key_value_heads": 2}, {"norm_eps": 1.0}),
     "olmo2-biases": Case("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    "mixtral": Case("mixtral", {"num_key_value_heads": 2, "num_local_experts": 5}, {"normalize_expert_weights": False}),
+    "mixtral-window-three": Case(
+        "mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 5, "tie_word_embeddings": True},
+        {"experts_per_token": 2},
+    ),
+    "minimax_m2": Case(
+        "minimax_m2",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 12,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            **rope("default", partial_rotary_factor=0.5),
+        },
+        {"router_scores": "softmax"},
+    ),
+    "olmoe": Case(
+        "olmoe",
+        {"num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 3},
+        {"normalize_expert_weights": True},
+    ),
+    "olmoe-normalized-biases": Case(
+        "olmoe",
+        {"num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": True, "attention_bias": True},
+        {"normalize_expert_weights": False},
+    ),
     "gpt2": Case("gpt2", {"n_inner": 40}, {"activation": "silu"}),
     "gpt2-unscaled": Case(
         "gpt2",

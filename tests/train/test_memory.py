@@ -22,6 +22,15 @@ def test_estimate_has_the_state_and_grows_with_the_micro_batch() -> None:
     assert all_at_once - one > 14 * (one - 16 * parameters - 3 * 4 * 256 * 4096)
 
 
+def test_all_experts_are_state_and_the_chosen_ones_compute() -> None:
+    one, two = (
+        SMALL.model_copy(update={"num_experts": 4, "experts_per_token": chosen, "num_layers": 1}) for chosen in (1, 2)
+    )
+    dense, loop = SMALL.model_copy(update={"num_layers": 1}), LoopConfig()
+    assert training_bytes(two, loop) - training_bytes(one, loop) == 6 * 768 * loop.batch_size * loop.sequence_length
+    assert training_bytes(one, loop) - training_bytes(dense, loop) == 16 * 256 * (3 * 3 * 768 + 4)
+
+
 def test_what_cannot_fit_is_refused_with_figures() -> None:
     huge = DecoderConfig(vocab_size=128_000, hidden_size=8192, num_layers=80, num_heads=64, num_kv_heads=8)
     with pytest.raises(CapacityError, match=r"at least [\d.]+ GB"):

@@ -19,6 +19,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -39,6 +41,7 @@ MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, intermediate_size=48, num_key_value_heads=2)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4)),
     "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE, intermediate_size=48)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, intermediate_size=48, num_key_value_heads=2)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SHAPE, intermediate_size=48, pad_token_id=0)),
 }
 
@@ -63,6 +66,12 @@ def test_an_adapted_model_starts_as_its_base_and_trains_adapters_alone() -> None
     assert trained
     assert all("lora_" in name for name in trained)
     assert len(list(adapters(model))) == 2 * 7
+
+
+def test_experts_have_no_adapters() -> None:
+    model = Decoder(tiny_model(60).config.model_copy(update={"num_experts": 4}))
+    add_adapters(model, LoraConfig(rank=4), seed=0)
+    assert len(list(adapters(model))) == 2 * 4
 
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])

@@ -135,6 +135,8 @@ class TiledContext:
         caches: Keys and values of each layer of a block.
     """
 
+    padding_BT: Tensor | None = None
+
     def __init__(
         self,
         packed: Tensor,

@@ -155,7 +155,9 @@ def _refuse_another_cache(cache_precision: CachePrecision, dtype: torch.dtype) -
 def _on_gpu(model: Decoder) -> Runner:
     if not triton.is_available():
         say("tallow runs without Triton, so more slowly: install triton")
-    if not triton.is_available() or not prefers_fast():
+    if (
+        not triton.is_available() or not prefers_fast() or model.config.num_experts
+    ):  # no graph holds a choice of experts
         return TorchRunner(model)
     from tallow.engine.cuda_runner import CudaRunner  # imports Triton, for which nobody without a GPU should wait
 

@@ -44,7 +44,8 @@ Allocate = Callable[[Plan], AbstractContextManager[Memory]]
 def can_pack(model: Decoder) -> bool:
     """Whether the C++ decoder is installed, and the model (it may be on the meta device) one that it can run."""
     on_cpu = model.norm.weight.device.type in ("cpu", "meta")
-    return cpu.native() is not None and on_cpu and model.config.head_size <= LONGEST_HEAD
+    fits = model.config.head_size <= LONGEST_HEAD and not model.config.num_experts
+    return cpu.native() is not None and on_cpu and fits
 
 
 def pack(

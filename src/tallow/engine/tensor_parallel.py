@@ -144,8 +144,10 @@ def check_divisible(config: DecoderConfig, size: int) -> None:
     """Whether a model can be spread over so many processes.
 
     Raises:
-        UsageError: Its heads or its feed-forward cannot be shared out evenly.
+        UsageError: It has experts, or its heads or its feed-forward cannot be shared out evenly.
     """
+    if config.num_experts:
+        raise UsageError("models with experts cannot be spread over processes", "leave out --tensor-parallel")
     for what, count in (("heads of keys and values", config.num_kv_heads), ("inner size", config.intermediate_size)):
         if count % size:
             raise UsageError(

@@ -138,6 +138,8 @@ class PagedContext:
     on the lengths of the others and nothing is padded.
     """
 
+    padding_BT: Tensor | None = None
+
     def __init__(
         self,
         spans: Sequence[Span],

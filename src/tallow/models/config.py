@@ -10,9 +10,12 @@ from tallow.recipe import Section
 
 MAX_LAYERS = 10_000
 """More layers than this are taken for a broken file, before anything is built."""
+MAX_EXPERTS = 10_000
+"""More experts than this, too."""
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
+RouterBalance = Literal["none", "loss", "bias"]
 
 
 class RotaryScaling(Section):
@@ -100,7 +103,7 @@ class DecoderConfig(Section):
         num_kv_heads: Heads of keys and values, shared by groups of query heads; it divides `num_heads`.
         head_dim: Size of one head; None for `hidden_size // num_heads`.
         max_positions: Longest sequence the model is meant for, in tokens.
-        intermediate_size: Inner size of the feed-forward.
+        intermediate_size: Inner size of the feed-forward, or of each expert.
         norm: RMSNorm (arXiv 1910.07467) or LayerNorm.
         norm_eps: Added to the mean square, or to the variance, before the root.
         norm_bias: LayerNorm adds a bias.
@@ -113,6 +116,14 @@ class DecoderConfig(Section):
         feed_forward_bias: The linear layers of the feed-forward add a bias.
         gated: The feed-forward multiplies by an activated gate (SwiGLU, GeGLU; arXiv 2002.05202).
         activation: Of the gate, or of the plain feed-forward; `gelu_tanh` is GELU's usual approximation.
+        num_experts: Feed-forwards in each layer, of which a router chooses some for each token; 0: one, for all tokens.
+        experts_per_token: Experts that compute a token.
+        router_scores: Softmax of the router's logits, or the sigmoid of each (arXiv 2412.19437, section 2.1.2).
+        normalize_expert_weights: The scores of a token's experts are divided by their sum (Mixtral: which is a softmax
+            over the chosen alone), else used as they are (OLMoE).
+        router_balance: What evens the use of experts in training: nothing, an auxiliary loss in each sequence
+            (arXiv 2412.19437, section 2.1.2), or a bias on the choice (2408.15664), which is part of the model.
+        router_balance_weight: Factor of the auxiliary loss of each layer, or step of the bias; None for 0.01 and 0.001.
         positions: Rotary, or a learned table (GPT-2).
         local_rotary: Rotary of the sliding-window layers, where it differs (Gemma 3).
         window: Tokens that a sliding layer sees, itself included; None for all.
@@ -151,6 +162,13 @@ class DecoderConfig(Section):
     gated: bool = True
     activation: Activation = "silu"
 
+    num_experts: int = Field(default=0, ge=0, le=MAX_EXPERTS)
+    experts_per_token: PositiveInt = 2
+    router_scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalize_expert_weights: bool = True
+    router_balance: RouterBalance = "loss"
+    router_balance_weight: PositiveFloat | None = None
+
     positions: Literal["rotary", "learned"] = "rotary"
     rotary: Rotary = Rotary()
     local_rotary: Rotary | None = None
@@ -177,10 +195,18 @@ class DecoderConfig(Section):
             raise ValueError(f"sliding_layers names {len(self.sliding_layers)} layers of {self.num_layers}")
         if self.sliding_layers is not None and any(self.sliding_layers) and self.window is None:
             raise ValueError("sliding_layers needs a window")
+        if self.num_experts:
+            self._check_experts()
         if self.positions == "rotary":
             for rotary in filter(None, (self.rotary, self.local_rotary)):
                 self._check_rotary(rotary)
         return self
+
+    def _check_experts(self) -> None:
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} is more than num_experts {self.num_experts}")
+        if not self.gated or self.feed_forward_bias:
+            raise ValueError("experts are gated and have no biases")
 
     def _check_rotary(self, rotary: Rotary) -> None:
         rotated, scaling = rotary.rotated_size(self.head_size), rotary.scaling
@@ -199,6 +225,13 @@ class DecoderConfig(Section):
     @property
     def head_size(self) -> int:
         return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def balance_weight(self) -> float:
+        """Factor of the auxiliary loss, or step of the bias; 0 where nothing evens the use of experts."""
+        if not self.num_experts or self.router_balance == "none":
+            return 0.0
+        return self.router_balance_weight or (0.01 if self.router_balance == "loss" else 0.001)
 
     def layer_window(self, layer: int) -> int | None:
         """Window of a layer in tokens, None where it sees everything before it."""

@@ -5,6 +5,8 @@ It knows nothing of processes, devices, precision or caches: what attention sees
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.context import Context
 from tallow.models.blocks.feed_forward import FeedForward
 from tallow.models.blocks.linear import Linear, Table
+from tallow.models.blocks.mixture import Mixture, Router
 from tallow.models.blocks.norms import make_norm
 from tallow.models.blocks.positions import Rotation, make_rotation
 from tallow.models.config import DecoderConfig
@@ -32,7 +35,7 @@ class Layer(nn.Module):
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
         self.attention = Attention(config, index)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = Mixture(config) if config.num_experts else FeedForward(config)
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
         self.attention_norm = make_norm(config) if before else nn.Identity()
         self.attention_post_norm = make_norm(config) if after else nn.Identity()
@@ -43,12 +46,12 @@ class Layer(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, context: Context) -> Tensor:
         attended_BTD = self.attention_post_norm(self.attention(self.attention_norm(x_BTD), rotation, context))
         if self.parallel_residual:
-            return x_BTD + (attended_BTD + self._feed_forward(x_BTD))
+            return x_BTD + (attended_BTD + self._feed_forward(x_BTD, context))
         x_BTD = x_BTD + attended_BTD
-        return x_BTD + self._feed_forward(x_BTD)
+        return x_BTD + self._feed_forward(x_BTD, context)
 
-    def _feed_forward(self, x_BTD: Tensor) -> Tensor:
-        return self.feed_forward_post_norm(self.feed_forward(self.feed_forward_norm(x_BTD)))
+    def _feed_forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        return self.feed_forward_post_norm(self.feed_forward(self.feed_forward_norm(x_BTD), context))
 
 
 class Decoder(nn.Module):
@@ -88,6 +91,34 @@ class Decoder(nn.Module):
         """Number of weights; a tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def num_active_parameters(self) -> int:
+        """Number of weights that compute a token: of a mixture only the experts that are chosen."""
+        idle = self.config.num_experts - self.config.experts_per_token
+        experts = sum(mixture.experts.num_parameters_each() for mixture in self.mixtures())
+        return self.num_parameters() - idle * experts
+
+    def mixtures(self) -> Iterator[Mixture]:
+        """The mixtures of experts, in the order of their layers."""
+        for module in self.modules():
+            if isinstance(module, Mixture):
+                yield module
+
+    def moved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Biases of routers that are trained, by name: training moves them without a gradient."""
+        for name, module in self.named_modules():
+            if isinstance(module, Router) and module.bias is not None and module.weight.requires_grad:
+                yield f"{name}.bias", module.bias
+
+    def take_loads(self) -> Tensor:
+        """Tokens that each expert has computed in training since this was last asked: L E, int64."""
+        loads = [mixture.take_loads() for mixture in self.mixtures()]
+        return torch.stack(loads) if loads else torch.zeros(0, 0, dtype=torch.int64)
+
+    def move(self, loads_LE: Tensor) -> None:
+        """Move the biases of all routers, by the loads of an update in all its batches on all processes."""
+        for mixture, loads_E in zip(self.mixtures(), loads_LE, strict=True):
+            mixture.move_bias(loads_E)
+
     def _rotations(self, positions_BT: Tensor) -> list[Rotation | None]:
         """Angles for each layer; those of one kind are computed once."""
         config = self.config
@@ -109,6 +140,6 @@ def initialize(model: Decoder, seed: int) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-            elif parameter.ndim == 2:
+            elif parameter.ndim >= 2:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, residual_deviation if residual else 0.02, generator=generator)

@@ -31,7 +31,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, None, context))
-        return self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+        return self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD, context))
 
 
 class MaskedHead(nn.Module):

@@ -57,8 +57,10 @@ def quantization_targets(
         skip: Names of modules to leave as they are, with all below them (`lm_head`, `layers.0`).
 
     Raises:
-        UsageError: The model is quantized already, or `skip` names no module of it.
+        UsageError: The model has experts, is quantized already, or `skip` names no module of it.
     """
+    if model.config.num_experts:
+        raise UsageError("models with experts cannot be quantized", "use bf16")
     if quantized_modules(model):
         raise UsageError("the model is quantized already", "start from the model that it was made of")
     names = dict(model.named_modules())

@@ -22,12 +22,17 @@ def causal(packed: Packed) -> Example:
     seen_BT = documents_BT[:, :-1]
     starts_BT = document_starts(seen_BT)
     # what follows the last document is padding, which causal order hides from it
-    one_document = not bool((starts_BT & (seen_BT != PADDING_DOCUMENT)).any())
+    padding_BT = seen_BT == PADDING_DOCUMENT
+    one_document = not bool((starts_BT & ~padding_BT).any())
     return Example(
         inputs_BT=tokens_BT[:, :-1],
         targets_BT=tokens_BT[:, 1:],
         loss_mask_BT=inside_BT & packed.trainable_BT[:, 1:],
-        context=SequenceContext(positions_within(starts_BT), None if one_document else seen_BT),
+        context=SequenceContext(
+            positions_within(starts_BT),
+            None if one_document else seen_BT,
+            padding_BT if bool(padding_BT.any()) else None,
+        ),
     )
 
 

@@ -68,13 +68,13 @@ def train(
     updater = Updater(model, objective, config, world)
     checkpoints = Checkpoints(
         run.directory / "checkpoints",
-        updater.parameters,
+        updater.parameters | updater.moved,
         updater.optimizer,
         {"loop": config.result_settings(), **(identity or {})},
         config.keep_checkpoints,
     )
     done, tokens = _take_up(checkpoints, run, world)
-    world.copy_from_main(updater.parameters.values())
+    world.copy_from_main([*updater.parameters.values(), *updater.moved.values()])
     workload = settle_workload(
         config.precision, updater.rehearse, batches(0)[0], run.directory / "workload.json", world
     )

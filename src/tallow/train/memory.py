@@ -6,6 +6,7 @@ import torch
 
 from tallow.errors import CapacityError
 from tallow.kernels.memory import machine_bytes
+from tallow.models.config import DecoderConfig
 from tallow.models.skeletons import ModelConfig, build
 from tallow.objectives.loss import PIECE_TOKENS
 from tallow.train.config import LoopConfig
@@ -22,7 +23,9 @@ def training_bytes(config: ModelConfig, loop: LoopConfig) -> int:
         weights = build(config).num_parameters()
     tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
     state = (8 + loop.optimizer.state_bytes) * weights
-    activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * config.intermediate_size)
+    chosen = config.experts_per_token if isinstance(config, DecoderConfig) and config.num_experts else 1
+    inner = config.intermediate_size * chosen
+    activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * inner)
     logits = 3 * 4 * min(tokens, PIECE_TOKENS) * config.vocab_size
     return state + activations + logits
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tallow.data.batch import Packed
 from tallow.errors import DataError, TallowError
@@ -29,6 +29,23 @@ class TrainableModel(TokenModel, Protocol):
     def train(self, mode: bool = True) -> Self: ...
 
 
+@runtime_checkable
+class Balancing(Protocol):
+    """A model that evens the use of its experts after each update, without a gradient."""
+
+    def moved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What it moves, by name."""
+        ...
+
+    def take_loads(self) -> Tensor:
+        """Tokens that each expert of each layer has computed in training since this was last asked."""
+        ...
+
+    def move(self, loads: Tensor) -> None:
+        """Move them, by the loads of all batches of an update on all processes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Update:
     """What an update found.
@@ -45,13 +62,18 @@ class Update:
 
 
 class Updater:
-    """A model, what it learns, and the optimizer of those parameters that require a gradient."""
+    """A model, what it learns, and the optimizer of those parameters that require a gradient (`parameters`).
+
+    `moved` are those that change without one.
+    """
 
     def __init__(self, model: TrainableModel, objective: Objective, config: LoopConfig, world: World) -> None:
         self.model, self.objective, self.world = model.train(), objective, world
         self.clip_norm = config.clip_norm
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.optimizer = make_optimizer(self.parameters, config)
+        self.balancing = model if isinstance(model, Balancing) else None
+        self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = next(iter(self.parameters.values())).device
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
@@ -81,6 +103,9 @@ class Updater:
         self.optimizer.set_learning_rate(learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.balancing is not None and self.moved:
+            loads = self.balancing.take_loads()
+            self.balancing.move(torch.tensor(self.world.sum(*loads.flatten().tolist())).view_as(loads))
         return Update(loss / count, norm, int(tokens))
 
     def add_gradient(self, packed: Packed, precision: Precision) -> tuple[float, int]:
@@ -118,3 +143,5 @@ class Updater:
         """Do what a micro-batch needs, and forget it."""
         self.add_gradient(packed, precision)
         self.optimizer.zero_grad()
+        if self.balancing is not None:
+            self.balancing.take_loads()

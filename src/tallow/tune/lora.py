@@ -79,8 +79,8 @@ def add_adapters(model: Decoder, config: LoraConfig, seed: int) -> None:
             adapter = LoraLinear(module, config.rank, config.scale, config.dropout)
             nn.init.kaiming_uniform_(adapter.lora_A, a=math.sqrt(5), generator=generator)
             setattr(parent, name, adapter)
-    # a plain feed-forward has no gate; the default targets name it all the same
-    missing -= {"gate_proj"}
+    # a plain feed-forward has no gate, and experts are no linear layers; the default targets name them all the same
+    missing -= {"gate_proj", "up_proj", "down_proj"} if model.config.num_experts else {"gate_proj"}
     if missing:
         raise UsageError(f"the model has no layer named {sorted(missing)[0]}", f"known: {', '.join(LINEAR_NAMES)}")
 

@@ -19,6 +19,8 @@ class BidirectionalContext:
             sees. None: each row is one document without padding.
     """
 
+    padding_BT: Tensor | None = None  # nothing that is not attention asks for it: encoders have no experts
+
     def __init__(self, positions_BT: Tensor, documents_BT: Tensor | None = None) -> None:
         self.positions_BT = positions_BT
         self.mask_B1TT = (

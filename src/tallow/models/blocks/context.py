@@ -27,9 +27,15 @@ class AttentionSpec:
 
 
 class Context(Protocol):
-    """Positions of the tokens of a forward pass (B T, int64), and how they attend."""
+    """The tokens of a forward pass, and how they attend.
+
+    Args:
+        positions_BT: Positions, int64; a sequence starts at 0.
+        padding_BT: Places that hold no token of a text, bool; None where there are none.
+    """
 
     positions_BT: Tensor
+    padding_BT: Tensor | None
 
     def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
         """Attention output, B H T d; K divides H."""
@@ -43,11 +49,15 @@ class SequenceContext:
         positions_BT: Position of each token in its document.
         documents_BT: Number of the document that each token belongs to; tokens see only their own
             document, so a packed row equals its documents run one by one. None: one document a row.
+        padding_BT: Places that hold no token of a text; None: there are none.
     """
 
-    def __init__(self, positions_BT: Tensor, documents_BT: Tensor | None = None) -> None:
+    def __init__(
+        self, positions_BT: Tensor, documents_BT: Tensor | None = None, padding_BT: Tensor | None = None
+    ) -> None:
         self.positions_BT = positions_BT
         self.documents_BT = documents_BT
+        self.padding_BT = padding_BT
         self._masks: dict[int | None, Tensor | None] = {}
         self._biases: dict[int | None, list[Tensor]] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tallow.models.blocks.context import Context
 from tallow.models.blocks.linear import Linear
 from tallow.models.config import Activation, DecoderConfig
 
@@ -20,7 +21,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(inner, hidden, bias=bias)
         self.activation: Activation = config.activation
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, _context: Context) -> Tensor:
         if self.gate_proj is None:
             return self.down_proj(activate(self.up_proj(x_BTD), self.activation))
         return self.down_proj(activate(self.gate_proj(x_BTD), self.activation) * self.up_proj(x_BTD))

@@ -56,19 +56,26 @@ class TensorMap:
         hub: Its name in the files.
         ours: Names of the model's parameters in it; several where the family stores them fused.
         layout: How they lie in it.
+        expert: Of parameters that stack the weights of all experts, the one whose weights it holds; None: it holds them
+            whole.
     """
 
     hub: str
     ours: tuple[str, ...]
     layout: Layout = AS_IS
+    expert: int | None = None
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Our parameters in the stored tensor, in the order of `ours`."""
+        """Our parameters (or the expert's part of them) in the stored tensor, in the order of `ours`."""
         return tuple(self.layout.split(tensor))
 
     def join(self, parameters: Sequence[Tensor]) -> Tensor:
         """The tensor to store for our parameters."""
-        return self.layout.join(parameters)
+        return self.layout.join([self.part(parameter) for parameter in parameters])
+
+    def part(self, parameter: Tensor) -> Tensor:
+        """What of a parameter the stored tensor holds."""
+        return parameter if self.expert is None else parameter[self.expert]
 
 
 _ATTENTION = {f"attention.{part}_proj": f"self_attn.{part}_proj" for part in ("q", "k", "v", "o")}
@@ -96,13 +103,17 @@ class Family(Generic[Config]):
         architecture: Entry of `architectures` in `config.json`.
         read_config: From the values of `config.json`.
         write_config: Back to them, without the fields that all families share (control tokens, dtype).
-        layer: Names of our modules below a layer → the hub's; those with the same name there are stored fused.
+        layer: Names of our modules below a layer → the hub's; those with the same name there are stored fused. A
+            parameter that the hub calls otherwise than its module is named itself. `{expert}` stands for the number of
+            an expert, where the hub has a tensor for each.
         outside: The same outside of the layers, with the list of layers itself.
         layouts: How modules below a layer (the hub's names) are stored, where that is not as they are.
         other_names: Values of `model_type` that are also read as this family.
         aliases: How some files spell a tensor's name: beginning as written here, beginning there.
         endings: The same of its end.
         ignored: Ends of the names of stored tensors that are no parameters.
+        variants: Other ways in which files hold such a model: the end of a tensor's name that is only there, and the
+            format. They are read, not written.
     """
 
     name: str
@@ -116,6 +127,19 @@ class Family(Generic[Config]):
     aliases: tuple[tuple[str, str], ...] = (("model.", ""),)
     endings: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    variants: tuple[tuple[str, Family], ...] = ()
+
+    def of_files(self, names: Iterable[str]) -> Family:
+        """The format of files that hold tensors of these names."""
+        for name in names:
+            for end, variant in self.variants:
+                if name.endswith(end):
+                    return variant
+        return self
+
+    def tensors_per_layer(self, config: DecoderConfig) -> int:
+        """A lower bound, to compare a config with the files before anything is built."""
+        return max(1, config.num_experts if any("{expert}" in there for there in self.layer.values()) else 0)
 
     def tensors(self, config: Config, parameters: Iterable[str] | None = None) -> list[TensorMap]:
         """The stored tensors that hold the parameters of a model of this shape.
@@ -128,17 +152,21 @@ class Family(Generic[Config]):
             with torch.device("meta"):
                 parameters = [name for name, _ in build(config).named_parameters()]
         layouts = self.layouts(config) if self.layouts is not None else {}
+        num_experts = config.num_experts if isinstance(config, DecoderConfig) else 0
         maps: dict[str, TensorMap] = {}
         for parameter in parameters:
             module, _, kind = parameter.rpartition(".")
             if module.startswith("layers."):
-                _, index, below = module.split(".", 2)
-                there = self.layer[below]
-                hub, layout = f"{self.outside['layers']}.{index}.{there}.{kind}", layouts.get(there, AS_IS)
+                _, index, below = parameter.split(".", 2)
+                there = self.layer.get(below) or f"{self.layer[below.removesuffix(f'.{kind}')]}.{kind}"
+                hub = f"{self.outside['layers']}.{index}.{there}"
+                layout = layouts.get(there) or layouts.get(there.rpartition(".")[0], AS_IS)
             else:
                 hub, layout = f"{self.outside[module]}.{kind}", AS_IS
-            fused_with = maps[hub].ours if hub in maps else ()
-            maps[hub] = TensorMap(hub, (*fused_with, parameter), layout)
+            for expert in range(num_experts) if "{expert}" in hub else (None,):
+                name = hub.format(expert=expert)
+                fused_with = maps[name].ours if name in maps else ()
+                maps[name] = TensorMap(name, (*fused_with, parameter), layout, expert)
         return list(maps.values())
 
     def spellings(self, hub: str) -> list[str]:
@@ -176,9 +204,11 @@ def _architecture(config: ModelConfig) -> dict[str, Any]:
         return {name: value for name, value in config if name not in ("family", "pad_id")}
     layers = range(config.num_layers)
     spelled = ("family", "bos_id", "eos_ids", "pad_id", "head_dim", "sliding_layers", "local_rotary")
+    spelled += ("router_balance_weight",)
     return {name: value for name, value in config if name not in spelled} | {
         "head_dim": config.head_size,
         "window": [config.layer_window(layer) for layer in layers],
         "rotary": [config.layer_rotary(layer) if config.positions == "rotary" else None for layer in layers],
         "attention_scale": config.attention_scale or config.head_size**-0.5,
+        "router_balance_weight": config.balance_weight,
     }

@@ -88,7 +88,7 @@ def read_adapter(directory: Path, config: DecoderConfig) -> dict[str, LowRank]:
     shapes, family = _shapes(config), find_family(config.family)
     updates: dict[str, LowRank] = {}
     for tensor_map in family.tensors(config, shapes):
-        if not tensor_map.hub.endswith(".weight"):
+        if not tensor_map.hub.endswith(".weight") or tensor_map.expert is not None:
             continue
         for spelling in family.spellings(tensor_map.hub):
             module = _module(spelling)

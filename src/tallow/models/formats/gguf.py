@@ -176,6 +176,8 @@ def save_gguf(model: Decoder, tokenizer: Tokenizer | None, path: Path, precision
     if precision not in get_args(Precision):
         raise UsageError(f"GGUF precision {precision!r} is not known", f"use one of {', '.join(get_args(Precision))}")
     config = model.config
+    if config.num_experts:
+        raise UsageError("models with experts cannot be written as GGUF", "keep the model as safetensors")
     tensors = list(_tensors_to_write(config, precision))
     metadata = write_metadata(config)
     refuse_inexpressible(config, metadata, {tensor.name: tensor.shape for tensor in tensors})

@@ -128,6 +128,8 @@ def read_config(metadata: Mapping[str, Any], shapes: Shapes, rope: Mapping[str, 
     """
     architecture = find_architecture(metadata)
     fields = Fields(metadata)
+    if fields.integer("expert_count", 0):
+        raise DataError("GGUF models with experts are not supported", "take the model as safetensors")
     try:
         return _read_config(architecture, fields, shapes, rope)
     except (ValidationError, ZeroDivisionError, OverflowError) as error:

@@ -117,9 +117,9 @@ class HubModel(StoredModel):
     def __init__(self, directory: Path) -> None:
         self.path, self.files = directory, fingerprint_files(directory)
         config = read_config(directory)
-        family = find_family(config.family)
         self._stored = stored = TensorFiles(directory)
-        model = _without_memory(Decoder, config, stored)
+        family = find_family(config.family).of_files(stored.unread)
+        model = _without_memory(Decoder, config, stored, family.tensors_per_layer(config))
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         for name in quantized_names(read_json(directory / CONFIG, "model config")):
             replace_stored(model, name, stored.read)
@@ -188,7 +188,7 @@ def save_directory(model: Model, tokenizer: Tokenizer | None, directory: Path) -
     tensor_maps = unquantized(family_of(model.config).tensors(model.config), parameters)
     plain = {tensor_map.hub: tensor_map for tensor_map in tensor_maps}
     quantized = dict(quantized_tensors(model)) if isinstance(model, Decoder) else {}
-    sizes = {hub: sum(parameters[name].nbytes for name in plain[hub].ours) for hub in plain}
+    sizes = {hub: sum(it.part(parameters[name]).nbytes for name in it.ours) for hub, it in plain.items()}
     sizes |= {name: tensor.nbytes for name, tensor in quantized.items()}
 
     def tensor(name: str) -> Tensor:
@@ -223,11 +223,15 @@ def _warn_of_unreachable_ends(config: DecoderConfig, path: Path) -> None:
             say(f"{path}: eos_token_id {token} is not in the vocabulary of {config.vocab_size:,}, so it ends no text")
 
 
-def _without_memory(skeleton: Callable[[Config], Skeleton], config: Config, stored: TensorFiles) -> Skeleton:
+def _without_memory(
+    skeleton: Callable[[Config], Skeleton], config: Config, stored: TensorFiles, tensors_per_layer: int = 1
+) -> Skeleton:
     """The model on the meta device, once the files can be those of one so large."""
-    if config.num_layers > len(stored):
+    if config.num_layers * tensors_per_layer > len(stored):
+        experts = isinstance(config, DecoderConfig) and config.num_experts
+        what = f"{config.num_layers} layers" + (f" of {experts} experts" if experts else "")
         raise DataError(
-            f"{stored.directory / CONFIG} says {config.num_layers} layers, but there are only {len(stored)} tensors",
+            f"{stored.directory / CONFIG} says {what}, but there are only {len(stored)} tensors",
             "config.json and the weights are not of the same model",
         )
     try:

@@ -30,7 +30,10 @@ class MappedTensors:
         self, stored: TensorFiles, family: Family, maps: Iterable[TensorMap], shapes: Mapping[str, torch.Size]
     ) -> None:
         self._stored, self._family, self._maps, self._shapes = stored, family, list(maps), shapes
-        self._map_of = {name: tensor_map for tensor_map in self._maps for name in tensor_map.ours}
+        self._maps_of: dict[str, list[TensorMap]] = {}  # of a parameter that stacks experts: one for each
+        for tensor_map in self._maps:
+            for name in tensor_map.ours:
+                self._maps_of.setdefault(name, []).append(tensor_map)
         self.dtype = stored.read_weight(family.spellings(self._maps[0].hub)).dtype
         """Of the first tensor; all that are read become of it, unless they are asked for in another."""
         for tensor_map in self._maps:
@@ -43,9 +46,12 @@ class MappedTensors:
         Raises:
             DataError: It is broken or of another shape.
         """
-        tensor_map = self._map_of[name]
-        tensor = self._stored.read_weight(self._family.spellings(tensor_map.hub), self.dtype, alone=True)
-        return _split(tensor, tensor_map, self._shapes)[tensor_map.ours.index(name)]
+        state: dict[str, Tensor] = {}
+        for tensor_map in self._maps_of[name]:
+            tensor = self._stored.read_weight(self._family.spellings(tensor_map.hub), self.dtype, alone=True)
+            part = _split(tensor, tensor_map, self._shapes)[tensor_map.ours.index(name)]
+            self._put(state, name, part, tensor_map.expert)
+        return state[name]
 
     def read_all(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """All parameters, mapped from the files where that can be.
@@ -58,16 +64,27 @@ class MappedTensors:
         """
         state: dict[str, Tensor] = {}
         for tensor_map in self._maps:
-            spellings, fused = self._family.spellings(tensor_map.hub), tensor_map.layout is not AS_IS
-            tensor = self._stored.read_weight(spellings, dtype or self.dtype, alone=fused)
+            copied = tensor_map.layout is not AS_IS or tensor_map.expert is not None
+            spellings = self._family.spellings(tensor_map.hub)
+            tensor = self._stored.read_weight(spellings, dtype or self.dtype, alone=copied)
             for name, part in zip(tensor_map.ours, _split(tensor, tensor_map, self._shapes), strict=True):
-                state[name] = part.contiguous()  # as fused optimizers take it to be, without a check
+                # contiguous, as fused optimizers take it to be without a check
+                self._put(state, name, part.contiguous(), tensor_map.expert)
         return state
+
+    def _put(self, state: dict[str, Tensor], name: str, part: Tensor, expert: int | None) -> None:
+        """Put a parameter, or an expert's part of it, into a state."""
+        if expert is None:
+            state[name] = part
+            return
+        if name not in state:
+            state[name] = part.new_empty(self._shapes[name])
+        state[name][expert] = part
 
 
 def _split(tensor: Tensor, tensor_map: TensorMap, shapes: Mapping[str, torch.Size]) -> tuple[Tensor, ...]:
     """Our parameters in a stored tensor, once they are of these shapes."""
-    wanted = [shapes[name] for name in tensor_map.ours]
+    wanted = [shapes[name] if tensor_map.expert is None else shapes[name][1:] for name in tensor_map.ours]
     try:
         parts = tensor_map.split(tensor)
     except (RuntimeError, ValueError, IndexError):
