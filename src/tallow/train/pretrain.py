@@ -18,6 +18,7 @@ from tallow.errors import DataError, UsageError
 from tallow.files import hash_file
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
+from tallow.models.families import find_family
 from tallow.models.formats import load_model, save_model
 from tallow.objectives.causal import causal
 from tallow.parallel import World, join_world
@@ -61,7 +62,9 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _can_be_trained(self) -> Self:
         if self.init is None:
-            _check_length(self.model or DecoderConfig(), self.loop)
+            shape = self.model or DecoderConfig()
+            _check_length(shape, self.loop)
+            find_family(shape.family).hub_config(shape)  # what could not be saved in the end is refused here
         elif self.model is not None:
             raise UsageError("init and model are both set, but what init names has its shape", "leave one of them out")
         return self
