@@ -155,6 +155,14 @@ def test_without_held_out_text_there_is_no_validation(
     assert "no held-out text" in capsys.readouterr().err
 
 
+def test_a_mixture_of_experts(tmp_path: Path, config: Make) -> None:
+    result = pretrain(config(model={**SHAPE, "family": "mixtral", "num_experts": 4}), StageRun(tmp_path))
+    assert result["loss"] < 5.5
+    model = load_model(tmp_path / "model")
+    assert (model.config.num_experts, model.config.router_balance) == (4, "loss")
+    assert result["parameters"] - model.num_active_parameters() == 2 * 3 * 32 * 64
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path, config: Make) -> None:
     run = StageRun(tmp_path / "run")
     other = make_tokenizer(tmp_path / "other", 260)
@@ -164,6 +172,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, config: Make) -> None:
         pretrain(config({"sequence_length": 2000}), run)
     with pytest.raises(UsageError, match="vocabulary 100"):
         pretrain(config(model={**SHAPE, "vocab_size": 100}), run)
+    with pytest.raises(UsageError, match="format of llama cannot express this model: num_experts"):
+        config(model={**SHAPE, "num_experts": 4})
     with pytest.raises(UsageError, match="both set"):
         pretrain(config(init=tmp_path), run)
     with pytest.raises(CapacityError, match="GB"):

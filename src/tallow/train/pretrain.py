@@ -20,6 +20,7 @@ from tallow.files import hash_file
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.encoder_config import EncoderConfig
+from tallow.models.families import family_of
 from tallow.models.formats import load_encoder, load_model, save_model
 from tallow.models.skeletons import Model, ModelConfig, new_model
 from tallow.objectives import OBJECTIVES
@@ -77,6 +78,7 @@ class PretrainConfig(Section):
             )
         if self.init is None:
             _check_length(self.shape, self.loop)
+            family_of(self.shape).hub_config(self.shape)  # what could not be saved in the end is refused here
         elif getattr(self, wanted) is not None:
             raise UsageError(
                 f"init and {wanted} are both set, but what init names has its shape", "leave one of them out"
