@@ -119,7 +119,9 @@ def run(
     for sample in summary.samples:
         console.print(f"\n[bold]› {escape(sample['prompt'])}[/bold]\n{escape(sample['answer'])}")
     console.print(f"\nreport: {page}", soft_wrap=True)
-    if summary.model is not None:
+    from tallow.models.formats.hub import is_encoder  # imports torch: nothing that is refused above should wait for it
+
+    if summary.model is not None and not is_encoder(summary.model):
         console.print(f"chat:   {sys.argv[0]} chat {directory}", soft_wrap=True)
 
 

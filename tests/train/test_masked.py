@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
+from tests.test_cli import run_tallow
 from tests.train.toys import loop_config, new_run
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -132,14 +134,17 @@ SHAPE = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size"
 LOOP = {"steps": 50, "log_every": 1, "batch_size": 4, "sequence_length": 32, "precision": "fp32", "learning_rate": 1e-2}
 
 
-def recipe(place: Path, **changes: dict[str, Any]) -> Recipe:
-    values: dict[str, Any] = {
+def settings(place: Path) -> dict[str, Any]:
+    return {
         "prepare": {"sources": [str(place / "text.txt")], "split": "paragraphs", "validation_fraction": 0.2},
         "tokenizer": {"vocab_size": 270, "mask_token": "<|mask|>"},
         "encode": {},
         "pretrain": {"objective": "masked", "encoder": SHAPE, "loop": LOOP},
     }
-    return Recipe.parse({**values, **changes})
+
+
+def recipe(place: Path, **changes: dict[str, Any]) -> Recipe:
+    return Recipe.parse({**settings(place), **changes})
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +173,17 @@ def test_a_recipe_gives_an_encoder_that_transformers_reads(place: Path) -> None:
     with torch.no_grad():
         ours = model.logits(model(ids_BT, BidirectionalContext.plain(1, ids_BT.shape[1])))
         torch.testing.assert_close(ours, reference(input_ids=ids_BT).logits, rtol=0, atol=1e-4)
+
+
+def test_an_encoder_is_not_offered_to_chat_with(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = place / "recipe.yaml"
+    source.write_text(yaml.safe_dump({"name": "masked", **settings(place)}))
+    assert run_tallow(monkeypatch, "run", source, "--run", place / "run") == 0
+    printed = capsys.readouterr().out
+    assert "report:" in printed
+    assert "chat:" not in printed
 
 
 def test_going_on_from_an_encoder(place: Path, tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
     return _parse(directory, lambda: find_encoder_family(values["model_type"]).read_config(values))
 
 
+def is_encoder(directory: Path) -> bool:
+    """Whether a model directory holds an encoder, which cannot continue a text.
+
+    Raises:
+        DataError: config.json is missing or broken.
+    """
+    return _read_values(directory)["model_type"] in ENCODERS
+
+
 def _read_values(directory: Path) -> dict[str, Any]:
     """What config.json says, which names a `model_type`."""
     path = directory / CONFIG
