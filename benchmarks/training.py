@@ -25,7 +25,7 @@ from tallow.kernels.probe import matmul_peak
 from tallow.models.formats import load_model, save_model
 from tallow.models.store import pull
 from tallow.objectives.causal import causal
-from tallow.parallel import ALONE
+from tallow.parallel import Layout
 from tallow.train.config import LoopConfig
 from tallow.train.precision import count_flops
 from tallow.train.update import Updater
@@ -57,7 +57,7 @@ def main() -> None:
 def time_steps(path: Path, precision: Literal["bf16", "fp32"], rounds: int) -> tuple[float, float, float]:
     """Seconds of our step and of theirs, medians after one to warm up; the FLOPs of one."""
     ours = load_model(path, dtype=torch.float32)
-    updater = Updater(ours, causal, LoopConfig(), ALONE)
+    updater = Updater(Layout(ours), causal, LoopConfig())
     theirs = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=LEARNING_RATE, fused=True)
     packed = random_batch(ours.config.vocab_size, BATCH, TOKENS)

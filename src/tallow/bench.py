@@ -112,7 +112,7 @@ def train(
 
     from tallow.models.formats import load_model
     from tallow.objectives.causal import causal
-    from tallow.parallel import ALONE
+    from tallow.parallel import Layout
     from tallow.train.config import LoopConfig
     from tallow.train.precision import count_flops
     from tallow.train.update import Updater
@@ -122,7 +122,7 @@ def train(
         raise UsageError(
             f"{seq} tokens do not fit into the model's context of {model.config.max_positions}", "lower --seq"
         )
-    updater = Updater(model, causal, LoopConfig(), ALONE)
+    updater = Updater(Layout(model), causal, LoopConfig())
     packed = random_batch(model.config.vocab_size, batch, seq)
     flops = count_flops(lambda: updater.rehearse(packed, "fp32"))
     seconds, loss = [], 0.0

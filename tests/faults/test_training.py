@@ -20,6 +20,7 @@ from tallow.data.batch import Packed
 from tallow.errors import CapacityError, TallowError
 from tallow.files import read_json
 from tallow.objectives.causal import causal
+from tallow.parallel import Layout
 from tallow.run import StageRun
 from tallow.train.loop import train
 
@@ -39,7 +40,7 @@ def train_toy(directory: Path, pause_s: float) -> None:
 
     model = tiny_model()
     try:
-        train(model, causal, batches, config, new_run(directory))
+        train(Layout(model), causal, batches, config, new_run(directory))
     except TallowError as error:
         sys.exit(error.exit_code)
     (directory / "weights").write_bytes(weights(model).numpy().tobytes())
@@ -116,13 +117,13 @@ def test_a_full_disk_stops_it_and_the_checkpoint_before_is_whole(small_disk: Pat
     config = loop_config(steps=20, save_every=10, keep_checkpoints=1)
     batches = markov_batches(config)
     with pytest.raises(CapacityError, match="no space left") as full:
-        train(tiny_model(), causal, batches, config, new_run(small_disk))
+        train(Layout(tiny_model()), causal, batches, config, new_run(small_disk))
     assert full.value.exit_code == 4
     assert [path.name for path in (small_disk / "checkpoints").iterdir()] == ["step-00000010"]
 
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(small_disk, elsewhere)
     model, whole = tiny_model(seed=1), tiny_model()
-    train(model, causal, batches, config, new_run(elsewhere))
-    train(whole, causal, batches, config, new_run(tmp_path / "whole"))
+    train(Layout(model), causal, batches, config, new_run(elsewhere))
+    train(Layout(whole), causal, batches, config, new_run(tmp_path / "whole"))
     assert torch.equal(weights(model), weights(whole))

@@ -8,7 +8,7 @@ from tallow.models.blocks.context import SequenceContext
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.objectives import Example, loss
-from tallow.objectives.loss import backpropagate, summed_loss
+from tallow.objectives.loss import summed_loss
 
 VOCABULARY = 31
 
@@ -28,6 +28,12 @@ def example() -> Example:
     tokens = torch.randint(0, VOCABULARY, (3, 21), generator=generator)
     mask = torch.rand(3, 20, generator=generator) < 0.6
     return Example(tokens[:, :-1], tokens[:, 1:], mask, SequenceContext.plain(3, 20))
+
+
+def backpropagate(model: Decoder, example: Example) -> torch.Tensor:
+    loss = summed_loss(model, example)
+    loss.backward()
+    return loss.detach()
 
 
 def plain_loss(model: Decoder, example: Example) -> torch.Tensor:

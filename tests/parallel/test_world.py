@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.processes import start
 from tests.train.toys import loop_config, markov_batches, new_run, pack, tiny_model, weights
-from torch import nn
 
 from tallow.data.batch import Packed
 from tallow.errors import UsageError
 from tallow.files import read_json, write_json
 from tallow.objectives.causal import causal
-from tallow.parallel import ALONE, World, join_world, world
+from tallow.parallel import ALONE, Layout, World, join_world
+from tallow.parallel.world import buckets
 from tallow.run import StageRun
 from tallow.train.loop import train
 
@@ -32,20 +32,20 @@ def train_toy(rank: int, size: int, port: int, directory: Path) -> None:
     config = loop_config(batch_size=5)
     whole = markov_batches(config)
     with join_world() as world:
+        layout = Layout(tiny_model(seed=rank), config.parallel, world)
 
         def batches(step: int) -> list[Packed]:
             [packed] = whole(step)
-            rows = list(world.share(range(5)))
+            rows = list(layout.mesh.data.share(range(5)))
             mask_BT = torch.ones_like(packed.trainable_BT)
             mask_BT[0, 3:] = False
             return [pack(packed.tokens_BT[rows], mask_BT[rows])]
 
-        model = tiny_model(seed=rank)
         run = new_run(directory if world.is_main else directory / f"rank{rank}")
-        train(model, causal, batches, config, run, world=world)
+        train(layout, causal, batches, config, run)
         write_json(
             directory / f"rank{rank}.json",
-            {"sums": world.sum(rank + 1, 0.5), "weights": weights(model).double().sum().item()},
+            {"sums": world.sum(rank + 1, 0.5), "weights": weights(layout.model).double().sum().item()},
         )
 
 
@@ -100,16 +100,9 @@ def test_an_environment_that_torchrun_did_not_make(
         pass
 
 
-def test_gradients_are_summed_in_buckets_whatever_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two equal processes, played by one: every sum is twice what is there."""
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
-    monkeypatch.setattr(world, "BUCKET_BYTES", 40)
-    shapes = [(3, 3), (1,), (20,), (2, 2), ()]
-    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    parameters.append(nn.Parameter(torch.zeros(4, dtype=torch.bfloat16)))
-    for number, parameter in enumerate(parameters):
-        parameter.grad = None if number == 1 else torch.full_like(parameter, number + 1)
-    World(0, 2).sum_gradients(parameters)
-    for number, parameter in enumerate(parameters):
-        assert parameter.grad is not None
-        assert torch.equal(parameter.grad, torch.full_like(parameter, 0 if number == 1 else 2 * (number + 1)))
+def test_buckets_hold_one_dtype_and_about_so_many_bytes() -> None:
+    tensors = [torch.zeros(shape) for shape in [(3, 3), (1,), (20,), (2, 2), ()]]
+    tensors.append(torch.zeros(4, dtype=torch.bfloat16))
+    cut = list(buckets(tensors, 40))
+    assert [len(bucket) for bucket in cut] == [2, 1, 2, 1]
+    assert [tensor for bucket in cut for tensor in bucket] == tensors

@@ -12,7 +12,7 @@ from tallow.data.batch import Packed
 from tallow.models.config import DecoderConfig, RouterBalance
 from tallow.models.decoder import Decoder, initialize
 from tallow.objectives.causal import causal
-from tallow.parallel import ALONE
+from tallow.parallel import Layout
 from tallow.train.loop import train
 from tallow.train.update import Updater
 
@@ -30,7 +30,7 @@ def learn(balance: RouterBalance, weight: float, monkeypatch: pytest.MonkeyPatch
     initialize(model, seed=0)
     config = loop_config(batch_size=16, sequence_length=32, learning_rate=1e-2)
     updater, batches, log_matrix = (
-        Updater(model, causal, config, ALONE),
+        Updater(Layout(model), causal, config),
         markov_batches(config),
         transition_matrix().log(),
     )
@@ -85,10 +85,10 @@ def test_biases_move_in_a_run_and_go_on_where_it_was_stopped(tmp_path: Path) -> 
 
     for model in models:
         initialize(model, seed=0)
-    train(models[0], causal, plain, config, new_run(tmp_path / "whole"))
+    train(Layout(models[0]), causal, plain, config, new_run(tmp_path / "whole"))
     with pytest.raises(Stop):
-        train(models[1], causal, dying, config, new_run(tmp_path / "parts"))
-    train(models[2], causal, plain, config, new_run(tmp_path / "parts"))
+        train(Layout(models[1]), causal, dying, config, new_run(tmp_path / "parts"))
+    train(Layout(models[2]), causal, plain, config, new_run(tmp_path / "parts"))
     whole, parts = models[0].state_dict(), models[2].state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     [mixture] = models[0].mixtures()

@@ -24,6 +24,7 @@ from tallow.errors import DataError, Interrupted, TallowError, UsageError
 from tallow.models.decoder import Decoder
 from tallow.objectives import Example
 from tallow.objectives.causal import causal
+from tallow.parallel import Layout
 from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
@@ -41,7 +42,7 @@ def trained(
     directory: Path, config: LoopConfig, batches: Batches | None = None
 ) -> tuple[Decoder, list[dict[str, Any]]]:
     model, run = tiny_model(), new_run(directory)
-    train(model, causal, batches or markov_batches(config), config, run)
+    train(Layout(model), causal, batches or markov_batches(config), config, run)
     return model, learned(run)
 
 
@@ -113,12 +114,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: st
     config = loop_config(precision=precision, save_every=3, validate_every=4)
     plain = markov_batches(config)
 
-    def validate(model: Decoder) -> dict[str, float]:
-        example = causal(plain(999)[0])
-        return {"validation_loss": loop_loss(model, example)}
+    def validate(layout: Layout) -> dict[str, float]:
+        assert isinstance(layout.model, Decoder)
+        return {"validation_loss": loop_loss(layout.model, causal(plain(999)[0]))}
 
     whole, whole_run = tiny_model(), new_run(tmp_path / "whole")
-    result = train(whole, causal, plain, config, whole_run, validate=lambda: validate(whole))
+    result = train(Layout(whole), causal, plain, config, whole_run, validate=validate)
 
     # it dies at step 5 (after the checkpoint of 3), at 8 (after 6), and before it has saved anything
     for fatal in (2, 5, 8):
@@ -131,9 +132,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: st
         model = tiny_model()
         with pytest.raises(Stop):
             run = new_run(tmp_path / "parts")
-            train(model, causal, dying, config, run, validate=lambda model=model: validate(model))
+            train(Layout(model), causal, dying, config, run, validate=validate)
     model, run = tiny_model(seed=7), new_run(tmp_path / "parts")
-    resumed = train(model, causal, plain, config, run, validate=lambda: validate(model))
+    resumed = train(Layout(model), causal, plain, config, run, validate=validate)
 
     assert torch.equal(weights(model), weights(whole))
     assert learned(run) == learned(whole_run)
@@ -151,7 +152,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     config = loop_config(steps=4)
     model, records = trained(tmp_path, config)
     again, run = tiny_model(seed=3), new_run(tmp_path)
-    train(again, causal, markov_batches(config), config, run)
+    train(Layout(again), causal, markov_batches(config), config, run)
     assert torch.equal(weights(model), weights(again))
     assert learned(run) == records
 
@@ -161,7 +162,7 @@ def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
     _, records = trained(tmp_path, config)
     shorter = loop_config(steps=2, save_every=1, keep_checkpoints=9)
     run = new_run(tmp_path, resume=False)
-    train(tiny_model(), causal, markov_batches(shorter), shorter, run)
+    train(Layout(tiny_model()), causal, markov_batches(shorter), shorter, run)
     assert [record["step"] for record in learned(run)] == [1, 2]
     assert learned(run)[0]["loss"] == records[0]["loss"]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
@@ -174,7 +175,9 @@ def test_other_settings_are_refused_but_not_those_of_reporting(tmp_path: Path) -
     with pytest.raises(UsageError, match="other settings"):
         trained(tmp_path, loop_config(steps=4, learning_rate=1.0))
     with pytest.raises(UsageError, match="other settings"):
-        train(tiny_model(), causal, markov_batches(config), config, new_run(tmp_path), identity={"data": "other"})
+        train(
+            Layout(tiny_model()), causal, markov_batches(config), config, new_run(tmp_path), identity={"data": "other"}
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -191,14 +194,14 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Sig
 
     run = new_run(tmp_path / "parts")
     with pytest.raises(Interrupted, match="step 5 of 12") as stopped:
-        train(tiny_model(), causal, signalling, config, run)
+        train(Layout(tiny_model()), causal, signalling, config, run)
     assert stopped.value.exit_code == 5
     assert "again" in stopped.value.hint
     assert signal.getsignal(number) == before
     assert (tmp_path / "parts" / "ledger.json").exists()
 
     model, run = tiny_model(seed=1), new_run(tmp_path / "parts")
-    train(model, causal, plain, config, run)
+    train(Layout(model), causal, plain, config, run)
     assert torch.equal(weights(model), weights(whole))
     assert learned(run) == records
 
@@ -211,7 +214,7 @@ def test_the_second_signal_stops_at_once(tmp_path: Path) -> None:
         return markov_batches(loop_config())(step)
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_model(), causal, impatient, loop_config(), new_run(tmp_path))
+        train(Layout(tiny_model()), causal, impatient, loop_config(), new_run(tmp_path))
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -236,10 +239,10 @@ def test_divergence_stops_with_the_step_and_saves_nothing_of_it(tmp_path: Path) 
         return plain(step)
 
     with pytest.raises(TallowError, match=r"step 7.*nan") as stopped:
-        train(model, causal, poisoned, config, new_run(tmp_path))
+        train(Layout(model), causal, poisoned, config, new_run(tmp_path))
     assert stopped.value.exit_code == 1
     restored, run = tiny_model(), new_run(tmp_path)
-    train(restored, causal, plain, config, run)
+    train(Layout(restored), causal, plain, config, run)
     assert weights(restored).isfinite().all()
     assert [record["step"] for record in learned(run)] == list(range(1, 13))
 
@@ -253,20 +256,20 @@ def test_a_batch_without_targets_is_refused(tmp_path: Path) -> None:
         ]
 
     with pytest.raises(DataError, match="no token to learn"):
-        train(tiny_model(), causal, masked, config, new_run(tmp_path))
+        train(Layout(tiny_model()), causal, masked, config, new_run(tmp_path))
 
 
 def test_steps_must_be_known(tmp_path: Path) -> None:
     config = loop_config(steps=None)
     with pytest.raises(UsageError, match="steps"):
-        train(tiny_model(), causal, markov_batches(config), config, new_run(tmp_path))
+        train(Layout(tiny_model()), causal, markov_batches(config), config, new_run(tmp_path))
 
 
 def test_frozen_parameters_stay_and_are_not_saved(tmp_path: Path) -> None:
     model, config = tiny_model(), loop_config(steps=3)
     model.embed.weight.requires_grad_(False)
     before = model.embed.weight.clone()
-    train(model, causal, markov_batches(config), config, new_run(tmp_path))
+    train(Layout(model), causal, markov_batches(config), config, new_run(tmp_path))
     assert torch.equal(model.embed.weight, before)
     assert not torch.equal(weights(model), weights(tiny_model()))
 
@@ -277,7 +280,7 @@ def test_a_checkpoint_is_saved_when_the_last_is_old(tmp_path: Path, monkeypatch:
     saved: list[int] = []
     monkeypatch.setattr(Checkpoints, "save", lambda _self, step, _counters: saved.append(step))
     config = loop_config(save_seconds=35.0, save_every=1000)
-    train(tiny_model(), causal, markov_batches(config), config, new_run(tmp_path))
+    train(Layout(tiny_model()), causal, markov_batches(config), config, new_run(tmp_path))
     assert saved[-1] == 12
     assert len(saved) > 2
 
@@ -285,7 +288,9 @@ def test_a_checkpoint_is_saved_when_the_last_is_old(tmp_path: Path, monkeypatch:
 def test_metrics_tell_what_a_watcher_wants(tmp_path: Path) -> None:
     config = loop_config(steps=7, log_every=3, validate_every=2)
     run = new_run(tmp_path)
-    result = train(tiny_model(), causal, markov_batches(config), config, run, validate=lambda: {"validation_loss": 1.5})
+    result = train(
+        Layout(tiny_model()), causal, markov_batches(config), config, run, validate=lambda _: {"validation_loss": 1.5}
+    )
     assert [record["step"] for record in run.metrics()] == [2, 3, 4, 6, 7]
     last = run.metrics()[-1]
     assert set(last) == {"step", "loss", "learning_rate", "gradient_norm", "tokens", "validation_loss", *TIMINGS}

@@ -24,6 +24,7 @@ from tallow.models.formats import load_encoder, load_tokenizer
 from tallow.models.skeletons import new_model
 from tallow.objectives import OBJECTIVES
 from tallow.objectives.masked import CHOSEN, MASKED, REPLACED, masked
+from tallow.parallel import Layout
 from tallow.run import StageRun
 from tallow.stages import Recipe, resolve_all, run_recipe
 from tallow.train.config import LoopConfig
@@ -90,8 +91,8 @@ def test_reaches_the_least_loss_of_a_language_of_pairs(tmp_path: Path) -> None:
         steps=300, batch_size=64, learning_rate=1e-2, warmup=0.1, log_every=300, weight_decay=0.0, betas=(0.9, 0.98)
     )
     model = tiny_encoder()
-    train(model, OBJECTIVE, pair_batches(config), config, new_run(tmp_path))
-    loss = HeldOut(model, OBJECTIVE, [pairs(10**6, 4000)])()["validation_loss"]
+    train(Layout(model), OBJECTIVE, pair_batches(config), config, new_run(tmp_path))
+    loss = HeldOut(OBJECTIVE, [pairs(10**6, 4000)])(Layout(model))["validation_loss"]
     assert least_loss() - 0.01 < loss < least_loss() + 0.03
 
 
@@ -104,7 +105,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: st
     config = loop_config(save_every=3, precision=precision)
     plain = pair_batches(config)
     whole, whole_run = tiny_encoder(), new_run(tmp_path / "whole")
-    train(whole, OBJECTIVE, plain, config, whole_run)
+    train(Layout(whole), OBJECTIVE, plain, config, whole_run)
 
     def dying(step: int) -> list[Packed]:
         if step == 7:
@@ -112,9 +113,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: st
         return plain(step)
 
     with pytest.raises(Stop):
-        train(tiny_encoder(), OBJECTIVE, dying, config, new_run(tmp_path / "parts"))
+        train(Layout(tiny_encoder()), OBJECTIVE, dying, config, new_run(tmp_path / "parts"))
     model, run = tiny_encoder(seed=7), new_run(tmp_path / "parts")
-    train(model, OBJECTIVE, plain, config, run)
+    train(Layout(model), OBJECTIVE, plain, config, run)
     assert torch.equal(weights(model), weights(whole))
     losses = [[record["loss"] for record in each.metrics()] for each in (run, whole_run)]
     assert losses[0] == losses[1]
@@ -124,7 +125,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     losses = []
     for size in (None, 1):
         config, run = loop_config(steps=8, micro_batch_size=size), new_run(tmp_path / str(size))
-        train(tiny_encoder(), OBJECTIVE, pair_batches(config), config, run)
+        train(Layout(tiny_encoder()), OBJECTIVE, pair_batches(config), config, run)
         losses.append([record["loss"] for record in run.metrics()])
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 

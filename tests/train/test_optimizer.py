@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
@@ -45,7 +44,7 @@ def gradients(*values: list[float] | None) -> list[nn.Parameter]:
 
 def test_gradients_are_averaged_then_clipped_together() -> None:
     parameters = gradients([6.0], None, [0.0, 8.0])  # over 2 tokens: 3 and 4, norm 5
-    assert average_and_clip(parameters, 2, max_norm=1.0) == pytest.approx(5.0)
+    average_and_clip(parameters, 2, 5.0, max_norm=1.0)
     assert parameters[0].grad is not None
     assert parameters[2].grad is not None
     torch.testing.assert_close(parameters[0].grad, torch.tensor([0.6]))
@@ -54,9 +53,11 @@ def test_gradients_are_averaged_then_clipped_together() -> None:
 
 def test_small_gradients_are_only_averaged() -> None:
     parameters = gradients([6.0], [8.0])
-    assert average_and_clip(parameters, 2, max_norm=100.0) == pytest.approx(5.0)
+    average_and_clip(parameters, 2, 5.0, max_norm=100.0)
     assert [parameter.grad for parameter in parameters] == [torch.tensor([3.0]), torch.tensor([4.0])]
 
 
-def test_no_gradient_at_all_has_norm_zero() -> None:
-    assert average_and_clip(gradients([0.0, 0.0]), 3, max_norm=1.0) == 0.0
+def test_a_gradient_of_zero_stays_zero() -> None:
+    parameters = gradients([0.0, 0.0])
+    average_and_clip(parameters, 3, 0.0, max_norm=1.0)
+    torch.testing.assert_close(parameters[0].grad, torch.zeros(2))

@@ -14,6 +14,7 @@ from tallow.data.batch import Packed
 from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.objectives.causal import causal
+from tallow.parallel import Layout
 from tallow.recipe import parse_section
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
@@ -64,10 +65,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, name: str) ->
         return plain(step)
 
     whole, resumed = tiny_model(), tiny_model(seed=7)
-    train(whole, causal, plain, config, new_run(tmp_path / "whole"))
+    train(Layout(whole), causal, plain, config, new_run(tmp_path / "whole"))
     with pytest.raises(Stop):
-        train(tiny_model(), causal, dying, config, new_run(tmp_path / "parts"))
-    train(resumed, causal, plain, config, new_run(tmp_path / "parts"))
+        train(Layout(tiny_model()), causal, dying, config, new_run(tmp_path / "parts"))
+    train(Layout(resumed), causal, plain, config, new_run(tmp_path / "parts"))
     assert torch.equal(weights(resumed), weights(whole))
     assert not torch.equal(weights(whole), weights(tiny_model()))
 
@@ -114,7 +115,7 @@ def test_approaches_the_entropy_of_a_markov_chain(tmp_path: Path, name: str) -> 
         optimizer={"name": name, **LEARNING.get(name, {})},
     )
     model = tiny_model()
-    train(model, causal, markov_batches(config), config, new_run(tmp_path))
+    train(Layout(model), causal, markov_batches(config), config, new_run(tmp_path))
     own, best = losses(model, config)
     assert best - 0.002 < own < best + 0.03
 
@@ -168,8 +169,8 @@ def test_when_a_schedule_free_run_is_validated_changes_nothing(tmp_path: Path) -
 def test_a_finished_schedule_free_run_gives_its_averages_again(tmp_path: Path) -> None:
     config = loop_config(steps=5, optimizer="schedule_free")
     first, again = tiny_model(), tiny_model(seed=3)
-    train(first, causal, markov_batches(config), config, new_run(tmp_path))
-    train(again, causal, markov_batches(config), config, new_run(tmp_path))
+    train(Layout(first), causal, markov_batches(config), config, new_run(tmp_path))
+    train(Layout(again), causal, markov_batches(config), config, new_run(tmp_path))
     assert torch.equal(weights(first), weights(again))
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.toys import pack
+from tests.train.toys import pack, tiny_model
 
 from tallow.data.batch import Packed
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.objectives.causal import causal
-from tallow.objectives.loss import backpropagate
-from tallow.parallel import ALONE
+from tallow.objectives.loss import summed_loss
+from tallow.parallel import Layout
 from tallow.train.precision import (
     PROBE_SECONDS,
     Precision,
@@ -27,6 +27,9 @@ from tallow.train.precision import (
 
 ROWS = pack(torch.ones(3, 9, dtype=torch.int64))
 ROW = pack(torch.ones(1, 9, dtype=torch.int64))
+
+
+LAYOUT = Layout(tiny_model())
 
 
 class Machine:
@@ -53,7 +56,7 @@ def test_auto_takes_the_faster_one_and_bfloat16_must_be_worth_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32_s: float, bf16_s: float, expected: str
 ) -> None:
     machine = Machine(monkeypatch, fp32_s, bf16_s)
-    workload = settle_workload("auto", machine.rehearse, ROWS, tmp_path / "workload.json", ALONE)
+    workload = settle_workload("auto", machine.rehearse, ROWS, tmp_path / "workload.json", LAYOUT)
     assert workload.precision == expected
     assert workload.seconds == {"fp32": fp32_s, "bf16": bf16_s}
     assert workload.flops_per_token == 2 * 8 * 16 * 5 / 8
@@ -65,7 +68,7 @@ def test_a_busy_machine_does_not_change_the_choice(tmp_path: Path, monkeypatch: 
         chance = random.Random(seed)
         busy = (1 + max(0.0, chance.uniform(-3, 3)) for _ in itertools.count())
         machine = Machine(monkeypatch, 0.010, bf16_s, busy)
-        workload = settle_workload("auto", machine.rehearse, ROWS, tmp_path / f"{seed} {expected}.json", ALONE)
+        workload = settle_workload("auto", machine.rehearse, ROWS, tmp_path / f"{seed} {expected}.json", LAYOUT)
         assert workload.precision == expected
 
 
@@ -82,24 +85,24 @@ def test_the_probe_is_longer_in_doubt_and_never_long(monkeypatch: pytest.MonkeyP
 
 def test_a_run_that_goes_on_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "workload.json"
-    first = settle_workload("auto", Machine(monkeypatch, 2.0, 1.0).rehearse, ROWS, path, ALONE)
+    first = settle_workload("auto", Machine(monkeypatch, 2.0, 1.0).rehearse, ROWS, path, LAYOUT)
     changed = Machine(monkeypatch, 1.0, 2.0)
-    assert settle_workload("auto", changed.rehearse, ROWS, path, ALONE) == first
+    assert settle_workload("auto", changed.rehearse, ROWS, path, LAYOUT) == first
     assert changed.rehearsals == 0
 
 
 def test_what_the_user_wants_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "workload.json"
     machine = Machine(monkeypatch, 2.0, 1.0)
-    settle_workload("auto", machine.rehearse, ROWS, path, ALONE)
-    assert settle_workload("fp32", machine.rehearse, ROWS, path, ALONE).precision == "fp32"
+    settle_workload("auto", machine.rehearse, ROWS, path, LAYOUT)
+    assert settle_workload("fp32", machine.rehearse, ROWS, path, LAYOUT).precision == "fp32"
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"precision": "fp8"}'])
 def test_a_broken_note_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str) -> None:
     path = tmp_path / "workload.json"
     path.write_text(note)
-    assert settle_workload("auto", Machine(monkeypatch, 2.0, 1.0).rehearse, ROWS, path, ALONE).precision == "bf16"
+    assert settle_workload("auto", Machine(monkeypatch, 2.0, 1.0).rehearse, ROWS, path, LAYOUT).precision == "bf16"
 
 
 @pytest.mark.parametrize("wanted", ["fp32", "bf16"])
@@ -112,7 +115,7 @@ def test_counted_operations_are_those_of_the_formula(wanted: Precision) -> None:
 
     def work() -> None:
         with autocast(wanted, torch.device("cpu")):
-            backpropagate(model, example)
+            summed_loss(model, example).backward()
 
     weights = layers * (4 * hidden**2 + 3 * hidden * inner) + hidden * vocabulary
     attention = layers * tokens * hidden  # products of queries and keys of a token, and as many of weights and values

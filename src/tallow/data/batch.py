@@ -34,6 +34,18 @@ class Packed:
         assert self.trainable_BT.dtype == torch.bool, self.trainable_BT.dtype
         assert self.numbers_B is None or len(self.numbers_B) == len(self.tokens_BT), "a number for each row"
 
+    @classmethod
+    def empty(cls) -> Packed:
+        """A row of padding."""
+        tokens_BT = torch.zeros(1, 2, dtype=torch.int64)
+        documents_BT = torch.full_like(tokens_BT, PADDING_DOCUMENT, dtype=torch.int32)
+        return cls(tokens_BT, documents_BT, tokens_BT.bool(), torch.zeros(1, dtype=torch.int64))
+
+    def without_targets(self) -> Packed:
+        """Rows of this shape that hold nothing but padding."""
+        documents_BT = torch.full_like(self.documents_BT, PADDING_DOCUMENT)
+        return Packed(self.tokens_BT, documents_BT, torch.zeros_like(self.trainable_BT), self.numbers_B)
+
     def first_row(self) -> Packed:
         """The first row alone."""
         numbers_B = None if self.numbers_B is None else self.numbers_B[:1]

@@ -70,15 +70,28 @@ class Decoder(nn.Module):
 
     def forward(self, inputs_BT: Tensor, context: Context) -> Tensor:
         """Hidden states after the last norm, B T D, of token ids (int64)."""
+        x_BTD = self.begin(inputs_BT, context)
+        return self.finish(self.through(x_BTD, context, range(len(self.layers))))
+
+    def begin(self, inputs_BT: Tensor, context: Context) -> Tensor:
+        """What the first layer is given, B T D."""
         x_BTD = self.embed(inputs_BT)
         if self.config.embedding_scale:
             # the factor is rounded to the embedding's dtype, as the family was trained
             x_BTD = x_BTD * x_BTD.new_full((), self.config.hidden_size**0.5)
         if self.embed_positions is not None:
             x_BTD = x_BTD + self.embed_positions(context.positions_BT)
+        return x_BTD
+
+    def through(self, x_BTD: Tensor, context: Context, layers: range) -> Tensor:
+        """What these layers, which follow one another, make of what the first of them is given, B T D."""
         rotations = self._rotations(context.positions_BT)
-        for layer, rotation in zip(self.layers, rotations, strict=True):
-            x_BTD = layer(x_BTD, rotation, context)
+        for index in layers:
+            x_BTD = self.layers[index](x_BTD, rotations[index], context)
+        return x_BTD
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """Hidden states, B T D, of what the last layer gives."""
         return self.norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

@@ -70,11 +70,23 @@ class Encoder(nn.Module):
             context: Positions, and which tokens see which.
             types_BT: Token types, int64; None: all are of type 0.
         """
+        x_BTD = self.begin(inputs_BT, context, types_BT)
+        return self.finish(self.through(x_BTD, context, range(len(self.layers))))
+
+    def begin(self, inputs_BT: Tensor, context: Context, types_BT: Tensor | None = None) -> Tensor:
+        """What the first layer is given, B T D."""
         types_BT = torch.zeros_like(inputs_BT) if types_BT is None else types_BT
         x_BTD = self.embed(inputs_BT) + self.embed_types(types_BT) + self.embed_positions(context.positions_BT)
-        x_BTD = self.embed_norm(x_BTD)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, context)
+        return self.embed_norm(x_BTD)
+
+    def through(self, x_BTD: Tensor, context: Context, layers: range) -> Tensor:
+        """What these layers, which follow one another, make of what the first of them is given, B T D."""
+        for index in layers:
+            x_BTD = self.layers[index](x_BTD, context)
+        return x_BTD
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """Hidden states, B T D, of what the last layer gives: as they are."""
         return x_BTD
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

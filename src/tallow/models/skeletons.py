@@ -1,7 +1,15 @@
-"""The skeletons by the configs that describe them, for who builds or saves a model of either kind."""
+"""The skeletons by the configs that describe them, for who builds or saves a model of either kind, and what each shows
+of itself to who trains it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from tallow.models.blocks.context import Context
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.models.encoder import Encoder, initialize_encoder
@@ -9,6 +17,45 @@ from tallow.models.encoder_config import EncoderConfig
 
 ModelConfig = DecoderConfig | EncoderConfig
 Model = Decoder | Encoder
+
+
+class Layered(Protocol):
+    """What a model must show of itself to be spread over processes: that it consists of layers."""
+
+    layers: nn.ModuleList
+
+    def begin(self, inputs_BT: Tensor, context: Context) -> Tensor:
+        """What the first layer is given."""
+        ...
+
+    def through(self, x_BTD: Tensor, context: Context, layers: range) -> Tensor:
+        """What some layers make of it."""
+        ...
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """Hidden states, of what the last layer gives."""
+        ...
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits of hidden states at any places."""
+        ...
+
+
+@runtime_checkable
+class Balancing(Protocol):
+    """A model that evens the use of its experts after each update, without a gradient."""
+
+    def moved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What it moves, by name."""
+        ...
+
+    def take_loads(self) -> Tensor:
+        """Tokens that each expert of each layer has computed in training since this was last asked."""
+        ...
+
+    def move(self, loads: Tensor) -> None:
+        """Move them, by the loads of all batches of an update on all processes."""
+        ...
 
 
 def build(config: ModelConfig) -> Model:
@@ -23,4 +70,12 @@ def new_model(config: ModelConfig, seed: int) -> Model:
         initialize_encoder(model, seed)
     else:
         initialize(model, seed)
+    return model
+
+
+def with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> Model:
+    """The model that `config` describes, with these weights, which are not copied."""
+    with torch.device("meta"):
+        model = build(config)
+    model.load_state_dict(weights, assign=True)
     return model

@@ -6,9 +6,11 @@ Logits are computed for target places alone, in the model's dtype; their log-sof
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import functional as F
 
 from tallow.objectives.example import Example, TokenModel
@@ -19,38 +21,66 @@ ROUND_TOKENS = 128
 IGNORED = -100
 
 
-def summed_loss(model: TokenModel, example: Example) -> Tensor:
-    """Negative log-likelihood of all target tokens together, in nats: a float64 scalar without a gradient."""
-    with torch.no_grad():
-        hidden_ND = model(example.inputs_BT, example.context).flatten(0, 1)
-        losses = [_cross_entropy(model.logits(hidden_ND[places]), targets_N) for places, targets_N in _pieces(example)]
-    return _total(losses)
+def summed_loss(model: TokenModel, example: Example, *, drawn_targets: bool = False) -> Tensor:
+    """Negative log-likelihood of all target tokens together, in nats: a float64 scalar.
 
-
-def backpropagate(model: TokenModel, example: Example, *, drawn_targets: bool = False) -> Tensor:
-    """Add the gradient of the summed loss to the model's parameters, and return that loss.
-
-    Each piece goes back to the hidden states as soon as its loss is known; from there all go through the model
-    together. So memory holds one piece's logits, and nothing is computed twice.
+    Where gradients are wanted, those by the hidden states and by the output layer's parameters are computed here, piece
+    by piece, and handed on when the loss goes back. So memory holds one piece's logits, and nothing is computed twice.
 
     Args:
         drawn_targets: The targets are drawn from what the model itself predicts at each target place.
     """
     piece_loss = _drawn_loss if drawn_targets else _cross_entropy
-    hidden_BTD = model(example.inputs_BT, example.context)
-    hidden_ND = hidden_BTD.detach().flatten(0, 1)
-    gradient_ND = torch.zeros_like(hidden_ND)
-    losses = []
+    hidden_ND = model(example.inputs_BT, example.context).flatten(0, 1)
+    if not torch.is_grad_enabled():
+        return _total(
+            [piece_loss(model.logits(hidden_ND[places]), targets_N) for places, targets_N in _pieces(example)]
+        )
+    apart_ND = hidden_ND.detach()
+    gradient_ND = torch.zeros_like(apart_ND)
+    gradients: dict[Tensor, Tensor] = {}
+    losses: list[Tensor] = []
     for places, targets_N in _pieces(example):
-        piece_ND = hidden_ND[places].requires_grad_()
+        piece_ND = apart_ND[places].requires_grad_()
         loss = piece_loss(model.logits(piece_ND), targets_N)
-        loss.backward()
-        assert piece_ND.grad is not None
-        gradient_ND.index_add_(0, places, piece_ND.grad)
+        parameters = [leaf for leaf in _leaves(loss) if leaf is not piece_ND]
+        gradient_nD, *of_parameters = torch.autograd.grad(loss, [piece_ND, *parameters])
+        gradient_ND.index_add_(0, places, gradient_nD)
+        for parameter, gradient in zip(parameters, of_parameters, strict=True):
+            gradients[parameter] = gradients[parameter].add_(gradient) if parameter in gradients else gradient
         losses.append(loss.detach())
-    if hidden_BTD.requires_grad:  # not where the output matrix alone is trained
-        hidden_BTD.backward(gradient_ND.view_as(hidden_BTD))
-    return _total(losses)
+    return _WithGradients.apply(_total(losses), [gradient_ND, *gradients.values()], hidden_ND, *gradients)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A scalar whose gradients by some tensors are known."""
+
+    @staticmethod
+    def forward(ctx: Any, scalar: Tensor, gradients: list[Tensor], *_tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return scalar.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        factor = outer[0].item()
+        return None, None, *(gradient if factor == 1.0 else gradient * factor for gradient in gradients)
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that a loss was computed from and that want a gradient, each once."""
+    leaves: dict[Tensor, None] = {}
+    seen: set[Node] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            leaves[leaf] = None
+        ahead += [function for function, _ in node.next_functions]
+    return list(leaves)
 
 
 def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
@@ -61,7 +91,8 @@ def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
     """
     targets_N = example.targets_BT.flatten()
     for places in example.loss_mask_BT.flatten().nonzero().flatten().split(PIECE_TOKENS):
-        filling = -len(places) % min(ROUND_TOKENS, PIECE_TOKENS)
+        # where there is no target, one ignored piece gives the output layer its gradient, zero: others may wait for it
+        filling = -len(places) % min(ROUND_TOKENS, PIECE_TOKENS) if len(places) else 1
         yield F.pad(places, (0, filling)), F.pad(targets_N[places], (0, filling), value=IGNORED)
 
 

@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and sums over all of them.
+"""Processes that train together: who this one is among them, and sums over all of them.
 
 Between processes go tensors only, never pickled objects.
 """
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from tallow.errors import Interrupted, UsageError
 
@@ -22,14 +22,20 @@ BUCKET_BYTES = 25 << 20
 # the others wait while the main process does alone what cannot be shared; who loses a process is told at once
 PATIENCE = timedelta(days=30)
 Item = TypeVar("Item")
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` ones; alone, every sum is what this process has."""
+    """This process among `size` ones; alone, every sum is what this process has.
+
+    Args:
+        group: These processes, where they are not all that there are.
+    """
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -42,29 +48,32 @@ class World:
 
     def sum(self, *values: float) -> list[float]:
         """Sums over all processes, in float64. All processes must call it."""
+        return self._combine(values, dist.ReduceOp.SUM)
+
+    def max(self, *values: float) -> list[float]:
+        """The largest of each value, in float64. All processes must call it."""
+        return self._combine(values, dist.ReduceOp.MAX)
+
+    def agree(self, claim: bool) -> bool:
+        """What the main process claims. All processes must call it."""
+        return self.sum(self.is_main and claim)[0] > 0
+
+    def _combine(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, operation, group=self.group)
         return total.tolist()
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make the gradients of every process the sum over all; a missing gradient counts as zero."""
-        if self.size == 1:
-            return
-        for bucket in _buckets([_gradient(parameter) for parameter in parameters]):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat)
-            _unflatten(flat, bucket)
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors of every process with the main one's."""
         if self.size == 1:
             return
-        for bucket in _buckets([tensor.detach() for tensor in tensors]):
+        for bucket in buckets([tensor.detach() for tensor in tensors], BUCKET_BYTES):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            dist.broadcast(flat, src=0)
-            _unflatten(flat, bucket)
+            dist.broadcast(flat, group=self.group, group_src=0)
+            for tensor, values in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(values.view_as(tensor))
 
 
 ALONE = World()
@@ -105,25 +114,11 @@ def join_world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _from_environment(name: str, default: int) -> int:
-    value = os.environ.get(name, str(default))
-    try:
-        return int(value)
-    except ValueError as error:
-        raise UsageError(f"{name}={value} is not a number", "start it with torchrun, or unset it") from error
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype, together about `BUCKET_BYTES`: few messages, little memory."""
-    bucket: list[Tensor] = []
+def buckets(tensors: Sequence[AnyTensor], size: int) -> Iterator[list[AnyTensor]]:
+    """Neighbours of one dtype, together about `size` bytes: few messages, little memory."""
+    bucket: list[AnyTensor] = []
     for tensor in tensors:
-        if bucket and (tensor.dtype != bucket[0].dtype or sum(t.nbytes for t in bucket) >= BUCKET_BYTES):
+        if bucket and (tensor.dtype != bucket[0].dtype or sum(t.nbytes for t in bucket) >= size):
             yield bucket
             bucket = []
         bucket.append(tensor)
@@ -131,6 +126,9 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    for tensor, values in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(values.view_as(tensor))
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError as error:
+        raise UsageError(f"{name}={value} is not a number", "start it with torchrun, or unset it") from error

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tallow.errors import UsageError
+from tallow.parallel.config import ParallelConfig
 from tallow.recipe import Section
 from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.registry import AnyMethod
@@ -57,11 +58,20 @@ class LoopConfig(Section):
         save_every: Steps between checkpoints.
         save_seconds: A checkpoint is also saved when the last is so old.
         keep_checkpoints: Newest checkpoints that are kept.
+        parallel: How the model and its batches are spread over processes.
         seed: Names the initial weights and the order of the data.
     """
 
     incidental = frozenset(
-        ("micro_batch_size", "log_every", "validate_every", "save_every", "save_seconds", "keep_checkpoints")
+        (
+            "micro_batch_size",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "save_seconds",
+            "keep_checkpoints",
+            "parallel",
+        )
     )
 
     steps: PositiveInt | None = None
@@ -87,6 +97,7 @@ class LoopConfig(Section):
     save_every: PositiveInt = 500
     save_seconds: PositiveFloat = 300.0
     keep_checkpoints: PositiveInt = 2
+    parallel: ParallelConfig = ParallelConfig()
     seed: NonNegativeInt = 0
 
     @property

@@ -13,7 +13,7 @@ from tallow.console import progress, say
 from tallow.data.batch import Packed
 from tallow.errors import Interrupted, UsageError
 from tallow.objectives import Objective
-from tallow.parallel import ALONE, World
+from tallow.parallel import Layout, World
 from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
@@ -21,17 +21,17 @@ from tallow.train.interruption import listening
 from tallow.train.meter import Meter
 from tallow.train.precision import settle_workload
 from tallow.train.schedule import learning_rate
-from tallow.train.update import TrainableModel, Updater
+from tallow.train.update import Updater
 
 Batches = Callable[[int], Sequence[Packed]]
 """This process's micro-batches of a step, counted from 0; any step can be asked for at any time."""
 
-Validate = Callable[[], Mapping[str, float]]
+Validate = Callable[[Layout], Mapping[str, float]]
 """Metrics of the model as it is, over all processes; it runs in the precision of training."""
 
 
 def train(
-    model: TrainableModel,
+    layout: Layout,
     objective: Objective,
     batches: Batches,
     config: LoopConfig,
@@ -39,9 +39,8 @@ def train(
     *,
     validate: Validate | None = None,
     identity: Mapping[str, Any] | None = None,
-    world: World = ALONE,
 ) -> dict[str, Any]:
-    """Train the parameters that require a gradient, going on from the newest checkpoint of `run` if it has one.
+    """Train a model's parameters that require a gradient, going on from the newest checkpoint of `run` if it has one.
 
     The loss of a step is the mean over the target tokens of all its micro-batches on all processes, so accumulation,
     padding and the number of processes change nothing. A run that was interrupted and goes on ends with the same
@@ -65,7 +64,7 @@ def train(
     steps = config.steps
     if steps is None:
         raise UsageError("the number of training steps is not set", "set loop.steps")
-    updater = Updater(model, objective, config, world)
+    world, updater = layout.world, Updater(layout, objective, config)
     checkpoints = Checkpoints(
         run.directory / "checkpoints",
         updater.parameters | updater.moved,
@@ -74,9 +73,8 @@ def train(
         config.keep_checkpoints,
     )
     done, tokens = _take_up(checkpoints, run, world)
-    world.copy_from_main([*updater.parameters.values(), *updater.moved.values()])
     workload = settle_workload(
-        config.precision, updater.rehearse, batches(0)[0], run.directory / "workload.json", world
+        config.precision, updater.rehearse, batches(0)[0], run.directory / "workload.json", layout
     )
     if world.is_main and config.precision == "auto":
         say(f"training in {workload.precision}, the better precision here")
@@ -86,7 +84,7 @@ def train(
     with listening() as interruption, progress("training", steps, "steps", done) as bar:
         for step in range(done + 1, steps + 1):
             # chance (dropout, say) depends on seed and step alone: nothing to save, nothing to restore
-            torch.manual_seed(config.seed + step * world.size + world.rank)
+            torch.manual_seed(config.seed + step * layout.mesh.data.size + layout.mesh.data.rank)
             with meter.waiting():
                 micro_batches = batches(step - 1)
             with meter.working():
@@ -102,7 +100,7 @@ def train(
                 record |= meter.read()
             if validate is not None and (step % config.validate_every == 0 or step == steps):
                 with updater.scoring(precision):
-                    record |= validate()
+                    record |= validate(layout)
             if record and world.is_main:
                 run.log(step=step, **record)
             bar.advance(1, f"loss {update.loss:.3f}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
 from tallow.train.config import LoopConfig
@@ -23,14 +22,12 @@ def make_optimizer(parameters: Parameters, config: LoopConfig) -> JointOptimizer
     return JointOptimizer(parameters, config.optimizer, common)
 
 
-def average_and_clip(parameters: Iterable[nn.Parameter], count: float, max_norm: float) -> float:
-    """Divide summed gradients by `count`, scale them down to `max_norm` if their norm is larger; the norm before that.
+def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: float, max_norm: float) -> None:
+    """Divide summed gradients by `count`, and scale them down to `max_norm` if the norm of that is larger.
 
     Source of clipping by global norm: arXiv 1211.5063, section 3.2.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item() / count
     scale = min(1.0, max_norm / norm) / count if norm > 0 else 1.0
-    for gradient in gradients:
-        gradient.mul_(scale)
-    return norm
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tallow.data.batch import Packed
 from tallow.errors import DataError
 from tallow.files import read_json, write_json
-from tallow.parallel import World
+from tallow.parallel import ALONE, Layout, World
 from tallow.recipe import Section
 
 Precision = Literal["fp32", "bf16"]
@@ -44,7 +44,7 @@ class Workload(Section):
 
     Args:
         precision: What it computes in.
-        flops_per_token: Floating-point operations of its matrix products, forward and backward.
+        flops_per_token: Floating-point operations of its matrix products, forward and backward, on all processes.
         seconds: What one sequence took in each precision that was tried.
     """
 
@@ -63,30 +63,32 @@ def settle_workload(
     rehearse: Callable[[Packed, Precision], object],
     packed: Packed,
     path: Path,
-    world: World,
+    layout: Layout,
 ) -> Workload:
     """Measure what the first sequence of `packed` takes and note it in a file, or read what is noted there.
 
-    So a run that goes on uses the precision that it began with, however fast the machine is by then.
+    So a run that goes on uses the precision that it began with, however fast the machine is by then. All processes
+    must call it; the main one's times and file count.
     """
+    world = layout.world
     noted = _read(path)
-    if noted is None or wanted not in ("auto", noted.precision):
+    known = noted is not None and wanted in ("auto", noted.precision)
+    if noted is None or not world.agree(known):
         row = packed.first_row()
-        flops = count_flops(lambda: rehearse(row, "fp32"))
-        seconds = time_precisions(lambda precision: rehearse(row, precision)) if wanted == "auto" else {}
+        flops, tokens = layout.sum(count_flops(lambda: rehearse(row, "fp32")), row.tokens_BT.numel() - 1)
+        seconds = time_precisions(lambda precision: rehearse(row, precision), world) if wanted == "auto" else {}
         noted = Workload(
             precision=faster(seconds) if wanted == "auto" else wanted,
-            flops_per_token=flops / (row.tokens_BT.numel() - 1),
+            flops_per_token=flops / tokens,
             seconds=seconds,
         )
-    [bf16_on_main] = world.sum(world.is_main and noted.precision == "bf16")
-    settled = noted.model_copy(update={"precision": "bf16" if bf16_on_main else "fp32"})
+    settled = noted.model_copy(update={"precision": "bf16" if world.agree(noted.precision == "bf16") else "fp32"})
     if world.is_main:
         write_json(path, settled.model_dump())
     return settled
 
 
-def time_precisions(work: Callable[[Precision], object]) -> dict[str, float]:
+def time_precisions(work: Callable[[Precision], object], world: World = ALONE) -> dict[str, float]:
     """Seconds that `work` takes in each precision.
 
     The two take turns, so that a change of the machine's load meets both, and of each the fastest run counts, since
@@ -95,9 +97,9 @@ def time_precisions(work: Callable[[Precision], object]) -> dict[str, float]:
     """
     deadline = time.perf_counter() + PROBE_SECONDS
     rounds = [_time_each(work)]
-    if time.perf_counter() < deadline:  # else it is so slow that what the first run has to allocate is nothing to it
-        rounds = [_time_each(work)]
-    while time.perf_counter() < deadline and not _is_clear(rounds):
+    if world.agree(time.perf_counter() < deadline):
+        rounds = [_time_each(work)]  # else it is so slow that what the first run has to allocate is nothing to it
+    while world.agree(time.perf_counter() < deadline and not _is_clear(rounds)):
         rounds.append(_time_each(work))
     return _fastest(rounds)
 

@@ -22,9 +22,9 @@ from tallow.models.decoder import Decoder
 from tallow.models.encoder_config import EncoderConfig
 from tallow.models.families import family_of
 from tallow.models.formats import load_encoder, load_model, save_model
-from tallow.models.skeletons import Model, ModelConfig, new_model
+from tallow.models.skeletons import Model, ModelConfig, new_model, with_weights
 from tallow.objectives import OBJECTIVES
-from tallow.parallel import World, join_world
+from tallow.parallel import Layout, World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -119,31 +119,35 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     tokens = config.token_budget or dataset.num_tokens
     plan = plan_batches(config.loop, rows=math.ceil(tokens / config.loop.sequence_length))
     loop = config.loop.model_copy(update={"steps": config.loop.steps or plan.steps})
+    num_parameters = model.num_parameters()
     with join_world() as world:
+        layout = Layout(model, loop.parallel, world)
+        data = layout.mesh.data
         smallest = len(plan.rows(0))
-        if smallest < world.size:
-            raise UsageError(f"{world.size} processes cannot share batches of {smallest}", "raise loop.batch_size")
+        if smallest < data.size:
+            raise UsageError(f"{data.size} processes cannot share batches of {smallest}", "raise loop.batch_size")
 
         def batches(step: int) -> list[Packed]:
-            return _gather(dataset, world.share(dataset.numbers(plan.rows(step))), loop)
+            return _gather(dataset, data.share(dataset.numbers(plan.rows(step))), loop)
 
         result = train(
-            model,
+            layout,
             objective,
             batches,
             loop,
             run,
-            validate=_held_out(config, model, tokenizer, world),
+            validate=_held_out(config, tokenizer, data),
             identity={
                 "model": model.config.model_dump(mode="json"),
                 "init": str(config.init),
                 "tokens": hash_file(config.tokens / MANIFEST),
             },
-            world=world,
         )
+        weights = layout.gather()
         if world.is_main:
-            save_model(model.to(DTYPES[config.save_dtype]), tokenizer, run.directory / "model")
-    return {"parameters": model.num_parameters(), **result}
+            product = with_weights(model.config, weights).to(DTYPES[config.save_dtype])
+            save_model(product, tokenizer, run.directory / "model")
+    return {"parameters": num_parameters, **result}
 
 
 def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
@@ -201,16 +205,16 @@ def _gather(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> lis
     return [dataset.gather(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _held_out(config: PretrainConfig, model: Model, tokenizer: Tokenizer, world: World) -> HeldOut | None:
+def _held_out(config: PretrainConfig, tokenizer: Tokenizer, data: World) -> HeldOut | None:
     """Windows from all over the validation split, always the same; None if it has no text to predict."""
     if load_manifest(config.tokens).splits["validation"].tokens < 2:
         say("there is no held-out text, so there is no validation")
         return None
     dataset = TokenDataset(config.tokens, "validation", config.loop.sequence_length, seed=0)
     wanted = math.ceil(config.validation_tokens / config.loop.sequence_length)
-    rows = world.share(dataset.rows(0, min(wanted, dataset.num_sequences)))
+    rows = data.share(dataset.rows(0, min(wanted, dataset.num_sequences)))
     # bits per byte are those of a text; tokens that are guessed from their neighbours make none
     bytes_V = bytes_of_tokens(tokenizer) if config.objective == "causal" else None
     # likewise the same chances for every seed, so that runs can be compared
     objective = OBJECTIVES[config.objective](tokenizer, 0)
-    return HeldOut(model, objective, _gather(dataset, rows, config.loop), bytes_V, world)
+    return HeldOut(objective, _gather(dataset, rows, config.loop), bytes_V)

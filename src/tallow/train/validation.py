@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from tallow.data.batch import Packed
-from tallow.objectives import Objective, TokenModel
-from tallow.objectives.loss import summed_loss
-from tallow.parallel import ALONE, World
+from tallow.objectives import Objective
+from tallow.parallel import Layout
 from tallow.tokenizer.tokenizer import Tokenizer
 
 
@@ -23,26 +22,21 @@ class HeldOut:
         bytes_V: Bytes of text that each token stands for; None: bits per byte are not wanted.
     """
 
-    def __init__(
-        self,
-        model: TokenModel,
-        objective: Objective,
-        batches: Sequence[Packed],
-        bytes_V: Tensor | None = None,
-        world: World = ALONE,
-    ) -> None:
-        self.model, self.objective, self.batches, self.bytes_V, self.world = model, objective, batches, bytes_V, world
+    def __init__(self, objective: Objective, batches: Sequence[Packed], bytes_V: Tensor | None = None) -> None:
+        self.objective, self.batches = objective, batches
+        self.text_bytes = 0.0
+        for packed in batches if bytes_V is not None else []:
+            example = objective(packed)
+            self.text_bytes += bytes_V[example.targets_BT[example.loss_mask_BT]].sum().item()
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, layout: Layout) -> dict[str, float]:
         """`validation_loss`, in nats a target token, and `validation_bits_per_byte` of the text of all targets."""
-        nats = targets = text_bytes = 0.0
-        for packed in self.batches:
-            example = self.objective(packed)
-            nats += summed_loss(self.model, example).item()
-            targets += example.loss_mask_BT.sum().item()
-            if self.bytes_V is not None:
-                text_bytes += self.bytes_V[example.targets_BT[example.loss_mask_BT]].sum().item()
-        nats, targets, text_bytes = self.world.sum(nats, targets, text_bytes)
+        nats = targets = 0.0
+        for packed in layout.level(self.batches):
+            loss, count = layout.score(packed, self.objective)
+            nats, targets = nats + loss, targets + count
+        nats, targets = layout.sum(nats, targets)
+        [text_bytes] = layout.mesh.data.sum(self.text_bytes)
         result = {"validation_loss": nats / targets} if targets else {}
         return result | ({"validation_bits_per_byte": nats / math.log(2) / text_bytes} if text_bytes else {})
 

@@ -22,6 +22,7 @@ from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.objectives.causal import causal
+from tallow.parallel import Layout
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
@@ -112,12 +113,12 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
         add_adapters(model, config.lora, config.loop.seed)
     plan = plan_batches(config.loop, rows=max(1, math.ceil(config.epochs * len(rows))))
     result = train(
-        model,
+        Layout(model),
         causal,
         _batches(rows, plan, row_tokens, pad_id(tokenizer), config.loop),
         config.loop.model_copy(update={"steps": config.loop.steps or plan.steps}),
         run,
-        validate=HeldOut(model, causal, held_out_rows) if held_out_rows else None,
+        validate=HeldOut(causal, held_out_rows) if held_out_rows else None,
         identity={"rows": len(rows), "method": config.method},
     )
     if config.method == "lora":

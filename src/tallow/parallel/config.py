@@ -1,0 +1,42 @@
+"""Settings of how training is spread over processes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from tallow.recipe import Section
+
+
+class ParallelConfig(Section):
+    """How a model and its batches are spread over the processes that `torchrun` has started.
+
+    The processes are divided by `tensor`, `context` and `pipeline`; what is left shares the rows of each batch (data
+    parallelism). No setting changes what is learned, but for rounding.
+
+    Args:
+        zero: What those that share the rows divide among them: nothing (0), the optimizer's state (1), gradients too
+            (2), weights too (3) (arXiv 1910.02054). With 1 gradients are exchanged once an update, with 2 and 3 after
+            each micro-batch; with 3 weights come when their layer needs them.
+        replicas: With `zero`: so many groups of processes each hold everything, and divide it among themselves alone
+            (hybrid sharding; arXiv 2304.11277, section 3.2.2).
+        tensor: Processes that share each matrix product (arXiv 1909.08053), and the places of the sequence between
+            them (2205.05198).
+        context: Processes that share each sequence.
+        attention: How these see each other's tokens: by exchanging heads for places (`all_to_all`; 2309.14509), or
+            keys and values in a ring (`ring`; 2310.01889).
+        pipeline: Processes that share the layers.
+        schedule: In which order these take the micro-batches forward and backward: `gpipe` (1811.06965), `1f1b`
+            (2104.04473, section 2.2), `interleaved` (there, section 2.3) or `zero_bubble` (2401.10241).
+        expert: Processes that share the experts of each layer, among those that share rows and sequences (2006.16668).
+    """
+
+    zero: Literal[0, 1, 2, 3] = 0
+    replicas: PositiveInt = 1
+    tensor: PositiveInt = 1
+    context: PositiveInt = 1
+    attention: Literal["all_to_all", "ring"] = "all_to_all"
+    pipeline: PositiveInt = 1
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    expert: PositiveInt = 1

@@ -1,0 +1,79 @@
+"""Sums of gradients over processes that each hold all weights, while the backward pass still goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tallow.parallel.world import World, buckets
+
+BUCKET_BYTES = 25 << 20
+
+
+class GradientSum:
+    """Sums the gradients of some parameters over the processes of a world.
+
+    Parameters are taken in buckets, those whose gradients come first (the last ones) first. A bucket is sent as soon as
+    it and all before it are complete, so that all processes send the same ones in the same order (arXiv 2006.15704,
+    section 3.2).
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], world: World) -> None:
+        self.world = world
+        self._buckets = list(buckets(parameters[::-1], BUCKET_BYTES))
+        self._bucket_of = {parameter: number for number, bucket in enumerate(self._buckets) for parameter in bucket}
+        self._missing: list[int] = []
+        self._sent: list[tuple[Tensor, dist.Work]] = []
+        self._listening = False
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._ready)
+
+    @contextmanager
+    def in_last_backward(self) -> Iterator[None]:
+        """Around the last backward pass before an update; afterwards the gradients are sums."""
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._sent, self._listening = [], True
+        try:
+            yield
+        finally:
+            self._listening = False
+        while len(self._sent) < len(self._buckets):  # parameters that the loss of this process did not depend on
+            self._send()
+        for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
+            work.wait()
+            gradients = [_gradient(parameter) for parameter in bucket]
+            for gradient, values in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(values.view_as(gradient))
+
+    def _ready(self, parameter: Tensor) -> None:
+        if not self._listening:
+            return
+        assert isinstance(parameter, nn.Parameter)
+        self._missing[self._bucket_of[parameter]] -= 1
+        while len(self._sent) < len(self._buckets) and self._missing[len(self._sent)] == 0:
+            self._send()
+
+    def _send(self) -> None:
+        """Send the next bucket."""
+        flat = torch.cat([_gradient(parameter).flatten() for parameter in self._buckets[len(self._sent)]])
+        work = dist.all_reduce(flat, group=self.world.group, async_op=True)
+        assert work is not None
+        self._sent.append((flat, work))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """This process's part of the gradient; zero where there is none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    gradient = parameter.grad
+    if isinstance(gradient, DTensor):
+        assert isinstance(parameter, DTensor)
+        if gradient.placements != parameter.placements:
+            parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
+        return gradient.to_local()
+    return gradient

@@ -1,0 +1,128 @@
+"""A model spread over processes: it learns what it would learn on one.
+
+Each kind of parallelism is a file of its own that changes the model from outside, and knows nothing of the others; here
+they are applied one after the other, always in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from tallow.data.batch import Packed
+from tallow.models.skeletons import Balancing, Layered
+from tallow.objectives import Objective
+from tallow.parallel.config import ParallelConfig
+from tallow.parallel.gradient_sum import GradientSum
+from tallow.parallel.learner import Learner
+from tallow.parallel.mesh import Mesh
+from tallow.parallel.shares import squared_norm
+from tallow.parallel.world import ALONE, World
+from tallow.parallel.zero import shard
+
+PLAIN = ParallelConfig()
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class Layout:
+    """A model spread over the processes of a world, in place; alone, it stays as it is.
+
+    Args:
+        model: The whole model; the main process's weights count.
+        config: How.
+        world: All processes.
+
+    Raises:
+        UsageError: The processes, or the model, cannot be divided like that.
+    """
+
+    def __init__(self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE) -> None:
+        assert isinstance(model, nn.Module)
+        self.config, self.world, self.mesh = config, world, Mesh(config, world)
+        world.copy_from_main([*model.parameters(), *model.buffers()])
+        self.model, self.learner = model, Learner(model)
+        # processes whose rows need other numbers of passes would wait for each other for ever
+        self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
+        if config.zero and world.size > 1:
+            grid = self.mesh.grid
+            moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
+            shard(
+                self.learner,
+                model.layers,
+                grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
+                whole=set(moved.values()),
+                free_weights=config.zero == 3,
+            )
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        """What is trained, by name: of each parameter this process's share."""
+        self._sums: list[GradientSum] = []
+        if not config.zero and self.mesh.tokens.size > 1:
+            self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
+
+    def backpropagate(
+        self, micro_batches: Sequence[Packed], objective: Objective, autocast: Autocast, *, drawn_targets: bool = False
+    ) -> tuple[float, int]:
+        """Add the gradients of the loss of all micro-batches of all processes.
+
+        Returns:
+            The summed loss and the number of targets of this process's part; `sum` makes them those of all.
+        """
+        total, targets = 0.0, 0
+        micro_batches = self.level(micro_batches)
+        for number, packed in enumerate(micro_batches, 1):
+            with self._synchronizing(number == len(micro_batches)), autocast():
+                loss, count = self.learner(packed, objective, drawn_targets)
+                loss.backward()
+            total, targets = total + loss.item(), targets + count
+        return total, targets
+
+    def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
+        """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
+        with torch.no_grad():
+            loss, count = self.learner(packed, objective)
+        return loss.item(), count
+
+    def level(self, micro_batches: Sequence[Packed]) -> Sequence[Packed]:
+        """These, and where processes must keep step as many empty ones as another process has more."""
+        if not self.in_step:
+            return micro_batches
+        [most] = self.mesh.data.max(len(micro_batches))
+        filling = (micro_batches[0] if micro_batches else Packed.empty()).without_targets()
+        return [*micro_batches, *[filling] * (int(most) - len(micro_batches))]
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all processes of what each has done: each part of the work counts once."""
+        return self.mesh.distinct.sum(*values)
+
+    def gather(self) -> dict[str, Tensor]:
+        """On the main process all weights, whole and on the CPU, by name; nothing elsewhere. All must call it."""
+        whole: dict[str, Tensor] = {}
+        for name, value in self.model.state_dict().items():
+            value = value.full_tensor() if isinstance(value, DTensor) else value
+            if self.world.is_main:
+                whole[name] = value.cpu()
+        return whole
+
+    def gradient_norm(self) -> float:
+        """Of all parameters of all processes together."""
+        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        return squared_norm(gradients) ** 0.5
+
+    @contextmanager
+    def _synchronizing(self, last: bool) -> Iterator[None]:
+        """Around the forward and backward pass of a micro-batch: with the last one, gradients become sums."""
+        if isinstance(self.learner, FSDPModule):
+            self.learner.set_requires_gradient_sync(last or self.config.zero > 1)
+            self.learner.set_requires_all_reduce(last)
+            if self.config.zero < 3:  # weights stay until the update
+                self.learner.set_reshard_after_backward(last)
+        with ExitStack() as stack:
+            for gradient_sum in self._sums if last else []:
+                stack.enter_context(gradient_sum.in_last_backward())
+            yield

@@ -1,0 +1,103 @@
+"""The processes as a grid, and the groups of those that do something together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from tallow.errors import UsageError
+from tallow.parallel.config import ParallelConfig
+from tallow.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """All processes by what they share.
+
+    Neighbours talk the most: those of one tensor group are next to each other, then those of one sequence, and so on
+    outwards. Each group is made when it is first asked for, which all processes must do in the same order.
+
+    Args:
+        config: Into what they are divided.
+        world: All of them.
+        device_type: Of the tensors that they send each other, `cpu` or `cuda`.
+
+    Raises:
+        UsageError: So many processes cannot be divided like that.
+    """
+
+    config: ParallelConfig
+    world: World
+    device_type: str = "cpu"
+
+    def __post_init__(self) -> None:
+        config, size = self.config, self.world.size
+        apart = config.pipeline * config.context * config.tensor
+        if size % apart:
+            named = f"pipeline × context × tensor is {config.pipeline} × {config.context} × {config.tensor}"
+            raise UsageError(
+                f"{size} processes cannot be divided: {named}",
+                f"start a multiple of {apart} processes with torchrun, or change loop.parallel",
+            )
+        for name, number, of in (
+            ("replicas", config.replicas, size // apart),
+            ("expert", config.expert, size // apart // config.replicas * config.context),
+        ):
+            if of % number:
+                raise UsageError(f"loop.parallel.{name} is {number}, which does not divide {of}", "choose a divisor")
+
+    @property
+    def rows(self) -> int:
+        """Processes, or groups of them, that have rows of their own."""
+        config = self.config
+        return self.world.size // (config.pipeline * config.context * config.tensor)
+
+    @property
+    def sharders(self) -> int:
+        """Processes that divide among them what `zero` divides: those of a replica with other rows or places."""
+        return self.rows // self.replicas * self.config.context
+
+    @property
+    def replicas(self) -> int:
+        """Groups of processes that each hold everything."""
+        return self.config.replicas if self.config.zero else self.rows
+
+    @cached_property
+    def grid(self) -> DeviceMesh:
+        """Dimensions `pipeline`, `replicate`, `shard` and `tensor`; what is divided by several of them is a DTensor
+        over several."""
+        shape = (self.config.pipeline, self.replicas, self.sharders, self.config.tensor)
+        return init_device_mesh(self.device_type, shape, mesh_dim_names=("pipeline", "replicate", "shard", "tensor"))
+
+    @cached_property
+    def data(self) -> World:
+        """Those that share the rows."""
+        config = self.config
+        return self._group(config.pipeline, self.rows, config.context * config.tensor)
+
+    @cached_property
+    def tokens(self) -> World:
+        """Those that have other tokens, whether of other rows or of other places: over them gradients are summed."""
+        config = self.config
+        return self._group(config.pipeline, self.rows * config.context, config.tensor)
+
+    @cached_property
+    def distinct(self) -> World:
+        """Those that do different work: all but the others of this process's tensor group."""
+        return self._group(1, self.world.size // self.config.tensor, self.config.tensor)
+
+    @cached_property
+    def context(self) -> World:
+        """Those that share each sequence."""
+        config = self.config
+        return self._group(config.pipeline * self.rows, config.context, config.tensor)
+
+    def _group(self, outer: int, size: int, inner: int) -> World:
+        if size == 1:
+            return World(0, 1)
+        if size == self.world.size:
+            return self.world
+        grid = init_device_mesh(self.device_type, (outer, size, inner), mesh_dim_names=("outer", "group", "inner"))
+        return World(grid.get_local_rank("group"), size, grid.get_group("group"))

@@ -1,0 +1,32 @@
+"""What is told of tensors that processes hold shares of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+
+def squared_norm(tensors: Iterable[Tensor]) -> float:
+    """Sum of the squares of all entries; of a tensor that is divided, of all its shares. All processes must call it."""
+    shares: dict[tuple[DeviceMesh, tuple[int, ...]] | None, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            divided = tuple(number for number, place in enumerate(tensor.placements) if place.is_shard())
+            shares[tensor.device_mesh, divided].append(tensor.to_local())
+        else:
+            shares[None].append(tensor)
+    total = 0.0
+    for where, parts in shares.items():
+        square = torch.nn.utils.get_total_norm(parts).double().square()
+        if where is not None:
+            mesh, dimensions = where
+            for dimension in dimensions:
+                dist.all_reduce(square, group=mesh.get_group(dimension))
+        total += square.item()
+    return total

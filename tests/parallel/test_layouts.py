@@ -1,0 +1,39 @@
+"""Every layout learns what one process learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.parallel.layouts import KINDS, alone, run_layouts
+
+TWO: dict[str, dict[str, Any]] = {
+    "data": {},
+    "zero 1": {"zero": 1},
+    "zero 2": {"zero": 2},
+    "zero 3": {"zero": 3},
+}
+FOUR: dict[str, dict[str, Any]] = {
+    "data": {},
+    "zero 3": {"zero": 3},
+    "hybrid": {"zero": 3, "replicas": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("size", "layouts"), [(2, TWO), (4, FOUR)], ids=["two", "four"])
+def test_equals_one_process(size: int, layouts: dict[str, dict[str, Any]], kind: str, tmp_path: Path) -> None:
+    expected, weights = alone(kind)
+    assert expected["loss"][-1] < expected["loss"][0] - 0.05
+    for name, (report, own_weights) in run_layouts(size, tmp_path, kind, layouts).items():
+        assert report["loss"] == pytest.approx(expected["loss"], abs=1e-5), name
+        assert report["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4), name
+        assert report["held_out"] == pytest.approx(expected["held_out"], abs=1e-5), name
+        assert report["tokens"] == expected["tokens"], name
+        assert own_weights.keys() == weights.keys(), name
+        for key, value in weights.items():
+            torch.testing.assert_close(
+                own_weights[key], value, atol=2e-4, rtol=0, msg=lambda m, n=name, k=key: f"{n} {k} {m}"
+            )
