@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tallow.data.batch import Packed
+from tallow.models.skeletons import Layered
 from tallow.objectives import Objective
 from tallow.objectives.loss import summed_loss
 
@@ -12,8 +13,9 @@ from tallow.objectives.loss import summed_loss
 class Learner(nn.Module):
     """A micro-batch in, its loss out, so that all weights are used within one `forward`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Layered) -> None:
         super().__init__()
+        assert isinstance(model, nn.Module)
         self.model = model
 
     def forward(self, packed: Packed, objective: Objective, drawn_targets: bool = False) -> tuple[Tensor, int]:
