@@ -22,6 +22,7 @@ from tallow.parallel.config import ParallelConfig
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
+from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import squared_norm
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard
@@ -66,6 +67,13 @@ class Layout:
         self._sums: list[GradientSum] = []
         if not config.zero and self.mesh.tokens.size > 1:
             self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
+
+    def recompute(self, how: Recompute, count: int | None = None) -> None:
+        """Let so many layers forget what they need for the backward pass, the first ones; None: all.
+
+        The first ones keep it the longest.
+        """
+        recompute(list(self.model.layers)[:count], how)
 
     def backpropagate(
         self, micro_batches: Sequence[Packed], objective: Objective, autocast: Autocast, *, drawn_targets: bool = False

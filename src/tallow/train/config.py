@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tallow.errors import UsageError
 from tallow.parallel.config import ParallelConfig
+from tallow.parallel.recompute import Recompute
 from tallow.recipe import Section
 from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.registry import AnyMethod
@@ -60,6 +61,10 @@ class LoopConfig(Section):
         keep_checkpoints: Newest checkpoints that are kept.
         save_in_background: Training goes on while a checkpoint is written, from a copy in memory: weights and optimizer
             state once more.
+        recompute: What layers compute again in the backward pass instead of keeping it: nothing (`none`), all but
+            matrix products and attention (`selective`), or everything (`block`). The result stays the same.
+        activation_mb: With `recompute`: megabytes that the layers may keep for the backward pass. Only as many layers
+            as necessary compute again, as measured at the start; None: all do.
         parallel: How the model and its batches are spread over processes.
         seed: Names the initial weights and the order of the data.
     """
@@ -73,6 +78,8 @@ class LoopConfig(Section):
             "save_seconds",
             "keep_checkpoints",
             "save_in_background",
+            "recompute",
+            "activation_mb",
             "parallel",
         )
     )
@@ -101,6 +108,8 @@ class LoopConfig(Section):
     save_seconds: PositiveFloat = 300.0
     keep_checkpoints: PositiveInt = 2
     save_in_background: bool = False
+    recompute: Recompute = "none"
+    activation_mb: PositiveFloat | None = None
     parallel: ParallelConfig = ParallelConfig()
     seed: NonNegativeInt = 0
 
@@ -116,6 +125,15 @@ class LoopConfig(Section):
                 f"{self.optimizer.name} averages weights in place of a falling learning rate, but the schedule is "
                 f"{self.schedule}",
                 "leave loop.schedule out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> Self:
+        if self.activation_mb is not None and self.recompute == "none":
+            raise UsageError(
+                "loop.activation_mb bounds what layers keep, but loop.recompute lets them forget nothing",
+                "set loop.recompute to selective or block",
             )
         return self
 
