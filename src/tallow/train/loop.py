@@ -16,12 +16,12 @@ from tallow.objectives import Objective
 from tallow.parallel import Layout, World
 from tallow.parallel.roll_call import RollCall
 from tallow.run import StageRun
-from tallow.train.activations import fit_activations
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
 from tallow.train.interruption import listening
 from tallow.train.meter import Meter
 from tallow.train.precision import settle_workload
+from tallow.train.recomputation import fit_recomputation
 from tallow.train.schedule import learning_rate
 from tallow.train.update import Updater
 
@@ -82,7 +82,7 @@ def train(
     if world.is_main and config.precision == "auto":
         say(f"training in {workload.precision}, the better precision here")
         run.decide("loop.precision", workload.precision, workload.reason)
-    fit_activations(layout, lambda packed: updater.rehearse(packed, workload.precision), batches(0)[0], config)
+    fit_recomputation(layout, lambda packed: updater.rehearse(packed, workload.precision), batches(0)[0], config)
     precision, meter, saved_at = workload.precision, Meter(tokens, workload.flops_per_token), time.monotonic()
 
     calls = RollCall(world, config.parallel.timeout_s)

@@ -11,7 +11,7 @@ from tallow.parallel.recompute import LayerMemory, layers_to_recompute, measurin
 from tallow.train.config import LoopConfig
 
 
-def fit_activations(layout: Layout, rehearse: Callable[[Packed], object], packed: Packed, config: LoopConfig) -> None:
+def fit_recomputation(layout: Layout, rehearse: Callable[[Packed], object], packed: Packed, config: LoopConfig) -> None:
     """Let layers recompute as the settings say: all of them, or as many as the budget asks for.
 
     Args:
