@@ -300,11 +300,20 @@ def hash_input(path: Path) -> str:
     return hash_path(path)
 
 
+def rss_bytes() -> int:
+    """Resident memory of this process now, or the largest so far where only that is told."""
+    return _memory_bytes("VmRSS")
+
+
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far, or since `forget_peak_rss` where that works (Linux)."""
+    return _memory_bytes("VmHWM")
+
+
+def _memory_bytes(name: str) -> int:
     try:
         status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        return int(status.partition(f"{name}:")[2].split()[0]) * 1024
     except (OSError, ValueError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tallow.errors import UsageError
 from tallow.parallel.config import ParallelConfig
 from tallow.recipe import Section
+from tallow.train.anomaly import AnomalyConfig
 from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.registry import AnyMethod
 
@@ -53,6 +54,7 @@ class LoopConfig(Section):
         clip_norm: Largest norm of the gradient of the mean loss.
         precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
             and written into `recipe.yaml`. Weights and their updates are always fp32.
+        anomalies: What becomes of bad batches.
         log_every: Steps between records of loss, gradient and speed.
         validate_every: Steps between scores of held-out text.
         save_every: Steps between checkpoints.
@@ -94,6 +96,7 @@ class LoopConfig(Section):
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    anomalies: AnomalyConfig = AnomalyConfig()
 
     log_every: PositiveInt = 10
     validate_every: PositiveInt = 100
