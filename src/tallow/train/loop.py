@@ -86,6 +86,8 @@ def train(
         run.decide("loop.precision", workload.precision, workload.reason)
     precision, meter, saved_at = workload.precision, Meter(tokens, workload.flops_per_token), time.monotonic()
     health, calls = Health(updater, precision), RollCall(world, config.parallel.timeout_s)
+    if world.is_main:
+        run.plan(steps)
 
     with listening() as interruption, progress("training", steps, "steps", step) as bar, calls.limiting():
         while step < steps:
