@@ -67,7 +67,7 @@ def test_a_stopped_run_is_shown_once(run: StageRun) -> None:
     text = shown(run.directory.parent, once=False)
     for expected in ("pretrain  stopped", "step 40 of 100", "40%", "█▆▃▁", "1 · 1.5 held-out", "640", "0.5 s a step"):
         assert expected in text
-    for expected in ("43.0% of the matrix", "1 left out", "step 33: its loss is nan"):
+    for expected in ("43.0% MFU", "1 left out", "step 33: its loss is nan"):
         assert expected in text
     assert "eta" not in text
     with at_work(run.directory):

@@ -27,7 +27,7 @@ ANOMALIES_SHOWN = 3
 SHOWN = {
     "loss": {"loss": "", "validation_loss": "held-out", "validation_bits_per_byte": "bits a byte"},
     "tokens": {"tokens": "", "tokens_per_s": "a second"},
-    "speed": {"step_s": "a step", "mfu": "of the matrix product peak", "data_wait": "waiting for data"},
+    "speed": {"step_s": "a step", "mfu": "MFU", "data_wait": "waiting for data"},
     "health": {"gradient_norm": "gradient", "update_ratio": "update/weights", "activation_max": "largest activation"},
     "schedule": {"learning_rate": "learning rate"},
     "memory": {"memory_bytes": "", "peak_memory_bytes": "at most"},

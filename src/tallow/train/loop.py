@@ -24,6 +24,7 @@ from tallow.train.interruption import listening
 from tallow.train.meter import Meter
 from tallow.train.precision import settle_workload
 from tallow.train.schedule import learning_rate
+from tallow.train.trackers import tracking
 from tallow.train.update import Updater
 
 Batches = Callable[[int], Sequence[Packed]]
@@ -89,7 +90,12 @@ def train(
     if world.is_main:
         run.plan(steps)
 
-    with listening() as interruption, progress("training", steps, "steps", step) as bar, calls.limiting():
+    with (
+        tracking(config.trackers if world.is_main else (), run, step) as trackers,
+        listening() as interruption,
+        progress("training", steps, "steps", step) as bar,
+        calls.limiting(),
+    ):
         while step < steps:
             step += 1
             recorded = step % config.log_every == 0 or step == steps
@@ -123,6 +129,7 @@ def train(
                     record |= validate(layout)
             if record and world.is_main:
                 run.log(step=step, **record)
+                trackers.log(step, record)
             bar.advance(1, f"loss {update.loss:.3f}")
 
             overdue = time.monotonic() - saved_at > config.save_seconds
