@@ -35,7 +35,7 @@ def train_badly(rank: int, port: int, directory: Path) -> None:
     step_now, broken = 0, False
 
     def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        time.sleep(0.01 * rank)
+        time.sleep(0.05 * rank)
         return output * float("nan") if rank == 1 and step_now == BAD_STEP else output
 
     with join_world() as world:

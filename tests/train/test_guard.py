@@ -220,6 +220,30 @@ def test_after_several_bad_batches_it_goes_back_to_before_the_suspects(tmp_path:
     assert AnomalyLog(tmp_path / "parts").read() == AnomalyLog(tmp_path / "whole").read()
 
 
+def test_killed_while_it_goes_back_it_goes_back_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = loop_config(save_every=2, keep_checkpoints=9, anomalies={"patience": 2})
+    whole = trained(tmp_path / "whole", config, {8, 9})
+
+    def killed(*_arguments: object) -> None:
+        raise Stop
+
+    for name in ("shutil.rmtree", "write_json"):
+        model = tiny_model()
+        batches = poisoned(model, numbered(markov_batches(config)), {8, 9})
+        with monkeypatch.context() as patch:
+
+            def fatal(step: int, name: str = name, batches: Batches = batches, patch: Any = patch) -> list[Packed]:
+                if step + 1 == 9:
+                    patch.setattr(f"tallow.train.checkpoint.{name}", killed)
+                return list(batches(step))
+
+            with pytest.raises(Stop):
+                train(Layout(model), causal, fatal, config, new_run(tmp_path / "parts"))
+    parts = trained(tmp_path / "parts", config, {8, 9})
+    assert torch.equal(weights(parts), weights(whole))
+    assert learned(tmp_path / "parts") == learned(tmp_path / "whole")
+
+
 def test_weights_in_doubt_are_not_saved(tmp_path: Path) -> None:
     config = loop_config(save_every=1, keep_checkpoints=2, anomalies={"patience": 99})
     with pytest.raises(Stop):

@@ -153,7 +153,8 @@ def test_who_is_slow_for_several_records_is_named_once(
     stragglers = Stragglers(World(0, 3))
     assert [stragglers.note([1.0, 1.1, 2.0]) for _ in range(5)] == [[], [], [2], [], []]
     assert capsys.readouterr().err == "process 2 on two keeps the others waiting: 2 s a step, where 1.1 s is usual\n"
-    assert stragglers.note([1.0, 1.0, 1.0]) == []
-    assert [stragglers.note([1.0, 1.0, 2.0]) for _ in range(3)] == [[], [], [2]]
+    for fast in (1, 3):  # a short relief does not count
+        assert [stragglers.note([1.0, 1.0, 1.0]) for _ in range(fast)] == [[]] * fast
+        assert [stragglers.note([1.0, 1.0, 2.0]) for _ in range(3)] == [[], [], [2] if fast == 3 else []]
     assert [Stragglers(World(0, 2)).note(times) for times in ([1.0, 1.2],) * 9] == [[]] * 9
     assert Stragglers(ALONE).note([1.0]) == []
