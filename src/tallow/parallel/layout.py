@@ -6,6 +6,7 @@ they are applied one after the other, always in the same order.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -64,6 +65,8 @@ class Layout:
             )
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """What is trained, by name: of each parameter this process's share."""
+        self.own_s = 0.0
+        """Seconds of the last `backpropagate` until this process had to wait for others' gradients."""
         self._sums: list[GradientSum] = []
         if not config.zero and self.mesh.tokens.size > 1:
             self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
@@ -85,10 +88,12 @@ class Layout:
         """
         total, targets = 0.0, 0
         micro_batches = self.level(micro_batches)
+        start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
             with self._synchronizing(number == len(micro_batches)), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
                 loss.backward()
+                self.own_s = time.perf_counter() - start
             total, targets = total + loss.item(), targets + count
         return total, targets
 

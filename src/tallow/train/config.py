@@ -10,8 +10,10 @@ from tallow.errors import UsageError
 from tallow.parallel.config import ParallelConfig
 from tallow.parallel.recompute import Recompute
 from tallow.recipe import Section
+from tallow.train.anomaly import AnomalyConfig
 from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.registry import AnyMethod
+from tallow.train.trackers import TrackerName, require_trackers
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -54,6 +56,9 @@ class LoopConfig(Section):
         clip_norm: Largest norm of the gradient of the mean loss.
         precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
             and written into `recipe.yaml`. Weights and their updates are always fp32.
+        anomalies: What becomes of bad batches.
+        trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
+            Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).
         log_every: Steps between records of loss, gradient and speed.
         validate_every: Steps between scores of held-out text.
         save_every: Steps between checkpoints.
@@ -72,6 +77,7 @@ class LoopConfig(Section):
     incidental = frozenset(
         (
             "micro_batch_size",
+            "trackers",
             "log_every",
             "validate_every",
             "save_every",
@@ -101,7 +107,9 @@ class LoopConfig(Section):
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    anomalies: AnomalyConfig = AnomalyConfig()
 
+    trackers: tuple[TrackerName, ...] = ()
     log_every: PositiveInt = 10
     validate_every: PositiveInt = 100
     save_every: PositiveInt = 500
@@ -135,6 +143,11 @@ class LoopConfig(Section):
                 "loop.activation_mb bounds what layers keep, but loop.recompute lets them forget nothing",
                 "set loop.recompute to selective or block",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _trackers_are_there(self) -> Self:
+        require_trackers(self.trackers)
         return self
 
     @model_validator(mode="after")
