@@ -14,11 +14,18 @@ TWO: dict[str, dict[str, Any]] = {
     "zero 1": {"zero": 1},
     "zero 2": {"zero": 2},
     "zero 3": {"zero": 3},
+    "gpipe": {"pipeline": 2, "schedule": "gpipe"},
+    "1f1b": {"pipeline": 2},
+    "interleaved": {"pipeline": 2, "schedule": "interleaved"},
+    "zero bubble": {"pipeline": 2, "schedule": "zero_bubble"},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "data": {},
     "zero 3": {"zero": 3},
     "hybrid": {"zero": 3, "replicas": 2},
+    "pipeline": {"pipeline": 4},
+    "pipeline and data": {"pipeline": 2, "schedule": "zero_bubble"},
+    "pipeline and zero": {"pipeline": 2, "zero": 3},
 }
 
 

@@ -46,10 +46,14 @@ class Packed:
         documents_BT = torch.full_like(self.documents_BT, PADDING_DOCUMENT)
         return Packed(self.tokens_BT, documents_BT, torch.zeros_like(self.trainable_BT), self.numbers_B)
 
+    def rows(self, which: slice) -> Packed:
+        """Some of the rows."""
+        numbers_B = None if self.numbers_B is None else self.numbers_B[which]
+        return Packed(self.tokens_BT[which], self.documents_BT[which], self.trainable_BT[which], numbers_B)
+
     def first_row(self) -> Packed:
         """The first row alone."""
-        numbers_B = None if self.numbers_B is None else self.numbers_B[:1]
-        return Packed(self.tokens_BT[:1], self.documents_BT[:1], self.trainable_BT[:1], numbers_B)
+        return self.rows(slice(1))
 
 
 def collate(rows: Sequence[Packed]) -> Packed:

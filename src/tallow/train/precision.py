@@ -75,8 +75,11 @@ def settle_workload(
     known = noted is not None and wanted in ("auto", noted.precision)
     if noted is None or not world.agree(known):
         row = packed.first_row()
-        flops, tokens = layout.sum(count_flops(lambda: rehearse(row, "fp32")), row.tokens_BT.numel() - 1)
-        seconds = time_precisions(lambda precision: rehearse(row, precision), world) if wanted == "auto" else {}
+        rows = layout.config.pipeline  # that many are rehearsed at a time
+        [flops] = layout.sum(count_flops(lambda: rehearse(row, "fp32")))
+        [tokens] = layout.mesh.data.sum(rows * (row.tokens_BT.numel() - 1))
+        times = time_precisions(lambda precision: rehearse(row, precision), world) if wanted == "auto" else {}
+        seconds = {precision: value / rows for precision, value in times.items()}
         noted = Workload(
             precision=faster(seconds) if wanted == "auto" else wanted,
             flops_per_token=flops / tokens,

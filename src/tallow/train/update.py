@@ -48,7 +48,7 @@ class Updater:
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = next(iter(self.parameters.values())).device
-        layout.learner.train()
+        layout.model.train()
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step.
@@ -60,8 +60,8 @@ class Updater:
         if self.optimizer.wants_curvature(step):
             self._add_curvature(micro_batches, precision)
         loss, targets = self._backpropagate(micro_batches, precision)
-        local_tokens = sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches)
-        loss, count, tokens = self.layout.sum(loss, targets, local_tokens)
+        loss, count = self.layout.sum(loss, targets)
+        [tokens] = self.layout.mesh.data.sum(sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches))
         if count == 0:
             raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
         norm = self.layout.gradient_norm() / count
@@ -100,14 +100,14 @@ class Updater:
     @contextmanager
     def scoring(self, precision: Precision) -> Iterator[None]:
         """Within this block the model is as it is used, without chance and gradients, in this precision."""
-        self.layout.learner.eval()
+        self.layout.model.eval()
         with torch.no_grad(), autocast(precision, self.device), self.optimizer.averaged():
             yield
-        self.layout.learner.train()
+        self.layout.model.train()
 
     def rehearse(self, packed: Packed, precision: Precision) -> None:
-        """Do what a micro-batch needs, and forget it."""
-        self._backpropagate([packed], precision)
+        """Do what a micro-batch needs, with a pipeline as many of them as it has processes, and forget it."""
+        self._backpropagate([packed] * self.layout.config.pipeline, precision)
         self.optimizer.zero_grad()
         if self.balancing is not None:
             self.balancing.take_loads()
