@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ from tallow.parallel.config import ParallelConfig
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
-from tallow.parallel.pipeline import Pipeline
 from tallow.parallel.shares import squared_norm
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard
+
+if TYPE_CHECKING:
+    from tallow.parallel.pipeline import Pipeline
 
 PLAIN = ParallelConfig()
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -48,7 +50,7 @@ class Layout:
         self.config, self.world, self.mesh = config, world, Mesh(config, world)
         world.copy_from_main([*model.parameters(), *model.buffers()])
         self._whole = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
-        self._pipeline = Pipeline(model, config, self.mesh) if config.pipeline > 1 else None
+        self._pipeline = _pipeline(model, config, self.mesh) if config.pipeline > 1 else None
         self.model, self.learner = model, Learner(model)
         parts = [self.learner] if self._pipeline is None else [*self._pipeline.stages.values()]
         # processes whose rows need other numbers of passes would wait for each other for ever
@@ -152,3 +154,9 @@ class Layout:
             for gradient_sum in self._sums if last else []:
                 stack.enter_context(gradient_sum.in_last_backward())
             yield
+
+
+def _pipeline(model: Layered, config: ParallelConfig, mesh: Mesh) -> Pipeline:
+    from tallow.parallel.pipeline import Pipeline  # slow to import: it brings PyTorch's compiler with it
+
+    return Pipeline(model, config, mesh)
