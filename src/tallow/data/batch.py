@@ -51,9 +51,11 @@ class Packed:
         numbers_B = None if self.numbers_B is None else self.numbers_B[which]
         return Packed(self.tokens_BT[which], self.documents_BT[which], self.trainable_BT[which], numbers_B)
 
-    def first_row(self) -> Packed:
-        """The first row alone."""
-        return self.rows(slice(1))
+    def first_rows(self, count: int = 1) -> Packed:
+        """The first rows alone; again from the first one where there are fewer."""
+        rows = [number % len(self.tokens_BT) for number in range(count)]
+        numbers_B = None if self.numbers_B is None else self.numbers_B[rows]
+        return Packed(self.tokens_BT[rows], self.documents_BT[rows], self.trainable_BT[rows], numbers_B)
 
 
 def collate(rows: Sequence[Packed]) -> Packed:

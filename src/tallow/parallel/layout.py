@@ -6,6 +6,7 @@ they are applied one after the other, always in the same order.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from tallow.parallel.config import ParallelConfig
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
+from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import squared_norm
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard
@@ -49,10 +51,14 @@ class Layout:
         assert isinstance(model, nn.Module)
         self.config, self.world, self.mesh = config, world, Mesh(config, world)
         world.copy_from_main([*model.parameters(), *model.buffers()])
+        self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
+        """Of all parameters that are trained, whole, by name."""
         self._whole = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
         self._pipeline = _pipeline(model, config, self.mesh) if config.pipeline > 1 else None
         self.model, self.learner = model, Learner(model)
         parts = [self.learner] if self._pipeline is None else [*self._pipeline.stages.values()]
+        self.layers = [layer for part in parts for layer in part.layers]
+        """Those of the model that this process computes."""
         # processes whose rows need other numbers of passes would wait for each other for ever
         self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
         if config.zero and world.size > 1:
@@ -69,6 +75,9 @@ class Layout:
                 )
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """What is trained, by name: of each parameter this process's share."""
+        self.own_s = 0.0
+        """Seconds of the last `backpropagate` until this process had to wait for others' gradients; of a pipeline, in
+        which it waits all the time, those of the forward passes."""
         self._sums: list[GradientSum] = []
         if not config.zero and self.mesh.tokens.size > 1:
             self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
@@ -77,6 +86,13 @@ class Layout:
             twins = [name for name in self._pipeline.twins if name in self.parameters]
             self._sums.append(GradientSum([self.parameters[name] for name in twins], self.mesh.ends))
             self._elsewhere |= set(twins if self.mesh.ends.rank else [])
+
+    def recompute(self, how: Recompute, count: int | None = None) -> None:
+        """Let so many layers forget what they need for the backward pass, the first ones; None: all.
+
+        The first ones keep it the longest.
+        """
+        recompute(self.layers[:count], how)
 
     def backpropagate(
         self, micro_batches: Sequence[Packed], objective: Objective, autocast: Autocast, *, drawn_targets: bool = False
@@ -89,15 +105,18 @@ class Layout:
         if self._pipeline is not None:
             with autocast():
                 result = self._pipeline.backpropagate(micro_batches, objective, drawn_targets=drawn_targets)
+            self.own_s = self._pipeline.own_s
             for gradient_sum in self._sums:
                 gradient_sum.complete()
             return result
         total, targets = 0.0, 0
         micro_batches = self.level(micro_batches)
+        start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
             with self._synchronizing(number == len(micro_batches)), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
                 loss.backward()
+                self.own_s = time.perf_counter() - start
             total, targets = total + loss.item(), targets + count
         return total, targets
 

@@ -67,6 +67,11 @@ class Pipeline:
         self._prepared: tuple[tuple[int, ...], PipelineScheduleSingle | PipelineScheduleMulti] | None = None
         self._sent: list[tuple[dist.Work, Tensor]] = []
 
+    @property
+    def own_s(self) -> float:
+        """Seconds of this process's last forward passes."""
+        return self._work.own_s
+
     def backpropagate(
         self, micro_batches: Sequence[Packed], objective: Objective, *, drawn_targets: bool
     ) -> tuple[float, int]:
@@ -164,7 +169,7 @@ class _Work:
     def begin(self, parts: Sequence[Packed], objective: Objective, drawn_targets: bool) -> None:
         """Take up other micro-batches, all of one shape."""
         self.parts, self.objective, self.drawn_targets = parts, objective, drawn_targets
-        self.targets, self.seen = 0, Counter[int]()
+        self.targets, self.own_s, self.seen = 0, 0.0, Counter[int]()
         self.examples = {0: objective(parts[0])}
         self.shape = tuple(self.examples[0].inputs_BT.shape)
 
@@ -194,7 +199,7 @@ def cut_evenly(micro_batches: Sequence[Packed], number: int, size: int) -> list[
     """The same rows as so many micro-batches of `size` rows each; what is missing is padding."""
     whole = collate(micro_batches or [Packed.empty()])
     missing = number * size - len(whole.tokens_BT)
-    padding = whole.first_row().without_targets()
+    padding = whole.rows(slice(1)).without_targets()
     whole = collate([whole, *[padding] * missing])
     return [whole.rows(slice(start, start + size)) for start in range(0, number * size, size)]
 

@@ -6,6 +6,7 @@ layers to the last. What both read, such as an embedding that is the output matr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,9 +90,11 @@ class Work(Protocol):
 
     Args:
         drawn_targets: Whether the loss is towards targets that the model itself draws.
+        own_s: Seconds of the forward passes; stages add theirs.
     """
 
     drawn_targets: bool
+    own_s: float
 
     def example(self, number: int) -> Example:
         """A micro-batch."""
@@ -112,8 +115,8 @@ class Stage(nn.Module):
         self.is_first, self.is_last = share.layers.start == 0, share.layers.stop == len(model.layers)
         self.layers: nn.ModuleList = nn.ModuleList(model.layers[index] for index in share.layers)
         self.others = nn.ModuleList(child for name, child in model.named_children() if name in share.children)
-        # methods, so that parameters of other stages on this process are none of this module
-        self.begin, self.through, self.finish, self.logits = model.begin, model.through, model.finish, model.logits
+        # a function, so that what belongs to other stages on this process is no part of this module
+        self.whole = lambda: model
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:
         """What the next stage is given, B T D; of the last stage the loss of all targets together (float64).
@@ -122,12 +125,15 @@ class Stage(nn.Module):
             x: What the stage before gave, B T D; the first one does not look at it.
             number: The micro-batch's number, one element.
         """
-        example = self.work.example(int(number))
-        x_BTD = self.begin(example.inputs_BT, example.context) if self.is_first else x
-        x_BTD = self.through(x_BTD, example.context, self.share.layers)
-        if not self.is_last:
-            return x_BTD
-        return loss_of_hidden(self.logits, self.finish(x_BTD), example, drawn_targets=self.work.drawn_targets)
+        start = time.perf_counter()
+        example, model = self.work.example(int(number)), self.whole()
+        x_BTD = model.begin(example.inputs_BT, example.context) if self.is_first else x
+        result = x_BTD = model.through(x_BTD, example.context, self.share.layers)
+        if self.is_last:
+            hidden_BTD = model.finish(x_BTD)
+            result = loss_of_hidden(model.logits, hidden_BTD, example, drawn_targets=self.work.drawn_targets)
+        self.work.own_s += time.perf_counter() - start
+        return result
 
 
 def activation(model: Layered) -> Tensor:
