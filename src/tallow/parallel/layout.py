@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import squared_norm
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard
+
+if TYPE_CHECKING:
+    from tallow.parallel.pipeline import Pipeline
 
 PLAIN = ParallelConfig()
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -48,35 +51,48 @@ class Layout:
         assert isinstance(model, nn.Module)
         self.config, self.world, self.mesh = config, world, Mesh(config, world)
         world.copy_from_main([*model.parameters(), *model.buffers()])
-        self.model, self.learner = model, Learner(model)
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
         """Of all parameters that are trained, whole, by name."""
+        self._whole = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
+        self._pipeline = _pipeline(model, config, self.mesh) if config.pipeline > 1 else None
+        self.model, self.learner = model, Learner(model)
+        parts = [self.learner] if self._pipeline is None else [*self._pipeline.stages.values()]
+        self.layers = [layer for part in parts for layer in part.layers]
+        """Those of the model that this process computes."""
         # processes whose rows need other numbers of passes would wait for each other for ever
         self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
         if config.zero and world.size > 1:
             grid = self.mesh.grid
             moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
-            shard(
-                self.learner,
-                model.layers,
-                grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
-                whole=set(moved.values()),
-                free_weights=config.zero == 3,
-            )
+            for part in parts:
+                shard(
+                    part,
+                    part.layers,
+                    grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
+                    whole=set(moved.values()),
+                    # a pipeline needs them for one micro-batch after the other
+                    free_weights=config.zero == 3 and self._pipeline is None,
+                )
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """What is trained, by name: of each parameter this process's share."""
         self.own_s = 0.0
-        """Seconds of the last `backpropagate` until this process had to wait for others' gradients."""
+        """Seconds of the last `backpropagate` until this process had to wait for others' gradients; of a pipeline, in
+        which it waits all the time, those of the forward passes."""
         self._sums: list[GradientSum] = []
         if not config.zero and self.mesh.tokens.size > 1:
             self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
+        self._elsewhere = set[str]()
+        if self._pipeline is not None and self.mesh.ends.size > 1:
+            twins = [name for name in self._pipeline.twins if name in self.parameters]
+            self._sums.append(GradientSum([self.parameters[name] for name in twins], self.mesh.ends))
+            self._elsewhere |= set(twins if self.mesh.ends.rank else [])
 
     def recompute(self, how: Recompute, count: int | None = None) -> None:
         """Let so many layers forget what they need for the backward pass, the first ones; None: all.
 
         The first ones keep it the longest.
         """
-        recompute(list(self.model.layers)[:count], how)
+        recompute(self.layers[:count], how)
 
     def backpropagate(
         self, micro_batches: Sequence[Packed], objective: Objective, autocast: Autocast, *, drawn_targets: bool = False
@@ -86,6 +102,13 @@ class Layout:
         Returns:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
         """
+        if self._pipeline is not None:
+            with autocast():
+                result = self._pipeline.backpropagate(micro_batches, objective, drawn_targets=drawn_targets)
+            self.own_s = self._pipeline.own_s
+            for gradient_sum in self._sums:
+                gradient_sum.complete()
+            return result
         total, targets = 0.0, 0
         micro_batches = self.level(micro_batches)
         start = time.perf_counter()
@@ -99,6 +122,8 @@ class Layout:
 
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
+        if self._pipeline is not None:
+            return self._pipeline.score(packed, objective)
         with torch.no_grad():
             loss, count = self.learner(packed, objective)
         return loss.item(), count
@@ -118,16 +143,23 @@ class Layout:
     def gather(self) -> dict[str, Tensor]:
         """On the main process all weights, whole and on the CPU, by name; nothing elsewhere. All must call it."""
         whole: dict[str, Tensor] = {}
-        for name, value in self.model.state_dict().items():
+        state: dict[str, Tensor] = self.model.state_dict()
+        for name, like in self._whole.items():
+            value = state.get(name)
             value = value.full_tensor() if isinstance(value, DTensor) else value
+            if self._pipeline is not None:
+                value = self._pipeline.bring(name, value, like)
             if self.world.is_main:
+                assert value is not None
                 whole[name] = value.cpu()
         return whole
 
     def gradient_norm(self) -> float:
         """Of all parameters of all processes together."""
-        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
-        return squared_norm(gradients) ** 0.5
+        counted = [value for name, value in self.parameters.items() if name not in self._elsewhere]
+        square = squared_norm(value.grad for value in counted if value.grad is not None)
+        [square] = self.mesh.pipeline.sum(square)
+        return square**0.5
 
     @contextmanager
     def _synchronizing(self, last: bool) -> Iterator[None]:
@@ -141,3 +173,9 @@ class Layout:
             for gradient_sum in self._sums if last else []:
                 stack.enter_context(gradient_sum.in_last_backward())
             yield
+
+
+def _pipeline(model: Layered, config: ParallelConfig, mesh: Mesh) -> Pipeline:
+    from tallow.parallel.pipeline import Pipeline  # slow to import: it brings PyTorch's compiler with it
+
+    return Pipeline(model, config, mesh)

@@ -17,6 +17,7 @@ class Learner(nn.Module):
         super().__init__()
         assert isinstance(model, nn.Module)
         self.model = model
+        self.layers: nn.ModuleList = model.layers
 
     def forward(self, packed: Packed, objective: Objective, drawn_targets: bool = False) -> tuple[Tensor, int]:
         """The loss of all targets together, in nats (float64), and their number.

@@ -143,6 +143,11 @@ class LoopConfig(Section):
                 "loop.activation_mb bounds what layers keep, but loop.recompute lets them forget nothing",
                 "set loop.recompute to selective or block",
             )
+        if self.activation_mb is not None and self.parallel.pipeline > 1:
+            raise UsageError(
+                "loop.activation_mb is measured with one micro-batch, but in a pipeline several are under way",
+                "leave it out: then all layers compute again",
+            )
         return self
 
     @model_validator(mode="after")

@@ -74,13 +74,14 @@ def settle_workload(
     noted = _read(path)
     known = noted is not None and wanted in ("auto", noted.precision)
     if noted is None or not world.agree(known):
-        row = packed.first_rows()
-        flops, tokens = layout.sum(count_flops(lambda: rehearse(row, "fp32")), row.tokens_BT.numel() - 1)
-        seconds = time_precisions(lambda precision: rehearse(row, precision), world) if wanted == "auto" else {}
+        rows = packed.first_rows(layout.config.pipeline)  # so that a pipeline, too, computes no padding
+        [flops] = layout.sum(count_flops(lambda: rehearse(rows, "fp32")))
+        [tokens] = layout.mesh.data.sum(rows.tokens_BT[:, 1:].numel())
+        times = time_precisions(lambda precision: rehearse(rows, precision), world) if wanted == "auto" else {}
         noted = Workload(
-            precision=faster(seconds) if wanted == "auto" else wanted,
+            precision=faster(times) if wanted == "auto" else wanted,
             flops_per_token=flops / tokens,
-            seconds=seconds,
+            seconds={precision: value / len(rows.tokens_BT) for precision, value in times.items()},
         )
     settled = noted.model_copy(update={"precision": "bf16" if world.agree(noted.precision == "bf16") else "fp32"})
     if world.is_main:

@@ -57,7 +57,7 @@ class Updater:
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = next(iter(self.parameters.values())).device
-        layout.learner.train()
+        layout.model.train()
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step, whatever the gradient is.
@@ -76,8 +76,8 @@ class Updater:
             DataError: There is no target token in the whole batch.
         """
         loss, targets = self._backpropagate(micro_batches, precision)
-        local_tokens = sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches)
-        loss, count, tokens = self.layout.sum(loss, targets, local_tokens)
+        loss, count = self.layout.sum(loss, targets)
+        [tokens] = self.layout.mesh.data.sum(sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches))
         if count == 0:
             raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
         norm = self.layout.gradient_norm() / count
@@ -126,10 +126,10 @@ class Updater:
     @contextmanager
     def scoring(self, precision: Precision) -> Iterator[None]:
         """Within this block the model is as it is used, without chance and gradients, in this precision."""
-        self.layout.learner.eval()
+        self.layout.model.eval()
         with torch.no_grad(), autocast(precision, self.device), self.optimizer.averaged():
             yield
-        self.layout.learner.train()
+        self.layout.model.train()
 
     def rehearse(self, packed: Packed, precision: Precision) -> None:
         """Do what a micro-batch needs, and forget it."""
