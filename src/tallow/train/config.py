@@ -55,7 +55,8 @@ class LoopConfig(Section):
         epsilon: Addition to the denominator, where the optimizer has one.
         clip_norm: Largest norm of the gradient of the mean loss.
         precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
-            and written into `recipe.yaml`. Weights and their updates are always fp32.
+            and written into `recipe.yaml`. `fp16` is for devices without bf16; the loss is scaled as its gradients
+            need it. Weights and their updates are always fp32.
         anomalies: What becomes of bad batches.
         trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
             Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).
@@ -106,7 +107,7 @@ class LoopConfig(Section):
     betas: tuple[Beta, Beta] | None = None
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     anomalies: AnomalyConfig = AnomalyConfig()
 
     trackers: tuple[TrackerName, ...] = ()
