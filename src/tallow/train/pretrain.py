@@ -22,7 +22,9 @@ from tallow.models.decoder import Decoder
 from tallow.models.encoder_config import EncoderConfig
 from tallow.models.families import family_of
 from tallow.models.formats import load_encoder, load_model, save_model
-from tallow.models.skeletons import Model, ModelConfig, new_model
+from tallow.models.initialization import AnyInitialization, Mup
+from tallow.models.mup import base_config
+from tallow.models.skeletons import Model, ModelConfig, learning_rate_factors, new_model
 from tallow.objectives import OBJECTIVES
 from tallow.parallel import World, join_world
 from tallow.recipe import Section
@@ -50,6 +52,8 @@ class PretrainConfig(Section):
         model: Shape of a new decoder, by default a small Llama; its vocabulary and control tokens are the tokenizer's
             where they are left out.
         encoder: Shape of a new encoder, by default a small BERT; likewise.
+        initialization: The random weights of a new model: a name, or a name with settings; None: `depth_scaled` for
+            decoders, `plain` for encoders.
         token_budget: Tokens to train on, if `loop.steps` is not set; None: all of the training split, once.
         validation_tokens: Held-out tokens that a validation scores.
         save_dtype: How the model is saved. `fp32` is what was trained, so that tuning goes on from just that;
@@ -63,6 +67,7 @@ class PretrainConfig(Section):
     objective: Literal["causal", "masked"] = "causal"
     model: DecoderConfig | None = None
     encoder: EncoderConfig | None = None
+    initialization: AnyInitialization | None = None
     token_budget: PositiveInt | None = None
     validation_tokens: PositiveInt = 65536
     save_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -79,11 +84,25 @@ class PretrainConfig(Section):
         if self.init is None:
             _check_length(self.shape, self.loop)
             family_of(self.shape).hub_config(self.shape)  # what could not be saved in the end is refused here
+            self._check_initialization()
         elif getattr(self, wanted) is not None:
             raise UsageError(
                 f"init and {wanted} are both set, but what init names has its shape", "leave one of them out"
             )
+        elif self.initialization is not None:
+            raise UsageError(
+                "init and initialization are both set, but what init names has its weights", "leave one of them out"
+            )
         return self
+
+    def _check_initialization(self) -> None:
+        if isinstance(self.initialization, Mup):
+            base_config(self.shape, self.initialization.base)
+            if not self.loop.optimizer.moves_entries:
+                raise UsageError(
+                    f"mup's learning rates are those of Adam and its kin, not of {self.loop.optimizer.name}",
+                    "choose adamw, adamw8bit, adam_mini, lion or schedule_free",
+                )
 
     @property
     def shape(self) -> ModelConfig:
@@ -118,7 +137,12 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     dataset = TokenDataset(config.tokens, "train", config.loop.sequence_length, config.loop.seed)
     tokens = config.token_budget or dataset.num_tokens
     plan = plan_batches(config.loop, rows=math.ceil(tokens / config.loop.sequence_length))
-    loop = config.loop.model_copy(update={"steps": config.loop.steps or plan.steps})
+    loop = config.loop.model_copy(
+        update={
+            "steps": config.loop.steps or plan.steps,
+            "learning_rate_factors": _rate_factors(config, model),
+        }
+    )
     with join_world() as world:
         smallest = len(plan.rows(0))
         if smallest < world.size:
@@ -137,6 +161,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
             identity={
                 "model": model.config.model_dump(mode="json"),
                 "init": str(config.init),
+                "initialization": config.initialization and config.initialization.model_dump(mode="json"),
                 "tokens": hash_file(config.tokens / MANIFEST),
             },
             world=world,
@@ -150,7 +175,13 @@ def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
     """A new model with random weights."""
     shape = _complete(config.shape, tokenizer)
     _check(shape, tokenizer, config.loop)
-    return new_model(shape, config.loop.seed)
+    return new_model(shape, config.loop.seed, config.initialization)
+
+
+def _rate_factors(config: PretrainConfig, model: Model) -> dict[str, float]:
+    """Factors on learning rates: those that the recipe names, times those of the initialization."""
+    own, more = config.loop.learning_rate_factors, learning_rate_factors(model.config, config.initialization)
+    return {pattern: own.get(pattern, 1.0) * more.get(pattern, 1.0) for pattern in {**own, **more}}
 
 
 def _complete(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
