@@ -127,6 +127,18 @@ def test_going_on_from_a_model(tmp_path: Path, config: Make) -> None:
     assert second.metrics()[0]["loss"] < first["loss"] + 0.3
 
 
+def test_a_model_grows_and_goes_on(tmp_path: Path, config: Make) -> None:
+    first = pretrain(config({"steps": 30}), StageRun(tmp_path / "first"))
+    second = StageRun(tmp_path / "second")
+    growth = {"hidden_size": 64, "num_layers": 2, "num_experts": 2}
+    loop = {"steps": 2, "log_every": 1, "learning_rate": 1e-3}
+    result = pretrain(config(loop, model=None, init=tmp_path / "first" / "model", grow=growth), second)
+    assert second.metrics()[0]["loss"] < first["loss"] + 0.3
+    model = load_model(second.directory / "model")
+    assert (model.config.family, model.config.hidden_size, model.config.num_layers) == ("mixtral", 64, 2)
+    assert result["parameters"] == model.num_parameters() > 4 * first["parameters"]
+
+
 def test_half_precision_model_if_wished(tmp_path: Path, config: Make) -> None:
     pretrain(config({"steps": 1}, save_dtype="bf16"), StageRun(tmp_path))
     assert {parameter.dtype for parameter in load_model(tmp_path / "model").parameters()} == {torch.bfloat16}
@@ -206,6 +218,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, config: Make) -> None:
         config(model={**SHAPE, "num_experts": 4})
     with pytest.raises(UsageError, match="both set"):
         pretrain(config(init=tmp_path), run)
+    with pytest.raises(UsageError, match="no model that could grow"):
+        config(grow={"num_layers": 2})
     with pytest.raises(UsageError, match="init and initialization are both set"):
         config(init=tmp_path, model=None, initialization="plain")
     mup = {"name": "mup", "base": {"hidden_size": 16, "num_kv_heads": 1}}

@@ -22,6 +22,7 @@ from tallow.models.decoder import Decoder
 from tallow.models.encoder_config import EncoderConfig
 from tallow.models.families import family_of
 from tallow.models.formats import load_encoder, load_model, save_model
+from tallow.models.growth import Growth, grow, grown_config
 from tallow.models.initialization import AnyInitialization, Mup
 from tallow.models.mup import base_config
 from tallow.models.skeletons import Model, ModelConfig, learning_rate_factors, new_model
@@ -47,6 +48,7 @@ class PretrainConfig(Section):
         tokens: What the encode stage has written.
         tokenizer: The tokenizer of these tokens.
         init: A model to start from; None: random weights.
+        grow: What the model of `init` grows to before it is trained further.
         objective: `causal` trains a decoder: each token predicts the next one. `masked` trains an encoder: some tokens
             are hidden and predicted from both sides; the tokenizer needs a mask token (`tokenizer.mask_token`).
         model: Shape of a new decoder, by default a small Llama; its vocabulary and control tokens are the tokenizer's
@@ -64,6 +66,7 @@ class PretrainConfig(Section):
     tokens: Path
     tokenizer: Path
     init: Path | None = None
+    grow: Growth | None = None
     objective: Literal["causal", "masked"] = "causal"
     model: DecoderConfig | None = None
     encoder: EncoderConfig | None = None
@@ -81,6 +84,8 @@ class PretrainConfig(Section):
                 f"pretrain.objective {self.objective} trains no model that pretrain.{other} could describe",
                 f"name its shape in pretrain.{wanted}, or choose another objective",
             )
+        if self.grow is not None and self.init is None:
+            raise UsageError("grow is set, but there is no model that could grow", "name it in pretrain.init")
         if self.init is None:
             _check_length(self.shape, self.loop)
             family_of(self.shape).hub_config(self.shape)  # what could not be saved in the end is refused here
@@ -161,6 +166,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
             identity={
                 "model": model.config.model_dump(mode="json"),
                 "init": str(config.init),
+                "grow": config.grow and config.grow.model_dump(mode="json"),
                 "initialization": config.initialization and config.initialization.model_dump(mode="json"),
                 "tokens": hash_file(config.tokens / MANIFEST),
             },
@@ -199,13 +205,13 @@ def _complete(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def _load(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
-    """The model to start from."""
+    """The model to start from, grown."""
     assert config.init is not None
     model = (load_encoder if config.objective == "masked" else load_model)(config.init, dtype=torch.float32)
     if isinstance(model, Decoder):
         refuse_quantized(model, config.init)
-    _check(model.config, tokenizer, config.loop)
-    return model
+    _check(grown_config(model.config, config.grow) if config.grow else model.config, tokenizer, config.loop)
+    return grow(model, config.grow, config.loop.seed) if config.grow else model
 
 
 def _check(shape: ModelConfig, tokenizer: Tokenizer, loop: LoopConfig) -> None:
