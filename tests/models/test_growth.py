@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, strategies
 from tests.train.toys import loop_config, markov_batches, new_run, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -18,6 +19,8 @@ from tallow.models.config import DecoderConfig
 from tallow.models.encoder_config import EncoderConfig
 from tallow.models.formats import load_encoder, load_model, save_model
 from tallow.models.growth import Growth, grow, grown_config
+from tallow.models.growth.depth import deepen, deeper
+from tallow.models.growth.width import widen, wider
 from tallow.models.skeletons import Model, ModelConfig, new_model
 from tallow.objectives.causal import causal
 from tallow.recipe import parse_section
@@ -58,8 +61,12 @@ DEEPER = {"deeper": {"num_layers": 5}, "all": {"num_layers": 3, "hidden_size": 6
 def make(kind: str, seed: int = 0) -> Model:
     """A model whose every weight shows."""
     section: type[ModelConfig] = EncoderConfig if kind == "bert" else DecoderConfig
-    model = new_model(parse_section(section, CONFIGS[kind], "model"), seed)
-    generator = torch.Generator().manual_seed(seed + 1)
+    return shown(new_model(parse_section(section, CONFIGS[kind], "model"), seed))
+
+
+def shown(model: Model) -> Model:
+    """The model with weights so large that each shows in its logits."""
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter * 8 if parameter.ndim > 1 else parameter)
@@ -118,6 +125,38 @@ UNEVEN: list[tuple[str, dict[str, int]]] = [
 def test_widths_that_are_no_multiples(tmp_path: Path, kind: str, sizes: dict[str, int]) -> None:
     grown = check(kind, {"intermediate_size": 60, **sizes}, tmp_path)
     assert grown.config.hidden_size == 32 or grown.config.norm_eps < make(kind).config.norm_eps
+
+
+@given(data=strategies.data())
+def test_any_shape_can_grow_to_any_larger_one(data: strategies.DataObject) -> None:
+    """Heads and inner units to any number, the hidden size to any size, layers to any number; before pre-norms."""
+
+    def at_least(size: int, most: int) -> int:
+        return data.draw(strategies.integers(size, size + most))
+
+    kv_heads, group, size = (data.draw(strategies.integers(1, 3)) for _ in range(3))
+    shape = {"vocab_size": 31, "max_positions": 32, "num_kv_heads": kv_heads, "num_heads": kv_heads * group}
+    shape |= {"hidden_size": at_least(1, 9), "intermediate_size": at_least(1, 9), "num_layers": at_least(1, 2)}
+    norm: dict[str, Any] = data.draw(
+        strategies.sampled_from([{}, {"norm": "layer", "norm_bias": True}, {"qk_norm": "head"}, {"norm_offset": True}])
+    )
+    switches = ("tied_embeddings", "embedding_scale", "parallel_residual", "qkv_bias", "feed_forward_bias", "gated")
+    chosen = {name: data.draw(strategies.booleans(), label=name) for name in switches}
+    config = DecoderConfig.model_validate({**shape, **norm, **chosen, "head_dim": 2 * size})
+    model = shown(new_model(config, 0)).double()
+    grown_kv_heads = at_least(kv_heads, 3)
+    growth = Growth(
+        num_layers=at_least(config.num_layers, 2),
+        hidden_size=at_least(config.hidden_size, 20),
+        num_kv_heads=grown_kv_heads,
+        num_heads=grown_kv_heads * at_least(group, 3),
+        intermediate_size=at_least(config.intermediate_size, 20),
+    )
+    wide = wider(config, growth)
+    generator = torch.Generator().manual_seed(data.draw(strategies.integers(0, 9)))
+    deep = deeper(wide, growth)
+    grown = deepen(widen(model, wide, generator).double(), deep, "identity").double()
+    torch.testing.assert_close(logits(grown), logits(model), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "bert"])

@@ -10,11 +10,16 @@ import torch
 from tests.train.test_optimizers import METHODS
 from tests.train.toys import VOCABULARY, loop_config, markov_batches, new_run, tiny_model, weights
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from tallow.errors import UsageError
+from tallow.models.blocks.bidirectional import BidirectionalContext
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
+from tallow.models.encoder_config import EncoderConfig
+from tallow.models.formats import save_model
 from tallow.models.initialization import BaseShape, Mup, Normal
 from tallow.models.skeletons import learning_rate_factors, new_model
 from tallow.objectives.causal import causal
@@ -71,6 +76,43 @@ def test_activations_after_some_steps_do_not_grow_with_the_width(tmp_path: Path,
         growth[rule.name] = [float(after / before) for before, after in zip(narrow, wide, strict=True)]
     assert all(0.6 < factor < 1.6 for factor in growth["mup"]), growth
     assert max(growth["depth_scaled"]) > 3, growth
+
+
+@pytest.mark.parametrize("name", ["mup", "depth_scaled"])
+def test_the_same_of_an_encoder(name: str) -> None:
+    """Its layers normalize what they leave, so it is the logits that grow."""
+    sizes = {}
+    for width in (32, 256):
+        config = EncoderConfig(
+            vocab_size=64, hidden_size=width, num_layers=2, num_heads=width // 16, intermediate_size=2 * width
+        )
+        rule = MUP if name == "mup" else Normal(name="depth_scaled")
+        model, context = new_model(config, 0, rule), BidirectionalContext.plain(1, 64)
+        rates = {"learning_rate_factors": learning_rate_factors(config, rule)}
+        optimizer = make_optimizer(dict(model.named_parameters()), loop_config(**rates))
+        ids_BT = torch.arange(64)[None]
+        for _ in range(4):
+            loss_logits_TV = model.logits(model(ids_BT, context))[0]
+            functional.cross_entropy(loss_logits_TV, ids_BT[0].flip(0)).backward()
+            optimizer.set_learning_rate(3e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+        sizes[width] = model.logits(model(ids_BT, context)).square().mean().sqrt().item()
+    growth = sizes[256] / sizes[32]
+    assert 0.3 < growth < 1.5 if name == "mup" else growth > 3
+
+
+@pytest.mark.parametrize("choices", [{}, {"tied_embeddings": False}, {"norm_offset": True, "family": "gemma2"}])
+def test_other_programs_compute_the_same_logits(tmp_path: Path, choices: dict[str, Any]) -> None:
+    gemma = {"norm_placement": "both", "embedding_scale": True, "activation": "gelu_tanh", "attention_scale": 0.25}
+    gemma |= {"window": 8, "sliding_layers": (True, False)}
+    config = shape(64, **choices, **({**gemma, "head_dim": 16} if "family" in choices else {}))
+    model = learn(config, MUP, 3, tmp_path / "run").eval()
+    save_model(model, None, tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    with torch.no_grad():
+        ours_BTV = model.logits(model(IDS_BT, SequenceContext.plain(1, 16)))
+        torch.testing.assert_close(theirs(IDS_BT).logits, ours_BTV, rtol=0, atol=1e-5)
 
 
 def test_a_smaller_gain_that_learns_less_is_a_factor_on_the_logits(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def grown_config(config: ModelConfig, growth: Growth) -> ModelConfig:
 
 
 def grow(model: Model, growth: Growth, seed: int) -> Model:
-    """The grown model.
+    """The grown model, in fp32.
 
     Args:
         seed: Names what is drawn: how copies share what one did before, and the weights of routers.
