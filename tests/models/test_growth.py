@@ -263,3 +263,8 @@ def test_what_is_new_learns(tmp_path: Path, settings: dict[str, Any]) -> None:
 def test_what_cannot_be_is_refused(kind: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         grow(make(kind), Growth.model_validate(settings), seed=0)
+
+
+def test_growth_that_names_no_size_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing that grows"):
+        parse_section(Growth, {"layers": "stack"}, "pretrain.grow")

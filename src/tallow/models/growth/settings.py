@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
+from tallow.errors import UsageError
 from tallow.models.config import Size
 from tallow.recipe import Section
 
@@ -39,3 +40,10 @@ class Growth(Section):
     intermediate_size: Size | None = None
     num_experts: PositiveInt | None = None
     experts_per_token: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _something_grows(self) -> Self:
+        settings = ("family", "layers", "experts_per_token")
+        if all(value is None for name, value in self if name not in settings):
+            raise UsageError("grow names nothing that grows", "name grow.num_layers, grow.hidden_size or another size")
+        return self
