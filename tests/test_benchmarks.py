@@ -1,8 +1,12 @@
 """The table that `benchmarks/inference.py` prints."""
 
 from dataclasses import replace
+from math import inf
+from pathlib import Path
 
 import pytest
+from benchmarks.mup import best_rates, plot
+from benchmarks.mup import markdown as mup_table
 from benchmarks.optimizers import Trial
 from benchmarks.optimizers import markdown as optimizers_table
 from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
@@ -59,3 +63,16 @@ def test_optimizers_stand_by_their_last_loss() -> None:
         "| muon | 0.005 | 3.500 | 2.250 | 0.200 | 4.0 |",
         "| adamw | 0.001 | 3.000 | 2.500 | 0.100 | 8.0 |",
     ]
+
+
+def test_the_best_learning_rate_of_each_width_is_marked(tmp_path: Path) -> None:
+    losses = {64: {0.125: 3.0, 0.25: 2.5}, 128: {0.125: 2.25, 0.25: inf}}
+    assert best_rates(losses) == {64: 0.25, 128: 0.125}
+    assert mup_table("usual", losses).splitlines() == [
+        "| usual: learning rate | width 64 | width 128 |",
+        "|---|---|---|",
+        "| 0.12 | 3.000 | **2.250** |",
+        "| 0.25 | **2.500** | diverged |",
+    ]
+    plot({"usual": losses, "mup": losses}, tmp_path / "mup.png")
+    assert (tmp_path / "mup.png").stat().st_size > 10_000

@@ -42,6 +42,8 @@ class LoopConfig(Section):
         sequence_length: Tokens of a sequence.
         optimizer: What makes an update of a gradient: a name, or a name with that optimizer's own settings.
         learning_rate: Its largest value.
+        learning_rate_factors: Factors on it for parameters whose names match a pattern (`embed.*`); several that match
+            one are multiplied. The weight decay of a step stays as it is.
         schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay), `linear`,
             `inverse_sqrt` (with the root of the step) or `constant`; None: `cosine`, or `constant` where the optimizer
             averages weights instead.
@@ -99,6 +101,7 @@ class LoopConfig(Section):
 
     optimizer: AnyMethod = AdamWMethod()
     learning_rate: PositiveFloat = 1e-3
+    learning_rate_factors: dict[str, PositiveFloat] = Field(default={})
     schedule: Literal["cosine", "wsd", "linear", "inverse_sqrt", "constant"] | None = None
     warmup: float = Field(default=0.02, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
