@@ -99,26 +99,19 @@ def scaling_curves(laws: ScalingLaws) -> str:
     colors = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(sizes) + len(beyond)))
     for size, color in zip([*sizes, *beyond], colors, strict=True):
         predicted = [laws.predict(size, count) for count in tokens]
+        own = [run for run in best if run.parameters == size]
         axes.plot(
             tokens,
             [loss.loss for loss in predicted],
             color=color,
             linewidth=1,
-            linestyle="-" if size in sizes else "--",
-        )
-        axes.fill_between(
-            tokens, [loss.low for loss in predicted], [loss.high for loss in predicted], color=color, alpha=0.12, lw=0
-        )
-        own = [run for run in best if run.parameters == size]
-        axes.plot(
-            [run.tokens for run in own],
-            [run.loss for run in own],
-            color=color,
-            marker="o",
-            markersize=4,
-            linestyle="none",
+            linestyle="-" if own else "--",
             label=format_size(size) + ("" if own else ", predicted"),
         )
+        axes.plot([run.tokens for run in own], [run.loss for run in own], "o", color=color, markersize=4)
+        if not own:  # bands of all sizes would hide each other
+            low, high = [loss.low for loss in predicted], [loss.high for loss in predicted]
+            axes.fill_between(tokens, low, high, color=color, alpha=0.1, linewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:.3g}")

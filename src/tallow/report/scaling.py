@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.table import Table
 
 from tallow.plan.loss_law import Interval
 from tallow.plan.scaling import ScalingLaws
 from tallow.plan.sizes import format_size
-from tallow.report.units import format_value
 
 LARGER = (2, 4, 8, 16)
 
@@ -56,20 +56,29 @@ def scaling_table(laws: ScalingLaws, hours: Sequence[float]) -> Table:
     """Predictions for larger models, and the best one for each training time."""
     law = laws.loss.law
     table = Table(
-        title=f"{len(laws.runs)} runs: loss = {law.irreducible:.3f} + {law.parameters_factor:.4g} / "
-        f"N^{law.parameters_exponent:.3f} + {law.tokens_factor:.4g} / D^{law.tokens_exponent:.3f}, "
-        f"missed by {laws.loss.noise:.2%}",
+        title=f"{len(laws.runs)} runs: held-out loss = {law.irreducible:.3g} + "
+        f"{law.parameters_factor:.3g} / N^{law.parameters_exponent:.3g} + "
+        f"{law.tokens_factor:.3g} / D^{law.tokens_exponent:.3g}, ± {laws.loss.noise:.1%}",
         title_justify="left",
         header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("", no_wrap=True)
-    for column in ("parameters", "tokens", "epochs", "time", "held-out loss", "9 of 10"):
+    for column in ("size", "tokens", "epochs", "time", "loss", "9 of 10"):
         table.add_column(column, justify="right", no_wrap=True)
-    for prediction in predict_larger(laws):
-        table.add_row("larger", *prediction.cells())
+    for factor, prediction in zip(LARGER, predict_larger(laws), strict=True):
+        table.add_row(f"largest × {factor}", *prediction.cells())
     table.add_section()
     for hour, prediction in zip(hours, predict_best(laws, hours), strict=True):
         table.add_row(f"best in {_duration(3600 * hour)}", *prediction.cells())
+    if laws.check is not None:
+        check = laws.check
+        table.caption = (
+            f"without its size, the largest run is predicted at {check.predicted:.3f} "
+            f"({check.low:.3f} – {check.high:.3f}); it came to {check.loss:.3f}"
+        )
+        table.caption_justify = "left"
     return table
 
 
@@ -99,4 +108,4 @@ def _prediction(laws: ScalingLaws, parameters: float, tokens: float) -> Predicti
 
 
 def _duration(seconds: float) -> str:
-    return format_value("_s", seconds) if seconds < 5400 else f"{seconds / 3600:,.3g} h"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:,.3g} h"
