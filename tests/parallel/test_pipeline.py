@@ -1,21 +1,18 @@
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.parallel.layouts import RATE, make, micro_batches, objective_of, rows_of
-from tests.processes import start
+from tests.parallel.layouts import RATE, make, make_updater, micro_batches, objective_of, rows_of, together, update
 from tests.train.toys import loop_config
 
 from tallow.data.batch import PADDING_DOCUMENT
+from tallow.errors import UsageError
 from tallow.files import read_json, write_json
-from tallow.parallel import Layout, ParallelConfig, join_world
+from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.pipeline import cut_evenly, number_of_micro_batches
 from tallow.train.precision import settle_workload
 from tallow.train.update import Updater
@@ -67,25 +64,22 @@ def report(layout: Layout, directory: Path) -> dict[str, Any]:
     }
 
 
-def learn_in_pipeline(rank: int, port: int, directory: Path) -> None:
-    torch.set_num_threads(1)
-    if rank == 0:
+def learn_in_pipeline(world: World, directory: Path) -> None:
+    if world.is_main:
         write_json(directory / "alone.json", report(Layout(make("experts", seed=0)), directory / "alone"))
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", **place})
-    with join_world() as world:
-        layout = Layout(make("experts", seed=0), ParallelConfig(pipeline=2, schedule="interleaved"), world)
-        write_json(directory / f"{rank}.json", report(layout, directory / f"of {rank}"))
+    layout = Layout(make("experts", seed=0), ParallelConfig(pipeline=2, schedule="interleaved"), world)
+    own = report(layout, directory / f"of {world.rank}")
+    for how, schedule in (("none", "zero_bubble"), ("block", "zero_bubble"), ("selective", "interleaved")):
+        layout = Layout(make("experts", seed=0), ParallelConfig(pipeline=2, schedule=schedule), world)
+        layout.recompute(how)
+        updater = make_updater(layout, "experts")
+        own[how] = [update(updater, step, size=2).gradient_norm for step in (1, 2)]
+    write_json(directory / f"{world.rank}.json", own)
 
 
 def test_few_rows_and_what_each_process_holds(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(learn_in_pipeline, rank, port, tmp_path) for rank in range(2)]
-    for process in processes:
-        process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    together(2, learn_in_pipeline, tmp_path)
+    reports = [read_json(tmp_path / f"{rank}.json") for rank in range(2)]
     expected = read_json(tmp_path / "alone.json")
     reports = [read_json(tmp_path / f"{rank}.json") for rank in range(2)]
     twice = make("experts", seed=0).embed.weight.numel()
@@ -95,3 +89,12 @@ def test_few_rows_and_what_each_process_holds(tmp_path: Path) -> None:
         assert one["flops"] == expected["flops"]
         assert one["updates"] == [pytest.approx(update, rel=1e-5) for update in expected["updates"]]
         assert one["bf16"] == pytest.approx(expected["bf16"], rel=1e-3)
+        assert one["block"] == pytest.approx(one["none"], rel=1e-6)
+        assert one["selective"] == pytest.approx(one["none"], rel=1e-6)
+
+
+def test_what_cannot_be_recomputed_is_refused() -> None:
+    with pytest.raises(UsageError, match="activation_mb"):
+        loop_config(recompute="block", activation_mb=1, parallel={"pipeline": 2})
+    with pytest.raises(UsageError, match="selective"):
+        loop_config(recompute="selective", parallel={"pipeline": 2, "schedule": "zero_bubble"})

@@ -141,7 +141,7 @@ class LoopConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _budget_can_be_kept(self) -> Self:
+    def _can_recompute(self) -> Self:
         if self.activation_mb is not None and self.recompute == "none":
             raise UsageError(
                 "loop.activation_mb bounds what layers keep, but loop.recompute lets them forget nothing",
@@ -151,6 +151,11 @@ class LoopConfig(Section):
             raise UsageError(
                 "loop.activation_mb is measured with one micro-batch, but in a pipeline several are under way",
                 "leave it out: then all layers compute again",
+            )
+        if self.recompute == "selective" and self.parallel.pipeline > 1 and self.parallel.schedule == "zero_bubble":
+            raise UsageError(
+                "the schedule zero_bubble goes back through each layer twice, which loop.recompute selective cannot",
+                "set loop.recompute to block, or loop.parallel.schedule to interleaved",
             )
         return self
 
