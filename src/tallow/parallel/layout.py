@@ -87,6 +87,13 @@ class Layout:
             self._sums.append(GradientSum([self.parameters[name] for name in twins], self.mesh.ends))
             self._elsewhere |= set(twins if self.mesh.ends.rank else [])
 
+    @property
+    def sums_at_once(self) -> bool:
+        """Whether a gradient is the sum over all processes as soon as the backward pass gives it."""
+        config = self.config
+        apart = config.tensor * config.context * config.pipeline * config.expert
+        return self.world.size == 1 or (config.zero > 0 and apart == 1)
+
     def recompute(self, how: Recompute, count: int | None = None) -> None:
         """Let so many layers forget what they need for the backward pass, the first ones; None: all.
 

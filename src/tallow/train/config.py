@@ -141,6 +141,15 @@ class LoopConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits_precision(self) -> Self:
+        if self.optimizer.updates_in_backward and self.precision == "fp16":
+            raise UsageError(
+                f"{self.optimizer.name} keeps no gradients, which fp16 may want to compute once more",
+                "choose another loop.precision",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_recompute(self) -> Self:
         if self.activation_mb is not None and self.recompute == "none":
             raise UsageError(
