@@ -95,16 +95,27 @@ class Layout:
         recompute(self.layers[:count], how)
 
     def backpropagate(
-        self, micro_batches: Sequence[Packed], objective: Objective, autocast: Autocast, *, drawn_targets: bool = False
+        self,
+        micro_batches: Sequence[Packed],
+        objective: Objective,
+        autocast: Autocast,
+        *,
+        drawn_targets: bool = False,
+        scale: float = 1.0,
     ) -> tuple[float, int]:
         """Add the gradients of the loss of all micro-batches of all processes.
+
+        Args:
+            scale: Factor of the gradients.
 
         Returns:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
         """
         if self._pipeline is not None:
             with autocast():
-                result = self._pipeline.backpropagate(micro_batches, objective, drawn_targets=drawn_targets)
+                result = self._pipeline.backpropagate(
+                    micro_batches, objective, drawn_targets=drawn_targets, scale=scale
+                )
             self.own_s = self._pipeline.own_s
             for gradient_sum in self._sums:
                 gradient_sum.complete()
@@ -115,7 +126,7 @@ class Layout:
         for number, packed in enumerate(micro_batches, 1):
             with self._synchronizing(number == len(micro_batches)), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
-                loss.backward()
+                (loss * scale).backward()
                 self.own_s = time.perf_counter() - start
             total, targets = total + loss.item(), targets + count
         return total, targets

@@ -66,6 +66,7 @@ class Pipeline:
         """Parameters that first and last stage both have, on the processes of these."""
         self._prepared: tuple[tuple[int, ...], PipelineScheduleSingle | PipelineScheduleMulti] | None = None
         self._sent: list[tuple[dist.Work, Tensor]] = []
+        self._scale = 1.0
 
     @property
     def own_s(self) -> float:
@@ -73,9 +74,9 @@ class Pipeline:
         return self._work.own_s
 
     def backpropagate(
-        self, micro_batches: Sequence[Packed], objective: Objective, *, drawn_targets: bool
+        self, micro_batches: Sequence[Packed], objective: Objective, *, drawn_targets: bool, scale: float
     ) -> tuple[float, int]:
-        """Add the gradients of the loss of these rows.
+        """Add the gradients of the loss of these rows, times `scale`.
 
         Returns:
             The summed loss and the number of targets, on the process of the last stage; nothing elsewhere.
@@ -87,11 +88,12 @@ class Pipeline:
         number = number_of_micro_batches(int(rows), int(largest), self.pipeline.size, in_rounds=self.is_looped)
         parts = cut_evenly(micro_batches, number, math.ceil(max(1, rows) / number))
         self._work.begin(parts, objective, drawn_targets)
+        self._scale = scale
         numbers, losses = torch.arange(number), list[Tensor]()
         schedule = self._prepare(number, self._work.shape)
         inputs = (numbers,) if 0 in self.stages else ()
         schedule.step(*inputs, target=numbers, losses=losses, return_outputs=False, number=numbers)
-        return sum(loss.item() for loss in losses), self._work.targets if losses else 0
+        return sum(loss.item() for loss in losses) / scale, self._work.targets if losses else 0
 
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, as `backpropagate` does, without gradients.
@@ -156,8 +158,12 @@ class Pipeline:
             for index, stage in self.stages.items()
         ]
         if self.is_looped:
-            return LOOPED[self.schedule](stages, number, _loss, scale_grads=False)
-        return SINGLE[self.schedule](stages[0], number, _loss, scale_grads=False)
+            return LOOPED[self.schedule](stages, number, self._loss, scale_grads=False)
+        return SINGLE[self.schedule](stages[0], number, self._loss, scale_grads=False)
+
+    def _loss(self, output: Tensor, _target: Tensor) -> Tensor:
+        """The last stage's output is the loss already."""
+        return output * self._scale
 
 
 class _Work:
@@ -202,8 +208,3 @@ def cut_evenly(micro_batches: Sequence[Packed], number: int, size: int) -> list[
     padding = whole.rows(slice(1)).without_targets()
     whole = collate([whole, *[padding] * missing])
     return [whole.rows(slice(start, start + size)) for start in range(0, number * size, size)]
-
-
-def _loss(output: Tensor, _target: Tensor) -> Tensor:
-    """The last stage's output is the loss already."""
-    return output

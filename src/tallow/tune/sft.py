@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,14 +174,19 @@ def _end_ids(model: Decoder, tokenizer: Tokenizer) -> set[int]:
 def _batches(
     rows: Sequence[Sequence[Example]], plan: BatchPlan, row_tokens: int, pad: int, loop: LoopConfig
 ) -> Callable[[int], list[Packed]]:
-    """Micro-batches of any step: the rows in an order of their own each epoch, batches running across epochs."""
+    """Micro-batches of any step: the rows in an order of their own each epoch, batches running across epochs.
+
+    As in a `TokenDataset`, a row's number is `epoch * len(rows) + row`.
+    """
 
     def batches(step: int) -> list[Packed]:
-        chosen = []
+        numbers = []
         for place in plan.rows(step):
             epoch, index = divmod(place, len(rows))
-            chosen.append(rows[int(Permutation(len(rows), loop.seed, epoch)(np.array([index]))[0])])
-        return _chunks(chosen, row_tokens, pad, loop)
+            numbers.append(epoch * len(rows) + int(Permutation(len(rows), loop.seed, epoch)(np.array([index]))[0]))
+        chunks = _chunks([rows[number % len(rows)] for number in numbers], row_tokens, pad, loop)
+        parts = torch.tensor(numbers).split([len(chunk.tokens_BT) for chunk in chunks])
+        return [replace(chunk, numbers_B=part) for chunk, part in zip(chunks, parts, strict=True)]
 
     return batches
 
