@@ -14,11 +14,15 @@ TWO: dict[str, dict[str, Any]] = {
     "zero 1": {"zero": 1},
     "zero 2": {"zero": 2},
     "zero 3": {"zero": 3},
+    "tensor": {"tensor": 2},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "data": {},
     "zero 3": {"zero": 3},
     "hybrid": {"zero": 3, "replicas": 2},
+    "tensor, data": {"tensor": 2},
+    "tensor, zero 1": {"tensor": 2, "zero": 1},
+    "tensor, zero 3": {"tensor": 2, "zero": 3},
 }
 
 

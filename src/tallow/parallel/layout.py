@@ -22,7 +22,8 @@ from tallow.parallel.config import ParallelConfig
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
-from tallow.parallel.shares import squared_norm
+from tallow.parallel.shares import own_gradient, squared_norm
+from tallow.parallel.tensor import spread
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard
 
@@ -49,6 +50,8 @@ class Layout:
         self.model, self.learner = model, Learner(model)
         # processes whose rows need other numbers of passes would wait for each other for ever
         self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
+        if config.tensor > 1:
+            self.learner.vocabulary = spread(model, self.mesh.grid["tensor"])
         if config.zero and world.size > 1:
             grid = self.mesh.grid
             moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
@@ -126,3 +129,6 @@ class Layout:
             for gradient_sum in self._sums if last else []:
                 stack.enter_context(gradient_sum.in_last_backward())
             yield
+        for parameter in self.parameters.values() if last else []:
+            if parameter.grad is not None:
+                own_gradient(parameter)
