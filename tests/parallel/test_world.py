@@ -32,7 +32,8 @@ def train_toy(rank: int, size: int, port: int, directory: Path) -> None:
     config = loop_config(batch_size=5)
     whole = markov_batches(config)
     with join_world() as world:
-        layout = Layout(tiny_model(seed=rank), config.parallel, world)
+        model = tiny_model(seed=rank)
+        layout = Layout(model, config.parallel, world)
 
         def batches(step: int) -> list[Packed]:
             [packed] = whole(step)
@@ -45,7 +46,7 @@ def train_toy(rank: int, size: int, port: int, directory: Path) -> None:
         train(layout, causal, batches, config, run)
         write_json(
             directory / f"rank{rank}.json",
-            {"sums": world.sum(rank + 1, 0.5), "weights": weights(layout.model).double().sum().item()},
+            {"sums": world.sum(rank + 1, 0.5), "weights": weights(model).double().sum().item()},
         )
 
 

@@ -155,12 +155,12 @@ def test_when_a_schedule_free_run_is_validated_changes_nothing(tmp_path: Path) -
         config = loop_config(steps=5, optimizer="schedule_free", validate_every=validate_every)
         model = tiny_model()
         train(
-            model,
+            Layout(model),
             causal,
             markov_batches(config),
             config,
             new_run(tmp_path / str(validate_every)),
-            validate=lambda: {"validation_loss": 0.0},
+            validate=lambda _: {"validation_loss": 0.0},
         )
         runs.append(weights(model))
     assert torch.equal(*runs)

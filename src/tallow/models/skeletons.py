@@ -24,6 +24,10 @@ class Layered(Protocol):
 
     layers: nn.ModuleList
 
+    def __call__(self, inputs_BT: Tensor, context: Context) -> Tensor:
+        """Hidden states of token ids."""
+        ...
+
     def begin(self, inputs_BT: Tensor, context: Context) -> Tensor:
         """What the first layer is given."""
         ...

@@ -77,7 +77,8 @@ def summed_loss(
     losses: list[Tensor] = []
     for places, targets_N in _pieces(example):
         piece_ND = apart_ND[places].requires_grad_()
-        loss = piece_loss(model.logits(piece_ND), targets_N)
+        # a view, since torch's counter of operations cannot follow leaves into modules
+        loss = piece_loss(model.logits(piece_ND.view_as(piece_ND)), targets_N)
         parameters = [leaf for leaf in _leaves(loss) if leaf is not piece_ND]
         gradient_nD, *of_parameters = torch.autograd.grad(loss, [piece_ND, *parameters])
         gradient_ND.index_add_(0, places, gradient_nD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tallow.data.batch import Packed
+from tallow.models.skeletons import Layered
 from tallow.objectives import Objective
 from tallow.objectives.loss import WHOLE, Vocabulary, summed_loss
 
@@ -14,8 +15,9 @@ class Learner(nn.Module):
 
     vocabulary: Vocabulary
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Layered) -> None:
         super().__init__()
+        assert isinstance(model, nn.Module)
         self.model = model
         self.vocabulary = WHOLE
 

@@ -25,9 +25,9 @@ class HeldOut:
     def __init__(self, objective: Objective, batches: Sequence[Packed], bytes_V: Tensor | None = None) -> None:
         self.objective, self.batches = objective, batches
         self.text_bytes = 0.0
-        for packed in batches if bytes_V is not None else []:
-            example = objective(packed)
-            self.text_bytes += bytes_V[example.targets_BT[example.loss_mask_BT]].sum().item()
+        if bytes_V is not None:
+            for example in map(objective, batches):
+                self.text_bytes += bytes_V[example.targets_BT[example.loss_mask_BT]].sum().item()
 
     def __call__(self, layout: Layout) -> dict[str, float]:
         """`validation_loss`, in nats a target token, and `validation_bits_per_byte` of the text of all targets."""
