@@ -17,10 +17,10 @@ class CutVocabulary:
 
     Args:
         first: The token of its first logit.
-        group: The processes that share the vocabulary, in its order.
+        group: The processes that share the vocabulary, in its order; None: all.
     """
 
-    def __init__(self, first: int, group: dist.ProcessGroup) -> None:
+    def __init__(self, first: int, group: dist.ProcessGroup | None) -> None:
         self.first, self.group = first, group
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy from the greatest logits, the sums of exponentials and the targets' logits of all processes."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, first: int, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, first: int, group: dist.ProcessGroup | None) -> Tensor:
         places_N, width = targets_N - first, logits_NV.shape[1]
         here_N, counted_N = (places_N >= 0) & (places_N < width), targets_N != IGNORED
         places_N1 = places_N.clamp(0, width - 1)[:, None]
