@@ -59,20 +59,25 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            os.chmod(temporary, 0o777 & ~_umask())
-            if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=REPLACED))
-                os.replace(path, old / "old")
-                os.replace(temporary, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
-            _sync(path.parent)
+            publish_directory(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_directory(temporary: Path, path: Path) -> None:
+    """Let a directory, once all of it is on the disk, take the place of `path`, which lies beside it."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    os.chmod(temporary, 0o777 & ~_umask())
+    if path.exists():
+        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=REPLACED))
+        os.replace(path, old / "old")
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(temporary, path)
+    _sync(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from tallow.models.skeletons import Model, new_model
 from tallow.objectives import Objective
 from tallow.objectives.causal import causal
 from tallow.objectives.masked import masked
-from tallow.parallel import Layout, ParallelConfig, join_world
-from tallow.train.update import Updater
+from tallow.parallel import Layout, ParallelConfig, World, join_world
+from tallow.train.update import Update, Updater
 
 VOCABULARY, ROWS, LENGTH, STEPS, RATE = 40, 8, 16, 20, 3e-3
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "intermediate_size": 64}
@@ -74,14 +74,20 @@ def micro_batches(packed: Packed, rows: Sequence[int], size: int) -> list[Packed
     return [Packed(*(tensor[list(part)] for tensor in tensors)) for part in parts]
 
 
+def make_updater(layout: Layout, kind: str) -> Updater:
+    return Updater(layout, objective_of(kind), loop_config(learning_rate=RATE, clip_norm=0.5))
+
+
+def update(updater: Updater, step: int, size: int) -> Update:
+    """An update by the rows of a step, in micro-batches of so many."""
+    rows = updater.layout.mesh.data.share(range(ROWS))
+    return updater.update(step, micro_batches(rows_of(step), rows, size), RATE, "fp32")
+
+
 def learn(layout: Layout, kind: str, size: int) -> dict[str, list[float]]:
     """Loss and gradient norm of each update, and the loss of held-out rows afterwards."""
-    objective = objective_of(kind)
-    updater = Updater(layout, objective, loop_config(learning_rate=RATE, clip_norm=0.5))
-    updates = [
-        updater.update(step, micro_batches(rows_of(step), layout.mesh.data.share(range(ROWS)), size), RATE, "fp32")
-        for step in range(1, STEPS + 1)
-    ]
+    updater, objective = make_updater(layout, kind), objective_of(kind)
+    updates = [update(updater, step, size) for step in range(1, STEPS + 1)]
     with updater.scoring("fp32"):
         held_out = micro_batches(rows_of(10**6), layout.mesh.data.share(range(ROWS)), size)
         scores = [layout.score(packed, objective) for packed in layout.level(held_out)]
@@ -94,35 +100,43 @@ def learn(layout: Layout, kind: str, size: int) -> dict[str, list[float]]:
     }
 
 
-def learn_together(
-    rank: int, size: int, port: int, directory: Path, kind: str, layouts: Mapping[str, Mapping[str, Any]]
-) -> None:
+def learn_together(world: World, directory: Path, kind: str, layouts: Mapping[str, Mapping[str, Any]]) -> None:
     """One process of several that learn in one layout after the other."""
+    for name, settings in layouts.items():
+        # each process starts from weights of its own; the main one's must win
+        layout = Layout(make(kind, seed=world.rank), ParallelConfig.model_validate(settings), world)
+        report = learn(layout, kind, size=2)
+        weights = layout.gather()
+        if world.is_main:
+            write_json(directory / f"{name}.json", report)
+            save_file(weights, directory / f"{name}.safetensors")
+
+
+def join(work: Callable[..., None], rank: int, size: int, port: int, *arguments: Any) -> None:
+    """Do a process's part under the variables that torchrun sets."""
     torch.set_num_threads(1)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(size), **place})
     with join_world() as world:
-        for name, settings in layouts.items():
-            # each process starts from weights of its own; the main one's must win
-            layout = Layout(make(kind, seed=rank), ParallelConfig.model_validate(settings), world)
-            report = learn(layout, kind, size=2)
-            weights = layout.gather()
-            if world.is_main:
-                write_json(directory / f"{name}.json", report)
-                save_file(weights, directory / f"{name}.safetensors")
+        work(world, *arguments)
+
+
+def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Let `size` processes do `work`, a function of a module that is given the `World` first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(join, work, rank, size, port, *arguments) for rank in range(size)]
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0] * size
 
 
 def run_layouts(
     size: int, directory: Path, kind: str, layouts: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[dict[str, list[float]], dict[str, torch.Tensor]]]:
     """What `size` processes report of each layout, and the weights that they end with."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(learn_together, rank, size, port, directory, kind, layouts) for rank in range(size)]
-    for process in processes:
-        process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0] * size
+    together(size, learn_together, directory, kind, layouts)
     return {
         name: (read_json(directory / f"{name}.json"), load_file(directory / f"{name}.safetensors")) for name in layouts
     }

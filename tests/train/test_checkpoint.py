@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ import torch
 from torch import nn
 
 from tallow.errors import CapacityError, UsageError
-from tallow.models.formats.tensor_files import write_tensors
+from tallow.parallel import ALONE, ParallelConfig
+from tallow.parallel.mesh import Mesh
 from tallow.train import checkpoint
-from tallow.train.checkpoint import OPTIMIZER, STATE, WEIGHTS, Checkpoints
+from tallow.train.checkpoint import STATE, Checkpoints
+from tallow.train.checkpoint_files import write_shares
 from tallow.train.config import LoopConfig
 from tallow.train.optimizer import make_optimizer
 from tallow.train.optimizers.joint import JointOptimizer
 
+TENSORS, PART = "part-00000.safetensors", "part-00000.json"
 Parameters = dict[str, nn.Parameter]
 
 
@@ -41,7 +45,13 @@ def update(parameters: Parameters, optimizer: JointOptimizer, generator: torch.G
 def checkpoints(
     directory: Path, pair: tuple[Parameters, JointOptimizer], identity: object = 1, keep: int = 2
 ) -> Checkpoints:
-    return Checkpoints(directory / "checkpoints", pair[0], pair[1], {"settings": identity}, keep)
+    mesh = Mesh(ParallelConfig(), ALONE)
+    return Checkpoints(directory / "checkpoints", pair[0], pair[1], {"settings": identity}, keep, mesh)
+
+
+def save(kept: Checkpoints, step: int, counters: dict[str, int] | None = None) -> None:
+    kept.begin(step, counters or {})
+    kept.finish()
 
 
 def names(directory: Path) -> list[str]:
@@ -50,7 +60,7 @@ def names(directory: Path) -> list[str]:
 
 def test_what_is_restored_goes_on_alike_bit_for_bit(tmp_path: Path) -> None:
     first = trained(seed=0)
-    checkpoints(tmp_path, first).save(3, {"tokens": 48})
+    save(checkpoints(tmp_path, first), 3, {"tokens": 48})
     second = trained(seed=1, steps=0)
     assert checkpoints(tmp_path, second).restore() == (3, {"tokens": 48})
     for pair in (first, second):
@@ -62,16 +72,16 @@ def test_what_is_restored_goes_on_alike_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
-    checkpoints(tmp_path, trained(0)).save(3, {})
+    save(checkpoints(tmp_path, trained(0)), 3)
     assert names(tmp_path) == ["step-00000003"]
     files = (tmp_path / "checkpoints" / "step-00000003").iterdir()
-    assert sorted(path.name for path in files) == [OPTIMIZER, STATE, WEIGHTS]
+    assert sorted(path.name for path in files) == [PART, TENSORS, STATE]
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path, trained(0), keep=2)
     for step in (1, 2, 10, 100000000):
-        kept.save(step, {})
+        save(kept, step)
     assert names(tmp_path) == ["step-00000010", "step-100000000"]
     assert kept.restore()[0] == 100000000
 
@@ -80,17 +90,17 @@ def test_nothing_there_is_step_zero(tmp_path: Path) -> None:
     assert checkpoints(tmp_path, trained(0)).restore() == (0, {})
 
 
-@pytest.mark.parametrize("file", [WEIGHTS, OPTIMIZER, STATE])
+@pytest.mark.parametrize("file", [TENSORS, PART, STATE])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "garbage", "empty"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
 ) -> None:
     pair = trained(0)
     kept = checkpoints(tmp_path, pair)
-    kept.save(3, {})
+    save(kept, 3)
     expected = {name: parameter.clone() for name, parameter in pair[0].items()}
     update(*pair, torch.Generator().manual_seed(0))
-    kept.save(4, {})
+    save(kept, 4)
     path = tmp_path / "checkpoints" / "step-00000004" / file
     content = path.read_bytes()
     if damage == "missing":
@@ -117,7 +127,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path, trained(0))
-    kept.save(3, {})
+    save(kept, 3)
     partial = tmp_path / "checkpoints" / ".step-00000004.abc.partial"
     shutil.copytree(tmp_path / "checkpoints" / "step-00000003", partial)
     assert kept.restore()[0] == 3
@@ -126,35 +136,47 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
-    checkpoints(tmp_path, trained(0), identity={"steps": 10}).save(3, {})
+    save(checkpoints(tmp_path, trained(0), identity={"steps": 10}), 3)
     with pytest.raises(UsageError, match="settings"):
         checkpoints(tmp_path, trained(0), identity={"steps": 11}).restore()
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    checkpoints(tmp_path, trained(0)).save(3, {})
-    parameters = {"layer.weight": nn.Parameter(torch.zeros(5, 3))}
-    other = (parameters, make_optimizer(parameters, LoopConfig()))
-    with pytest.raises(UsageError, match="parameters"):
-        checkpoints(tmp_path, other).restore()
+def full_disk(_tensors: dict[str, torch.Tensor], path: Path) -> None:
+    path.write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_background: bool
+) -> None:
     kept = checkpoints(tmp_path, trained(0), keep=1)
-    kept.save(3, {})
-    written = 0
-
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        nonlocal written
-        written += 1
-        if written == failing:
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_tensors(tensors, path)
-
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    save(kept, 3)
+    monkeypatch.setattr(checkpoint, "write_shares", full_disk)
+    kept.begin(4, {}, in_background=in_background)
     with pytest.raises(CapacityError, match="no space"):
-        kept.save(4, {})
+        kept.finish()
     assert names(tmp_path) == ["step-00000003"]
     assert kept.restore()[0] == 3
+
+
+def test_what_is_written_in_the_background_is_what_there_was_when_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, wait = trained(0), threading.Event()
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        wait.wait(10)
+        write_shares(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "write_shares", slow)
+    kept = checkpoints(tmp_path, pair)
+    kept.begin(3, {"tokens": 5}, in_background=True)
+    assert not kept.written
+    expected = {name: parameter.clone() for name, parameter in pair[0].items()}
+    update(*pair, torch.Generator().manual_seed(0))
+    wait.set()
+    kept.finish()
+    other = trained(1)
+    assert checkpoints(tmp_path, other).restore() == (3, {"tokens": 5})
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in other[0].items())

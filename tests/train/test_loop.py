@@ -278,7 +278,7 @@ def test_a_checkpoint_is_saved_when_the_last_is_old(tmp_path: Path, monkeypatch:
     clock = iter(range(0, 10**6, 10))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     saved: list[int] = []
-    monkeypatch.setattr(Checkpoints, "save", lambda _self, step, _counters: saved.append(step))
+    monkeypatch.setattr(Checkpoints, "begin", lambda _self, step, *_, **_settings: saved.append(step))
     config = loop_config(save_seconds=35.0, save_every=1000)
     train(Layout(tiny_model()), causal, markov_batches(config), config, new_run(tmp_path))
     assert saved[-1] == 12

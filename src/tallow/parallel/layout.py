@@ -48,6 +48,8 @@ class Layout:
         self.config, self.world, self.mesh = config, world, Mesh(config, world)
         world.copy_from_main([*model.parameters(), *model.buffers()])
         self.model, self.learner = model, Learner(model)
+        self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
+        """Of all parameters that are trained, whole, by name."""
         # processes whose rows need other numbers of passes would wait for each other for ever
         self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
         if config.tensor > 1:

@@ -71,6 +71,13 @@ class Mesh:
         shape = (self.config.pipeline, self.replicas, self.sharders, self.config.tensor)
         return init_device_mesh(self.device_type, shape, mesh_dim_names=("pipeline", "replicate", "shard", "tensor"))
 
+    @property
+    def place(self) -> dict[str, int]:
+        """Where this process is among those of its stage of the pipeline, by the other dimensions of `grid`."""
+        rest, tensor = divmod(self.world.rank, self.config.tensor)
+        rest, shard = divmod(rest, self.sharders)
+        return {"replicate": rest % self.replicas, "shard": shard, "tensor": tensor}
+
     @cached_property
     def data(self) -> World:
         """Those that share the rows."""

@@ -1,4 +1,4 @@
-"""What is told of tensors that processes hold shares of."""
+"""Tensors that processes hold shares of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, zeros
+
+from tallow.parallel.mesh import Mesh
 
 
 def own_gradient(parameter: nn.Parameter) -> Tensor:
@@ -46,3 +48,34 @@ def squared_norm(tensors: Iterable[Tensor]) -> float:
                 dist.all_reduce(square, group=mesh.get_group(dimension))
         total += square.item()
     return total
+
+
+def is_written_here(tensor: Tensor, mesh: Mesh) -> bool:
+    """Whether it is for this process to write its share of a tensor, or the whole one, to a file.
+
+    Of those that have the same share it is the first one.
+    """
+    alike = mesh.place
+    if isinstance(tensor, DTensor):
+        own, names = tensor.device_mesh.get_coordinate(), tensor.device_mesh.mesh_dim_names
+        assert own is not None
+        assert names is not None
+        if any(number for number, place in zip(own, tensor.placements, strict=True) if place.is_replicate()):
+            return False
+        # over a grid of other dimensions nothing tells who else has it; that it is written twice does no harm
+        alike = (
+            {name: number for name, number in alike.items() if name not in names} if alike.keys() >= set(names) else {}
+        )
+    return not any(alike.values())
+
+
+def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """An empty tensor that belongs to a parameter, divided as that one is where their shapes allow it."""
+    if not isinstance(parameter, DTensor):
+        return torch.empty(shape, dtype=dtype, device=parameter.device)
+    if shape == parameter.shape:
+        return torch.empty_like(parameter.detach(), dtype=dtype)
+    divided = {place.dim for place in parameter.placements if isinstance(place, Shard)}
+    if len(shape) == parameter.ndim and all(shape[number] == parameter.shape[number] for number in divided):
+        return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
+    return torch.empty(shape, dtype=dtype, device=parameter.device)

@@ -58,6 +58,10 @@ class World:
         """What the main process claims. All processes must call it."""
         return self.sum(self.is_main and claim)[0] > 0
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.sum(0)
+
     def _combine(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
         if self.size == 1:
             return [float(value) for value in values]

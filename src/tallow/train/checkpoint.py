@@ -1,8 +1,10 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped.
 
-`checkpoints/step-00000500/` holds `weights.safetensors` (what is trained, fp32), `optimizer.safetensors` (the
-optimizer's state, `<parameter>/<slot>`) and `state.json` (step, counters, what of the optimizer's state is no tensor,
-what was being trained, and size and hash of the two files). A directory gets its name when all of it is on the disk.
+`checkpoints/step-00000500/` holds, for each process that has something of its own, `part-00000.safetensors` (what is
+trained in fp32, `model/<parameter>`, and the optimizer's state, `optimizer/<parameter>/<slot>`) and `part-00000.json`
+(what of the optimizer's state is no tensor, and the other file's size and hash), and one `state.json` (step, counters,
+what was being trained, and size and hash of the parts' `.json`). A directory gets its name when all of it is on the
+disk. It can be loaded by another number of processes, and by one.
 """
 
 from __future__ import annotations
@@ -10,25 +12,28 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tallow.console import say
-from tallow.errors import DataError, UsageError, reading
-from tallow.files import atomic_directory, hash_file, read_json, write_json
-from tallow.models.formats.tensor_files import write_tensors
+from tallow.errors import DataError, Interrupted, UsageError, reading, writing
+from tallow.files import hash_file, publish_directory, read_json, write_json
+from tallow.parallel.mesh import Mesh
+from tallow.parallel.shares import is_written_here, like_share
 from tallow.recipe import Section
-from tallow.train.optimizers.joint import JointOptimizer
+from tallow.train.checkpoint_files import read_shares, write_shares
+from tallow.train.optimizers.joint import GROUPS, JointOptimizer
 from tallow.train.state_tree import Structure
 
-WEIGHTS = "weights.safetensors"
-OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+PARTIAL = ".partial"
+MODEL, OPTIMIZER = "model/", "optimizer/"
 
 
 class FileRecord(Section):
@@ -38,35 +43,54 @@ class FileRecord(Section):
     sha256: str
 
 
+class Part(Section):
+    """`part-00000.json`.
+
+    Args:
+        tensors: `part-00000.safetensors`.
+        optimizer: What of the optimizer's state is no tensor.
+    """
+
+    tensors: FileRecord
+    optimizer: Structure
+
+
 class State(Section):
     """`state.json`.
 
     Args:
         step: Updates done.
         counters: What the loop counts from the start of the run.
-        optimizer: What of the optimizer's state is no tensor.
         identity: What was being trained.
-        files: The tensor files.
+        parts: The `.json` files of all processes.
     """
 
-    format: Literal["tallow.checkpoint.v1"] = "tallow.checkpoint.v1"
+    format: Literal["tallow.checkpoint.v2"] = "tallow.checkpoint.v2"
     step: int
     counters: dict[str, int]
-    # checkpoints of before have none; they are refused because their settings name no optimizer
-    optimizer: Structure = Structure(values={}, kinds={}, strides={})
     identity: dict[str, Any]
-    files: dict[str, FileRecord]
+    parts: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """A checkpoint that is being written."""
+
+    step: int
+    counters: dict[str, int]
+    written: Future[None]
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        directory: Where they are.
-        parameters: What is trained, by name.
+        directory: Where they are, for all processes.
+        parameters: What is trained, by name: this process's shares.
         optimizer: What trains it.
         identity: What else must be the same for a checkpoint to be gone on from, as JSON values.
         keep: Number of checkpoints that are kept.
+        mesh: The processes, all of which must call each method but `written`.
     """
 
     def __init__(
@@ -76,32 +100,64 @@ class Checkpoints:
         optimizer: JointOptimizer,
         identity: Mapping[str, Any],
         keep: int,
+        mesh: Mesh,
     ) -> None:
         self.directory, self.keep = directory, keep
         self.parameters, self.optimizer = parameters, optimizer
-        shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
-        self.identity = {**identity, "parameters": shapes}
+        self.identity = dict(identity)
+        self.mesh, self.world = mesh, mesh.world
+        self.pending: _Saving | None = None
 
-    def save(self, step: int, counters: Mapping[str, int]) -> None:
-        """Write the checkpoint of a step, then remove those that are too old.
+    @property
+    def written(self) -> bool:
+        """Whether this process has written its part of a checkpoint that was begun."""
+        return self.pending is not None and self.pending.written.done()
+
+    def begin(self, step: int, counters: Mapping[str, int], *, in_background: bool = False) -> None:
+        """Write this process's part of a checkpoint; it counts when all have called `finish`.
+
+        Args:
+            in_background: Training may go on meanwhile; what is written is copied first.
+        """
+        assert self.pending is None, "finish the one before"
+        tensors, structure = self._part()
+        if in_background:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        executor = ThreadPoolExecutor(1)
+        written = executor.submit(self._write_part, self._path(step, PARTIAL), tensors, structure)
+        executor.shutdown(wait=not in_background)
+        self.pending = _Saving(step, dict(counters), written)
+
+    def finish(self) -> None:
+        """See the checkpoint that was begun through, if there is one, then remove those that are too old.
 
         Raises:
             CapacityError: The disk is full; earlier checkpoints are as they were.
             UsageError: The place cannot be written.
+            Interrupted: Another process could not write its part.
         """
-        moments, structure = self.optimizer.state()
-        with atomic_directory(self._path(step)) as temporary:
-            records = {}
-            for name, tensors in ((WEIGHTS, self._weights()), (OPTIMIZER, moments)):
-                path = temporary / name
-                write_tensors(tensors, path)
-                records[name] = FileRecord(bytes=path.stat().st_size, sha256=hash_file(path))
-            state = State(
-                step=step, counters=dict(counters), optimizer=structure, identity=self.identity, files=records
+        saving, self.pending = self.pending, None
+        if saving is None:
+            return
+        error = saving.written.exception()  # waits
+        path, temporary = self._path(saving.step), self._path(saving.step, PARTIAL)
+        [failed] = self.world.max(error is not None)
+        if failed:
+            if self.world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise error or Interrupted(
+                f"the checkpoint of step {saving.step:,} is not whole, since another process could not write its part",
+                "what that one says tells why; then run the same command again to go on",
             )
+        if self.world.is_main:
+            with writing(temporary):
+                parts = {part.name: _record(part) for part in sorted(temporary.glob("part-*.json"))}
+            state = State(step=saving.step, counters=saving.counters, identity=self.identity, parts=parts)
             write_json(temporary / STATE, state.model_dump(mode="json"))
-        for _, path in self._present()[: -self.keep]:
-            shutil.rmtree(path)
+            with writing(path):
+                publish_directory(temporary, path)
+            for _, old in self._present()[: -self.keep]:
+                shutil.rmtree(old)
 
     def restore(self) -> tuple[int, dict[str, int]]:
         """Load the newest whole checkpoint.
@@ -113,36 +169,55 @@ class Checkpoints:
             UsageError: It is of a run with other settings.
         """
         for step, path in reversed(self._present()):
+            state, damage = None, ""
             try:
-                state = _read_state(path, step)
+                state = self._read_state(path, step)
             except DataError as error:
-                say(f"checkpoint {path} is passed over: {error.message}")
+                damage = error.message
+            [damaged] = self.world.max(state is None)
+            if damaged:
+                say(f"checkpoint {path} is passed over: {damage or 'another process finds it damaged'}")
                 continue
+            assert state is not None
             self._refuse_other(state, path)
-            self._load(path, state)
+            self._load(path)
             return step, dict(state.counters)
         return 0, {}
 
     def remove_leftovers(self) -> None:
         """Remove what a process that was killed while it saved has left."""
-        for path in self.directory.glob(".step-*"):
+        for path in self.directory.glob(".step-*") if self.world.is_main else []:
             shutil.rmtree(path)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
-        if self.directory.exists():
+        if self.world.is_main and self.directory.exists():
             shutil.rmtree(self.directory)
 
-    def _path(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+    def _path(self, step: int, suffix: str = "") -> Path:
+        return self.directory / f"{'.' if suffix else ''}step-{step:08d}{suffix}"
 
     def _present(self) -> list[tuple[int, Path]]:
         """Steps and directories of all checkpoints, whole or not, oldest first."""
         steps = [re.fullmatch(r"step-(\d+)", path.name) for path in self.directory.glob("step-*")]
         return sorted((int(match[1]), self.directory / match[0]) for match in steps if match)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+    def _part(self) -> tuple[dict[str, Tensor], Structure]:
+        """What this process is to write."""
+        state, structure = self.optimizer.state()
+        tensors = {f"{MODEL}{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
+        return {name: tensor for name, tensor in tensors.items() if is_written_here(tensor, self.mesh)}, structure
+
+    def _write_part(self, directory: Path, tensors: Mapping[str, Tensor], structure: Structure) -> None:
+        if not tensors:
+            return
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            path = directory / f"part-{self.world.rank:05d}.safetensors"
+            write_shares(tensors, path)
+            part = Part(tensors=_record(path), optimizer=structure)
+            write_json(path.with_suffix(".json"), part.model_dump(mode="json"))
 
     def _refuse_other(self, state: State, path: Path) -> None:
         differing = [key for key in state.identity | self.identity if state.identity.get(key) != self.identity.get(key)]
@@ -152,31 +227,54 @@ class Checkpoints:
                 "set them as they were, choose another directory with --run, or start anew with --fresh",
             )
 
-    def _load(self, path: Path, state: State) -> None:
-        weights = load_file(path / WEIGHTS)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
-        self.optimizer.load_state(load_file(path / OPTIMIZER), state.optimizer)
+    def _load(self, path: Path) -> None:
+        def place(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+            if key.startswith(MODEL):
+                parameter = self.parameters.get(key.removeprefix(MODEL))
+                return None if parameter is None else parameter.detach()
+            name = key.removeprefix(OPTIMIZER).partition("/")[0]
+            if name in self.parameters:
+                return like_share(self.parameters[name], shape, dtype)
+            return torch.empty(shape, dtype=dtype) if name == GROUPS else None
+
+        tensors = read_shares(path, place)
+        parts = [Part.model_validate(read_json(part)).optimizer for part in sorted(path.glob("part-*.json"))]
+        state = {key.removeprefix(OPTIMIZER): tensor for key, tensor in tensors.items() if key.startswith(OPTIMIZER)}
+        self.optimizer.load_state(state, Structure.union(parts))
+
+    def _read_state(self, path: Path, step: int) -> State:
+        """The state of a checkpoint whose files are as they were written; each process looks at its share of them.
+
+        Raises:
+            DataError: Something is missing, broken or changed.
+        """
+        state = _read(State, path / STATE)
+        if state.step != step:
+            raise DataError(f"{path / STATE} is of another checkpoint", "")
+        for name, record in self.world.share(list(state.parts.items())):
+            _check(path / name, record)
+            _check((path / name).with_suffix(".safetensors"), _read(Part, path / name).tensors)
+        return state
 
 
-def _read_state(path: Path, step: int) -> State:
-    """The state of a checkpoint, all files of which are as they were written.
+AnySection = TypeVar("AnySection", bound=Section)
 
-    Raises:
-        DataError: Something is missing, broken or changed.
-    """
+
+def _read(kind: type[AnySection], path: Path) -> AnySection:
     try:
-        state = State.model_validate(read_json(path / STATE, "checkpoint state"))
+        return kind.model_validate(read_json(path, "checkpoint file"))
     except ValidationError as error:
-        raise DataError(f"{path / STATE} is not the state of a checkpoint", "") from error
-    if state.step != step or set(state.files) != {WEIGHTS, OPTIMIZER}:
-        raise DataError(f"{path / STATE} is of another checkpoint", "")
-    for name, record in state.files.items():
-        with reading(path / name, "checkpoint file"):
-            size = (path / name).stat().st_size
-        if size != record.bytes:
-            raise DataError(f"{name} has {size:,} bytes instead of {record.bytes:,}", "")
-        if hash_file(path / name) != record.sha256:
-            raise DataError(f"{name} is not what was written", "")
-    return state
+        raise DataError(f"{path} is not of a checkpoint", "") from error
+
+
+def _check(path: Path, record: FileRecord) -> None:
+    with reading(path, "checkpoint file"):
+        size = path.stat().st_size
+    if size != record.bytes:
+        raise DataError(f"{path.name} has {size:,} bytes instead of {record.bytes:,}", "")
+    if hash_file(path) != record.sha256:
+        raise DataError(f"{path.name} is not what was written", "")
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(bytes=path.stat().st_size, sha256=hash_file(path))

@@ -58,6 +58,8 @@ class LoopConfig(Section):
         save_every: Steps between checkpoints.
         save_seconds: A checkpoint is also saved when the last is so old.
         keep_checkpoints: Newest checkpoints that are kept.
+        save_in_background: Training goes on while a checkpoint is written, from a copy in memory: weights and optimizer
+            state once more.
         parallel: How the model and its batches are spread over processes.
         seed: Names the initial weights and the order of the data.
     """
@@ -70,6 +72,7 @@ class LoopConfig(Section):
             "save_every",
             "save_seconds",
             "keep_checkpoints",
+            "save_in_background",
             "parallel",
         )
     )
@@ -97,6 +100,7 @@ class LoopConfig(Section):
     save_every: PositiveInt = 500
     save_seconds: PositiveFloat = 300.0
     keep_checkpoints: PositiveInt = 2
+    save_in_background: bool = False
     parallel: ParallelConfig = ParallelConfig()
     seed: NonNegativeInt = 0
 

@@ -69,8 +69,9 @@ def train(
         run.directory / "checkpoints",
         updater.parameters | updater.moved,
         updater.optimizer,
-        {"loop": config.result_settings(), **(identity or {})},
+        {"loop": config.result_settings(), "parameters": layout.shapes, **(identity or {})},
         config.keep_checkpoints,
+        layout.mesh,
     )
     done, tokens = _take_up(checkpoints, run, world)
     workload = settle_workload(
@@ -106,11 +107,17 @@ def train(
             bar.advance(1, f"loss {update.loss:.3f}")
 
             overdue = time.monotonic() - saved_at > config.save_seconds
-            stop, due = world.sum(interruption.requested, overdue or step % config.save_every == 0 or step == steps)
+            due = overdue or step % config.save_every == 0 or step == steps
+            stop, due, written = world.sum(interruption.requested, due, checkpoints.written)
+            if stop or due or written == world.size:
+                checkpoints.finish()
             if stop or due:
                 saved_at = time.monotonic()
+                background = config.save_in_background and not stop and step < steps
+                checkpoints.begin(step, {"tokens": meter.tokens}, in_background=background)
+                if not background:
+                    checkpoints.finish()
                 if world.is_main:
-                    checkpoints.save(step, {"tokens": meter.tokens})
                     run.save_ledger()
             if stop:
                 raise Interrupted(
@@ -123,10 +130,10 @@ def train(
 
 def _take_up(checkpoints: Checkpoints, run: StageRun, world: World) -> tuple[int, int]:
     """Load what an interrupted run left, if this one is to go on from it; the steps done and their tokens."""
-    if world.is_main:
-        checkpoints.remove_leftovers()
-        if not run.resume:
-            checkpoints.clear()
+    checkpoints.remove_leftovers()
+    if not run.resume:
+        checkpoints.clear()
+    world.wait()
     done, counters = checkpoints.restore() if run.resume else (0, {})
     if world.is_main:
         run.rewind_metrics(done)

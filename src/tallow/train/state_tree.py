@@ -27,6 +27,14 @@ class Structure(Section):
     kinds: dict[str, str]
     strides: dict[str, list[int]]
 
+    @classmethod
+    def union(cls, parts: Sequence[Structure]) -> Structure:
+        """All that several parts of a state say."""
+        values, kinds, strides = {}, {}, {}
+        for part in parts:
+            values, kinds, strides = values | part.values, kinds | part.kinds, strides | part.strides
+        return cls(values=values, kinds=kinds, strides=strides)
+
 
 def flatten(state: Mapping[str, Any], classes: Sequence[type] = ()) -> tuple[dict[str, Tensor], Structure]:
     """Take a state apart.

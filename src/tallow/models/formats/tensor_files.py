@@ -162,8 +162,11 @@ def _shards(sizes: Mapping[str, int]) -> list[list[str]]:
     return shards
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, notes: Mapping[str, str] | None = None) -> None:
     """Write one safetensors file; atomic.
+
+    Args:
+        notes: Text for the file's header.
 
     Raises:
         CapacityError: The disk is full.
@@ -171,7 +174,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     with atomic_file(path) as temporary:  # which also sets the usual permissions
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, temporary, {"format": "pt", **(notes or {})})
         except SafetensorError as error:
             # the library hides the number of the operating system's error in its text
             number = re.search(r"os error (\d+)", str(error))

@@ -1,0 +1,64 @@
+"""The tensor files of a checkpoint, in the form that PyTorch's distributed checkpoints have on safetensors.
+
+Each process writes its shares of what is divided into a file of its own, which says where in the whole they lie. So
+they can be read by any number of processes that divide it in any other way: `torch.distributed.checkpoint` finds out
+who needs what of which file. Nothing is pickled: what it would send between processes, it plans on each alone.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.tensor import DTensor
+
+from tallow.models.formats.tensor_files import write_tensors
+
+SHARDING = "DCP_SHARDING_INFO"
+OFFSETS = "saved_offsets"
+
+
+def write_shares(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write this process's shares of some tensors; what is no DTensor is whole.
+
+    Raises:
+        CapacityError: The disk is full.
+        UsageError: The place cannot be written.
+    """
+    shares: dict[str, Tensor] = {}
+    offsets: dict[str, dict[str, list[int]]] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            [chunk] = tensor.__create_chunk_list__()
+            share, offset = tensor.to_local(), list(chunk.offsets)
+        else:
+            share, offset = tensor, [0] * tensor.ndim
+        shares[name], offsets[name] = share.detach().cpu(), {OFFSETS: offset}
+    write_tensors(shares, path, {SHARDING: json.dumps(offsets)})
+
+
+def read_shares(directory: Path, place: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
+    """Read the tensors of all files of a directory.
+
+    Args:
+        place: Where the tensor of a name, shape and dtype is to go; a DTensor is given this process's share. None: it
+            is not wanted here.
+    """
+    stored = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    wanted: dict[str, Tensor] = {}
+    for name, description in stored.items():
+        assert isinstance(description, TensorStorageMetadata)
+        target = place(name, description.size, description.properties.dtype)
+        if target is not None:
+            wanted[name] = target
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads for itself
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
+    return wanted
