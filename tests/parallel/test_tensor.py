@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.parallel.layouts import DECODER, make, rows_of
-from tests.processes import start
+from tests.parallel.layouts import DECODER, make, rows_of, together
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -24,7 +21,7 @@ from tallow.models.config import DecoderConfig
 from tallow.models.skeletons import Model, new_model
 from tallow.objectives.causal import causal
 from tallow.objectives.loss import IGNORED, WHOLE
-from tallow.parallel import Layout, ParallelConfig, World, join_world
+from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.cut_vocabulary import CutVocabulary
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -109,56 +106,46 @@ def unknown(world: World) -> str:
     return refused.value.message
 
 
-def compute_together(rank: int, port: int, directory: Path) -> None:
-    """One of two processes; the main one writes what they found."""
-    torch.set_num_threads(1)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", **place})
-    with join_world() as world:
-        for name in SHAPES:
-            found = gradients(Layout(model_of(name), TENSOR, world))
-            if world.is_main:
-                save_file(found, directory / f"{name}.safetensors")
-        refusals = {name: refusal(shape, world) for name, (shape, _) in REFUSED.items()} | {"unknown": unknown(world)}
-
-        torch.manual_seed(0)
-        logits_NV, targets_N = some_logits()
-        half = TOKENS // 2
-        own_NV = logits_NV[:, rank * half : (rank + 1) * half].clone().requires_grad_()
-        vocabulary = CutVocabulary(rank * half, world.group)
-        loss = vocabulary.cross_entropy(own_NV, targets_N)
-        loss.backward()
-        assert own_NV.grad is not None
-        drawn_N = vocabulary.draw(logits_NV[2:3].expand(PLACES, -1)[:, rank * half : (rank + 1) * half])
-        found = {"loss": loss.detach(), "gradient": own_NV.grad, "drawn": drawn_N}
-        save_file(found, directory / f"vocabulary{rank}.safetensors")
+def compute(world: World, directory: Path) -> None:
+    """Write what one of two processes finds."""
+    for name in SHAPES:
+        found = gradients(Layout(model_of(name), TENSOR, world))
         if world.is_main:
-            write_json(directory / "refusals.json", refusals)
+            save_file(found, directory / f"{name}.safetensors")
+    refusals = {name: refusal(shape, world) for name, (shape, _) in REFUSED.items()} | {"unknown": unknown(world)}
+
+    torch.manual_seed(0)
+    logits_NV, targets_N = some_logits()
+    half = TOKENS // 2
+    own_NV = logits_NV[:, world.rank * half : (world.rank + 1) * half].clone().requires_grad_()
+    vocabulary = CutVocabulary(world.rank * half, world.group)
+    loss = vocabulary.cross_entropy(own_NV, targets_N)
+    loss.backward()
+    assert own_NV.grad is not None
+    drawn_N = vocabulary.draw(logits_NV[2:3].expand(PLACES, -1)[:, world.rank * half : (world.rank + 1) * half])
+    found = {"loss": loss.detach(), "gradient": own_NV.grad, "drawn": drawn_N}
+    save_file(found, directory / f"vocabulary{world.rank}.safetensors")
+    if world.is_main:
+        write_json(directory / "refusals.json", refusals)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tensor")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(compute_together, rank, port, directory) for rank in range(2)]
-    for process in processes:
-        process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    together(2, compute, directory)
     return directory
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_those_of_one_process(shape: str, found: Path) -> None:
     expected = gradients(Layout(model_of(shape)))
-    together = load_file(found / f"{shape}.safetensors")
-    assert together.keys() == expected.keys()
+    shared = load_file(found / f"{shape}.safetensors")
+    assert shared.keys() == expected.keys()
     for name, value in expected.items():
         # the gradient of a bias on keys is zero but for rounding
         tolerance = 1e-5 * value.abs().max().item() + 1e-8
         torch.testing.assert_close(
-            together[name], value, atol=tolerance, rtol=0, msg=lambda message, name=name: f"{name}: {message}"
+            shared[name], value, atol=tolerance, rtol=0, msg=lambda message, name=name: f"{name}: {message}"
         )
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, zeros
+from torch.distributed.tensor.placement_types import _StridedShard  # a shard of a shard
 
 from tallow.parallel.mesh import Mesh
 
@@ -75,7 +76,7 @@ def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
         return torch.empty(shape, dtype=dtype, device=parameter.device)
     if shape == parameter.shape:
         return torch.empty_like(parameter.detach(), dtype=dtype)
-    divided = {place.dim for place in parameter.placements if isinstance(place, Shard)}
+    divided = {place.dim for place in parameter.placements if isinstance(place, Shard | _StridedShard)}
     if len(shape) == parameter.ndim and all(shape[number] == parameter.shape[number] for number in divided):
         return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
     return torch.empty(shape, dtype=dtype, device=parameter.device)
