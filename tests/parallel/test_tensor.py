@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "activation": "gelu_tanh",
         "parallel_residual": True,
     },
-    "norms": {"qk_norm": "hidden", "norm_placement": "post", "tied_embeddings": False},
+    "norms": {"qk_norm": "hidden", "norm_placement": "post", "tied_embeddings": False, "vocab_size": 43},
     "caps": {
         "norm_offset": True,
         "norm_placement": "both",
@@ -45,12 +45,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "attention_softcap": 1.0,
         "qk_norm": "head",
         "head_dim": 6,
+        "vocab_size": 41,
     },
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "heads": ({"num_kv_heads": 1}, "2 processes cannot share 1 heads of keys and values evenly"),
     "inner": ({"intermediate_size": 63}, "cannot share layers.0.feed_forward.gate_proj.weight evenly: 63"),
-    "vocabulary": ({"vocab_size": 41}, "cannot share embed.weight evenly: 41"),
+    "vocabulary": ({"vocab_size": 1}, "cannot share embed.weight: 1"),
 }
 TENSOR = ParallelConfig(tensor=2)
 PLACES, TOKENS = 4000, 6

@@ -45,7 +45,10 @@ class Layout:
 
     def __init__(self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE) -> None:
         assert isinstance(model, nn.Module)
-        self.config, self.world, self.mesh = config, world, Mesh(config, world)
+        self.config, self.world = config, world
+        shapes = {name: (list(value.shape), value.requires_grad) for name, value in model.named_parameters()}
+        world.require_alike("models or settings of loop.parallel", f"{config.model_dump_json()} {shapes}")
+        self.mesh = Mesh(config, world)
         world.copy_from_main([*model.parameters(), *model.buffers()])
         self.model, self.learner = model, Learner(model)
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}

@@ -42,18 +42,23 @@ PLAN: tuple[tuple[str, Placement | None], ...] = (
     ("embed.weight", OUTPUTS),
     ("lm_head.weight", OUTPUTS),
     ("head.bias", OUTPUTS),
+    ("layers.*.o_proj.lora_A", INPUTS),
+    ("layers.*.o_proj.lora_B", WHOLE),
+    ("layers.*.down_proj.lora_A", INPUTS),
+    ("layers.*.down_proj.lora_B", WHOLE),
+    ("layers.*.lora_A", WHOLE),
     ("layers.*.attention.[qkv]_proj.*", OUTPUTS),
-    ("layers.*.attention.o_proj.weight", INPUTS),
+    ("layers.*.attention.o_proj.*weight", INPUTS),
     ("layers.*.feed_forward.gate_proj.*", OUTPUTS),
     ("layers.*.feed_forward.up_proj.*", OUTPUTS),
-    ("layers.*.feed_forward.down_proj.weight", INPUTS),
+    ("layers.*.feed_forward.down_proj.*weight", INPUTS),
     ("layers.*.experts.gate_proj.weight", Shard(1)),
     ("layers.*.experts.up_proj.weight", Shard(1)),
     ("layers.*.experts.down_proj.weight", Shard(2)),
     ("layers.*.router.weight", WHOLE),
     ("layers.*.router.bias", None),  # it has no gradient, and whoever moves it knows nothing of shares
-    ("layers.*.o_proj.bias", WHOLE),
-    ("layers.*.down_proj.bias", WHOLE),
+    ("layers.*.o_proj.*bias", WHOLE),
+    ("layers.*.down_proj.*bias", WHOLE),
     ("*norm.weight", WHOLE),
     ("*norm.bias", WHOLE),
     ("embed_*.weight", WHOLE),
@@ -61,8 +66,11 @@ PLAN: tuple[tuple[str, Placement | None], ...] = (
 )
 """How each parameter is placed, by its name: the first pattern that fits; None leaves it as it is."""
 
-ADDED_TO_PARTS = ("*.o_proj.bias", "*.down_proj.bias")
+ADDED_TO_PARTS = ("*.o_proj.*bias", "*.down_proj.*bias")
 """Parameters that are added to something of which each process has a part: one process must do so for all."""
+
+BY_VOCABULARY = ("embed.weight", "lm_head.weight", "head.bias")
+"""Parameters that need not be divided evenly: tokenizers have any number of tokens."""
 
 BLOCKS = ("layers.*.attention", "layers.*.feed_forward")
 """Modules that are given some places of the sequence, and want them all."""
@@ -147,14 +155,20 @@ def _place(name: str, parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter
     placement = known[0]
     if placement is None:
         return None
-    if isinstance(placement, Shard) and parameter.shape[placement.dim] % mesh.size():
-        raise UsageError(
-            f"{mesh.size()} processes cannot share {name} evenly: {parameter.shape[placement.dim]}",
-            "choose another number for loop.parallel.tensor",
-        )
+    if isinstance(placement, Shard):
+        _check_shares(name, parameter.shape[placement.dim], mesh.size())
     # all have the same values already
     placed = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
     return nn.Parameter(placed, requires_grad=parameter.requires_grad)
+
+
+def _check_shares(name: str, length: int, size: int) -> None:
+    by_vocabulary = _fits(name, BY_VOCABULARY)
+    if -(-length // size) * (size - 1) >= length if by_vocabulary else length % size:
+        raise UsageError(
+            f"{size} processes cannot share {name}{'' if by_vocabulary else ' evenly'}: {length}",
+            "choose another number for loop.parallel.tensor",
+        )
 
 
 def _with_shares(slots: Sequence[Slot], call: Call) -> Call:
@@ -221,7 +235,8 @@ def _over_all_heads(norm: Call, mesh: DeviceMesh) -> Call:
 
 def _over_all_tokens(embed: nn.Module, mesh: DeviceMesh) -> Call:
     """The vectors of tokens, of which this process's table holds some."""
-    look_up, first = embed.forward, _first_token(embed, mesh)
+    first = _first_token(embed, mesh)
+    look_up = embed.forward
 
     def over_all_tokens(ids_BT: Tensor) -> Tensor:
         places_BT = ids_BT - first
@@ -235,7 +250,7 @@ def _over_all_tokens(embed: nn.Module, mesh: DeviceMesh) -> Call:
 
 def _first_token(embed: nn.Module, mesh: DeviceMesh) -> int:
     """The first token of this process's share of the vocabulary."""
-    return embed.get_parameter("weight").shape[0] // mesh.size() * mesh.get_local_rank()
+    return -(-len(embed.get_parameter("weight")) // mesh.size()) * mesh.get_local_rank()
 
 
 def _gather(share: Tensor, dimension: int, length: int, mesh: DeviceMesh) -> Tensor:
