@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from tallow.errors import Interrupted, UsageError
@@ -143,7 +144,7 @@ def join_world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _meet(world: World) -> dist.Store:
+def _meet(world: World) -> Store:
     """The store at which the processes find each other."""
     try:
         store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=JOIN_PATIENCE))
