@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from tallow.recipe import Section
 
@@ -30,6 +30,8 @@ class ParallelConfig(Section):
         schedule: In which order these take the micro-batches forward and backward: `gpipe` (1811.06965), `1f1b`
             (2104.04473, section 2.2), `interleaved` (there, section 2.3) or `zero_bubble` (2401.10241).
         expert: Processes that share the experts of each layer, among those that share rows and sequences (2006.16668).
+        timeout_s: Seconds that a process waits for the others before it gives them up; more than the slowest step,
+            validation or checkpoint takes.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
@@ -40,3 +42,4 @@ class ParallelConfig(Section):
     pipeline: PositiveInt = 1
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
     expert: PositiveInt = 1
+    timeout_s: PositiveFloat = 1800.0

@@ -15,6 +15,7 @@ from tallow.data.batch import Packed
 from tallow.errors import Interrupted, UsageError
 from tallow.objectives import Objective
 from tallow.parallel import Layout, World
+from tallow.parallel.roll_call import RollCall
 from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
@@ -86,12 +87,15 @@ def train(
         run.decide("loop.precision", workload.precision, workload.reason)
     precision, meter, saved_at = workload.precision, Meter(tokens, workload.flops_per_token), time.monotonic()
 
-    with listening() as interruption, progress("training", steps, "steps", done) as bar:
+    calls = RollCall(world, config.parallel.timeout_s)
+    with listening() as interruption, progress("training", steps, "steps", done) as bar, calls.limiting():
         for step in range(done + 1, steps + 1):
             # chance (dropout, say) depends on seed and step alone: nothing to save, nothing to restore
             torch.manual_seed(config.seed + step * layout.mesh.data.size + layout.mesh.data.rank)
+            calls.note(f"the batch of step {step:,}")
             with meter.waiting():
                 micro_batches = batches(step - 1)
+            calls.note(f"the gradients of step {step:,}")
             with meter.working():
                 rate = learning_rate(step, steps, config)
                 update = updater.update(step, micro_batches, rate, precision)
@@ -103,6 +107,7 @@ def train(
             if step % config.log_every == 0 or step == steps:
                 record |= {"loss": update.loss, "learning_rate": rate, "gradient_norm": update.gradient_norm}
                 record |= meter.read()
+            calls.note(f"the records of step {step:,}")
             if validate is not None and (step % config.validate_every == 0 or step == steps):
                 with updater.scoring(precision):
                     record |= validate(layout)
@@ -111,6 +116,7 @@ def train(
             bar.advance(1, f"loss {update.loss:.3f}")
 
             overdue = time.monotonic() - saved_at > config.save_seconds
+            calls.note(f"the checkpoint of step {step:,}")
             due = overdue or step % config.save_every == 0 or step == steps
             stop, due, written = world.sum(interruption.requested, due, checkpoints.written)
             if stop or due or written == world.size:

@@ -1,0 +1,141 @@
+"""Processes that train together: one hangs, or dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.parallel.layouts import join
+from tests.processes import start
+from tests.train.toys import loop_config, markov_batches, new_run, tiny_model
+
+from tallow.data.batch import Packed
+from tallow.errors import Interrupted
+from tallow.files import read_json, write_json
+from tallow.objectives.causal import causal
+from tallow.parallel import Layout, World
+from tallow.run import StageRun
+from tallow.stages import Recipe, run_recipe
+from tallow.train.loop import train
+
+
+def hang(world: World, directory: Path) -> None:
+    """The second process never has its third batch; what the first one says of it goes into a file."""
+    config = loop_config(parallel={"timeout_s": 2.0, "zero": 3})
+    layout, plain = Layout(tiny_model(), config.parallel, world), markov_batches(config)
+
+    def batches(step: int) -> list[Packed]:
+        if step == 2 and not world.is_main:
+            time.sleep(60)
+        return plain(step)
+
+    try:
+        train(layout, causal, batches, config, new_run(directory))
+    except Interrupted as error:
+        write_json(directory / "said.json", {"message": error.message})
+        os._exit(error.exit_code)
+
+
+def test_a_process_that_hangs_is_named_with_what_it_does(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, second = (start(join, hang, rank, 2, port, tmp_path) for rank in range(2))
+    first.join(timeout=60)
+    second.kill()
+    assert first.exitcode == 5
+    said = read_json(tmp_path / "said.json")["message"]
+    assert said.startswith("process 0 has waited 2 s for others in the gradients of step 3; process 1 has been in")
+    assert "in the batch of step 3 for" in said
+
+
+RECIPE = """
+name: tiny
+prepare: {sources: [text.txt], split: paragraphs}
+tokenizer: {vocab_size: 264}
+encode: {}
+pretrain:
+  model: {hidden_size: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, intermediate_size: 64}
+  loop: {steps: 60, batch_size: 4, sequence_length: 32, log_every: 1, save_every: 5, precision: fp32}
+"""
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a recipe, of which all is done but the training."""
+    place = tmp_path_factory.mktemp("encoded")
+    words = ["the", "fox", "hen", "owl", "said", "to", "a", "good", "morning", "and", "went", "home"]
+    texts = [" ".join(words[(i * j) % len(words)] for j in range(1, 30)) + f" {i}." for i in range(60)]
+    (place / "text.txt").write_text("\n\n".join(texts))
+    (place / "tiny.yaml").write_text(RECIPE)
+    here = Path.cwd()
+    os.chdir(place)
+    try:
+        recipe = Recipe.load("tiny.yaml")
+        run_recipe(recipe, "alone")
+    finally:
+        os.chdir(here)
+    for stage in ("prepare", "tokenizer", "encode"):
+        shutil.copytree(place / "alone" / stage, place / "spread" / stage)
+    return place
+
+
+def torchrun(place: Path, log: str, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "--", "tallow", "run", "tiny.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (place / log).open("wb") as output:
+        return subprocess.Popen(
+            [*command, "--run", "spread", "--set", "pretrain.loop.parallel.zero=3"],
+            cwd=place,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def wait_for_steps(process: subprocess.Popen[bytes], run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(StageRun(run).metrics()) < steps:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def workers_of(agent: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
+
+
+def assert_learned_alike(place: Path) -> None:
+    alone, spread = (StageRun(place / run / "pretrain").metrics() for run in ("alone", "spread"))
+    assert [record["step"] for record in spread] == list(range(1, 61))
+    assert [record["loss"] for record in spread] == pytest.approx([record["loss"] for record in alone], abs=1e-4)
+    assert [record["tokens"] for record in spread] == [record["tokens"] for record in alone]
+
+
+def test_a_process_that_dies_is_started_again_and_a_machine_less_is_enough(encoded: Path, tmp_path: Path) -> None:
+    """A killed process is started again by torchrun; when all are killed, one alone goes on from what they saved."""
+    place = tmp_path / "place"
+    shutil.copytree(encoded, place)
+    run = place / "spread" / "pretrain"
+    agent = torchrun(place, "log", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
+    wait_for_steps(agent, run, 12)
+    os.kill(workers_of(agent.pid)[1], signal.SIGKILL)
+    while "going on from step" not in (place / "log").read_text():
+        assert agent.poll() is None
+        time.sleep(0.05)
+    wait_for_steps(agent, run, 30)
+    for process in (*workers_of(agent.pid), agent.pid):
+        os.kill(process, signal.SIGKILL)
+    agent.wait()
+    command = [sys.executable, "-m", "tallow", "run", "tiny.yaml", "--run", "spread"]
+    alone = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=120)
+    assert "going on from step" in alone.stderr
+    assert_learned_alike(place)
