@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
+from tallow.errors import UsageError
 from tallow.recipe import Section
 
 
@@ -13,7 +14,7 @@ class ParallelConfig(Section):
     """How a model and its batches are spread over the processes that `torchrun` has started.
 
     The processes are divided by `tensor`, `context` and `pipeline`; what is left shares the rows of each batch (data
-    parallelism). No setting changes what is learned, but for rounding.
+    parallelism). No setting but `compress` changes what is learned, but for rounding.
 
     Args:
         zero: What those that share the rows divide among them: nothing (0), the optimizer's state (1), gradients too
@@ -30,9 +31,27 @@ class ParallelConfig(Section):
         schedule: In which order these take the micro-batches forward and backward: `gpipe` (1811.06965), `1f1b`
             (2104.04473, section 2.2), `interleaved` (there, section 2.3) or `zero_bubble` (2401.10241).
         expert: Processes that share the experts of each layer, among those that share rows and sequences (2006.16668).
+        compress: How gradients go between those that share the rows, for slow links: as they are (`none`), or each
+            matrix as the product of two thin ones (`powersgd`; 1905.13727), what is left out being added the next time.
+            Without `zero` only.
+        compress_rank: Inner size of the thin matrices.
         timeout_s: Seconds that a process waits for the others before it gives them up; more than the slowest step,
             validation or checkpoint takes.
     """
+
+    incidental = frozenset(
+        (
+            "zero",
+            "replicas",
+            "tensor",
+            "context",
+            "attention",
+            "pipeline",
+            "schedule",
+            "expert",
+            "timeout_s",
+        )
+    )
 
     zero: Literal[0, 1, 2, 3] = 0
     replicas: PositiveInt = 1
@@ -42,4 +61,15 @@ class ParallelConfig(Section):
     pipeline: PositiveInt = 1
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
     expert: PositiveInt = 1
+    compress: Literal["none", "powersgd"] = "none"
+    compress_rank: PositiveInt = 4
     timeout_s: PositiveFloat = 1800.0
+
+    @model_validator(mode="after")
+    def _compresses_whole_gradients(self) -> Self:
+        if self.compress != "none" and self.zero:
+            raise UsageError(
+                f"loop.parallel.compress {self.compress} needs whole gradients, which zero {self.zero} divides",
+                "leave one of them out",
+            )
+        return self

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from tallow.data.batch import Packed
 from tallow.models.skeletons import Balancing, Layered
 from tallow.objectives import Objective
+from tallow.parallel.compressed_sum import CompressedSum
 from tallow.parallel.config import ParallelConfig
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
@@ -70,13 +71,30 @@ class Layout:
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """What is trained, by name: of each parameter this process's share."""
         self._sums: list[GradientSum] = []
+        self._compressed: list[CompressedSum] = []
         if not config.zero and self.mesh.tokens.size > 1:
-            self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
+            trained = list(self.parameters.values())
+            self._sums.append(GradientSum(trained, self.mesh.tokens))
+            if config.compress == "powersgd":
+                self._compressed.append(CompressedSum(trained, self.mesh.tokens, config.compress_rank))
 
     def backpropagate(
-        self, micro_batches: Sequence[Packed], objective: Objective, autocast: Autocast, *, drawn_targets: bool = False
+        self,
+        micro_batches: Sequence[Packed],
+        objective: Objective,
+        autocast: Autocast,
+        *,
+        drawn_targets: bool = False,
+        exact: bool = False,
     ) -> tuple[float, int]:
         """Add the gradients of the loss of all micro-batches of all processes.
+
+        Args:
+            micro_batches: This process's part.
+            objective: Makes examples of them.
+            autocast: In which the model computes.
+            drawn_targets: As `summed_loss` has it.
+            exact: The gradients are none of those that updates are made of, and nothing is to be left out of them.
 
         Returns:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
@@ -84,7 +102,7 @@ class Layout:
         total, targets = 0.0, 0
         micro_batches = self.level(micro_batches)
         for number, packed in enumerate(micro_batches, 1):
-            with self._synchronizing(number == len(micro_batches)), autocast():
+            with self._synchronizing(number == len(micro_batches), exact), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
                 loss.backward()
             total, targets = total + loss.item(), targets + count
@@ -123,15 +141,16 @@ class Layout:
         return squared_norm(gradients) ** 0.5
 
     @contextmanager
-    def _synchronizing(self, last: bool) -> Iterator[None]:
+    def _synchronizing(self, last: bool, exact: bool) -> Iterator[None]:
         """Around the forward and backward pass of a micro-batch: with the last one, gradients become sums."""
         if isinstance(self.learner, FSDPModule):
             self.learner.set_requires_gradient_sync(last or self.config.zero > 1)
             self.learner.set_requires_all_reduce(last)
             if self.config.zero < 3:  # weights stay until the update
                 self.learner.set_reshard_after_backward(last)
+        sums = self._sums if exact or not self._compressed else self._compressed
         with ExitStack() as stack:
-            for gradient_sum in self._sums if last else []:
+            for gradient_sum in sums if last else []:
                 stack.enter_context(gradient_sum.in_last_backward())
             yield
         for parameter in self.parameters.values() if last else []:

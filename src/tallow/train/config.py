@@ -73,7 +73,6 @@ class LoopConfig(Section):
             "save_seconds",
             "keep_checkpoints",
             "save_in_background",
-            "parallel",
         )
     )
 

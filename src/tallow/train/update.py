@@ -81,10 +81,19 @@ class Updater:
         return Update(loss / count, norm, int(tokens))
 
     def _backpropagate(
-        self, micro_batches: Sequence[Packed], precision: Precision, *, drawn_targets: bool = False
+        self,
+        micro_batches: Sequence[Packed],
+        precision: Precision,
+        *,
+        drawn_targets: bool = False,
+        exact: bool = False,
     ) -> tuple[float, int]:
         return self.layout.backpropagate(
-            micro_batches, self.objective, lambda: autocast(precision, self.device), drawn_targets=drawn_targets
+            micro_batches,
+            self.objective,
+            lambda: autocast(precision, self.device),
+            drawn_targets=drawn_targets,
+            exact=exact,
         )
 
     def _add_curvature(self, micro_batches: Sequence[Packed], precision: Precision) -> None:
@@ -92,7 +101,7 @@ class Updater:
 
         It is the square of the gradient towards tokens drawn from the model itself (arXiv 2305.14342, section 2.3).
         """
-        _, targets = self._backpropagate(micro_batches, precision, drawn_targets=True)
+        _, targets = self._backpropagate(micro_batches, precision, drawn_targets=True, exact=True)
         [count] = self.layout.sum(targets)
         self.optimizer.add_curvature(lambda gradient: gradient.square() / max(1.0, count))
         self.optimizer.zero_grad()
@@ -107,7 +116,7 @@ class Updater:
 
     def rehearse(self, packed: Packed, precision: Precision) -> None:
         """Do what a micro-batch needs, and forget it."""
-        self._backpropagate([packed], precision)
+        self._backpropagate([packed], precision, exact=True)
         self.optimizer.zero_grad()
         if self.balancing is not None:
             self.balancing.take_loads()
