@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -310,6 +311,27 @@ def report(
     from tallow.report.summary import summarize
 
     _print_result({"report": str(write_report(summarize(source)))}, as_json)
+
+
+@app.command()
+def watch(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or that of one stage.")],
+    once: Annotated[bool, typer.Option("--once", help="Show what there is, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a run as it goes: steps, loss, speed, health and what was left out.
+
+    It ends when nobody works there any more, or by Ctrl-C; the run goes on. With --json: what there is, once.
+    """
+    if as_json:
+        from tallow.report.live import Watch
+
+        print_json(Watch(directory).look().as_json())
+        return
+    from tallow.report.watch import watch
+
+    with suppress(KeyboardInterrupt):
+        watch(directory, Console(highlight=False), once=once)
 
 
 @bench.command("infer")

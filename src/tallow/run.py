@@ -1,8 +1,9 @@
 """A run directory: what one stage was told, what it measured, what it cost and what it came from.
 
 `runs/<name>/<stage>/` holds `recipe.yaml` (a recipe of the resolved settings), `started.json` (which work was begun),
-`metrics.jsonl`, `ledger.json` (the cost), the stage's product, and, written last, `lineage.json` (content
-hashes of every input and of the product). A stage whose lineage matches its settings and inputs is done.
+`plan.json` (how many steps it has, where that is known), `metrics.jsonl`, `ledger.json` (the cost), the stage's
+product, and, written last, `lineage.json` (content hashes of every input and of the product). A stage whose lineage
+matches its settings and inputs is done.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from tallow.recipe import Section, dump_recipe, replace_setting
 RAPL = Path("/sys/class/powercap")
 RECIPE = "recipe.yaml"
 STARTED = "started.json"
+PLAN = "plan.json"
+LOCK_TRIES, LOCK_PAUSE_S = 5, 0.02
+METRICS = "metrics.jsonl"
 LINEAGE = "lineage.json"
 
 
@@ -94,7 +98,7 @@ class StageRun:
 
     @property
     def metrics_path(self) -> Path:
-        return self.directory / "metrics.jsonl"
+        return self.directory / METRICS
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -103,13 +107,13 @@ class StageRun:
         Raises:
             UsageError: Another process works there, or the place cannot be written.
         """
-        path = self.directory.with_name(f".{self.directory.name}.lock")
+        path = lock_path(self.directory)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if is_main_process():
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle)
             yield
         except BlockingIOError as error:
             raise UsageError(
@@ -191,6 +195,10 @@ class StageRun:
             )
         with writing(self.directory):
             shutil.rmtree(self.directory)
+
+    def plan(self, steps: int) -> None:
+        """Note how many steps there are, for whoever watches."""
+        write_json(self.directory / PLAN, {"steps": steps})
 
     def log(self, **values: float | int | str | None) -> None:
         """Append one record to metrics.jsonl."""
@@ -279,6 +287,20 @@ class StageRun:
         return lineage["result"]
 
 
+def _lock(handle: int) -> None:
+    """Lock a file, or raise BlockingIOError; who only looks whether it is locked (`tallow watch`) does so at once."""
+    for _ in range(LOCK_TRIES):
+        with suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(LOCK_PAUSE_S)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_path(directory: Path) -> Path:
+    """The file that is locked while a process works in a stage's directory."""
+    return directory.with_name(f".{directory.name}.lock")
+
+
 def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) -> str:
     """Identity of a piece of work: the stage, its settings, and the content of its inputs.
 
@@ -300,11 +322,20 @@ def hash_input(path: Path) -> str:
     return hash_path(path)
 
 
+def rss_bytes() -> int:
+    """Resident memory of this process now, or the largest so far where only that is told."""
+    return _memory_bytes("VmRSS")
+
+
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far, or since `forget_peak_rss` where that works (Linux)."""
+    return _memory_bytes("VmHWM")
+
+
+def _memory_bytes(name: str) -> int:
     try:
         status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        return int(status.partition(f"{name}:")[2].split()[0]) * 1024
     except (OSError, ValueError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

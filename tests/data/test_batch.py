@@ -36,10 +36,10 @@ def test_rows_keep_their_numbers() -> None:
     batch = collate(numbered)
     assert batch.numbers_B is not None
     assert batch.numbers_B.tolist() == [2, 3]
-    first = batch.first_row()
+    first = batch.first_rows()
     assert first.numbers_B is not None
     assert (first.tokens_BT.tolist(), first.numbers_B.tolist()) == ([[0, 1, 0]], [2])
-    assert collate([packed(1)]).first_row().numbers_B is None
+    assert collate([packed(1)]).first_rows().numbers_B is None
     with pytest.raises(AssertionError, match="no number"):
         collate([numbered[0], packed(1)])
 

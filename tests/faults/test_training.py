@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.processes import start
-from tests.train.toys import loop_config, markov_batches, new_run, tiny_model, weights
+from tests.train.toys import TIMINGS, loop_config, markov_batches, new_run, tiny_model, weights
 
 from tallow.data.batch import Packed
 from tallow.errors import CapacityError, TallowError
@@ -25,7 +25,6 @@ from tallow.run import StageRun
 from tallow.train.loop import train
 
 STEPS = 40
-TIMINGS = {"tokens_per_s", "flops_per_s", "data_wait"}
 
 
 def train_toy(directory: Path, pause_s: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.train.toys import (
+    TIMINGS,
     loop_config,
     markov_batches,
     new_run,
@@ -20,7 +21,7 @@ from tests.train.toys import (
 )
 
 from tallow.data.batch import Packed
-from tallow.errors import DataError, Interrupted, TallowError, UsageError
+from tallow.errors import DataError, Interrupted, UsageError
 from tallow.models.decoder import Decoder
 from tallow.objectives import Example
 from tallow.objectives.causal import causal
@@ -29,8 +30,6 @@ from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
 from tallow.train.loop import Batches, train
-
-TIMINGS = {"tokens_per_s", "flops_per_s", "data_wait"}
 
 
 def learned(run: StageRun) -> list[dict[str, Any]]:
@@ -227,26 +226,6 @@ def test_works_in_a_thread(tmp_path: Path) -> None:
     assert len(results) == 1
 
 
-def test_divergence_stops_with_the_step_and_saves_nothing_of_it(tmp_path: Path) -> None:
-    config = loop_config(save_every=1)
-    model = tiny_model()
-    plain = markov_batches(config)
-
-    def poisoned(step: int) -> list[Packed]:
-        if step == 6:
-            with torch.no_grad():
-                model.embed.weight[0, 0] = float("nan")
-        return plain(step)
-
-    with pytest.raises(TallowError, match=r"step 7.*nan") as stopped:
-        train(Layout(model), causal, poisoned, config, new_run(tmp_path))
-    assert stopped.value.exit_code == 1
-    restored, run = tiny_model(), new_run(tmp_path)
-    train(Layout(restored), causal, plain, config, run)
-    assert weights(restored).isfinite().all()
-    assert [record["step"] for record in learned(run)] == list(range(1, 13))
-
-
 def test_a_batch_without_targets_is_refused(tmp_path: Path) -> None:
     config = loop_config()
 
@@ -293,7 +272,10 @@ def test_metrics_tell_what_a_watcher_wants(tmp_path: Path) -> None:
     )
     assert [record["step"] for record in run.metrics()] == [2, 3, 4, 6, 7]
     last = run.metrics()[-1]
-    assert set(last) == {"step", "loss", "learning_rate", "gradient_norm", "tokens", "validation_loss", *TIMINGS}
+    learned = {"loss", "learning_rate", "gradient_norm", "tokens", "skipped", "update_ratio", "activation_max"}
+    assert set(last) == {"step", "validation_loss", *learned, *TIMINGS}
+    assert 0 < last["mfu"] < 1
+    assert 0 < last["memory_bytes"] <= last["peak_memory_bytes"]
     assert last["tokens"] == 7 * 4 * 16
     assert last["tokens_per_s"] > 0
     assert result["loss"] == last["loss"]

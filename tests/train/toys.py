@@ -15,6 +15,8 @@ from tallow.run import StageRun
 from tallow.train.config import LoopConfig
 
 VOCABULARY = 8
+TIMINGS = {"tokens_per_s", "flops_per_s", "step_s", "data_wait", "mfu", "memory_bytes", "peak_memory_bytes"}
+"""Metrics that are others each time."""
 
 
 def tiny_model(seed: int = 0) -> Decoder:

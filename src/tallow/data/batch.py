@@ -46,10 +46,11 @@ class Packed:
         documents_BT = torch.full_like(self.documents_BT, PADDING_DOCUMENT)
         return Packed(self.tokens_BT, documents_BT, torch.zeros_like(self.trainable_BT), self.numbers_B)
 
-    def first_row(self) -> Packed:
-        """The first row alone."""
-        numbers_B = None if self.numbers_B is None else self.numbers_B[:1]
-        return Packed(self.tokens_BT[:1], self.documents_BT[:1], self.trainable_BT[:1], numbers_B)
+    def first_rows(self, count: int = 1) -> Packed:
+        """The first rows alone; again from the first one where there are fewer."""
+        rows = [number % len(self.tokens_BT) for number in range(count)]
+        numbers_B = None if self.numbers_B is None else self.numbers_B[rows]
+        return Packed(self.tokens_BT[rows], self.documents_BT[rows], self.trainable_BT[rows], numbers_B)
 
 
 def collate(rows: Sequence[Packed]) -> Packed:

@@ -16,7 +16,7 @@ from tallow.parallel.world import World, buckets
 
 BUCKET_BYTES = 25 << 20
 EXACT_ROUNDS = 2
-"""Exchanges at the start of a run that are not compressed: the hook wants some."""
+"""Exchanges at the start that are not compressed: the hook wants some."""
 
 
 class CompressedSum:
@@ -32,9 +32,13 @@ class CompressedSum:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: World, rank: int) -> None:
-        self.world = world
+        self.world, self.rank = world, rank
         self._buckets = list(buckets(parameters[::-1], BUCKET_BYTES))
-        self._state = PowerSGDState(world.group, rank, start_powerSGD_iter=EXACT_ROUNDS, random_seed=0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, with nothing left out."""
+        self._state = PowerSGDState(self.world.group, self.rank, start_powerSGD_iter=EXACT_ROUNDS, random_seed=0)
 
     @property
     def saving(self) -> float:

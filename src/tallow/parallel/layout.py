@@ -6,6 +6,7 @@ they are applied one after the other, always in the same order.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from tallow.parallel.config import ParallelConfig
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
+from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import own_gradient, squared_norm
 from tallow.parallel.tensor import spread
 from tallow.parallel.world import ALONE, World
@@ -70,6 +72,8 @@ class Layout:
             )
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """What is trained, by name: of each parameter this process's share."""
+        self.own_s = 0.0
+        """Seconds of the last `backpropagate` until this process had to wait for others' gradients."""
         self._sums: list[GradientSum] = []
         self._compressed: list[CompressedSum] = []
         if not config.zero and self.mesh.tokens.size > 1:
@@ -78,6 +82,13 @@ class Layout:
             if config.compress == "powersgd":
                 self._compressed.append(CompressedSum(trained, self.mesh.tokens, config.compress_rank))
 
+    def recompute(self, how: Recompute, count: int | None = None) -> None:
+        """Let so many layers forget what they need for the backward pass, the first ones; None: all.
+
+        The first ones keep it the longest.
+        """
+        recompute(list(self.model.layers)[:count], how)
+
     def backpropagate(
         self,
         micro_batches: Sequence[Packed],
@@ -85,7 +96,6 @@ class Layout:
         autocast: Autocast,
         *,
         drawn_targets: bool = False,
-        exact: bool = False,
     ) -> tuple[float, int]:
         """Add the gradients of the loss of all micro-batches of all processes.
 
@@ -93,18 +103,19 @@ class Layout:
             micro_batches: This process's part.
             objective: Makes examples of them.
             autocast: In which the model computes.
-            drawn_targets: As `summed_loss` has it.
-            exact: The gradients are none of those that updates are made of, and nothing is to be left out of them.
+            drawn_targets: As `summed_loss` has it. No update is made of such gradients, so that none is compressed.
 
         Returns:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
         """
         total, targets = 0.0, 0
         micro_batches = self.level(micro_batches)
+        start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
-            with self._synchronizing(number == len(micro_batches), exact), autocast():
+            with self._synchronizing(number == len(micro_batches), exact=drawn_targets), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
                 loss.backward()
+                self.own_s = time.perf_counter() - start
             total, targets = total + loss.item(), targets + count
         return total, targets
 
@@ -140,8 +151,13 @@ class Layout:
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
         return squared_norm(gradients) ** 0.5
 
+    def forget_errors(self) -> None:
+        """Forget what the compression of gradients has left out so far; the last ones are not to be used."""
+        for compressed in self._compressed:
+            compressed.forget()
+
     @contextmanager
-    def _synchronizing(self, last: bool, exact: bool) -> Iterator[None]:
+    def _synchronizing(self, last: bool, *, exact: bool) -> Iterator[None]:
         """Around the forward and backward pass of a micro-batch: with the last one, gradients become sums."""
         if isinstance(self.learner, FSDPModule):
             self.learner.set_requires_gradient_sync(last or self.config.zero > 1)

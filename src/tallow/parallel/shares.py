@@ -80,3 +80,8 @@ def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
     if len(shape) == parameter.ndim and all(shape[number] == parameter.shape[number] for number in divided):
         return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
     return torch.empty(shape, dtype=dtype, device=parameter.device)
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, without a copy."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

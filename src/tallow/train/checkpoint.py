@@ -60,14 +60,14 @@ class State(Section):
 
     Args:
         step: Updates done.
-        counters: What the loop counts from the start of the run.
+        counters: What the loop counts and remembers from the start of the run.
         identity: What was being trained.
         parts: The `.json` files of all processes.
     """
 
     format: Literal["tallow.checkpoint.v2"] = "tallow.checkpoint.v2"
     step: int
-    counters: dict[str, int]
+    counters: dict[str, Any]
     identity: dict[str, Any]
     parts: dict[str, FileRecord]
 
@@ -77,7 +77,7 @@ class _Saving:
     """A checkpoint that is being written."""
 
     step: int
-    counters: dict[str, int]
+    counters: dict[str, Any]
     written: Future[None]
 
 
@@ -113,7 +113,7 @@ class Checkpoints:
         """Whether this process has written its part of a checkpoint that was begun."""
         return self.pending is not None and self.pending.written.done()
 
-    def begin(self, step: int, counters: Mapping[str, int], *, in_background: bool = False) -> None:
+    def begin(self, step: int, counters: Mapping[str, Any], *, in_background: bool = False) -> None:
         """Write this process's part of a checkpoint; it counts when all have called `finish`.
 
         Args:
@@ -159,8 +159,8 @@ class Checkpoints:
             for _, old in self._present()[: -self.keep]:
                 shutil.rmtree(old)
 
-    def restore(self) -> tuple[int, dict[str, int]]:
-        """Load the newest whole checkpoint.
+    def restore(self, before: int | None = None) -> tuple[int, dict[str, Any]]:
+        """Load the newest whole checkpoint, or the newest of an earlier step than `before`.
 
         Returns:
             Its step and counters; (0, {}) if there is none.
@@ -169,6 +169,8 @@ class Checkpoints:
             UsageError: It is of a run with other settings.
         """
         for step, path in reversed(self._present()):
+            if before is not None and step >= before:
+                continue
             state, damage = None, ""
             try:
                 state = self._read_state(path, step)
@@ -183,6 +185,16 @@ class Checkpoints:
             self._load(path)
             return step, dict(state.counters)
         return 0, {}
+
+    def go_back(self, step: int, counters: Mapping[str, Any]) -> None:
+        """Change what the whole checkpoint of a step has counted, then remove those of later steps, newest first."""
+        self.world.wait()  # until all have read them
+        if self.world.is_main:
+            path = self._path(step) / STATE
+            write_json(path, _read(State, path).model_copy(update={"counters": dict(counters)}).model_dump(mode="json"))
+            for other, later in reversed(self._present()):
+                if other > step:
+                    shutil.rmtree(later)
 
     def remove_leftovers(self) -> None:
         """Remove what a process that was killed while it saved has left."""

@@ -8,9 +8,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tallow.errors import UsageError
 from tallow.parallel.config import ParallelConfig
+from tallow.parallel.recompute import Recompute
 from tallow.recipe import Section
+from tallow.train.anomaly import AnomalyConfig
 from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.registry import AnyMethod
+from tallow.train.trackers import TrackerName, require_trackers
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -53,6 +56,9 @@ class LoopConfig(Section):
         clip_norm: Largest norm of the gradient of the mean loss.
         precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
             and written into `recipe.yaml`. Weights and their updates are always fp32.
+        anomalies: What becomes of bad batches.
+        trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
+            Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).
         log_every: Steps between records of loss, gradient and speed.
         validate_every: Steps between scores of held-out text.
         save_every: Steps between checkpoints.
@@ -60,6 +66,10 @@ class LoopConfig(Section):
         keep_checkpoints: Newest checkpoints that are kept.
         save_in_background: Training goes on while a checkpoint is written, from a copy in memory: weights and optimizer
             state once more.
+        recompute: What layers compute again in the backward pass instead of keeping it: nothing (`none`), all but
+            matrix products and attention (`selective`), or everything (`block`). The result stays the same.
+        activation_mb: With `recompute`: megabytes that the layers may keep for the backward pass. Only as many layers
+            as necessary compute again, as measured at the start; None: all do.
         parallel: How the model and its batches are spread over processes.
         seed: Names the initial weights and the order of the data.
     """
@@ -67,12 +77,15 @@ class LoopConfig(Section):
     incidental = frozenset(
         (
             "micro_batch_size",
+            "trackers",
             "log_every",
             "validate_every",
             "save_every",
             "save_seconds",
             "keep_checkpoints",
             "save_in_background",
+            "recompute",
+            "activation_mb",
         )
     )
 
@@ -93,13 +106,17 @@ class LoopConfig(Section):
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    anomalies: AnomalyConfig = AnomalyConfig()
 
+    trackers: tuple[TrackerName, ...] = ()
     log_every: PositiveInt = 10
     validate_every: PositiveInt = 100
     save_every: PositiveInt = 500
     save_seconds: PositiveFloat = 300.0
     keep_checkpoints: PositiveInt = 2
     save_in_background: bool = False
+    recompute: Recompute = "none"
+    activation_mb: PositiveFloat | None = None
     parallel: ParallelConfig = ParallelConfig()
     seed: NonNegativeInt = 0
 
@@ -116,6 +133,20 @@ class LoopConfig(Section):
                 f"{self.schedule}",
                 "leave loop.schedule out",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_can_be_kept(self) -> Self:
+        if self.activation_mb is not None and self.recompute == "none":
+            raise UsageError(
+                "loop.activation_mb bounds what layers keep, but loop.recompute lets them forget nothing",
+                "set loop.recompute to selective or block",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trackers_are_there(self) -> Self:
+        require_trackers(self.trackers)
         return self
 
     @model_validator(mode="after")

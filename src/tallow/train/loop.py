@@ -19,10 +19,14 @@ from tallow.parallel.roll_call import RollCall
 from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
+from tallow.train.guard import Guard
+from tallow.train.health import Health
 from tallow.train.interruption import listening
 from tallow.train.meter import Meter
 from tallow.train.precision import settle_workload
+from tallow.train.recomputation import fit_recomputation
 from tallow.train.schedule import learning_rate
+from tallow.train.trackers import tracking
 from tallow.train.update import Updater
 
 Batches = Callable[[int], Sequence[Packed]]
@@ -58,7 +62,7 @@ def train(
 
     Raises:
         Interrupted: By Ctrl-C or SIGTERM, once the step is finished and saved.
-        TallowError: Loss or gradient is not finite.
+        TallowError: There are more bad batches than `config.anomalies` bears.
         DataError: A batch has no target.
         CapacityError: The disk is full.
         UsageError: `config.steps` is not set, the processes differ in what they are to do, or the checkpoint is of a
@@ -78,53 +82,74 @@ def train(
         config.keep_checkpoints,
         layout.mesh,
     )
-    done, tokens = _take_up(checkpoints, run, world)
+    guard = Guard(updater, config.anomalies, run)
+    step, tokens = _take_up(checkpoints, guard, run, world)
     workload = settle_workload(
         config.precision, updater.rehearse, batches(0)[0], run.directory / "workload.json", layout
     )
     if world.is_main and config.precision == "auto":
         say(f"training in {workload.precision}, the better precision here")
         run.decide("loop.precision", workload.precision, workload.reason)
+    fit_recomputation(layout, lambda packed: updater.rehearse(packed, workload.precision), batches(0)[0], config)
     precision, meter, saved_at = workload.precision, Meter(tokens, workload.flops_per_token), time.monotonic()
+    health, calls = Health(updater, precision), RollCall(world, config.parallel.timeout_s)
+    if world.is_main:
+        run.plan(steps)
 
-    calls = RollCall(world, config.parallel.timeout_s)
-    with listening() as interruption, progress("training", steps, "steps", done) as bar, calls.limiting():
-        for step in range(done + 1, steps + 1):
+    with (
+        tracking(config.trackers if world.is_main else (), run, step) as trackers,
+        listening() as interruption,
+        progress("training", steps, "steps", step) as bar,
+        calls.limiting(),
+    ):
+        while step < steps:
+            step += 1
+            recorded = step % config.log_every == 0 or step == steps
             # chance (dropout, say) depends on seed and step alone: nothing to save, nothing to restore
             torch.manual_seed(config.seed + step * layout.mesh.data.size + layout.mesh.data.rank)
             calls.note(f"the batch of step {step:,}")
             with meter.waiting():
                 micro_batches = batches(step - 1)
             calls.note(f"the gradients of step {step:,}")
-            with meter.working():
+            with meter.working(), health.watching(recorded):
                 rate = learning_rate(step, steps, config)
-                update = updater.update(step, micro_batches, rate, precision)
-            meter.tokens += update.tokens
+                update = guard.update(step, micro_batches, rate, precision)
+            meter.count(update.tokens, layout.own_s)
             run.ledger.tokens += update.tokens
             run.ledger.flops += update.tokens * workload.flops_per_token
+            if guard.wants_back:
+                calls.note(f"the way back from step {step:,}")
+                earlier = guard.roll_back(step, checkpoints)
+                if earlier is not None:
+                    bar.advance(earlier[0] - step)
+                    step, meter.tokens = earlier
+                    continue
 
-            record: dict[str, float] = {}
-            if step % config.log_every == 0 or step == steps:
-                record |= {"loss": update.loss, "learning_rate": rate, "gradient_norm": update.gradient_norm}
-                record |= meter.read()
             calls.note(f"the records of step {step:,}")
+            record: dict[str, float] = {}
+            if recorded:
+                record |= update.metrics() | {"learning_rate": rate, "skipped": guard.skipped} | meter.read()
+                record |= health.read(meter.own_s, record["flops_per_s"])
             if validate is not None and (step % config.validate_every == 0 or step == steps):
                 with updater.scoring(precision):
                     record |= validate(layout)
             if record and world.is_main:
                 run.log(step=step, **record)
+                trackers.log(step, record)
             bar.advance(1, f"loss {update.loss:.3f}")
 
             overdue = time.monotonic() - saved_at > config.save_seconds
             calls.note(f"the checkpoint of step {step:,}")
-            due = overdue or step % config.save_every == 0 or step == steps
+            # while batches are bad the weights are in doubt, and must not take the place of better ones
+            due = step == steps or (not guard.streak and (overdue or step % config.save_every == 0))
             stop, due, written = world.sum(interruption.requested, due, checkpoints.written)
             if stop or due or written == world.size:
                 checkpoints.finish()
             if stop or due:
                 saved_at = time.monotonic()
                 background = config.save_in_background and not stop and step < steps
-                checkpoints.begin(step, {"tokens": meter.tokens}, in_background=background)
+                counters = {"tokens": meter.tokens, "anomalies": guard.counters()}
+                checkpoints.begin(step, counters, in_background=background)
                 if not background:
                     checkpoints.finish()
                 if world.is_main:
@@ -138,7 +163,7 @@ def train(
     return _summary(run, steps, meter.tokens) if world.is_main else {}
 
 
-def _take_up(checkpoints: Checkpoints, run: StageRun, world: World) -> tuple[int, int]:
+def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World) -> tuple[int, int]:
     """Load what an interrupted run left, if this one is to go on from it; the steps done and their tokens."""
     checkpoints.remove_leftovers()
     if not run.resume:
@@ -149,6 +174,7 @@ def _take_up(checkpoints: Checkpoints, run: StageRun, world: World) -> tuple[int
         run.rewind_metrics(done)
         if done:
             say(f"going on from step {done:,}")
+    guard.take_up(done, counters.get("anomalies", {}))
     return done, counters.get("tokens", 0)
 
 

@@ -74,7 +74,7 @@ def settle_workload(
     noted = _read(path)
     known = noted is not None and wanted in ("auto", noted.precision)
     if noted is None or not world.agree(known):
-        row = packed.first_row()
+        row = packed.first_rows()
         [flops] = world.sum(count_flops(lambda: rehearse(row, "fp32")))
         [tokens] = layout.sum(row.tokens_BT.numel() - 1)
         seconds = time_precisions(lambda precision: rehearse(row, precision), world) if wanted == "auto" else {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from tallow.data.batch import Packed
-from tallow.errors import DataError, TallowError
+from tallow.errors import DataError
 from tallow.models.skeletons import Balancing
 from tallow.objectives import Objective
 from tallow.parallel import Layout
@@ -33,6 +33,15 @@ class Update:
     gradient_norm: float
     tokens: int
 
+    def metrics(self) -> dict[str, float]:
+        """Loss and norm of the gradient, where they are finite."""
+        found = {"loss": self.loss, "gradient_norm": self.gradient_norm}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+LEFT_OUT = Update(loss=math.nan, gradient_norm=math.nan, tokens=0)
+"""Of a step that was left out."""
+
 
 class Updater:
     """What a layout's model learns, and the optimizer of those parameters that require a gradient (`parameters`).
@@ -51,26 +60,34 @@ class Updater:
         layout.learner.train()
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
-        """Change the weights by one step.
+        """Change the weights by one step, whatever the gradient is.
 
         Raises:
             DataError: There is no target token in the whole batch.
-            TallowError: Loss or gradient is not finite; the weights are as they were.
         """
-        if self.optimizer.wants_curvature(step):
-            self._add_curvature(micro_batches, precision)
+        found = self.find(step, micro_batches, precision)
+        self.apply(step, micro_batches, learning_rate, precision)
+        return found
+
+    def find(self, step: int, micro_batches: Sequence[Packed], precision: Precision) -> Update:
+        """Compute the gradient of a step, averaged and clipped; `apply` or `discard` must follow.
+
+        Raises:
+            DataError: There is no target token in the whole batch.
+        """
         loss, targets = self._backpropagate(micro_batches, precision)
         local_tokens = sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches)
         loss, count, tokens = self.layout.sum(loss, targets, local_tokens)
         if count == 0:
             raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
         norm = self.layout.gradient_norm() / count
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TallowError(
-                f"training diverged at step {step:,}: the loss is {loss / count:.4g}, its gradient's norm {norm:.4g}",
-                "lower loop.learning_rate or lengthen loop.warmup",
-            )
         average_and_clip(self.parameters.values(), count, norm, self.clip_norm)
+        return Update(loss / count, norm, int(tokens))
+
+    def apply(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> None:
+        """Change the weights by the gradient that was found."""
+        if self.optimizer.wants_curvature(step):
+            self._add_curvature(micro_batches, precision)
         self.optimizer.set_learning_rate(learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -78,22 +95,19 @@ class Updater:
             loads = self.balancing.take_loads()
             summed = self.layout.mesh.tokens.sum(*loads.flatten().tolist())
             self.balancing.move(torch.tensor(summed).view_as(loads))
-        return Update(loss / count, norm, int(tokens))
+
+    def discard(self) -> None:
+        """Forget the gradient that was found."""
+        self.optimizer.zero_grad()
+        self.layout.forget_errors()
+        if self.balancing is not None:
+            self.balancing.take_loads()
 
     def _backpropagate(
-        self,
-        micro_batches: Sequence[Packed],
-        precision: Precision,
-        *,
-        drawn_targets: bool = False,
-        exact: bool = False,
+        self, micro_batches: Sequence[Packed], precision: Precision, *, drawn_targets: bool = False
     ) -> tuple[float, int]:
         return self.layout.backpropagate(
-            micro_batches,
-            self.objective,
-            lambda: autocast(precision, self.device),
-            drawn_targets=drawn_targets,
-            exact=exact,
+            micro_batches, self.objective, lambda: autocast(precision, self.device), drawn_targets=drawn_targets
         )
 
     def _add_curvature(self, micro_batches: Sequence[Packed], precision: Precision) -> None:
@@ -101,10 +115,14 @@ class Updater:
 
         It is the square of the gradient towards tokens drawn from the model itself (arXiv 2305.14342, section 2.3).
         """
-        _, targets = self._backpropagate(micro_batches, precision, drawn_targets=True, exact=True)
+        gradients = [parameter.grad for parameter in self.parameters.values()]
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        _, targets = self._backpropagate(micro_batches, precision, drawn_targets=True)
         [count] = self.layout.sum(targets)
         self.optimizer.add_curvature(lambda gradient: gradient.square() / max(1.0, count))
-        self.optimizer.zero_grad()
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
 
     @contextmanager
     def scoring(self, precision: Precision) -> Iterator[None]:
@@ -116,7 +134,5 @@ class Updater:
 
     def rehearse(self, packed: Packed, precision: Precision) -> None:
         """Do what a micro-batch needs, and forget it."""
-        self._backpropagate([packed], precision, exact=True)
-        self.optimizer.zero_grad()
-        if self.balancing is not None:
-            self.balancing.take_loads()
+        self._backpropagate([packed], precision)
+        self.discard()

@@ -1,0 +1,43 @@
+"""How far an update moves the weights, from a sample of them: a copy of all would double their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tallow.parallel.shares import own_share
+
+SAMPLE = 1 << 14
+
+
+class WeightChange:
+    """Remembers some weights as they are now.
+
+    Args:
+        parameters: What is trained. Of each that has more than `SAMPLE` weights so many are taken, evenly spread.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._before = [_sample(parameter) for parameter in self._parameters]
+
+    def squares(self) -> tuple[float, float]:
+        """Sum of squares of the change since then, and of the weights then, as the sample has it; of this process's."""
+        change = weights = 0.0
+        for parameter, before in zip(self._parameters, self._before, strict=True):
+            share = before.numel() / max(1, own_share(parameter).numel())
+            if share:
+                change += (_sample(parameter) - before).square().sum().item() / share
+                weights += before.square().sum().item() / share
+        return change, weights
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    values = own_share(parameter.detach()).flatten()
+    if values.numel() <= SAMPLE:
+        return values.float().clone()
+    # one less than the sizes, so that the distance is not a multiple of a row's length
+    places = torch.arange(SAMPLE, device=values.device) * (values.numel() - 1) // (SAMPLE - 1)
+    return values[places].float()
