@@ -23,6 +23,7 @@ from tallow.objectives.causal import causal
 from tallow.objectives.loss import IGNORED, WHOLE
 from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.cut_vocabulary import CutVocabulary
+from tallow.parallel.recompute import measuring
 
 SHAPES: dict[str, dict[str, Any]] = {
     "biases": {
@@ -110,7 +111,11 @@ def unknown(world: World) -> str:
 def compute(world: World, directory: Path) -> None:
     """Write what one of two processes finds."""
     for name in SHAPES:
-        found = gradients(Layout(model_of(name), TENSOR, world))
+        layout = Layout(model_of(name), TENSOR, world)
+        layout.recompute("selective" if name == "norms" else "block" if name == "caps" else "none")
+        with measuring(layout.model.layers[0], "selective") as memory:
+            found = gradients(layout)
+        assert memory.kept > 0
         if world.is_main:
             save_file(found, directory / f"{name}.safetensors")
     refusals = {name: refusal(shape, world) for name, (shape, _) in REFUSED.items()} | {"unknown": unknown(world)}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -90,7 +91,8 @@ def measuring(layer: nn.Module, how: Recompute) -> Iterator[LayerMemory]:
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
 
     def begin(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.update(parameter.untyped_storage().data_ptr() for parameter in layer.parameters())
+        shares = (value.to_local() if isinstance(value, DTensor) else value for value in layer.parameters())
+        seen.update(share.untyped_storage().data_ptr() for share in shares)
         memory.remembered += sum(value.nbytes for value in inputs if isinstance(value, Tensor))
         hooks.__enter__()
         results.__enter__()
