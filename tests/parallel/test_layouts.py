@@ -21,7 +21,6 @@ FOUR: dict[str, dict[str, Any]] = {
     "zero 3": {"zero": 3},
     "hybrid": {"zero": 3, "replicas": 2},
     "tensor, data": {"tensor": 2},
-    "tensor, zero 1": {"tensor": 2, "zero": 1},
     "tensor, zero 3": {"tensor": 2, "zero": 3},
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.parallel.layouts import DECODER, make, rows_of, together
+from tests.parallel.layouts import DECODER, make, make_updater, rows_of, together, update
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -24,6 +24,7 @@ from tallow.objectives.loss import IGNORED, WHOLE
 from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.cut_vocabulary import CutVocabulary
 from tallow.parallel.recompute import measuring
+from tallow.train.health import Health
 
 SHAPES: dict[str, dict[str, Any]] = {
     "biases": {
@@ -86,6 +87,15 @@ def gradients(layout: Layout) -> dict[str, Tensor]:
     return found
 
 
+def update_ratio(layout: Layout) -> float:
+    """As the metrics of a run tell it, of its first update."""
+    updater = make_updater(layout, "decoder")
+    health = Health(updater, "fp32")
+    with health.watching(True):
+        update(updater, 1, size=4)
+    return health.read(own_s=1.0, flops_per_s=1.0)["update_ratio"]
+
+
 def some_logits() -> tuple[Tensor, Tensor]:
     logits_NV = torch.randn(PLACES, TOKENS, generator=torch.Generator().manual_seed(0)) * 3
     logits_NV[0] = torch.tensor([1e4, -1e4, 0.0, 1e4, 5.0, 1.0])
@@ -118,6 +128,7 @@ def compute(world: World, directory: Path) -> None:
         assert memory.kept > 0
         if world.is_main:
             save_file(found, directory / f"{name}.safetensors")
+    ratio = update_ratio(Layout(make("decoder", seed=0), TENSOR, world))
     refusals = {name: refusal(shape, world) for name, (shape, _) in REFUSED.items()} | {"unknown": unknown(world)}
 
     torch.manual_seed(0)
@@ -133,6 +144,7 @@ def compute(world: World, directory: Path) -> None:
     save_file(found, directory / f"vocabulary{world.rank}.safetensors")
     if world.is_main:
         write_json(directory / "refusals.json", refusals)
+        write_json(directory / "ratio.json", {"update_ratio": ratio})
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +165,11 @@ def test_gradients_are_those_of_one_process(shape: str, found: Path) -> None:
         torch.testing.assert_close(
             shared[name], value, atol=tolerance, rtol=0, msg=lambda message, name=name: f"{name}: {message}"
         )
+
+
+def test_a_share_that_all_have_counts_once(found: Path) -> None:
+    alone = update_ratio(Layout(make("decoder", seed=0)))
+    assert read_json(found / "ratio.json")["update_ratio"] == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.parametrize("what", REFUSED)
