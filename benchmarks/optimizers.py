@@ -1,33 +1,41 @@
 """Optimizers side by side: one small model, one text, the same tokens, and as many learning rates tried for each.
 
-    .venv/bin/python benchmarks/optimizers.py [--text FILE ...] [--steps N] [--only NAME ...] [--rates N]
+    .venv/bin/python benchmarks/optimizers.py [--form quick|long] [--out DIR] [--text FILE ...] [--only NAME ...]
 
-Each optimizer trains the same initial weights on the same batches with each of its learning rates, `--rates` of them, a
-factor of 3 apart, around one that suits it; the best by its last loss on held-out text counts. Beside the losses stand
-seconds of a step (the median, two threads unless OMP_NUM_THREADS says otherwise) and the bytes of its state for each
-weight. Without --text it is the diary that comes with the package.
+Each optimizer trains the same initial weights on the same batches with each of its learning rates, a factor of 2 or 3
+apart around one that is usual for it. The best by its last loss on held-out text counts, and is trained again from
+other seeds in the long form. The table says where the best was the smallest or the largest that was tried: that
+optimizer may not be tuned. All else (batch, warm-up, cosine, decoupled weight decay of 0.1, clipping at 1) is equal,
+and is what suits AdamW.
+
+Loss stands against tokens, against seconds (steps times the median step of a run of that optimizer; two threads unless
+OMP_NUM_THREADS says otherwise) and against the bytes of state that the optimizer keeps for each weight, as they are in
+a checkpoint. --out (build/optimizers) gets optimizers.md, optimizers.svg and optimizers.json; trials that are done are
+not done again. Quick takes about ten minutes on two cores, long about three hours. Without --text it is the diary that
+comes with the package.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from tallow.data.encode import EncodeConfig, encode
-from tallow.data.prepare import PrepareConfig, prepare
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from tallow.errors import TallowError
+from tallow.files import write_json, write_text
+from tallow.recipe import parse_section
 from tallow.run import StageRun
-from tallow.tokenizer.train import TokenizerConfig, train_tokenizer
+from tallow.stages import STAGES, Recipe, run_recipe, run_stage
 from tallow.train.checkpoint import OPTIMIZER
-from tallow.train.pretrain import PretrainConfig, pretrain
 
 SHAPE = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 352}
 VOCABULARY, BATCH, TOKENS = 2048, 8, 128
-MARKS = 4
-FACTOR = 3.0
 # the middle of the learning rates that are tried, and settings that fit a model 128 wide
 CENTRES: Mapping[str, float] = {
     "adafactor": 3e-2,
@@ -43,6 +51,26 @@ CENTRES: Mapping[str, float] = {
     "sophia": 1e-3,
 }
 SETTINGS: Mapping[str, Mapping[str, Any]] = {"galore": {"rank": 32, "every": 50}}
+
+Edge = Literal["", "smallest", "largest"]
+
+
+class Form(NamedTuple):
+    """How much is done: steps of a trial, learning rates and the factor between them, seeds of the best, and how often
+    held-out text is scored."""
+
+    steps: int
+    rates: int
+    factor: float
+    seeds: int
+    marks: int
+
+    def around(self, centre: float) -> list[float]:
+        """The learning rates that are tried."""
+        return [float(f"{centre * self.factor ** (place - (self.rates - 1) / 2):.3g}") for place in range(self.rates)]
+
+
+FORMS: Mapping[str, Form] = {"quick": Form(200, 3, 3.0, 1, 4), "long": Form(2000, 5, 2.0, 3, 10)}
 
 
 class Trial(NamedTuple):
@@ -65,71 +93,163 @@ class Trial(NamedTuple):
         return list(self.losses.values())[-1]
 
 
+class Result(NamedTuple):
+    """An optimizer at its best.
+
+    Args:
+        best: The trial with the least last loss.
+        edge: Whether its learning rate was the smallest or the largest that was tried.
+        last_losses: Those of all seeds with that learning rate.
+        diverged: Learning rates that made the loss infinite.
+    """
+
+    best: Trial
+    edge: Edge
+    last_losses: tuple[float, ...]
+    diverged: tuple[float, ...]
+
+    @property
+    def last_loss(self) -> float:
+        """The mean over the seeds."""
+        return statistics.mean(self.last_losses)
+
+    @property
+    def spread(self) -> float:
+        """The largest last loss less the smallest."""
+        return max(self.last_losses) - min(self.last_losses)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--form", choices=list(FORMS), default="quick")
+    parser.add_argument("--out", type=Path, default=Path("build/optimizers"))
     parser.add_argument("--text", nargs="+", default=["tallow:pepys"])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, help="instead of the form's")
     parser.add_argument("--only", nargs="+", default=list(CENTRES), choices=list(CENTRES))
-    parser.add_argument("--rates", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        data = StageRun(Path(directory) / "data")
-        prepare(PrepareConfig.model_validate({"sources": options.text, "split": "paragraphs"}), data)
-        documents, tokenizer = data.directory / "documents", data.directory / "tokenizer"
-        train_tokenizer(TokenizerConfig.model_validate({"documents": documents, "vocab_size": VOCABULARY}), data)
-        encode(EncodeConfig(documents=documents, tokenizer=tokenizer), data)
-        best: dict[str, Trial] = {}
-        for name in options.only:
-            rates = [CENTRES[name] * FACTOR ** (place - (options.rates - 1) / 2) for place in range(options.rates)]
-            trials = [learn(data.directory, name, rate, options.steps) for rate in rates]
-            best[name] = min(trials, key=lambda trial: trial.last_loss)
-    print(markdown(best))
+    form = FORMS[options.form]
+    form = form._replace(steps=options.steps or form.steps)
+    data = {
+        "prepare": {"sources": options.text, "split": "paragraphs"},
+        "tokenizer": {"vocab_size": VOCABULARY},
+        "encode": {},
+    }
+    run_recipe(Recipe.parse(data), options.out / "data")
+    results = {name: tune(options.out, name, form) for name in options.only}
+    table = markdown(results)
+    write_text(options.out / "optimizers.md", table + "\n")
+    write_text(options.out / "optimizers.svg", plot(results))
+    write_json(options.out / "optimizers.json", {name: as_json(result) for name, result in results.items()})
+    print(table)
 
 
-def learn(data: Path, name: str, rate: float, steps: int) -> Trial:
-    """Train with one optimizer and learning rate."""
-    with tempfile.TemporaryDirectory() as directory:
-        run = StageRun(Path(directory))
-        loop = {
-            "optimizer": {"name": name, **SETTINGS.get(name, {})},
-            "learning_rate": rate,
-            "warmup": 0.1,
-            "steps": steps,
-            "batch_size": BATCH,
-            "sequence_length": TOKENS,
-            "precision": "fp32",
-            "log_every": max(1, steps // 20),
-            "validate_every": -(-steps // MARKS),
-        }
-        config = {"tokens": data / "tokens", "tokenizer": data / "tokenizer", "model": SHAPE, "loop": loop}
-        result = pretrain(PretrainConfig.model_validate(config), run)
-        [state] = run.directory.glob(f"checkpoints/*/{OPTIMIZER}")
-        records = run.metrics()
-        speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
-        return Trial(
-            learning_rate=rate,
-            losses={
-                record["step"] * BATCH * TOKENS: record["validation_loss"]
-                for record in records
-                if "validation_loss" in record
-            },
-            step_s=BATCH * TOKENS / statistics.median(speeds),
-            state_bytes=state.stat().st_size / result["parameters"],
-        )
+def tune(out: Path, name: str, form: Form) -> Result:
+    """Try all learning rates of an optimizer, and other seeds with the best."""
+    rates = form.around(CENTRES[name])
+    trials, diverged = [], []
+    for rate in rates:
+        try:
+            trials.append(learn(out, name, rate, form))
+        except TallowError as error:
+            if type(error) is not TallowError:  # those that are not of a kind tell of training that went wrong
+                raise
+            diverged.append(rate)
+    if not trials:
+        raise SystemExit(f"{name} diverges with each learning rate: {rates}")
+    best = min(trials, key=lambda trial: trial.last_loss)
+    edge: Edge = {rates[0]: "smallest", rates[-1]: "largest"}.get(best.learning_rate, "")  # pyright: ignore
+    others = [learn(out, name, best.learning_rate, form, seed) for seed in range(1, form.seeds)]
+    return Result(best, edge, tuple(trial.last_loss for trial in (best, *others)), tuple(diverged))
 
 
-def markdown(best: Mapping[str, Trial]) -> str:
+def learn(out: Path, name: str, rate: float, form: Form, seed: int = 0) -> Trial:
+    """Train with one optimizer and learning rate, or read what that came to before."""
+    loop = {
+        "optimizer": {"name": name, **SETTINGS.get(name, {})},
+        "learning_rate": rate,
+        "warmup": 0.1,
+        "steps": form.steps,
+        "batch_size": BATCH,
+        "sequence_length": TOKENS,
+        "precision": "fp32",
+        "log_every": max(1, form.steps // 20),
+        "validate_every": -(-form.steps // form.marks),
+        "keep_checkpoints": 1,
+        "seed": seed,
+    }
+    data = out / "data"
+    values = {"tokens": data / "encode/tokens", "tokenizer": data / "tokenizer/tokenizer", "model": SHAPE, "loop": loop}
+    config = parse_section(STAGES["pretrain"].load()[0], values, "pretrain")
+    run = StageRun(out / "trials" / f"{name}-{rate:g}-{form.steps}-{seed}")
+    result = run_stage("pretrain", config, run)
+    [state] = run.directory.glob(f"checkpoints/*/{OPTIMIZER}")
+    scores = {record["step"]: record["validation_loss"] for record in run.metrics() if "validation_loss" in record}
+    return Trial(
+        learning_rate=rate,
+        losses={step * BATCH * TOKENS: loss for step, loss in scores.items()},
+        step_s=BATCH * TOKENS / result["tokens_per_s"],
+        state_bytes=state.stat().st_size / result["parameters"],
+    )
+
+
+def markdown(results: Mapping[str, Result]) -> str:
     """A table, the lowest last loss first."""
-    order: Sequence[str] = sorted(best, key=lambda name: best[name].last_loss)
-    marks = list(best[order[0]].losses)
-    heads = ["optimizer", "learning rate", *(f"loss at {tokens:,}" for tokens in marks), "s/step", "bytes/weight"]
+    order = ranked(results)
+    tokens = list(results[order[0]].best.losses)
+    marks = [tokens[place * len(tokens) // 4 - 1] for place in (1, 2, 3)] if len(tokens) >= 4 else tokens[:-1]
+    heads = ["optimizer", "learning rate", *(f"loss at {mark:,}" for mark in marks), f"loss at {tokens[-1]:,}"]
+    heads += ["seconds", "bytes of state/weight"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in order:
-        trial = best[name]
-        losses = [f"{loss:.3f}" for loss in trial.losses.values()]
-        cells = [name, f"{trial.learning_rate:.2g}", *losses, f"{trial.step_s:.3f}", f"{trial.state_bytes:.1f}"]
+        result = results[name]
+        sign = {"": "", "smallest": " (smallest tried)", "largest": " (largest tried)"}[result.edge]
+        last = f"{result.last_loss:.3f}" + (f" ± {result.spread / 2:.3f}" if len(result.last_losses) > 1 else "")
+        cells = [
+            name,
+            f"{result.best.learning_rate:.2g}{sign}",
+            *(f"{result.best.losses[mark]:.3f}" for mark in marks),
+            last,
+            f"{seconds(result.best)[-1]:.0f}",
+            f"{result.best.state_bytes:.1f}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def plot(results: Mapping[str, Result]) -> str:
+    """Loss against tokens, seconds, and bytes of state, as SVG."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    by_tokens, by_seconds, by_state = figure.subplots(1, 3, sharey=True)
+    for name, color in zip(ranked(results), mpl.colormaps["tab20"].colors, strict=False):  # pyright: ignore
+        best = results[name].best
+        losses = list(best.losses.values())
+        by_tokens.plot(list(best.losses), losses, color=color, label=name, linewidth=1)
+        by_seconds.plot(seconds(best), losses, color=color, linewidth=1)
+        by_state.plot(best.state_bytes, results[name].last_loss, "o", color=color, markersize=5)
+    by_tokens.set_ylabel("held-out loss (nats a token)")
+    for axes, label in ((by_tokens, "tokens"), (by_seconds, "seconds"), (by_state, "bytes of state for each weight")):
+        axes.set_xlabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "tallow", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    return {**result._asdict(), "best": result.best._asdict()}
+
+
+def ranked(results: Mapping[str, Result]) -> Sequence[str]:
+    """The optimizers, the lowest last loss first."""
+    return sorted(results, key=lambda name: results[name].last_loss)
+
+
+def seconds(trial: Trial) -> list[float]:
+    """Seconds of training at which each of the losses was reached."""
+    return [tokens / (BATCH * TOKENS) * trial.step_s for tokens in trial.losses]
 
 
 if __name__ == "__main__":

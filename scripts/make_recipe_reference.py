@@ -97,7 +97,9 @@ def about_choice(group: type) -> list[str]:
     if name is None or get_origin(name.annotation) is not Literal:
         return []
     text = (inspect.getdoc(group) or "").split("Args:\n")[0]
-    return [f"With `name: {get_args(name.annotation)[0]}`. {as_markdown(text)}\n"]
+    names = ", ".join(f"`{value}`" for value in get_args(name.annotation)[1:])
+    named = f"`name: {get_args(name.annotation)[0]}`" + (f", {names}" if names else "")
+    return [f"With {named}. {as_markdown(text)}\n"]
 
 
 def inner_groups(group: type, defaults: object, prefix: str) -> Iterator[tuple[str, type, object]]:
@@ -124,11 +126,13 @@ def settings(group: type, defaults: object) -> Iterator[Setting]:
 
 def groups_in(annotation: object) -> list[type]:
     """The sections and dataclasses that a type names, as alternatives to each other or to null."""
-    return [
-        kind
-        for kind in get_args(annotation) or (annotation,)
-        if isinstance(kind, type) and (issubclass(kind, Section) or dataclasses.is_dataclass(kind))
-    ]
+    groups: list[type] = []
+    for kind in get_args(annotation) or (annotation,):
+        if get_origin(kind) is Annotated:
+            groups += groups_in(get_args(kind)[0])
+        elif isinstance(kind, type) and (issubclass(kind, Section) or dataclasses.is_dataclass(kind)):
+            groups.append(kind)
+    return groups
 
 
 def describe(group: type) -> dict[str, str]:

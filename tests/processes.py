@@ -13,7 +13,9 @@ def start(work: Callable[..., None], *arguments: object) -> ForkServerProcess:
     `work` is a function of a module.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tallow.train.pretrain", "tests.train.toys", "torch._dynamo"])  # (slow to import)
+    context.set_forkserver_preload(
+        ["tallow.train.pretrain", "tests.train.toys", "torch.distributed.pipelining"]
+    )  # (slow to import)
     process = context.Process(target=work, args=arguments, daemon=True)
     process.start()
     return process

@@ -1,11 +1,18 @@
 """The table that `benchmarks/inference.py` prints."""
 
 from dataclasses import replace
+from math import inf
+from pathlib import Path
 
 import pytest
-from benchmarks.optimizers import Trial
+from benchmarks import optimizers
+from benchmarks.mup import best_rates, plot
+from benchmarks.mup import markdown as mup_table
+from benchmarks.optimizers import Form, Result, Trial
 from benchmarks.optimizers import markdown as optimizers_table
 from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
+
+from tallow.errors import TallowError
 
 FIGURES = Figures("engine 1", 1.0, 1000.0, 100.0, 90.0, 500.0, 200.0, 400.0, 50.0)
 MACHINE = [Machine(10e9, 1e12, 4e11), Machine(5e9, 1e12, 4e11), Machine(10e9, 1e12, 4e11)]
@@ -51,11 +58,48 @@ def test_a_table_without_rows_is_left_out() -> None:
     assert "| ratio |" not in markdown(Results(MACHINE, {"tallow q4": [FIGURES]}, {}, 2e8))
 
 
-def test_optimizers_stand_by_their_last_loss() -> None:
-    worse = Trial(1e-3, {100: 3.0, 200: 2.5}, 0.1, 8.0)
-    text = optimizers_table({"adamw": worse, "muon": Trial(5e-3, {100: 3.5, 200: 2.25}, 0.2, 4.0)})
-    assert text.splitlines()[0].startswith("| optimizer | learning rate | loss at 100 | loss at 200 |")
+def test_learning_rates_lie_around_their_centre() -> None:
+    assert Form(200, 3, 3.0, 1, 4).around(3e-3) == [1e-3, 3e-3, 9e-3]
+
+
+def test_optimizers_stand_by_their_last_loss_with_what_it_took() -> None:
+    worse = Trial(1e-3, {1024: 3.0, 2048: 2.5}, 0.1, 8.0)
+    better = Trial(5e-3, {1024: 3.5, 2048: 2.25}, 0.5, 4.0)
+    text = optimizers_table(
+        {"adamw": Result(worse, "smallest", (2.5,), ()), "muon": Result(better, "", (2.25, 2.35), (1.0,))}
+    )
+    assert text.splitlines()[0].startswith("| optimizer | learning rate | loss at 1,024 | loss at 2,048 | seconds |")
     assert text.splitlines()[2:] == [
-        "| muon | 0.005 | 3.500 | 2.250 | 0.200 | 4.0 |",
-        "| adamw | 0.001 | 3.000 | 2.500 | 0.100 | 8.0 |",
+        "| muon | 0.005 | 3.500 | 2.300 ± 0.050 | 1 | 4.0 |",
+        "| adamw | 0.001 (smallest tried) | 3.000 | 2.500 | 0 | 8.0 |",
     ]
+
+
+def test_the_best_learning_rate_of_each_width_is_marked(tmp_path: Path) -> None:
+    losses = {64: {0.125: 3.0, 0.25: 2.5}, 128: {0.125: 2.25, 0.25: inf}}
+    assert best_rates(losses) == {64: 0.25, 128: 0.125}
+    assert mup_table("usual", losses).splitlines() == [
+        "| usual: learning rate | width 64 | width 128 |",
+        "|---|---|---|",
+        "| 0.12 | 3.000 | **2.250** |",
+        "| 0.25 | **2.500** | diverged |",
+    ]
+    plot({"usual": losses, "mup": losses}, tmp_path / "mup.png")
+    assert (tmp_path / "mup.png").stat().st_size > 10_000
+
+
+def test_an_optimizer_is_tuned_and_its_best_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def learn(_: Path, name: str, rate: float, form: Form, seed: int = 0) -> Trial:
+        assert name == "adamw"
+        asked.append((rate, seed))
+        if rate > 0.01:
+            raise TallowError("training diverged")
+        return Trial(rate, {form.steps: 3 - rate - 0.001 * seed}, 0.1, 8.0)
+
+    monkeypatch.setattr(optimizers, "learn", learn)
+    result = optimizers.tune(tmp_path, "adamw", Form(10, 3, 3.0, 2, 1))
+    assert (result.best.learning_rate, result.edge, result.diverged) == (0.005, "", (0.015,))
+    assert asked == [(0.00167, 0), (0.005, 0), (0.015, 0), (0.005, 1)]
+    assert result.last_losses == pytest.approx((2.995, 2.994))

@@ -28,7 +28,7 @@ from tallow.train.config import Beta
 from tallow.tune.examples import encode_record
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/install.md", "docs/models.md", "docs/use.md", "docs/serving.md"]
+PAGES = ["README.md", "docs/install.md", "docs/models.md", "docs/use.md", "docs/plan.md", "docs/serving.md"]
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

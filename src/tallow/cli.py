@@ -60,6 +60,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, beside the machine's limits.")
 app.add_typer(bench, name="bench")
+plan = typer.Typer(no_args_is_help=True, help="Know before you spend: what a run will come to.")
+app.add_typer(plan, name="plan")
 
 STAGE_HELP = {
     "prepare": "Read raw files into clean, deduplicated documents.",
@@ -141,8 +143,32 @@ def _add_stage_command(name: str) -> None:
     app.command(name, help=STAGE_HELP[name])(command)
 
 
+def _pretrain(
+    source: Source = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="30m",
+            help="Parameters of the model. Shape, batch, learning rate and tokens follow, unless the recipe sets them: "
+            "by what `tallow plan scaling` has fitted, else by published laws.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    run: Run = None,
+    fresh: Fresh = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    dialed = [f"pretrain.size={size}"] if size is not None else []
+    recipe = _stage_recipe("pretrain", source, [*(overrides or []), *dialed])
+    _do_stage("pretrain", recipe, recipe.directory(run), _fresh(fresh, resume), as_json)
+
+
 for _name in STAGE_HELP:
-    _add_stage_command(_name)
+    if _name == "pretrain":
+        app.command(_name, help=STAGE_HELP[_name])(_pretrain)
+    else:
+        _add_stage_command(_name)
 
 
 @app.command()
@@ -371,6 +397,53 @@ def bench_train(
 
     set_threads(threads)
     _print_result(train(model, batch, seq, steps, precision), as_json)
+
+
+@plan.command("scaling")
+def plan_scaling(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="RECIPE.yaml | RUN...", help="A recipe, or runs that have been done.")
+    ],
+    minutes: Annotated[float, typer.Option(help="Time for the small runs of a recipe.")] = 10.0,
+    hours: Annotated[
+        list[float] | None,
+        typer.Option(help="A training time to find the best model for; may be repeated \\[default: 1, 8 and 24]."),
+    ] = None,
+    overrides: Overrides = None,
+    run: Run = None,
+    as_json: Json = False,
+) -> None:
+    """Fit scaling laws to small runs on your own text, and predict larger ones.
+
+    Of a recipe whose tokens are encoded, a ladder of small models is trained for --minutes: sizes, token budgets and
+    learning rates. It goes on where it was interrupted, and more minutes add to it. What is fitted lies in
+    runs/NAME/scaling/ (scaling.json, scaling.svg), and `tallow pretrain RECIPE.yaml --size 30m` goes by it.
+
+    Of runs that have been done (at least six, on the same tokens) the laws are fitted and printed, and written where
+    --run says.
+
+    Predictions are of held-out loss, with an interval that holds 9 of 10 such runs if the law holds as far as that.
+    """
+    from tallow.plans import scale_recipe, scale_runs, write_laws
+    from tallow.report.scaling import scaling_json, scaling_table
+
+    times = hours or [1.0, 8.0, 24.0]
+    if min(times) <= 0:
+        raise UsageError(f"{min(times):g} hours are no time", "set --hours to more than 0")
+    if any(map(_is_recipe, sources)):
+        if len(sources) > 1:
+            raise UsageError("a recipe and other runs cannot be planned together", "name one recipe, or runs")
+        recipe = Recipe.load(Path(sources[0]), overrides or [])
+        with resumable():
+            laws = scale_recipe(recipe, recipe.directory(run), minutes)
+    else:
+        laws = scale_runs([Path(source) for source in sources])
+        if run is not None:
+            write_laws(laws, run)
+    if as_json:
+        print_json(scaling_json(laws, times))
+        return
+    Console(highlight=False).print(scaling_table(laws, times))
 
 
 def main() -> None:

@@ -128,10 +128,17 @@ def parse_section(kind: type[SectionType], values: Mapping[str, Any] | None, nam
         raise UsageError("; ".join(problems), "correct it in the recipe, or by --set") from error
 
 
-def replace_setting(section: SectionType, setting: str, value: Any) -> SectionType:
-    """A section with another value of one setting, named from it on (`loop.precision`)."""
-    name, _, inner = setting.partition(".")
-    return section.model_copy(update={name: replace_setting(getattr(section, name), inner, value) if inner else value})
+def replace_settings(section: SectionType, settings: Mapping[str, Any]) -> SectionType:
+    """A section with other values of some settings, named from it on (`loop.precision`)."""
+    values = section.model_dump(mode="json")
+    for setting, value in settings.items():
+        *parents, name = setting.split(".")
+        place = values
+        for key in parents:
+            place[key] = place[key] or {}  # a part that was left out as a whole
+            place = place[key]
+        place[name] = value
+    return type(section).model_validate(values)
 
 
 def dump_recipe(values: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ from tallow.files import (
     write_json,
     write_text,
 )
-from tallow.recipe import Section, dump_recipe, replace_setting
+from tallow.recipe import Section, dump_recipe, replace_settings
 
 RAPL = Path("/sys/class/powercap")
 RECIPE = "recipe.yaml"
@@ -71,7 +71,7 @@ class Ledger:
 class Decision:
     """What a setting that was left open (`auto`) has come to, and why."""
 
-    value: str
+    value: str | int | float
     reason: str
 
 
@@ -148,7 +148,7 @@ class StageRun:
             self._load_ledger()
         self._clock = _Clock.now()
 
-    def decide(self, setting: str, value: str, reason: str) -> None:
+    def decide(self, setting: str, value: str | int | float, reason: str) -> None:
         """Note what a setting that was left open has come to.
 
         `recipe.yaml` gets the value, so that running it gives the same result; the work stays the one that was begun.
@@ -156,14 +156,16 @@ class StageRun:
         Args:
             setting: Its name from the stage's section on, such as `loop.precision`.
         """
-        self.decisions[setting] = Decision(value, reason)
+        self.decide_together({setting: value}, reason)
+
+    def decide_together(self, settings: Mapping[str, str | int | float], reason: str) -> None:
+        """The same of several settings that only fit together, as those of a shape."""
+        self.decisions |= {setting: Decision(value, reason) for setting, value in settings.items()}
         if self._work is not None:
             self._save_recipe()
 
     def _resolved(self, config: Section) -> Section:
-        for setting, decision in self.decisions.items():
-            config = replace_setting(config, setting, decision.value)
-        return config
+        return replace_settings(config, {setting: decision.value for setting, decision in self.decisions.items()})
 
     def _save_recipe(self) -> None:
         assert self._work is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Stage:
         product: Name of what it writes, below its directory.
         inputs: Setting → stages whose product it takes, the first of them that the recipe names.
         collects: Setting → stages whose products it takes all together, by stage name.
+        found: Setting → file below the run's directory that it names, if it is there and no stage makes it.
         shared: Whether all processes that `torchrun` has started do it together; else only the main one does.
     """
 
@@ -36,6 +37,7 @@ class Stage:
     product: str
     inputs: Mapping[str, tuple[str, ...]]
     collects: Mapping[str, tuple[str, ...]]
+    found: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
 
 
@@ -58,9 +60,9 @@ def _encode() -> tuple[type[Section], StageFunction]:
 
 
 def _pretrain() -> tuple[type[Section], StageFunction]:
-    from tallow.train.pretrain import PretrainConfig, pretrain
+    from tallow.plan.dial import SizedPretrainConfig, pretrain_at_size
 
-    return PretrainConfig, pretrain
+    return SizedPretrainConfig, pretrain_at_size
 
 
 def _tune() -> tuple[type[Section], StageFunction]:
@@ -87,6 +89,9 @@ def _sample() -> tuple[type[Section], StageFunction]:
     return SampleConfig, sample
 
 
+SCALING_DIRECTORY = "scaling"
+"""The directory in a run for small runs and the laws that are fitted to them."""
+
 MODEL_STAGES = ("pretrain", "tune", "compress")
 LAST_MODEL = tuple(reversed(MODEL_STAGES))
 
@@ -94,7 +99,14 @@ STAGES: dict[str, Stage] = {
     "prepare": Stage(_prepare, "documents", {}, {}),
     "tokenizer": Stage(_tokenizer, "tokenizer", {"documents": ("prepare",)}, {}),
     "encode": Stage(_encode, "tokens", {"documents": ("prepare",), "tokenizer": ("tokenizer",)}, {}),
-    "pretrain": Stage(_pretrain, "model", {"tokens": ("encode",), "tokenizer": ("tokenizer",)}, {}, shared=True),
+    "pretrain": Stage(
+        _pretrain,
+        "model",
+        {"tokens": ("encode",), "tokenizer": ("tokenizer",)},
+        {},
+        found={"scaling": f"{SCALING_DIRECTORY}/scaling.json"},
+        shared=True,
+    ),
     "tune": Stage(_tune, "model", {"model": ("pretrain",)}, {}, shared=True),
     "compress": Stage(_compress, "model", {"model": ("tune", "pretrain")}, {}),
     "evaluate": Stage(_evaluate, "evaluation.json", {"file": ("prepare",)}, {"models": MODEL_STAGES}),
@@ -180,6 +192,9 @@ def resolve(recipe: Recipe, name: str, directory: Path) -> Section:
                 for source in sources
                 if source in recipe.stages or _product(directory, source).exists()
             }
+    for setting, file in stage.found.items():
+        if values.get(setting) is None and (directory / file).exists():
+            values[setting] = str(directory / file)
     return parse_section(stage.load()[0], values, name)
 
 
@@ -194,7 +209,7 @@ def resolve_all(recipe: Recipe, directory: Path) -> dict[str, Section]:
     made = {(directory / name).absolute() for name in configs}
     for name, config in configs.items():
         paths = input_paths(config).items()
-        _require(name, {setting: path for setting, path in paths if made.isdisjoint(path.absolute().parents)})
+        require_inputs(name, {setting: path for setting, path in paths if made.isdisjoint(path.absolute().parents)})
     _check_together({name: config.model_dump() for name, config in configs.items()}, directory)
     return configs
 
@@ -260,7 +275,7 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
                 STAGES[name].load()[1](config, run)
             return {}
         paths = input_paths(config)
-        _require(name, paths)
+        require_inputs(name, paths)
         inputs = {setting: hash_input(path) for setting, path in paths.items()}
         fingerprint = fingerprint_stage(name, config, inputs)
         earlier = run.finished(fingerprint) if run.resume else None
@@ -309,7 +324,7 @@ def _save_resolved(recipe: Recipe, directory: Path) -> None:
     """Write the whole recipe, without the inputs that come from its own stages."""
     values = recipe.settings.model_dump(mode="json")
     for name, given in recipe.stages.items():
-        made = [*STAGES[name].inputs, *STAGES[name].collects]
+        made = [*STAGES[name].inputs, *STAGES[name].collects, *STAGES[name].found]
         resolved = load_recipe(directory / name / RECIPE)[name]
         values[name] = {
             setting: value
@@ -354,7 +369,7 @@ def input_paths(config: Section) -> dict[str, Path]:
     return paths
 
 
-def _require(stage: str, paths: Mapping[str, Path]) -> None:
+def require_inputs(stage: str, paths: Mapping[str, Path]) -> None:
     """See to it that inputs exist.
 
     Raises:

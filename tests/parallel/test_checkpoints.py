@@ -46,10 +46,15 @@ WAYS: dict[str, list[tuple[int, Settings]]] = {
     "four, two": [(4, {"zero": 2}), (2, {"zero": 1})],
     "two, four": [(2, {}), (4, {"zero": 3})],
     "tensor": [(4, {"tensor": 2, "zero": 3}), (2, {"tensor": 2})],
+    "pipelines": [(2, {"pipeline": 2}), (4, {"pipeline": 2, "zero": 3, "schedule": "interleaved"})],
+    "pipeline, data": [(4, {"pipeline": 4}), (2, {})],
 }
 
 
-@pytest.mark.parametrize(("kind", "way"), [("decoder", way) for way in WAYS] + [("biased experts", "four, two")])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [("decoder", way) for way in WAYS] + [("biased experts", "four, two"), ("biased experts", "pipelines")],
+)
 def test_goes_on_in_another_layout(kind: str, way: str, tmp_path: Path) -> None:
     for size, settings in WAYS[way]:
         if size == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_little_is_sent_and_nothing_is_lost_for_ever(tmp_path: Path) -> None:
     assert found["loss"][-1] != pytest.approx(exact[-1], abs=1e-5)
 
 
-def test_what_is_divided_cannot_be_compressed() -> None:
+@pytest.mark.parametrize("other", [{"zero": 1}, {"pipeline": 2}])
+def test_what_is_divided_cannot_be_compressed(other: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="needs whole gradients"):
-        ParallelConfig(compress="powersgd", zero=1)
+        ParallelConfig.model_validate({"compress": "powersgd", **other})

@@ -16,6 +16,8 @@ from tallow.data.prepare import PrepareConfig, prepare
 from tallow.errors import CapacityError, DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.formats import load_model, load_tokenizer
+from tallow.models.initialization import Mup
+from tallow.models.skeletons import new_model
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
 from tallow.train.pretrain import PretrainConfig, pretrain
@@ -125,6 +127,18 @@ def test_going_on_from_a_model(tmp_path: Path, config: Make) -> None:
     assert second.metrics()[0]["loss"] < first["loss"] + 0.3
 
 
+def test_a_model_grows_and_goes_on(tmp_path: Path, config: Make) -> None:
+    first = pretrain(config({"steps": 30}), StageRun(tmp_path / "first"))
+    second = StageRun(tmp_path / "second")
+    growth = {"hidden_size": 64, "num_layers": 2, "num_experts": 2}
+    loop = {"steps": 2, "log_every": 1, "learning_rate": 1e-3}
+    result = pretrain(config(loop, model=None, init=tmp_path / "first" / "model", grow=growth), second)
+    assert second.metrics()[0]["loss"] < first["loss"] + 0.3
+    model = load_model(second.directory / "model")
+    assert (model.config.family, model.config.hidden_size, model.config.num_layers) == ("mixtral", 64, 2)
+    assert result["parameters"] == model.num_parameters() > 4 * first["parameters"]
+
+
 def test_half_precision_model_if_wished(tmp_path: Path, config: Make) -> None:
     pretrain(config({"steps": 1}, save_dtype="bf16"), StageRun(tmp_path))
     assert {parameter.dtype for parameter in load_model(tmp_path / "model").parameters()} == {torch.bfloat16}
@@ -163,6 +177,34 @@ def test_a_mixture_of_experts(tmp_path: Path, config: Make) -> None:
     assert result["parameters"] - model.num_active_parameters() == 2 * 3 * 32 * 64
 
 
+def test_an_initialization_and_the_learning_rates_that_belong_to_it(tmp_path: Path, config: Make) -> None:
+    mup = {"name": "mup", "base": {"hidden_size": 16, "num_kv_heads": 1}}
+    wide = {**SHAPE, "num_kv_heads": 2}
+    models = {}
+    runs: list[tuple[str, Any, dict[str, float]]] = [
+        ("usual", None, {}),
+        ("mup", mup, {}),
+        ("slower", mup, {"layers.*": 0.1}),
+    ]
+    for name, initialization, factors in runs:
+        loop = {"steps": 1, "warmup": 0, "schedule": "constant", "learning_rate_factors": factors}
+        pretrain(config(loop, model=wide, initialization=initialization), StageRun(tmp_path / name))
+        models[name] = load_model(tmp_path / name / "model")
+    start = new_model(models["mup"].config, 0, Mup.model_validate(mup))
+    moved = {
+        name: {
+            part: (model.get_parameter(part) - start.get_parameter(part)).detach().abs().median().item()
+            for part in ("norm.weight", "layers.0.attention.q_proj.weight")
+        }
+        for name, model in models.items()
+    }
+    assert moved["mup"]["layers.0.attention.q_proj.weight"] == pytest.approx(5e-3, rel=0.01)
+    assert moved["mup"]["norm.weight"] == pytest.approx(5e-3, rel=0.01)
+    assert moved["slower"]["layers.0.attention.q_proj.weight"] == pytest.approx(5e-4, rel=0.05)
+    assert moved["slower"]["norm.weight"] == pytest.approx(5e-3, rel=0.01)
+    assert models["usual"].norm.weight.mean().item() == pytest.approx(1.0, abs=0.02)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path, config: Make) -> None:
     run = StageRun(tmp_path / "run")
     other = make_tokenizer(tmp_path / "other", 260)
@@ -176,6 +218,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, config: Make) -> None:
         config(model={**SHAPE, "num_experts": 4})
     with pytest.raises(UsageError, match="both set"):
         pretrain(config(init=tmp_path), run)
+    with pytest.raises(UsageError, match="no model that could grow"):
+        config(grow={"num_layers": 2})
+    with pytest.raises(UsageError, match="init and initialization are both set"):
+        config(init=tmp_path, model=None, initialization="plain")
+    mup = {"name": "mup", "base": {"hidden_size": 16, "num_kv_heads": 1}}
+    with pytest.raises(UsageError, match="heads of 16 entries would be heads of 8"):
+        config(initialization={"name": "mup", "base": {**mup["base"], "num_heads": 2}})
+    with pytest.raises(UsageError, match="Adam and its kin, not of muon"):
+        config({"optimizer": "muon"}, initialization=mup, model={**SHAPE, "num_kv_heads": 2})
     with pytest.raises(CapacityError, match="GB"):
         pretrain(config(model={**SHAPE, "hidden_size": 65536, "num_layers": 200}), run)
     with pytest.raises(DataError, match="manifest"):

@@ -16,11 +16,12 @@ from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.models.quantization import quantize_modules
 from tallow.run import StageRun
 from tallow.stages import run_stage
+from tallow.train.batch_plan import plan_batches
 from tallow.train.trainable import refuse_quantized
 from tallow.tune.adapter import load_adapter
 from tallow.tune.examples import Example
 from tallow.tune.lora import merge_adapters
-from tallow.tune.sft import TuneConfig, hold_out
+from tallow.tune.sft import TuneConfig, TuneLoopConfig, _batches, hold_out
 
 from .conftest import tiny_model
 
@@ -135,6 +136,20 @@ def test_a_quantized_model_of_a_run_is_refused_with_the_one_that_it_was_made_of(
     with pytest.raises(UsageError, match="quantized") as refused:
         refuse_quantized(quantize_modules(model, 8, 32), tmp_path / "compress" / "model")
     assert refused.value.hint == f"name {tmp_path / 'tune'}, and compress the result"
+
+
+def test_rows_go_by_their_numbers_whatever_the_epoch() -> None:
+    rows = [[Example([index] * 4, [True] * 4)] for index in range(5)]
+    loop = TuneLoopConfig(steps=4, batch_size=3, micro_batch_size=2, sequence_length=4)
+    batches = _batches(rows, plan_batches(loop, rows=12), 5, 0, loop)
+    seen: list[int] = []
+    for step in range(4):
+        for packed in batches(step):
+            assert packed.numbers_B is not None
+            assert (packed.numbers_B % 5).tolist() == packed.tokens_BT[:, 0].tolist()
+            seen += packed.numbers_B.tolist()
+    assert sorted(seen[:10]) == list(range(10))
+    assert len(set(seen)) == 12
 
 
 def test_equal_examples_fall_on_one_side() -> None:

@@ -46,6 +46,11 @@ class Packed:
         documents_BT = torch.full_like(self.documents_BT, PADDING_DOCUMENT)
         return Packed(self.tokens_BT, documents_BT, torch.zeros_like(self.trainable_BT), self.numbers_B)
 
+    def rows(self, which: slice) -> Packed:
+        """Some of the rows."""
+        numbers_B = None if self.numbers_B is None else self.numbers_B[which]
+        return Packed(self.tokens_BT[which], self.documents_BT[which], self.trainable_BT[which], numbers_B)
+
     def first_rows(self, count: int = 1) -> Packed:
         """The first rows alone; again from the first one where there are fewer."""
         rows = [number % len(self.tokens_BT) for number in range(count)]

@@ -19,6 +19,7 @@ from tallow.models.blocks.mixture import Mixture, Router
 from tallow.models.blocks.norms import make_norm
 from tallow.models.blocks.positions import Rotation, make_rotation
 from tallow.models.config import DecoderConfig
+from tallow.models.initialization import initialize_normal
 
 
 class Embedding(Table):
@@ -145,14 +146,5 @@ class Decoder(nn.Module):
 
 
 def initialize(model: Decoder, seed: int) -> None:
-    """Random weights from `seed`: normal with deviation 0.02, matrices that write to the residual stream
-    divided by the square root of their number (GPT-2; arXiv 2005.14165, section 2.1)."""
-    generator = torch.Generator().manual_seed(seed)
-    residual_deviation = 0.02 / (2 * model.config.num_layers) ** 0.5
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim >= 2:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                parameter.normal_(0.0, residual_deviation if residual else 0.02, generator=generator)
+    """Random weights from `seed`, as decoders usually start (`models/initialization.py` has other ways)."""
+    initialize_normal(model, model.config, seed)

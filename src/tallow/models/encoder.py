@@ -17,6 +17,7 @@ from tallow.models.blocks.norms import make_norm
 from tallow.models.config import Activation, DecoderConfig
 from tallow.models.decoder import Embedding
 from tallow.models.encoder_config import EncoderConfig
+from tallow.models.initialization import initialize_normal
 
 
 class EncoderLayer(nn.Module):
@@ -99,11 +100,5 @@ class Encoder(nn.Module):
 
 
 def initialize_encoder(model: Encoder, seed: int) -> None:
-    """Random weights from `seed`: matrices normal with deviation 0.02, biases 0 (as BERT's released code)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim == 2:
-                parameter.normal_(0.0, 0.02, generator=generator)
+    """Random weights from `seed`, as encoders usually start (`models/initialization.py` has other ways)."""
+    initialize_normal(model, model.config, seed)

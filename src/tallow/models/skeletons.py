@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from tallow.models.blocks.context import Context
 from tallow.models.config import DecoderConfig
-from tallow.models.decoder import Decoder, initialize
-from tallow.models.encoder import Encoder, initialize_encoder
+from tallow.models.decoder import Decoder
+from tallow.models.encoder import Encoder
 from tallow.models.encoder_config import EncoderConfig
+from tallow.models.initialization import Mup, Normal, initialize_normal
+from tallow.models.mup import Scale, base_config, initialize_mup, rate_factors, scales
 
 ModelConfig = DecoderConfig | EncoderConfig
 Model = Decoder | Encoder
@@ -67,13 +69,26 @@ def build(config: ModelConfig) -> Model:
     return Encoder(config) if isinstance(config, EncoderConfig) else Decoder(config)
 
 
-def new_model(config: ModelConfig, seed: int) -> Model:
-    """A model to be trained: random weights from `seed`."""
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """The shapes of a model's parameters, by name; no memory is taken for them."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in build(config).named_parameters()}
+
+
+def new_model(config: ModelConfig, seed: int, initialization: Normal | Mup | None = None) -> Model:
+    """A model to be trained: random weights from `seed`.
+
+    Args:
+        initialization: Its rule; None: the usual one of the kind of model.
+
+    Raises:
+        UsageError: The base shape does not fit `config`.
+    """
     model = build(config)
-    if isinstance(model, Encoder):
-        initialize_encoder(model, seed)
+    if isinstance(initialization, Mup):
+        initialize_mup(model, config, seed, initialization, _scales(config, initialization))
     else:
-        initialize(model, seed)
+        initialize_normal(model, config, seed, initialization)
     return model
 
 
@@ -83,3 +98,17 @@ def with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> Model:
         model = build(config)
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def learning_rate_factors(config: ModelConfig, initialization: Normal | Mup | None) -> dict[str, float]:
+    """Factors on the learning rates of a new model's parameters, where they are not 1, by patterns of names.
+
+    Raises:
+        UsageError: The base shape does not fit `config`.
+    """
+    return rate_factors(_scales(config, initialization)) if isinstance(initialization, Mup) else {}
+
+
+def _scales(config: ModelConfig, initialization: Mup) -> dict[str, Scale]:
+    narrow = base_config(config, initialization.base)
+    return scales(config, parameter_shapes(config), parameter_shapes(narrow))

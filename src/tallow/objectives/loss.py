@@ -5,7 +5,7 @@ Logits are computed for target places alone, in the model's dtype; their log-sof
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -53,12 +53,26 @@ def summed_loss(
 ) -> Tensor:
     """Negative log-likelihood of all target tokens together, in nats: a float64 scalar.
 
-    Where gradients are wanted, those by the hidden states and by the output layer's parameters are computed here, piece
-    by piece, and handed on when the loss goes back. So memory holds one piece's logits, and nothing is computed twice.
-
     Args:
         drawn_targets: The targets are drawn from what the model itself predicts at each target place.
         vocabulary: Of whose tokens the model gives logits.
+    """
+    hidden_BTD = model(example.inputs_BT, example.context)
+    return loss_of_hidden(model.logits, hidden_BTD, example, drawn_targets=drawn_targets, vocabulary=vocabulary)
+
+
+def loss_of_hidden(
+    logits: Callable[[Tensor], Tensor],
+    hidden_BTD: Tensor,
+    example: Example,
+    *,
+    drawn_targets: bool = False,
+    vocabulary: Vocabulary = WHOLE,
+) -> Tensor:
+    """`summed_loss`, of hidden states and what makes logits of them.
+
+    Where gradients are wanted, those by the hidden states and by the output layer's parameters are computed here, piece
+    by piece, and handed on when the loss goes back. So memory holds one piece's logits, and nothing is computed twice.
     """
 
     def piece_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -66,11 +80,9 @@ def summed_loss(
             targets_N = torch.where(targets_N == IGNORED, targets_N, vocabulary.draw(logits_NV.detach()))
         return vocabulary.cross_entropy(logits_NV, targets_N)
 
-    hidden_ND = model(example.inputs_BT, example.context).flatten(0, 1)
+    hidden_ND = hidden_BTD.flatten(0, 1)
     if not torch.is_grad_enabled():
-        return _total(
-            [piece_loss(model.logits(hidden_ND[places]), targets_N) for places, targets_N in _pieces(example)]
-        )
+        return _total([piece_loss(logits(hidden_ND[places]), targets_N) for places, targets_N in _pieces(example)])
     apart_ND = hidden_ND.detach()
     gradient_ND = torch.zeros_like(apart_ND)
     gradients: dict[Tensor, Tensor] = {}
@@ -78,14 +90,18 @@ def summed_loss(
     for places, targets_N in _pieces(example):
         piece_ND = apart_ND[places].requires_grad_()
         # a view, since torch's counter of operations cannot follow leaves into modules
-        loss = piece_loss(model.logits(piece_ND.view_as(piece_ND)), targets_N)
+        loss = piece_loss(logits(piece_ND.view_as(piece_ND)), targets_N)
         parameters = [leaf for leaf in _leaves(loss) if leaf is not piece_ND]
         gradient_nD, *of_parameters = torch.autograd.grad(loss, [piece_ND, *parameters])
         gradient_ND.index_add_(0, places, gradient_nD)
         for parameter, gradient in zip(parameters, of_parameters, strict=True):
             gradients[parameter] = gradients[parameter].add_(gradient) if parameter in gradients else gradient
         losses.append(loss.detach())
-    return _WithGradients.apply(_total(losses), [gradient_ND, *gradients.values()], hidden_ND, *gradients)
+    total = _WithGradients.apply(_total(losses), [gradient_ND], hidden_ND)
+    if not gradients:
+        return total
+    # apart, so that a pipeline can ask for the gradient by the hidden states first and for the others later
+    return total + _WithGradients.apply(torch.zeros_like(total), list(gradients.values()), *gradients)
 
 
 class _WithGradients(torch.autograd.Function):

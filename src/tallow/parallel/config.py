@@ -19,7 +19,8 @@ class ParallelConfig(Section):
     Args:
         zero: What those that share the rows divide among them: nothing (0), the optimizer's state (1), gradients too
             (2), weights too (3) (arXiv 1910.02054). With 1 gradients are exchanged once an update, with 2 and 3 after
-            each micro-batch; with 3 weights come when their layer needs them.
+            each micro-batch; with 3 weights come when their layer needs them. In a pipeline that, too, is once an
+            update, for all weights of a stage.
         replicas: With `zero`: so many groups of processes each hold everything, and divide it among themselves alone
             (hybrid sharding; arXiv 2304.11277, section 3.2.2).
         tensor: Processes that share each matrix product (arXiv 1909.08053), and the places of the sequence between
@@ -27,13 +28,15 @@ class ParallelConfig(Section):
         context: Processes that share each sequence.
         attention: How these see each other's tokens: by exchanging heads for places (`all_to_all`; 2309.14509), or
             keys and values in a ring (`ring`; 2310.01889).
-        pipeline: Processes that share the layers.
+        pipeline: Processes that share the layers. Micro-batches are cut smaller where there are fewer than processes;
+            with several times as many, the processes wait less for each other.
         schedule: In which order these take the micro-batches forward and backward: `gpipe` (1811.06965), `1f1b`
-            (2104.04473, section 2.2), `interleaved` (there, section 2.3) or `zero_bubble` (2401.10241).
+            (2104.04473, section 2.2), `interleaved` (there, section 2.3) or `zero_bubble` (2401.10241). With the last
+            two a process has two stages, so there must be twice as many layers as processes.
         expert: Processes that share the experts of each layer, among those that share rows and sequences (2006.16668).
         compress: How gradients go between those that share the rows, for slow links: as they are (`none`), or each
             matrix as the product of two thin ones (`powersgd`; 1905.13727), what is left out being added the next time.
-            Without `zero` only.
+            Without `zero` and `pipeline` only.
         compress_rank: Inner size of the thin matrices.
         timeout_s: Seconds that a process waits for the others before it gives them up; more than the slowest step,
             validation or checkpoint takes.
@@ -66,10 +69,15 @@ class ParallelConfig(Section):
     timeout_s: PositiveFloat = 1800.0
 
     @model_validator(mode="after")
-    def _compresses_whole_gradients(self) -> Self:
-        if self.compress != "none" and self.zero:
+    def _fits_together(self) -> Self:
+        if self.compress != "none" and (self.zero or self.pipeline > 1):
             raise UsageError(
-                f"loop.parallel.compress {self.compress} needs whole gradients, which zero {self.zero} divides",
+                f"loop.parallel.compress {self.compress} needs whole gradients, which zero and pipeline divide",
                 "leave one of them out",
+            )
+        if self.tensor > 1 and self.pipeline > 1:
+            raise UsageError(
+                "loop.parallel.tensor and loop.parallel.pipeline cannot be combined",
+                "set one of them to 1; tensor goes with zero, and pipeline too",
             )
         return self

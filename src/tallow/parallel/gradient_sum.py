@@ -50,6 +50,11 @@ class GradientSum:
             for gradient, values in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(values.view_as(gradient))
 
+    def complete(self) -> None:
+        """Make gradients that have been computed already sums."""
+        with self.in_last_backward():
+            pass
+
     def _ready(self, parameter: Tensor) -> None:
         if not self._listening:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from tallow.parallel.shares import own_gradient, squared_norm
 from tallow.parallel.tensor import spread
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard
+
+if TYPE_CHECKING:
+    from tallow.parallel.pipeline import Pipeline
 
 PLAIN = ParallelConfig()
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -53,9 +56,14 @@ class Layout:
         world.require_alike("models or settings of loop.parallel", f"{config.model_dump_json()} {shapes}")
         self.mesh = Mesh(config, world)
         world.copy_from_main([*model.parameters(), *model.buffers()])
-        self.model, self.learner = model, Learner(model)
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
         """Of all parameters that are trained, whole, by name."""
+        self._whole = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
+        self._pipeline = _pipeline(model, config, self.mesh) if config.pipeline > 1 else None
+        self.model, self.learner = model, Learner(model)
+        parts = [self.learner] if self._pipeline is None else [*self._pipeline.stages.values()]
+        self.layers = [layer for part in parts for layer in part.layers]
+        """Those of the model that this process computes."""
         # processes whose rows need other numbers of passes would wait for each other for ever
         self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
         if config.tensor > 1:
@@ -63,17 +71,20 @@ class Layout:
         if config.zero and world.size > 1:
             grid = self.mesh.grid
             moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
-            shard(
-                self.learner,
-                model.layers,
-                grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
-                whole=set(moved.values()),
-                free_weights=config.zero == 3,
-            )
+            for part in parts:
+                shard(
+                    part,
+                    part.layers,
+                    grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
+                    whole=set(moved.values()),
+                    # a pipeline needs them for one micro-batch after the other
+                    free_weights=config.zero == 3 and self._pipeline is None,
+                )
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """What is trained, by name: of each parameter this process's share."""
         self.own_s = 0.0
-        """Seconds of the last `backpropagate` until this process had to wait for others' gradients."""
+        """Seconds of the last `backpropagate` until this process had to wait for others' gradients; of a pipeline, in
+        which it waits all the time, those of the forward passes."""
         self._sums: list[GradientSum] = []
         self._compressed: list[CompressedSum] = []
         if not config.zero and self.mesh.tokens.size > 1:
@@ -81,13 +92,18 @@ class Layout:
             self._sums.append(GradientSum(trained, self.mesh.tokens))
             if config.compress == "powersgd":
                 self._compressed.append(CompressedSum(trained, self.mesh.tokens, config.compress_rank))
+        self._elsewhere = set[str]()
+        if self._pipeline is not None and self.mesh.ends.size > 1:
+            twins = [name for name in self._pipeline.twins if name in self.parameters]
+            self._sums.append(GradientSum([self.parameters[name] for name in twins], self.mesh.ends))
+            self._elsewhere |= set(twins if self.mesh.ends.rank else [])
 
     def recompute(self, how: Recompute, count: int | None = None) -> None:
         """Let so many layers forget what they need for the backward pass, the first ones; None: all.
 
         The first ones keep it the longest.
         """
-        recompute(list(self.model.layers)[:count], how)
+        recompute(self.layers[:count], how)
 
     def backpropagate(
         self,
@@ -96,6 +112,7 @@ class Layout:
         autocast: Autocast,
         *,
         drawn_targets: bool = False,
+        scale: float = 1.0,
     ) -> tuple[float, int]:
         """Add the gradients of the loss of all micro-batches of all processes.
 
@@ -104,23 +121,35 @@ class Layout:
             objective: Makes examples of them.
             autocast: In which the model computes.
             drawn_targets: As `summed_loss` has it. No update is made of such gradients, so that none is compressed.
+            scale: Factor of the gradients.
 
         Returns:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
         """
+        if self._pipeline is not None:
+            with autocast():
+                result = self._pipeline.backpropagate(
+                    micro_batches, objective, drawn_targets=drawn_targets, scale=scale
+                )
+            self.own_s = self._pipeline.own_s
+            for gradient_sum in self._sums:
+                gradient_sum.complete()
+            return result
         total, targets = 0.0, 0
         micro_batches = self.level(micro_batches)
         start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
             with self._synchronizing(number == len(micro_batches), exact=drawn_targets), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
-                loss.backward()
+                (loss * scale).backward()
                 self.own_s = time.perf_counter() - start
             total, targets = total + loss.item(), targets + count
         return total, targets
 
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
+        if self._pipeline is not None:
+            return self._pipeline.score(packed, objective)
         with torch.no_grad():
             loss, count = self.learner(packed, objective)
         return loss.item(), count
@@ -140,16 +169,23 @@ class Layout:
     def gather(self) -> dict[str, Tensor]:
         """On the main process all weights, whole and on the CPU, by name; nothing elsewhere. All must call it."""
         whole: dict[str, Tensor] = {}
-        for name, value in self.model.state_dict().items():
+        state: dict[str, Tensor] = self.model.state_dict()
+        for name, like in self._whole.items():
+            value = state.get(name)
             value = value.full_tensor() if isinstance(value, DTensor) else value
+            if self._pipeline is not None:
+                value = self._pipeline.bring(name, value, like)
             if self.world.is_main:
+                assert value is not None
                 whole[name] = value.cpu()
         return whole
 
     def gradient_norm(self) -> float:
         """Of all parameters of all processes together."""
-        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
-        return squared_norm(gradients) ** 0.5
+        counted = [value for name, value in self.parameters.items() if name not in self._elsewhere]
+        square = squared_norm(value.grad for value in counted if value.grad is not None)
+        [square] = self.mesh.pipeline.sum(square)
+        return square**0.5
 
     def forget_errors(self) -> None:
         """Forget what the compression of gradients has left out so far; the last ones are not to be used."""
@@ -172,3 +208,9 @@ class Layout:
         for parameter in self.parameters.values() if last else []:
             if parameter.grad is not None:
                 own_gradient(parameter)
+
+
+def _pipeline(model: Layered, config: ParallelConfig, mesh: Mesh) -> Pipeline:
+    from tallow.parallel.pipeline import Pipeline  # slow to import: it brings PyTorch's compiler with it
+
+    return Pipeline(model, config, mesh)

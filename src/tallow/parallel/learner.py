@@ -20,6 +20,7 @@ class Learner(nn.Module):
         assert isinstance(model, nn.Module)
         self.model = model
         self.vocabulary = WHOLE
+        self.layers: nn.ModuleList = model.layers
 
     def forward(self, packed: Packed, objective: Objective, drawn_targets: bool = False) -> tuple[Tensor, int]:
         """The loss of all targets together, in nats (float64), and their number.

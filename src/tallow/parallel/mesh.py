@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tallow.errors import UsageError
@@ -100,6 +101,23 @@ class Mesh:
         """Those that share each sequence."""
         config = self.config
         return self._group(config.pipeline * self.rows, config.context, config.tensor)
+
+    @cached_property
+    def pipeline(self) -> World:
+        """Those that share the layers, in their order."""
+        config = self.config
+        return self._group(1, config.pipeline, self.world.size // config.pipeline)
+
+    @cached_property
+    def ends(self) -> World:
+        """Those that have the first and the last layers; who has neither is alone."""
+        place, size = self.pipeline.rank, self.pipeline.size
+        if size == 2:
+            return self.pipeline
+        apart = self.world.size // size
+        pairs = [[first, first + (size - 1) * apart] for first in range(apart)]
+        group, _ = dist.new_subgroups_by_enumeration(pairs)
+        return World(int(place > 0), 2, group) if isinstance(group, dist.ProcessGroup) else World(0, 1)
 
     def _group(self, outer: int, size: int, inner: int) -> World:
         if size == 1:

@@ -9,10 +9,14 @@ from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import dates as mdates
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tallow.plan.runs import group_runs
+from tallow.plan.scaling import ScalingLaws
+from tallow.plan.sizes import format_size
 from tallow.report.load import Load
 
 TRAINING, VALIDATION, RATE = "#4c78a8", "#e45756", "#9a9a9a"
@@ -78,6 +82,45 @@ def load_curves(load: Load) -> str:
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left", frameon=False, fontsize=8)
         _tidy(axes)
+    return _svg(figure)
+
+
+def scaling_curves(laws: ScalingLaws) -> str:
+    """Loss over tokens: the runs of each size with their law and its interval, and sizes beyond them."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    groups = group_runs(laws.runs)
+    best = [min(group, key=lambda run: run.loss) for group in groups]
+    sizes = sorted({run.parameters for run in best})
+    fewest = min(run.tokens for run in best)
+    beyond = [factor * sizes[-1] for factor in (2, 4, 8)]
+    last = max(laws.tokens_for(beyond[-1]), *(run.tokens for run in best))
+    tokens = np.geomspace(fewest, last, 60).tolist()
+    colors = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(sizes) + len(beyond)))
+    for size, color in zip([*sizes, *beyond], colors, strict=True):
+        predicted = [laws.predict(size, count) for count in tokens]
+        own = [run for run in best if run.parameters == size]
+        axes.plot(
+            tokens,
+            [loss.loss for loss in predicted],
+            color=color,
+            linewidth=1,
+            linestyle="-" if own else "--",
+            label=format_size(size) + ("" if own else ", predicted"),
+        )
+        axes.plot([run.tokens for run in own], [run.loss for run in own], "o", color=color, markersize=4)
+        if not own:  # bands of all sizes would hide each other
+            low, high = [loss.low for loss in predicted], [loss.high for loss in predicted]
+            axes.fill_between(tokens, low, high, color=color, alpha=0.1, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("held-out loss (nats a token)")
+    _tidy(axes)
+    axes.tick_params(which="minor", labelsize=7)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title="parameters", title_fontsize=8)
     return _svg(figure)
 
 

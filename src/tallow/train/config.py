@@ -42,6 +42,8 @@ class LoopConfig(Section):
         sequence_length: Tokens of a sequence.
         optimizer: What makes an update of a gradient: a name, or a name with that optimizer's own settings.
         learning_rate: Its largest value.
+        learning_rate_factors: Factors on it for parameters whose names match a pattern (`embed.*`); several that match
+            one are multiplied. The weight decay of a step stays as it is.
         schedule: How it falls after the warm-up: `cosine`, `wsd` (constant, then linear decay), `linear`,
             `inverse_sqrt` (with the root of the step) or `constant`; None: `cosine`, or `constant` where the optimizer
             averages weights instead.
@@ -55,7 +57,8 @@ class LoopConfig(Section):
         epsilon: Addition to the denominator, where the optimizer has one.
         clip_norm: Largest norm of the gradient of the mean loss.
         precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
-            and written into `recipe.yaml`. Weights and their updates are always fp32.
+            and written into `recipe.yaml`. `fp16` is for devices without bf16; the loss is scaled as its gradients
+            need it. Weights and their updates are always fp32.
         anomalies: What becomes of bad batches.
         trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
             Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).
@@ -97,6 +100,7 @@ class LoopConfig(Section):
 
     optimizer: AnyMethod = AdamWMethod()
     learning_rate: PositiveFloat = 1e-3
+    learning_rate_factors: dict[str, PositiveFloat] = Field(default={})
     schedule: Literal["cosine", "wsd", "linear", "inverse_sqrt", "constant"] | None = None
     warmup: float = Field(default=0.02, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
@@ -105,7 +109,7 @@ class LoopConfig(Section):
     betas: tuple[Beta, Beta] | None = None
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     anomalies: AnomalyConfig = AnomalyConfig()
 
     trackers: tuple[TrackerName, ...] = ()
@@ -136,11 +140,21 @@ class LoopConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _budget_can_be_kept(self) -> Self:
+    def _can_recompute(self) -> Self:
         if self.activation_mb is not None and self.recompute == "none":
             raise UsageError(
                 "loop.activation_mb bounds what layers keep, but loop.recompute lets them forget nothing",
                 "set loop.recompute to selective or block",
+            )
+        if self.activation_mb is not None and self.parallel.pipeline > 1:
+            raise UsageError(
+                "loop.activation_mb is measured with one micro-batch, but in a pipeline several are under way",
+                "leave it out: then all layers compute again",
+            )
+        if self.recompute == "selective" and self.parallel.pipeline > 1 and self.parallel.schedule == "zero_bubble":
+            raise UsageError(
+                "the schedule zero_bubble goes back through each layer twice, which loop.recompute selective cannot",
+                "set loop.recompute to block, or loop.parallel.schedule to interleaved",
             )
         return self
 

@@ -54,8 +54,9 @@ class Guard:
         return self.judge.state.model_dump(mode="json")
 
     def take_up(self, step: int, counters: Mapping[str, Any]) -> None:
-        """Go on after `step` with what its checkpoint kept."""
-        self.judge.state = AnomalyState.model_validate(counters)
+        """Go on after `step` with what its checkpoint counted."""
+        self.judge.state = AnomalyState.model_validate(counters.get("anomalies", {}))
+        self.updater.take_up(counters.get("loss_scale", {}))
         if self.world.is_main:
             self.log.rewind(step, self.judge.state.avoided)
 
@@ -113,6 +114,7 @@ class Guard:
             return None
         self.weights_broken = False
         self.judge.take_up(AnomalyState.model_validate(counters["anomalies"]), done, suspect, step)
+        self.updater.take_up(counters["loss_scale"])
         # so that the steps that are left out are known, whenever the run is killed from now on
         checkpoints.go_back(done, {**counters, "anomalies": self.counters()})
         if self.world.is_main:

@@ -148,7 +148,7 @@ def train(
             if stop or due:
                 saved_at = time.monotonic()
                 background = config.save_in_background and not stop and step < steps
-                counters = {"tokens": meter.tokens, "anomalies": guard.counters()}
+                counters = {"tokens": meter.tokens, "anomalies": guard.counters(), "loss_scale": updater.counters()}
                 checkpoints.begin(step, counters, in_background=background)
                 if not background:
                     checkpoints.finish()
@@ -174,7 +174,7 @@ def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World
         run.rewind_metrics(done)
         if done:
             say(f"going on from step {done:,}")
-    guard.take_up(done, counters.get("anomalies", {}))
+    guard.take_up(done, counters)
     return done, counters.get("tokens", 0)
 
 

@@ -7,17 +7,23 @@ from collections.abc import Iterable
 from torch import nn
 
 from tallow.train.config import LoopConfig
+from tallow.train.optimizers.groups import match_factors
 from tallow.train.optimizers.joint import JointOptimizer
 from tallow.train.optimizers.method import Common, Parameters
 
 
 def make_optimizer(parameters: Parameters, config: LoopConfig) -> JointOptimizer:
-    """The optimizer that the settings name."""
+    """The optimizer that the settings name.
+
+    Raises:
+        UsageError: A factor on learning rates is of no parameter.
+    """
     common = Common(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         betas=config.betas or config.optimizer.own_betas,
         epsilon=config.epsilon,
+        rate_factors=match_factors(config.learning_rate_factors, parameters),
     )
     return JointOptimizer(parameters, config.optimizer, common)
 

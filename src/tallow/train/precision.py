@@ -1,7 +1,7 @@
 """Which precision a model trains fastest in here, found by timing its own step, and what the step computes.
 
 Weights, gradients, optimizer state and the residual stream are fp32 always; `bf16` means that matrix products
-and attention read and write bfloat16 (autocast).
+and attention read and write bfloat16 (autocast), `fp16` likewise, with a scaled loss.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from tallow.files import read_json, write_json
 from tallow.parallel import ALONE, Layout, World
 from tallow.recipe import Section
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+"""Those that `auto` chooses from: bf16 needs no scaling of the loss."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # bfloat16 rounds to 8 bits, so it must be worth it
 MIN_SPEEDUP = 1.1
 # a speed-up this many times larger or smaller than that leaves no doubt
@@ -36,7 +39,8 @@ PROBE_SECONDS = 3.0
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which a model computes in this precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    dtype = DTYPES[precision] if precision != "fp32" else None
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 class Workload(Section):
@@ -74,19 +78,20 @@ def settle_workload(
     noted = _read(path)
     known = noted is not None and wanted in ("auto", noted.precision)
     if noted is None or not world.agree(known):
-        row = packed.first_rows()
-        [flops] = world.sum(count_flops(lambda: rehearse(row, "fp32")))
-        [tokens] = layout.sum(row.tokens_BT.numel() - 1)
-        seconds = time_precisions(lambda precision: rehearse(row, precision), world) if wanted == "auto" else {}
+        rows = packed.first_rows(layout.config.pipeline)  # so that a pipeline, too, computes no padding
+        [flops] = world.sum(count_flops(lambda: rehearse(rows, "fp32")))
+        [tokens] = layout.mesh.data.sum(rows.tokens_BT[:, 1:].numel())
+        times = time_precisions(lambda precision: rehearse(rows, precision), world) if wanted == "auto" else {}
         noted = Workload(
-            precision=faster(seconds) if wanted == "auto" else wanted,
+            precision=faster(times) if wanted == "auto" else wanted,
             flops_per_token=flops / tokens,
-            seconds=seconds,
+            seconds={precision: value / len(rows.tokens_BT) for precision, value in times.items()},
         )
-    settled = noted.model_copy(update={"precision": "bf16" if world.agree(noted.precision == "bf16") else "fp32"})
+    if wanted == "auto":  # which the processes may have measured otherwise
+        noted = noted.model_copy(update={"precision": "bf16" if world.agree(noted.precision == "bf16") else "fp32"})
     if world.is_main:
-        write_json(path, settled.model_dump())
-    return settled
+        write_json(path, noted.model_dump())
+    return noted
 
 
 def time_precisions(work: Callable[[Precision], object], world: World = ALONE) -> dict[str, float]:

@@ -22,7 +22,10 @@ from tallow.models.decoder import Decoder
 from tallow.models.encoder_config import EncoderConfig
 from tallow.models.families import family_of
 from tallow.models.formats import load_encoder, load_model, save_model
-from tallow.models.skeletons import Model, ModelConfig, new_model, with_weights
+from tallow.models.growth import Growth, grow, grown_config
+from tallow.models.initialization import AnyInitialization, Mup
+from tallow.models.mup import base_config
+from tallow.models.skeletons import Model, ModelConfig, learning_rate_factors, new_model, with_weights
 from tallow.objectives import OBJECTIVES
 from tallow.parallel import Layout, World, join_world
 from tallow.recipe import Section
@@ -45,11 +48,14 @@ class PretrainConfig(Section):
         tokens: What the encode stage has written.
         tokenizer: The tokenizer of these tokens.
         init: A model to start from; None: random weights.
+        grow: What the model of `init` grows to before it is trained further.
         objective: `causal` trains a decoder: each token predicts the next one. `masked` trains an encoder: some tokens
             are hidden and predicted from both sides; the tokenizer needs a mask token (`tokenizer.mask_token`).
         model: Shape of a new decoder, by default a small Llama; its vocabulary and control tokens are the tokenizer's
             where they are left out.
         encoder: Shape of a new encoder, by default a small BERT; likewise.
+        initialization: The random weights of a new model: a name, or a name with settings; None: `depth_scaled` for
+            decoders, `plain` for encoders.
         token_budget: Tokens to train on, if `loop.steps` is not set; None: all of the training split, once.
         validation_tokens: Held-out tokens that a validation scores.
         save_dtype: How the model is saved. `fp32` is what was trained, so that tuning goes on from just that;
@@ -60,9 +66,11 @@ class PretrainConfig(Section):
     tokens: Path
     tokenizer: Path
     init: Path | None = None
+    grow: Growth | None = None
     objective: Literal["causal", "masked"] = "causal"
     model: DecoderConfig | None = None
     encoder: EncoderConfig | None = None
+    initialization: AnyInitialization | None = None
     token_budget: PositiveInt | None = None
     validation_tokens: PositiveInt = 65536
     save_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -76,14 +84,30 @@ class PretrainConfig(Section):
                 f"pretrain.objective {self.objective} trains no model that pretrain.{other} could describe",
                 f"name its shape in pretrain.{wanted}, or choose another objective",
             )
+        if self.grow is not None and self.init is None:
+            raise UsageError("grow is set, but there is no model that could grow", "name it in pretrain.init")
         if self.init is None:
             _check_length(self.shape, self.loop)
             family_of(self.shape).hub_config(self.shape)  # what could not be saved in the end is refused here
+            self._check_initialization()
         elif getattr(self, wanted) is not None:
             raise UsageError(
                 f"init and {wanted} are both set, but what init names has its shape", "leave one of them out"
             )
+        elif self.initialization is not None:
+            raise UsageError(
+                "init and initialization are both set, but what init names has its weights", "leave one of them out"
+            )
         return self
+
+    def _check_initialization(self) -> None:
+        if isinstance(self.initialization, Mup):
+            base_config(self.shape, self.initialization.base)
+            if not self.loop.optimizer.moves_entries:
+                raise UsageError(
+                    f"mup's learning rates are those of Adam and its kin, not of {self.loop.optimizer.name}",
+                    "choose adamw, adamw8bit, adam_mini, lion or schedule_free",
+                )
 
     @property
     def shape(self) -> ModelConfig:
@@ -118,7 +142,12 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     dataset = TokenDataset(config.tokens, "train", config.loop.sequence_length, config.loop.seed)
     tokens = config.token_budget or dataset.num_tokens
     plan = plan_batches(config.loop, rows=math.ceil(tokens / config.loop.sequence_length))
-    loop = config.loop.model_copy(update={"steps": config.loop.steps or plan.steps})
+    loop = config.loop.model_copy(
+        update={
+            "steps": config.loop.steps or plan.steps,
+            "learning_rate_factors": _rate_factors(config, model),
+        }
+    )
     num_parameters = model.num_parameters()
     with join_world() as world:
         layout = Layout(model, loop.parallel, world)
@@ -138,6 +167,8 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
             identity={
                 "model": model.config.model_dump(mode="json"),
                 "init": str(config.init),
+                "grow": config.grow and config.grow.model_dump(mode="json"),
+                "initialization": config.initialization and config.initialization.model_dump(mode="json"),
                 "tokens": hash_file(config.tokens / MANIFEST),
             },
         )
@@ -152,7 +183,13 @@ def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
     """A new model with random weights."""
     shape = _complete(config.shape, tokenizer)
     _check(shape, tokenizer, config.loop)
-    return new_model(shape, config.loop.seed)
+    return new_model(shape, config.loop.seed, config.initialization)
+
+
+def _rate_factors(config: PretrainConfig, model: Model) -> dict[str, float]:
+    """Factors on learning rates: those that the recipe names, times those of the initialization."""
+    own, more = config.loop.learning_rate_factors, learning_rate_factors(model.config, config.initialization)
+    return {pattern: own.get(pattern, 1.0) * more.get(pattern, 1.0) for pattern in {**own, **more}}
 
 
 def _complete(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -170,13 +207,13 @@ def _complete(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def _load(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
-    """The model to start from."""
+    """The model to start from, grown."""
     assert config.init is not None
     model = (load_encoder if config.objective == "masked" else load_model)(config.init, dtype=torch.float32)
     if isinstance(model, Decoder):
         refuse_quantized(model, config.init)
-    _check(model.config, tokenizer, config.loop)
-    return model
+    _check(grown_config(model.config, config.grow) if config.grow else model.config, tokenizer, config.loop)
+    return grow(model, config.grow, config.loop.seed) if config.grow else model
 
 
 def _check(shape: ModelConfig, tokenizer: Tokenizer, loop: LoopConfig) -> None:

@@ -21,7 +21,7 @@ def fit_recomputation(layout: Layout, rehearse: Callable[[Packed], object], pack
     if config.activation_mb is None:
         layout.recompute(config.recompute)
         return
-    layers, rows = list(layout.model.layers), len(packed.tokens_BT)
+    layers, rows = layout.layers, len(packed.tokens_BT)
     memories: list[LayerMemory] = []
     for number in (1, 2):
         with measuring(layers[0], config.recompute) as memory:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from tallow.models.skeletons import Balancing
 from tallow.objectives import Objective
 from tallow.parallel import Layout
 from tallow.train.config import LoopConfig
+from tallow.train.loss_scale import LossScale
 from tallow.train.optimizer import average_and_clip, make_optimizer
 from tallow.train.precision import Precision, autocast
 
@@ -57,7 +59,16 @@ class Updater:
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = next(iter(self.parameters.values())).device
-        layout.learner.train()
+        self.scale = LossScale()
+        layout.model.train()
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and the optimizer's state, as JSON values."""
+        return self.scale.model_dump(mode="json")
+
+    def take_up(self, counters: Mapping[str, Any]) -> None:
+        """Go on with what a checkpoint kept."""
+        self.scale = LossScale.model_validate(counters)
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step, whatever the gradient is.
@@ -75,19 +86,28 @@ class Updater:
         Raises:
             DataError: There is no target token in the whole batch.
         """
-        loss, targets = self._backpropagate(micro_batches, precision)
-        local_tokens = sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches)
-        loss, count, tokens = self.layout.sum(loss, targets, local_tokens)
+        loss, count = self.layout.sum(*self._backpropagate(micro_batches, precision))
+        norm = self.layout.gradient_norm()
+        while precision == "fp16" and math.isfinite(loss) and not math.isfinite(norm) and self.scale.factor > 1:
+            # the gradients were too large for fp16, not bad: once more with smaller ones
+            self.discard()
+            self.scale = self.scale.smaller()
+            loss, count = self.layout.sum(*self._backpropagate(micro_batches, precision))
+            norm = self.layout.gradient_norm()
+        [tokens] = self.layout.mesh.data.sum(sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches))
         if count == 0:
             raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
-        norm = self.layout.gradient_norm() / count
-        average_and_clip(self.parameters.values(), count, norm, self.clip_norm)
+        scale = self.scale.factor if precision == "fp16" else 1.0
+        norm /= count * scale
+        average_and_clip(self.parameters.values(), count * scale, norm, self.clip_norm)
         return Update(loss / count, norm, int(tokens))
 
     def apply(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> None:
         """Change the weights by the gradient that was found."""
         if self.optimizer.wants_curvature(step):
             self._add_curvature(micro_batches, precision)
+        if precision == "fp16":
+            self.scale = self.scale.after_update()
         self.optimizer.set_learning_rate(learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -107,7 +127,11 @@ class Updater:
         self, micro_batches: Sequence[Packed], precision: Precision, *, drawn_targets: bool = False
     ) -> tuple[float, int]:
         return self.layout.backpropagate(
-            micro_batches, self.objective, lambda: autocast(precision, self.device), drawn_targets=drawn_targets
+            micro_batches,
+            self.objective,
+            lambda: autocast(precision, self.device),
+            drawn_targets=drawn_targets,
+            scale=self.scale.factor if precision == "fp16" else 1.0,
         )
 
     def _add_curvature(self, micro_batches: Sequence[Packed], precision: Precision) -> None:
@@ -120,17 +144,18 @@ class Updater:
             parameter.grad = None
         _, targets = self._backpropagate(micro_batches, precision, drawn_targets=True)
         [count] = self.layout.sum(targets)
-        self.optimizer.add_curvature(lambda gradient: gradient.square() / max(1.0, count))
+        scale = self.scale.factor if precision == "fp16" else 1.0
+        self.optimizer.add_curvature(lambda gradient: (gradient / scale).square() / max(1.0, count))
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
 
     @contextmanager
     def scoring(self, precision: Precision) -> Iterator[None]:
         """Within this block the model is as it is used, without chance and gradients, in this precision."""
-        self.layout.learner.eval()
+        self.layout.model.eval()
         with torch.no_grad(), autocast(precision, self.device), self.optimizer.averaged():
             yield
-        self.layout.learner.train()
+        self.layout.model.train()
 
     def rehearse(self, packed: Packed, precision: Precision) -> None:
         """Do what a micro-batch needs, and forget it."""

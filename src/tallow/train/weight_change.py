@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from tallow.parallel.shares import own_share
 
-SAMPLE = 1 << 14
+# neighbours are taken together, for each place far from the others is a wait for memory
+RUNS, RUN = 128, 64
+SAMPLE = RUNS * RUN
 
 
 class WeightChange:
@@ -38,6 +40,7 @@ def _sample(parameter: nn.Parameter) -> Tensor:
     values = own_share(parameter.detach()).flatten()
     if values.numel() <= SAMPLE:
         return values.float().clone()
+    number = values.numel() // RUN
     # one less than the sizes, so that the distance is not a multiple of a row's length
-    places = torch.arange(SAMPLE, device=values.device) * (values.numel() - 1) // (SAMPLE - 1)
-    return values[places].float()
+    places = torch.arange(RUNS, device=values.device) * (number - 1) // (RUNS - 1)
+    return values[: number * RUN].view(number, RUN)[places].float()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,12 @@ from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.objectives.causal import causal
-from tallow.parallel import Layout, join_world
+from tallow.parallel import ALONE, Layout, World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
 from tallow.tokenizer.tokenizer import Tokenizer
-from tallow.train.batch_plan import plan_batches
+from tallow.train.batch_plan import BatchPlan, plan_batches
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
 from tallow.train.trainable import refuse_quantized
@@ -121,16 +122,14 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
         data = layout.mesh.data
         plan.check_shares(data.size)
 
-        def to_batches(rows: Sequence[Sequence[Example]]) -> list[Packed]:
-            return _chunks(data.share(rows), row_tokens, pad_id(tokenizer), loop)
-
+        validation = _chunks(data.share(held_out_rows), row_tokens, pad_id(tokenizer), loop)
         result = train(
             layout,
             causal,
-            lambda step: to_batches(_rows_of(plan.rows(step), rows, loop.seed)),
+            _batches(rows, plan, row_tokens, pad_id(tokenizer), loop, data),
             loop,
             run,
-            validate=HeldOut(causal, to_batches(held_out_rows)) if held_out_rows else None,
+            validate=HeldOut(causal, validation) if held_out_rows else None,
             identity={"rows": len(rows), "method": config.method},
         )
         weights = layout.gather()
@@ -197,13 +196,32 @@ def _end_ids(model: Decoder, tokenizer: Tokenizer) -> set[int]:
     return {token for token in ends if token is not None}
 
 
-def _rows_of(places: Iterable[int], rows: Sequence[Sequence[Example]], seed: int) -> list[Sequence[Example]]:
-    """The rows at some places of the run: they come in an order of their own each epoch."""
-    chosen = []
-    for place in places:
-        epoch, index = divmod(place, len(rows))
-        chosen.append(rows[int(Permutation(len(rows), seed, epoch)(np.array([index]))[0])])
-    return chosen
+def _batches(
+    rows: Sequence[Sequence[Example]],
+    plan: BatchPlan,
+    row_tokens: int,
+    pad: int,
+    loop: LoopConfig,
+    data: World = ALONE,
+) -> Callable[[int], list[Packed]]:
+    """Micro-batches of any step: the rows in an order of their own each epoch, batches running across epochs.
+
+    As in a `TokenDataset`, a row's number is `epoch * len(rows) + row`.
+
+    Args:
+        data: The processes that share the rows.
+    """
+
+    def batches(step: int) -> list[Packed]:
+        numbers = []
+        for place in data.share(plan.rows(step)):
+            epoch, index = divmod(place, len(rows))
+            numbers.append(epoch * len(rows) + int(Permutation(len(rows), loop.seed, epoch)(np.array([index]))[0]))
+        chunks = _chunks([rows[number % len(rows)] for number in numbers], row_tokens, pad, loop)
+        parts = torch.tensor(numbers).split([len(chunk.tokens_BT) for chunk in chunks])
+        return [replace(chunk, numbers_B=part) for chunk, part in zip(chunks, parts, strict=True)]
+
+    return batches
 
 
 def _chunks(rows: Sequence[Sequence[Example]], row_tokens: int, pad: int, loop: LoopConfig) -> list[Packed]:

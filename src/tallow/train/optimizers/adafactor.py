@@ -26,5 +26,5 @@ class AdafactorMethod(Method):
     clip_threshold: PositiveFloat = 1.0
 
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
-        groups = decay_groups(parameters, common.weight_decay)
+        groups = decay_groups(parameters, common)
         return [Adafactor(groups, lr=common.learning_rate, d=self.clip_threshold)]

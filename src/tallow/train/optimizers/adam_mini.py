@@ -20,11 +20,12 @@ class AdamMiniMethod(Method):
     """
 
     state_bytes: ClassVar[int] = 4
+    moves_entries: ClassVar[bool] = True
 
     name: Literal["adam_mini"]
 
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
-        groups = decay_groups(parameters, common.weight_decay)
+        groups = decay_groups(parameters, common)
         return [AdamMini(groups, common.learning_rate, common.betas, common.epsilon)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch.optim import AdamW, Optimizer
 
@@ -17,6 +17,8 @@ class AdamWMethod(Method):
     Args:
         name: The optimizer.
     """
+
+    moves_entries: ClassVar[bool] = True
 
     name: Literal["adamw"] = "adamw"
 
@@ -32,5 +34,5 @@ def make_adamw(parameters: Parameters, common: Common, betas: tuple[float, float
     """
     if not parameters:
         return []
-    groups = decay_groups(parameters, common.weight_decay)
+    groups = decay_groups(parameters, common)
     return [AdamW(groups, lr=common.learning_rate, betas=betas or common.betas, eps=common.epsilon, fused=True)]

@@ -19,11 +19,12 @@ class AdamW8bitMethod(Method):
     """
 
     state_bytes: ClassVar[int] = 2
+    moves_entries: ClassVar[bool] = True
 
     name: Literal["adamw8bit"]
 
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
         from pytorch_optimizer import FlashAdamW
 
-        groups = decay_groups(parameters, common.weight_decay)
+        groups = decay_groups(parameters, common)
         return [FlashAdamW(groups, lr=common.learning_rate, betas=common.betas, eps=common.epsilon)]

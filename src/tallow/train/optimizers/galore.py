@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch.optim import Optimizer
 
 from tallow.train.optimizers.adamw import make_adamw
-from tallow.train.optimizers.groups import split_hidden
+from tallow.train.optimizers.groups import rate_groups, split_hidden
 from tallow.train.optimizers.method import Common, Method, Parameters
 
 
@@ -36,15 +36,14 @@ class GaLoreMethod(Method):
             return make_adamw(others, common)
         from pytorch_optimizer import GaLore
 
-        group = {
-            "params": list(hidden.values()),
+        projection = {
             "rank": self.rank,
             "update_proj_gap": self.every,
             "scale": self.scale,
             "projection_type": "std",
         }
         galore = GaLore(
-            [group],
+            [{**group, **projection} for group in rate_groups(hidden, common, common.weight_decay)],
             lr=common.learning_rate,
             betas=common.betas,
             weight_decay=common.weight_decay,

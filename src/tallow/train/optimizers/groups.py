@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from math import prod
 
-from tallow.train.optimizers.method import Groups, Parameters
+from tallow.errors import UsageError
+from tallow.train.optimizers.method import Common, Groups, Parameters
+
+RATE_FACTOR = "rate_factor"
+"""Of a group: what its learning rate is multiplied by; 1 where a group has none."""
 
 
-def decay_groups(parameters: Parameters, weight_decay: float) -> Groups:
+def decay_groups(parameters: Parameters, common: Common) -> Groups:
     """Matrices, which decay, and vectors (biases and norms), which do not; a group that would be empty is left out."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim >= 2}
+    vectors = {name: parameter for name, parameter in parameters.items() if parameter.ndim < 2}
+    return [*rate_groups(matrices, common, common.weight_decay), *rate_groups(vectors, common, 0.0)]
+
+
+def rate_groups(parameters: Parameters, common: Common, weight_decay: float) -> Groups:
+    """Parameters by the factor on their learning rate.
+
+    What a weight loses in a step by decay is the product of the two, and is to be the same for all: so the decay of a
+    group is divided by its factor.
+    """
+    by_factor: Groups = []
+    factors = {name: common.rate_factors.get(name, 1.0) for name in parameters}
+    for factor in dict.fromkeys(factors.values()):
+        group = {
+            "params": [parameter for name, parameter in parameters.items() if factors[name] == factor],
+            "lr": common.learning_rate * factor,
+            "weight_decay": weight_decay / factor,
+        }
+        by_factor.append(group if factor == 1.0 else {**group, RATE_FACTOR: factor})
+    return by_factor
+
+
+def match_factors(patterns: Mapping[str, float], parameters: Parameters) -> dict[str, float]:
+    """The factor of each parameter: the product of those of all patterns that match its name, where it is not 1.
+
+    Raises:
+        UsageError: A pattern matches no parameter.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in parameters):
+            raise UsageError(
+                f"loop.learning_rate_factors names {pattern}, which is no parameter that is trained",
+                f"there is, for example, {next(iter(parameters))}; * stands for anything",
+            )
+    factors = {
+        name: prod(factor for pattern, factor in patterns.items() if fnmatchcase(name, pattern)) for name in parameters
+    }
+    return {name: factor for name, factor in factors.items() if factor != 1.0}
 
 
 def split_hidden(parameters: Parameters) -> tuple[Parameters, Parameters]:

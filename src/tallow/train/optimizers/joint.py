@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from tallow.train.optimizers.groups import RATE_FACTOR
 from tallow.train.optimizers.method import Common, Method, Parameters
 from tallow.train.state_tree import Structure, flatten, unflatten
 
@@ -54,10 +55,10 @@ class JointOptimizer:
         self.state_classes = method.state_classes
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next update."""
+        """Set the learning rate of the next update, of groups with a factor times that."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
 
     def step(self) -> None:
         """Update the parameters by their gradients."""

@@ -20,11 +20,12 @@ class LionMethod(Method):
 
     own_betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
     state_bytes: ClassVar[int] = 4
+    moves_entries: ClassVar[bool] = True
 
     name: Literal["lion"]
 
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
         from pytorch_optimizer import Lion
 
-        groups = decay_groups(parameters, common.weight_decay)
+        groups = decay_groups(parameters, common)
         return [Lion(groups, lr=common.learning_rate, betas=common.betas)]

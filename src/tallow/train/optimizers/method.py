@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
@@ -25,12 +25,14 @@ class Common:
         weight_decay: Decoupled; of matrices only.
         betas: Decay rates of the gradient's first and second moments, or what takes their place.
         epsilon: Addition to the denominator.
+        rate_factors: Factors on the learning rate of single parameters, by name, where they are not 1.
     """
 
     learning_rate: float
     weight_decay: float
     betas: tuple[float, float]
     epsilon: float
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
 
 
 class Method(Section):
@@ -40,6 +42,8 @@ class Method(Section):
     """Used where the recipe names none."""
     state_bytes: ClassVar[int] = 8
     """Bytes that it keeps for each weight of a matrix, at least."""
+    moves_entries: ClassVar[bool] = False
+    """Whether each weight of a matrix moves by about the learning rate, whatever the matrix's size."""
     averages_weights: ClassVar[bool] = False
     """Whether the weights to use are not those to train with; such an optimizer wants no falling learning rate."""
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch.optim import Muon, Optimizer
 
 from tallow.train.optimizers.adamw import make_adamw
-from tallow.train.optimizers.groups import split_hidden
+from tallow.train.optimizers.groups import rate_groups, split_hidden
 from tallow.train.optimizers.method import Common, Method, Parameters
 
 
@@ -36,7 +36,7 @@ class MuonMethod(Method):
         if not hidden:
             return make_adamw(others, common)
         muon = Muon(
-            hidden.values(),
+            rate_groups(hidden, common, common.weight_decay),
             lr=common.learning_rate,
             weight_decay=common.weight_decay,
             momentum=self.momentum,

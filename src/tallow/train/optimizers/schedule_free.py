@@ -22,11 +22,12 @@ class ScheduleFreeMethod(Method):
 
     own_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     averages_weights: ClassVar[bool] = True
+    moves_entries: ClassVar[bool] = True
 
     name: Literal["schedule_free"]
 
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
         from pytorch_optimizer import ScheduleFreeAdamW
 
-        groups = decay_groups(parameters, common.weight_decay)
+        groups = decay_groups(parameters, common)
         return [ScheduleFreeAdamW(groups, lr=common.learning_rate, betas=common.betas, eps=common.epsilon)]

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch.optim import Optimizer
 
 from tallow.train.optimizers.adamw import make_adamw
-from tallow.train.optimizers.groups import split_hidden
+from tallow.train.optimizers.groups import rate_groups, split_hidden
 from tallow.train.optimizers.method import Common, Method, Parameters
 
 
@@ -37,7 +37,7 @@ class ShampooMethod(Method):
         from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 
         shampoo = ScalableShampoo(
-            hidden.values(),
+            rate_groups(hidden, common, common.weight_decay),
             lr=common.learning_rate,
             betas=common.betas,
             moving_average_for_momentum=True,

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch.optim import Optimizer
 
 from tallow.train.optimizers.adamw import AdamWMethod, make_adamw
-from tallow.train.optimizers.groups import split_hidden
+from tallow.train.optimizers.groups import rate_groups, split_hidden
 from tallow.train.optimizers.method import Common, Method, Parameters
 
 
@@ -36,7 +36,7 @@ class SoapMethod(Method):
         from pytorch_optimizer import SOAP
 
         soap = SOAP(
-            hidden.values(),
+            rate_groups(hidden, common, common.weight_decay),
             lr=common.learning_rate,
             betas=common.betas,
             weight_decay=common.weight_decay,

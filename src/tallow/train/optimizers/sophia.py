@@ -32,7 +32,7 @@ class SophiaMethod(Method):
     curvature_scale: PositiveFloat = 0.05
 
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
-        groups = decay_groups(parameters, common.weight_decay)
+        groups = decay_groups(parameters, common)
         return [Sophia(groups, common.learning_rate, common.betas, self.every, self.curvature_scale)]
 
 

@@ -1,0 +1,140 @@
+"""What training keeps in memory: in each layout on each process, and with each way to compute activations again.
+
+    python benchmarks/training_memory.py [--processes 4] [--layouts "zero=3" "tensor=2,zero=2" ...]
+
+Each configuration runs in fresh processes (gloo, one thread each) that train a Llama of 28 million parameters (fp32:
+4 bytes each for weights and gradients, 8 for AdamW's state) for three updates of two micro-batches. Three figures are
+taken of the process that needs the most, all of them without what the process needed before the model was made:
+resident memory between updates (weights and state), the peak of an update (gradients too, and what travels), and, for
+recomputation, what an update took. Beside them stands what the ZeRO paper says (arXiv 1910.02054, section 5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROWS, WARM_UP, UPDATES = 8, 1, 3
+SHAPE = {"vocab_size": 8192, "hidden_size": 512, "num_layers": 8, "num_heads": 8, "intermediate_size": 1280}
+DEEP = {**SHAPE, "hidden_size": 256, "num_layers": 16, "num_heads": 4, "intermediate_size": 768}
+LAYOUTS = ("", "zero=1", "zero=2", "zero=3", "zero=3,replicas=2", "tensor=2", "tensor=2,zero=3", "pipeline=2,zero=2")
+RECOMPUTE = ("none", "selective", "block")
+
+
+def work(settings: dict[str, object], recompute: str, place: Path) -> None:
+    """One process's part; what it measured goes into a file."""
+    import torch
+
+    from tallow.bench import random_batch
+    from tallow.models.config import DecoderConfig
+    from tallow.models.decoder import Decoder, initialize
+    from tallow.objectives.causal import causal
+    from tallow.parallel import Layout, ParallelConfig, join_world
+    from tallow.run import forget_peak_rss, peak_rss_bytes
+    from tallow.train.config import LoopConfig
+    from tallow.train.update import Updater
+
+    torch.set_num_threads(1)
+    with join_world() as world:
+        shape = DEEP if recompute else SHAPE
+        model = Decoder(DecoderConfig.model_validate({**shape, "num_kv_heads": shape["num_heads"]}))
+        weights = model.num_parameters()
+        before = resident_bytes() - 4 * weights
+        initialize(model, seed=0)
+        layout = Layout(model, ParallelConfig.model_validate(settings), world)
+        if recompute:
+            layout.recompute(recompute)  # pyright: ignore[reportArgumentType] (one of RECOMPUTE)
+        updater = Updater(layout, causal, LoopConfig(batch_size=ROWS))
+        rows = len(layout.mesh.data.share(range(2 * ROWS))) if world.size > 1 else 2 * ROWS
+        batches = [random_batch(int(shape["vocab_size"]), max(1, rows // 2), 256 if recompute else 32) for _ in range(2)]
+        seconds, between = [], 0
+        for step in range(1, WARM_UP + UPDATES + 1):
+            if step == WARM_UP + 1:
+                between = resident_bytes()
+                forget_peak_rss()
+            start = time.perf_counter()
+            updater.update(step, batches, 1e-4, "fp32")
+            seconds.append(time.perf_counter() - start)
+        report = {
+            "weights": weights,
+            "between": between - before,
+            "peak": peak_rss_bytes() - before,
+            "seconds": sorted(seconds[WARM_UP:])[UPDATES // 2],
+        }
+        (place / f"{world.rank}.json").write_text(json.dumps(report))
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(processes: int, settings: str, recompute: str = "") -> dict[str, float]:
+    """The largest of all processes' figures."""
+    import tempfile
+
+    with socket.socket() as free, tempfile.TemporaryDirectory() as place:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        command = [sys.executable, __file__, "--work", settings, "--recompute", recompute, "--place", place]
+        # memory that is given back leaves the process at once, so that what is resident is what is used
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MALLOC_MMAP_THRESHOLD_": "65536"}
+        started = [
+            subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank), "WORLD_SIZE": str(processes)})
+            for rank in range(processes)
+        ]
+        codes = [process.wait() for process in started]
+        if any(codes):
+            raise SystemExit(f"{settings or recompute} failed")
+        reports = [json.loads(file.read_text()) for file in Path(place).glob("*.json")]
+    return {key: max(report[key] for report in reports) for key in reports[0]}
+
+
+def expected(settings: str, processes: int, weights: float) -> str:
+    """Megabytes between updates and at the peak, by the paper; nothing where it says nothing."""
+    stage = {"": 0, "zero=1": 1, "zero=2": 2, "zero=3": 3}.get(settings)
+    if stage is None:
+        return "| |"
+    share = [1 / processes if stage >= needed else 1 for needed in (3, 2, 1)]
+    kept = 4 * weights * share[0] + 8 * weights * share[2]
+    return f"| {kept / 1e6:.0f} | {(kept + 4 * weights * share[1]) / 1e6:.0f}"
+
+
+def parse(settings: str) -> dict[str, object]:
+    return {name: int(value) for name, _, value in (part.partition("=") for part in settings.split(",") if part)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--layouts", nargs="*", default=LAYOUTS)
+    for hidden in ("--work", "--recompute", "--place"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.work is not None:
+        work(parse(options.work), options.recompute, Path(options.place))
+        return
+    print(
+        "| layout | between updates, MB | peak, MB | by the paper: between | peak | update, s |\n|---|---|---|---|---|---|"
+    )
+    for settings in options.layouts:
+        found = measure(options.processes, settings)
+        figures = f"{found['between'] / 1e6:.0f} | {found['peak'] / 1e6:.0f}"
+        paper = expected(settings, options.processes, found["weights"])
+        print(f"| {settings or 'data'} | {figures} {paper} | {found['seconds']:.2f} |", flush=True)
+    print("\n| recompute | peak beyond weights, gradients and state, MB | update, s |\n|---|---|---|")
+    for how in RECOMPUTE:
+        found = measure(1, "", how)
+        print(f"| {how} | {(found['peak'] - 16 * found['weights']) / 1e6:.0f} | {found['seconds']:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
