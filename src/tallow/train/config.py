@@ -89,7 +89,6 @@ class LoopConfig(Section):
             "save_in_background",
             "recompute",
             "activation_mb",
-            "parallel",
         )
     )
 

@@ -151,6 +151,7 @@ class Updater:
     def discard(self) -> None:
         """Forget the gradient that was found."""
         self.optimizer.zero_grad()
+        self.layout.forget_errors()
         if self.balancing is not None:
             self.balancing.take_loads()
 
