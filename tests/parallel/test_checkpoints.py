@@ -45,10 +45,13 @@ WAYS: dict[str, list[tuple[int, Settings]]] = {
     "one, four": [(1, {}), (4, {"zero": 3, "replicas": 2})],
     "four, two": [(4, {"zero": 2}), (2, {"zero": 1})],
     "two, four": [(2, {}), (4, {"zero": 3})],
+    "shared experts": [(4, {"expert": 2, "zero": 3}), (2, {"expert": 2})],
+    "gathered experts": [(2, {"expert": 2}), (1, {})],
 }
+OF_EXPERTS = [("biased experts", way) for way in ("four, two", "shared experts", "gathered experts")]
 
 
-@pytest.mark.parametrize(("kind", "way"), [("decoder", way) for way in WAYS] + [("biased experts", "four, two")])
+@pytest.mark.parametrize(("kind", "way"), [("decoder", way) for way in list(WAYS)[:4]] + OF_EXPERTS)
 def test_goes_on_in_another_layout(kind: str, way: str, tmp_path: Path) -> None:
     for size, settings in WAYS[way]:
         if size == 1:

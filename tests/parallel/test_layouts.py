@@ -14,18 +14,42 @@ TWO: dict[str, dict[str, Any]] = {
     "zero 1": {"zero": 1},
     "zero 2": {"zero": 2},
     "zero 3": {"zero": 3},
+    "context": {"context": 2},
+    "ring": {"context": 2, "attention": "ring"},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "data": {},
     "zero 3": {"zero": 3},
     "hybrid": {"zero": 3, "replicas": 2},
+    "context, data": {"context": 2},
+    "ring of four": {"context": 4, "attention": "ring"},
+    "ring, zero 3": {"context": 2, "attention": "ring", "zero": 3},
 }
+
+
+EXPERTS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "experts": {"expert": 2},
+        "experts, context": {"expert": 2, "context": 2},
+        "experts, zero 3": {"expert": 2, "zero": 3},
+    },
+    4: {
+        "experts, data": {"expert": 2},
+        "experts of four": {"expert": 4},
+        "experts, context, data": {"expert": 2, "context": 2, "attention": "ring"},
+        "experts, zero 1": {"expert": 2, "zero": 1},
+        "experts, zero 3": {"expert": 2, "zero": 3},
+        "experts, hybrid": {"expert": 2, "zero": 2, "replicas": 2},
+    },
+}
+"""Layouts of models that have experts."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "layouts"), [(2, TWO), (4, FOUR)], ids=["two", "four"])
 def test_equals_one_process(size: int, layouts: dict[str, dict[str, Any]], kind: str, tmp_path: Path) -> None:
     expected, weights = alone(kind)
+    layouts = layouts | (EXPERTS[size] if "experts" in kind else {})
     assert expected["loss"][-1] < expected["loss"][0] - 0.05
     for name, (report, own_weights) in run_layouts(size, tmp_path, kind, layouts).items():
         assert report["loss"] == pytest.approx(expected["loss"], abs=1e-5), name

@@ -20,13 +20,15 @@ from tallow.data.batch import Packed
 from tallow.models.skeletons import Balancing, Layered
 from tallow.objectives import Objective
 from tallow.parallel.config import ParallelConfig
+from tallow.parallel.context import refuse_indivisible, share_places
+from tallow.parallel.experts import SharedExperts, share_experts
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import squared_norm
 from tallow.parallel.world import ALONE, World
-from tallow.parallel.zero import shard
+from tallow.parallel.zero import shard, sharding_mesh
 
 PLAIN = ParallelConfig()
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -52,14 +54,20 @@ class Layout:
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
         """Of all parameters that are trained, whole, by name."""
         # processes whose rows need other numbers of passes would wait for each other for ever
-        self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
+        self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1 or config.expert > 1)
+        experts: list[SharedExperts] = []
+        if config.expert > 1:
+            experts = share_experts(model, self.mesh.expert_grid, self.mesh.experts)
+        if config.context > 1:
+            refuse_indivisible(model, config)
         if config.zero and world.size > 1:
-            grid = self.mesh.grid
             moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
             shard(
                 self.learner,
                 model.layers,
-                grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
+                sharding_mesh(self.mesh.grid),
+                experts=experts,
+                experts_mesh=sharding_mesh(self.mesh.expert_grid) if experts else None,
                 whole=set(moved.values()),
                 free_weights=config.zero == 3,
             )
@@ -68,8 +76,12 @@ class Layout:
         self.own_s = 0.0
         """Seconds of the last `backpropagate` until this process had to wait for others' gradients."""
         self._sums: list[GradientSum] = []
-        if not config.zero and self.mesh.tokens.size > 1:
-            self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
+        if not config.zero:
+            divided = {parameter for module in experts for parameter in module.parameters()}
+            trained = self.parameters.values()
+            self._sum_over(self.mesh.tokens, [parameter for parameter in trained if parameter not in divided])
+            # those who share experts have sent each other the tokens, and so have no more gradients to sum
+            self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
 
     def recompute(self, how: Recompute, count: int | None = None) -> None:
         """Let so many layers forget what they need for the backward pass, the first ones; None: all.
@@ -87,7 +99,7 @@ class Layout:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
         """
         total, targets = 0.0, 0
-        micro_batches = self.level(micro_batches)
+        micro_batches, objective = self.level(micro_batches), self._shared(objective)
         start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
             with self._synchronizing(number == len(micro_batches)), autocast():
@@ -100,7 +112,7 @@ class Layout:
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
         with torch.no_grad():
-            loss, count = self.learner(packed, objective)
+            loss, count = self.learner(packed, self._shared(objective))
         return loss.item(), count
 
     def level(self, micro_batches: Sequence[Packed]) -> Sequence[Packed]:
@@ -128,6 +140,15 @@ class Layout:
         """Of all parameters of all processes together."""
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
         return squared_norm(gradients) ** 0.5
+
+    def _shared(self, objective: Objective) -> Objective:
+        """The objective, of this process's part of each row."""
+        config = self.config
+        return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
+
+    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
+        if world.size > 1 and parameters:
+            self._sums.append(GradientSum(parameters, world))
 
     @contextmanager
     def _synchronizing(self, last: bool) -> Iterator[None]:

@@ -77,7 +77,8 @@ class Updater:
         """
         loss, targets = self._backpropagate(micro_batches, precision)
         local_tokens = sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches)
-        loss, count, tokens = self.layout.sum(loss, targets, local_tokens)
+        loss, count = self.layout.sum(loss, targets)
+        [tokens] = self.layout.mesh.data.sum(local_tokens)
         if count == 0:
             raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
         norm = self.layout.gradient_norm() / count
