@@ -75,7 +75,8 @@ def settle_workload(
     known = noted is not None and wanted in ("auto", noted.precision)
     if noted is None or not world.agree(known):
         row = packed.first_rows()
-        flops, tokens = layout.sum(count_flops(lambda: rehearse(row, "fp32")), row.tokens_BT.numel() - 1)
+        [flops] = layout.sum(count_flops(lambda: rehearse(row, "fp32")))
+        [tokens] = layout.mesh.data.sum(row.tokens_BT.numel() - 1)
         seconds = time_precisions(lambda precision: rehearse(row, precision), world) if wanted == "auto" else {}
         noted = Workload(
             precision=faster(seconds) if wanted == "auto" else wanted,
