@@ -22,7 +22,6 @@ FOUR: dict[str, dict[str, Any]] = {
     "zero 3": {"zero": 3},
     "hybrid": {"zero": 3, "replicas": 2},
     "context, data": {"context": 2},
-    "ring of four": {"context": 4, "attention": "ring"},
     "ring, zero 3": {"context": 2, "attention": "ring", "zero": 3},
 }
 
@@ -31,13 +30,10 @@ EXPERTS: dict[int, dict[str, dict[str, Any]]] = {
     2: {
         "experts": {"expert": 2},
         "experts, context": {"expert": 2, "context": 2},
-        "experts, zero 3": {"expert": 2, "zero": 3},
     },
     4: {
         "experts, data": {"expert": 2},
-        "experts of four": {"expert": 4},
         "experts, context, data": {"expert": 2, "context": 2, "attention": "ring"},
-        "experts, zero 1": {"expert": 2, "zero": 1},
         "experts, zero 3": {"expert": 2, "zero": 3},
         "experts, hybrid": {"expert": 2, "zero": 2, "replicas": 2},
     },
