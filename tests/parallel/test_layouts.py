@@ -19,6 +19,8 @@ TWO: dict[str, dict[str, Any]] = {
     "1f1b": {"pipeline": 2},
     "interleaved": {"pipeline": 2, "schedule": "interleaved"},
     "zero bubble": {"pipeline": 2, "schedule": "zero_bubble"},
+    "context": {"context": 2},
+    "ring": {"context": 2, "attention": "ring"},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "data": {},
@@ -29,6 +31,10 @@ FOUR: dict[str, dict[str, Any]] = {
     "pipeline": {"pipeline": 4},
     "pipeline and data": {"pipeline": 2, "schedule": "interleaved"},
     "pipeline and zero": {"pipeline": 2, "zero": 3, "schedule": "zero_bubble"},
+    "context, data": {"context": 2},
+    "tensor, context": {"tensor": 2, "context": 2},
+    "pipeline, ring": {"pipeline": 2, "context": 2, "attention": "ring"},
+    "ring, zero 3": {"context": 2, "attention": "ring", "zero": 3},
 }
 SOME: dict[str, set[str]] = {
     "gpipe": {"decoder"},
@@ -37,8 +43,25 @@ SOME: dict[str, set[str]] = {
     "pipeline": {"decoder"},
     "pipeline and data": {"biased experts", "encoder"},
     "pipeline and zero": {"decoder", "experts"},
+    "tensor, context": {"decoder", "experts"},
+    "pipeline, ring": {"decoder", "encoder"},
 }
 """The kinds of models that a layout is tried with, where the others would show nothing new."""
+
+
+EXPERTS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "experts": {"expert": 2},
+        "experts, context": {"expert": 2, "context": 2},
+    },
+    4: {
+        "experts, data": {"expert": 2},
+        "experts, context, data": {"expert": 2, "context": 2, "attention": "ring"},
+        "experts, zero 3": {"expert": 2, "zero": 3},
+        "experts, hybrid": {"expert": 2, "zero": 2, "replicas": 2},
+    },
+}
+"""Layouts of models that have experts."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,6 +69,7 @@ SOME: dict[str, set[str]] = {
 def test_equals_one_process(size: int, layouts: dict[str, dict[str, Any]], kind: str, tmp_path: Path) -> None:
     layouts = {name: settings for name, settings in layouts.items() if kind in SOME.get(name, KINDS)}
     expected, weights = alone(kind)
+    layouts = layouts | (EXPERTS[size] if "experts" in kind else {})
     assert expected["loss"][-1] < expected["loss"][0] - 0.05
     for name, (report, own_weights) in run_layouts(size, tmp_path, kind, layouts).items():
         assert report["loss"] == pytest.approx(expected["loss"], abs=1e-5), name

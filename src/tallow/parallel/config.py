@@ -75,6 +75,11 @@ class ParallelConfig(Section):
                 f"loop.parallel.compress {self.compress} needs whole gradients, which zero and pipeline divide",
                 "leave one of them out",
             )
+        if self.expert > 1 and (self.tensor > 1 or self.pipeline > 1 or self.compress != "none"):
+            raise UsageError(
+                "loop.parallel.expert cannot be combined with tensor, pipeline or compress",
+                "leave one of them out; expert goes with data parallelism, zero and context",
+            )
         if self.tensor > 1 and self.pipeline > 1:
             raise UsageError(
                 "loop.parallel.tensor and loop.parallel.pipeline cannot be combined",

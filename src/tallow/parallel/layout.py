@@ -21,6 +21,8 @@ from tallow.models.skeletons import Balancing, Layered
 from tallow.objectives import Objective
 from tallow.parallel.compressed_sum import CompressedSum
 from tallow.parallel.config import ParallelConfig
+from tallow.parallel.context import refuse_indivisible, share_places
+from tallow.parallel.experts import SharedExperts, share_experts
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
@@ -28,7 +30,7 @@ from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import own_gradient, squared_norm
 from tallow.parallel.tensor import spread
 from tallow.parallel.world import ALONE, World
-from tallow.parallel.zero import shard
+from tallow.parallel.zero import shard, sharding_mesh
 
 if TYPE_CHECKING:
     from tallow.parallel.pipeline import Pipeline
@@ -65,17 +67,23 @@ class Layout:
         self.layers = [layer for part in parts for layer in part.layers]
         """Those of the model that this process computes."""
         # processes whose rows need other numbers of passes would wait for each other for ever
-        self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
+        self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1 or config.expert > 1)
         if config.tensor > 1:
             self.learner.vocabulary = spread(model, self.mesh.grid["tensor"])
+        experts: list[SharedExperts] = []
+        if config.expert > 1:
+            experts = share_experts(model, self.mesh.expert_grid, self.mesh.experts)
+        if config.context > 1:
+            refuse_indivisible(model, config)
         if config.zero and world.size > 1:
-            grid = self.mesh.grid
             moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
             for part in parts:
                 shard(
                     part,
                     part.layers,
-                    grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
+                    sharding_mesh(self.mesh.grid),
+                    experts=experts,
+                    experts_mesh=sharding_mesh(self.mesh.expert_grid) if experts else None,
                     whole=set(moved.values()),
                     # a pipeline needs them for one micro-batch after the other
                     free_weights=config.zero == 3 and self._pipeline is None,
@@ -87,11 +95,14 @@ class Layout:
         which it waits all the time, those of the forward passes."""
         self._sums: list[GradientSum] = []
         self._compressed: list[CompressedSum] = []
-        if not config.zero and self.mesh.tokens.size > 1:
-            trained = list(self.parameters.values())
-            self._sums.append(GradientSum(trained, self.mesh.tokens))
-            if config.compress == "powersgd":
-                self._compressed.append(CompressedSum(trained, self.mesh.tokens, config.compress_rank))
+        if not config.zero:
+            trained, tokens = list(self.parameters.values()), self.mesh.tokens
+            divided = {parameter for module in experts for parameter in module.parameters()}
+            self._sum_over(tokens, [parameter for parameter in trained if parameter not in divided])
+            # those who share experts have sent each other the tokens, and so have no more gradients to sum
+            self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
+            if config.compress == "powersgd" and tokens.size > 1:
+                self._compressed.append(CompressedSum(trained, tokens, config.compress_rank))
         self._elsewhere = set[str]()
         if self._pipeline is not None and self.mesh.ends.size > 1:
             twins = [name for name in self._pipeline.twins if name in self.parameters]
@@ -136,14 +147,14 @@ class Layout:
         if self._pipeline is not None:
             with autocast():
                 result = self._pipeline.backpropagate(
-                    micro_batches, objective, drawn_targets=drawn_targets, scale=scale
+                    micro_batches, self._shared(objective), drawn_targets=drawn_targets, scale=scale
                 )
             self.own_s = self._pipeline.own_s
             for gradient_sum in self._sums:
                 gradient_sum.complete()
             return result
         total, targets = 0.0, 0
-        micro_batches = self.level(micro_batches)
+        micro_batches, objective = self.level(micro_batches), self._shared(objective)
         start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
             with self._synchronizing(number == len(micro_batches), exact=drawn_targets), autocast():
@@ -156,9 +167,9 @@ class Layout:
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
         if self._pipeline is not None:
-            return self._pipeline.score(packed, objective)
+            return self._pipeline.score(packed, self._shared(objective))
         with torch.no_grad():
-            loss, count = self.learner(packed, objective)
+            loss, count = self.learner(packed, self._shared(objective))
         return loss.item(), count
 
     def level(self, micro_batches: Sequence[Packed]) -> Sequence[Packed]:
@@ -198,6 +209,15 @@ class Layout:
         """Forget what the compression of gradients has left out so far; the last ones are not to be used."""
         for compressed in self._compressed:
             compressed.forget()
+
+    def _shared(self, objective: Objective) -> Objective:
+        """The objective, of this process's part of each row."""
+        config = self.config
+        return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
+
+    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
+        if world.size > 1 and parameters:
+            self._sums.append(GradientSum(parameters, world))
 
     @contextmanager
     def _synchronizing(self, last: bool, *, exact: bool) -> Iterator[None]:

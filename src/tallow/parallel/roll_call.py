@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import Store
 
 from tallow.errors import Interrupted
 from tallow.parallel.world import PATIENCE, World
@@ -74,7 +74,7 @@ def _key(rank: int) -> str:
     return f"tallow/doing/{rank}"
 
 
-def _store() -> dist.Store:
+def _store() -> Store:
     return distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage] (nothing public gives it)
 
 
