@@ -27,7 +27,7 @@ from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.recompute import Recompute, recompute
-from tallow.parallel.shares import own_gradient, squared_norm
+from tallow.parallel.shares import own_gradient, squared_norm, whole_tensor
 from tallow.parallel.tensor import spread
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard, sharding_mesh
@@ -190,7 +190,7 @@ class Layout:
         state: dict[str, Tensor] = self.model.state_dict()
         for name, like in self._whole.items():
             value = state.get(name)
-            value = value.full_tensor() if isinstance(value, DTensor) else value
+            value = whole_tensor(value) if isinstance(value, DTensor) else value
             if self._pipeline is not None:
                 value = self._pipeline.bring(name, value, like)
             if self.world.is_main:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, zeros
+from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 from torch.distributed.tensor.placement_types import _StridedShard  # a shard of a shard
 
 from tallow.parallel.mesh import Mesh
@@ -85,3 +85,12 @@ def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
 def own_share(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, without a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tensor(tensor: DTensor) -> Tensor:
+    """All of it. All processes of its mesh must call it."""
+    placements = list(tensor.placements)
+    for number in range(len(placements)):  # one after the other: at once, PyTorch would warn that it does just that
+        placements[number] = Replicate()
+        tensor = tensor.redistribute(placements=placements)
+    return tensor.to_local()
