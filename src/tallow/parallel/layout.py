@@ -64,6 +64,7 @@ class Layout:
         self._pipeline = _pipeline(model, config, self.mesh) if config.pipeline > 1 else None
         self.model, self.learner = model, Learner(model)
         parts = [self.learner] if self._pipeline is None else [*self._pipeline.stages.values()]
+        self._parts: list[nn.Module] = [*parts]
         self.layers = [layer for part in parts for layer in part.layers]
         """Those of the model that this process computes."""
         # processes whose rows need other numbers of passes would wait for each other for ever
@@ -171,6 +172,12 @@ class Layout:
         with torch.no_grad():
             loss, count = self.learner(packed, self._shared(objective))
         return loss.item(), count
+
+    def forget_weights(self) -> None:
+        """Forget others' shares of the weights: those that follow have other values."""
+        for module in (module for part in self._parts for module in part.modules()):
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def level(self, micro_batches: Sequence[Packed]) -> Sequence[Packed]:
         """These, and where processes must keep step as many empty ones as another process has more."""

@@ -187,6 +187,7 @@ class Updater:
         self.layout.model.eval()
         with torch.no_grad(), autocast(precision, self.device), self.optimizer.averaged():
             yield
+        self.layout.forget_weights()
         self.layout.model.train()
 
     def rehearse(self, packed: Packed, precision: Precision) -> None:
