@@ -25,7 +25,7 @@ from tallow.objectives.masked import masked
 from tallow.parallel import Layout, ParallelConfig, World, join_world
 from tallow.train.update import Update, Updater
 
-VOCABULARY, ROWS, LENGTH, STEPS, RATE = 40, 8, 16, 20, 3e-3
+VOCABULARY, ROWS, LENGTH, STEPS, RATE = 40, 8, 16, 20, 1e-3
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "intermediate_size": 64}
 DECODER = {**SHAPE, "num_kv_heads": 2, "max_positions": LENGTH}
 KINDS = {
@@ -41,7 +41,9 @@ KINDS = {
 def make(kind: str, seed: int) -> Model:
     model = new_model(KINDS[kind], seed)
     for name, parameter in model.named_parameters():
-        if name.endswith("router.weight"):  # with scores that are nearly alike, rounding would choose the experts
+        # with scores that are nearly alike rounding would choose the experts, and embeddings that pass by zero as they
+        # learn would leave rounding alone to the norms
+        if name.endswith(("router.weight", "embed.weight")):
             parameter.data.mul_(10)
     return model
 

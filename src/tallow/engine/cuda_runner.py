@@ -22,7 +22,7 @@ from tallow.engine.torch_runner import TorchRunner, make_scores, summarize, want
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.paged_attention import QueryTiles, paged_attention
 from tallow.kernels.triton.paged_attention import tile_size
-from tallow.models.blocks.context import AttentionSpec
+from tallow.models.blocks.context import AttentionSpec, Context
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 
@@ -123,7 +123,7 @@ class CudaRunner(TorchRunner):
         return TiledContext(packed.to(self._device), count, num_tiles, self._tile_size, self.layout, self._caches)
 
 
-class TiledContext:
+class TiledContext(Context):
     """Causal attention of the spans of a step, laid one after the other in a single row (B = 1), by one kernel.
 
     Args:

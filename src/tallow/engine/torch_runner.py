@@ -131,7 +131,7 @@ class TorchRunner:
         return self.model.get_submodule(name).register_forward_hook(add), a_RI.nbytes + b_OR.nbytes
 
 
-class PagedContext:
+class PagedContext(Context):
     """Causal attention of the spans of a step, laid one after the other in a single row (B = 1).
 
     The linear layers see all tokens at once; attention runs span by span, so that a sequence's result does not depend

@@ -35,17 +35,12 @@ def add_balance_loss(scores_NE: Tensor, experts_NK: Tensor, context: Context, we
 
 def relative_loads(experts_NK: Tensor, context: Context, num_experts: int) -> Tensor:
     """How often the sequence of each place uses each expert, in multiples of the mean: N E, fp32; 0 at padding."""
-    starts_BT = context.positions_BT == 0
-    starts_BT[:, 0] = True
-    sequences_N = starts_BT.flatten().cumsum(0) - 1
-    weights_NK = torch.ones(experts_NK.shape, device=experts_NK.device)
+    chosen_NE = torch.zeros(len(experts_NK), num_experts, device=experts_NK.device).scatter_(1, experts_NK, 1.0)
     if context.padding_BT is not None:
-        weights_NK[context.padding_BT.flatten()] = 0.0
-    num_sequences = int(sequences_N[-1]) + 1
-    loads_SE = torch.zeros(num_sequences, num_experts, device=experts_NK.device)
-    loads_SE.index_put_((sequences_N[:, None], experts_NK), weights_NK, accumulate=True)
-    relative_SE = loads_SE / loads_SE.mean(1, keepdim=True).clamp(min=1e-9)  # a sequence of padding has no loads
-    return relative_SE[sequences_N] * weights_NK[:, :1]
+        chosen_NE[context.padding_BT.flatten()] = 0.0
+    loads_NE = context.sum_over_sequences(chosen_NE)
+    relative_NE = loads_NE / loads_NE.mean(1, keepdim=True).clamp(min=1e-9)  # a sequence of padding has no loads
+    return relative_NE if context.padding_BT is None else relative_NE * ~context.padding_BT.flatten()[:, None]
 
 
 class _AddGradient(torch.autograd.Function):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tallow.models.blocks.context import AttentionSpec
+from tallow.models.blocks.context import AttentionSpec, Context, same_document
 
 
-class BidirectionalContext:
+class BidirectionalContext(Context):
     """Each token sees every token of its document, before it and after it.
 
     Args:
@@ -23,9 +25,7 @@ class BidirectionalContext:
 
     def __init__(self, positions_BT: Tensor, documents_BT: Tensor | None = None) -> None:
         self.positions_BT = positions_BT
-        self.mask_B1TT = (
-            None if documents_BT is None else (documents_BT[:, :, None] == documents_BT[:, None, :])[:, None]
-        )
+        self.documents_BT = documents_BT
 
     @classmethod
     def plain(cls, batch: int, length: int, device: torch.device | None = None) -> BidirectionalContext:
@@ -37,5 +37,18 @@ class BidirectionalContext:
         assert spec.softcap is None, "no encoder caps its scores"
         grouped = q_BHTd.shape[1] > k_BKTd.shape[1]
         return F.scaled_dot_product_attention(
-            q_BHTd, k_BKTd, v_BKTd, attn_mask=self.mask_B1TT, scale=spec.scale, enable_gqa=grouped
+            q_BHTd, k_BKTd, v_BKTd, attn_mask=self._mask_B1TT, scale=spec.scale, enable_gqa=grouped
         )
+
+    def visible(self, queries: range, keys: range, window: int | None) -> Tensor:
+        """Whether each of some places sees each of others, bool, B 1 Q S or 1 1 Q S."""
+        assert window is None, "windows reach backwards only"
+        if self.documents_BT is None:
+            return torch.ones(1, 1, len(queries), len(keys), dtype=torch.bool, device=self.positions_BT.device)
+        return same_document(self.documents_BT, queries, keys)[:, None]
+
+    @cached_property
+    def _mask_B1TT(self) -> Tensor | None:
+        """Which key each query sees; None where each sees all."""
+        places = range(self.positions_BT.shape[1])
+        return None if self.documents_BT is None else self.visible(places, places, None)

@@ -7,7 +7,7 @@ tokens see which; in serving it also carries the key-value cache. So one module 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,8 +41,34 @@ class Context(Protocol):
         """Attention output, B H T d; K divides H."""
         ...
 
+    def sum_over_sequences(self, values_NE: Tensor) -> Tensor:
+        """For each place the sum of what is given for all places of its sequence, N E; N = B T, row after row."""
+        sequences_N = sequence_numbers(self.positions_BT).flatten()
+        sums_SE = values_NE.new_zeros(int(sequences_N[-1]) + 1, values_NE.shape[1])
+        return sums_SE.index_add_(0, sequences_N, values_NE)[sequences_N]
 
-class SequenceContext:
+
+@runtime_checkable
+class Masked(Protocol):
+    """A context of whole rows that can tell which place sees which, for who computes attention in parts."""
+
+    def visible(self, queries: range, keys: range, window: int | None) -> Tensor:
+        """Whether each of some places sees each of others, bool, B 1 Q S or 1 1 Q S.
+
+        Args:
+            window: Of the layer, as in `AttentionSpec`.
+        """
+        ...
+
+
+def sequence_numbers(positions_BT: Tensor) -> Tensor:
+    """Which of all the sequences of all rows each place belongs to, int64, B T; one begins at each position 0."""
+    starts_BT = positions_BT == 0
+    starts_BT[:, 0] = True
+    return (starts_BT.flatten().cumsum(0) - 1).view_as(positions_BT)
+
+
+class SequenceContext(Context):
     """Causal attention over whole sequences, for training and scoring.
 
     Args:
@@ -80,14 +106,25 @@ class SequenceContext:
         """Which key each query sees, B 1 T T; None for plain causal order (the fast path)."""
         if window is None and self.documents_BT is None:
             return None
-        index_T = torch.arange(self.positions_BT.shape[1], device=self.positions_BT.device)
-        distance_TT = index_T[:, None] - index_T[None, :]
-        mask_TT = distance_TT >= 0
+        places = range(self.positions_BT.shape[1])
+        return self.visible(places, places, window)
+
+    def visible(self, queries: range, keys: range, window: int | None) -> Tensor:
+        """Whether each of some places sees each of others, bool, B 1 Q S or 1 1 Q S."""
+        device = self.positions_BT.device
+        query_Q, key_S = (torch.arange(x.start, x.stop, device=device) for x in (queries, keys))
+        distance_QS = query_Q[:, None] - key_S[None, :]
+        mask_QS = distance_QS >= 0
         if window is not None:
-            mask_TT &= distance_TT < window
+            mask_QS &= distance_QS < window
         if self.documents_BT is None:
-            return mask_TT[None, None]
-        return (mask_TT & (self.documents_BT[:, :, None] == self.documents_BT[:, None, :]))[:, None]
+            return mask_QS[None, None]
+        return (mask_QS & same_document(self.documents_BT, queries, keys))[:, None]
+
+
+def same_document(documents_BT: Tensor, queries: range, keys: range) -> Tensor:
+    """Whether each of some places is of the same document as each of others, bool, B Q S."""
+    return documents_BT[:, queries.start : queries.stop, None] == documents_BT[:, None, keys.start : keys.stop]
 
 
 def attention(q_BHTd: Tensor, k_BKSd: Tensor, v_BKSd: Tensor, mask_B1TS: Tensor | None, spec: AttentionSpec) -> Tensor:
