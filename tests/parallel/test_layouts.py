@@ -18,6 +18,8 @@ TWO: dict[str, dict[str, Any]] = {
     "1f1b": {"pipeline": 2},
     "interleaved": {"pipeline": 2, "schedule": "interleaved"},
     "zero bubble": {"pipeline": 2, "schedule": "zero_bubble"},
+    "context": {"context": 2},
+    "ring": {"context": 2, "attention": "ring"},
 }
 FOUR: dict[str, dict[str, Any]] = {
     "data": {},
@@ -26,6 +28,9 @@ FOUR: dict[str, dict[str, Any]] = {
     "pipeline": {"pipeline": 4},
     "pipeline and data": {"pipeline": 2, "schedule": "interleaved"},
     "pipeline and zero": {"pipeline": 2, "zero": 3, "schedule": "zero_bubble"},
+    "context, data": {"context": 2},
+    "ring of four": {"context": 4, "attention": "ring"},
+    "ring, zero 3": {"context": 2, "attention": "ring", "zero": 3},
 }
 SOME: dict[str, set[str]] = {
     "gpipe": {"decoder"},
@@ -38,11 +43,30 @@ SOME: dict[str, set[str]] = {
 """The kinds of models that a layout is tried with, where the others would show nothing new."""
 
 
+EXPERTS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "experts": {"expert": 2},
+        "experts, context": {"expert": 2, "context": 2},
+        "experts, zero 3": {"expert": 2, "zero": 3},
+    },
+    4: {
+        "experts, data": {"expert": 2},
+        "experts of four": {"expert": 4},
+        "experts, context, data": {"expert": 2, "context": 2, "attention": "ring"},
+        "experts, zero 1": {"expert": 2, "zero": 1},
+        "experts, zero 3": {"expert": 2, "zero": 3},
+        "experts, hybrid": {"expert": 2, "zero": 2, "replicas": 2},
+    },
+}
+"""Layouts of models that have experts."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "layouts"), [(2, TWO), (4, FOUR)], ids=["two", "four"])
 def test_equals_one_process(size: int, layouts: dict[str, dict[str, Any]], kind: str, tmp_path: Path) -> None:
     layouts = {name: settings for name, settings in layouts.items() if kind in SOME.get(name, KINDS)}
     expected, weights = alone(kind)
+    layouts = layouts | (EXPERTS[size] if "experts" in kind else {})
     assert expected["loss"][-1] < expected["loss"][0] - 0.05
     for name, (report, own_weights) in run_layouts(size, tmp_path, kind, layouts).items():
         assert report["loss"] == pytest.approx(expected["loss"], abs=1e-5), name

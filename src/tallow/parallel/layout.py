@@ -20,13 +20,15 @@ from tallow.data.batch import Packed
 from tallow.models.skeletons import Balancing, Layered
 from tallow.objectives import Objective
 from tallow.parallel.config import ParallelConfig
+from tallow.parallel.context import refuse_indivisible, share_places
+from tallow.parallel.experts import SharedExperts, share_experts
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import squared_norm
 from tallow.parallel.world import ALONE, World
-from tallow.parallel.zero import shard
+from tallow.parallel.zero import shard, sharding_mesh
 
 if TYPE_CHECKING:
     from tallow.parallel.pipeline import Pipeline
@@ -60,15 +62,21 @@ class Layout:
         self.layers = [layer for part in parts for layer in part.layers]
         """Those of the model that this process computes."""
         # processes whose rows need other numbers of passes would wait for each other for ever
-        self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1)
+        self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1 or config.expert > 1)
+        experts: list[SharedExperts] = []
+        if config.expert > 1:
+            experts = share_experts(model, self.mesh.expert_grid, self.mesh.experts)
+        if config.context > 1:
+            refuse_indivisible(model, config)
         if config.zero and world.size > 1:
-            grid = self.mesh.grid
             moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
             for part in parts:
                 shard(
                     part,
                     part.layers,
-                    grid["replicate", "shard"] if self.mesh.replicas > 1 else grid["shard"],
+                    sharding_mesh(self.mesh.grid),
+                    experts=[module for module in part.modules() if isinstance(module, SharedExperts)],
+                    experts_mesh=sharding_mesh(self.mesh.expert_grid) if experts else None,
                     whole=set(moved.values()),
                     # a pipeline needs them for one micro-batch after the other
                     free_weights=config.zero == 3 and self._pipeline is None,
@@ -79,8 +87,12 @@ class Layout:
         """Seconds of the last `backpropagate` until this process had to wait for others' gradients; of a pipeline, in
         which it waits all the time, those of the forward passes."""
         self._sums: list[GradientSum] = []
-        if not config.zero and self.mesh.tokens.size > 1:
-            self._sums.append(GradientSum(list(self.parameters.values()), self.mesh.tokens))
+        if not config.zero:
+            divided = {parameter for module in experts for parameter in module.parameters()}
+            trained = self.parameters.values()
+            self._sum_over(self.mesh.tokens, [parameter for parameter in trained if parameter not in divided])
+            # those who share experts have sent each other the tokens, and so have no more gradients to sum
+            self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
         self._elsewhere = set[str]()
         if self._pipeline is not None and self.mesh.ends.size > 1:
             twins = [name for name in self._pipeline.twins if name in self.parameters]
@@ -111,6 +123,7 @@ class Layout:
         Returns:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
         """
+        objective = self._shared(objective)
         if self._pipeline is not None:
             with autocast():
                 result = self._pipeline.backpropagate(
@@ -133,6 +146,7 @@ class Layout:
 
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
+        objective = self._shared(objective)
         if self._pipeline is not None:
             return self._pipeline.score(packed, objective)
         with torch.no_grad():
@@ -171,6 +185,15 @@ class Layout:
         square = squared_norm(value.grad for value in counted if value.grad is not None)
         [square] = self.mesh.pipeline.sum(square)
         return square**0.5
+
+    def _shared(self, objective: Objective) -> Objective:
+        """The objective, of this process's part of each row."""
+        config = self.config
+        return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
+
+    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
+        if world.size > 1 and parameters:
+            self._sums.append(GradientSum(parameters, world))
 
     @contextmanager
     def _synchronizing(self, last: bool) -> Iterator[None]:

@@ -80,6 +80,31 @@ class Mesh:
         return {"replicate": rest % self.replicas, "shard": shard, "tensor": tensor}
 
     @cached_property
+    def expert_grid(self) -> DeviceMesh:
+        """Dimensions `replicate`, `shard` and `expert`, besides those that experts are not divided by: processes with
+        other tokens, neighbours of which share the experts."""
+        config = self.config
+        replicas = config.replicas if config.zero else 1
+        holders = self.rows * config.context // replicas // config.expert
+        names = ("pipeline", "replicate", "shard", "expert", "tensor")
+        shape = (config.pipeline, replicas, holders, config.expert, config.tensor)
+        return init_device_mesh(self.device_type, shape, mesh_dim_names=names)
+
+    @cached_property
+    def experts(self) -> World:
+        """Those that share the experts."""
+        config = self.config
+        outer = config.pipeline * self.rows * config.context // config.expert
+        return self._group(outer, config.expert, config.tensor, apart=True)
+
+    @cached_property
+    def holders(self) -> World:
+        """Those that have other tokens, but the same experts: over them the gradients of experts are summed."""
+        config = self.config
+        size = self.rows * config.context // config.expert
+        return self._group(config.pipeline, size, config.expert * config.tensor)
+
+    @cached_property
     def data(self) -> World:
         """Those that share the rows."""
         config = self.config
@@ -100,7 +125,7 @@ class Mesh:
     def context(self) -> World:
         """Those that share each sequence."""
         config = self.config
-        return self._group(config.pipeline * self.rows, config.context, config.tensor)
+        return self._group(config.pipeline * self.rows, config.context, config.tensor, apart=True)
 
     @cached_property
     def pipeline(self) -> World:
@@ -119,10 +144,20 @@ class Mesh:
         group, _ = dist.new_subgroups_by_enumeration(pairs)
         return World(int(place > 0), 2, group) if isinstance(group, dist.ProcessGroup) else World(0, 1)
 
-    def _group(self, outer: int, size: int, inner: int) -> World:
+    def _group(self, outer: int, size: int, inner: int, *, apart: bool = False) -> World:
+        """This process's of several groups.
+
+        Args:
+            apart: What it sends may come between what larger groups send, at other moments in each process; so it
+                needs a group of its own even where it is all processes.
+        """
         if size == 1:
             return World(0, 1)
-        if size == self.world.size:
+        if size == self.world.size and not apart:
             return self.world
+        if size == self.world.size:
+            group = dist.new_group()
+            assert isinstance(group, dist.ProcessGroup)
+            return World(self.world.rank, size, group)
         grid = init_device_mesh(self.device_type, (outer, size, inner), mesh_dim_names=("outer", "group", "inner"))
         return World(grid.get_local_rank("group"), size, grid.get_group("group"))

@@ -7,15 +7,23 @@ layer computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import Shard
 
 
 def shard(
-    learner: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, *, whole: set[nn.Parameter], free_weights: bool
+    learner: nn.Module,
+    layers: Iterable[nn.Module],
+    mesh: DeviceMesh,
+    *,
+    experts: Iterable[nn.Module] = (),
+    experts_mesh: DeviceMesh | None = None,
+    whole: set[nn.Parameter],
+    free_weights: bool,
 ) -> None:
     """Divide the parameters of a module over the processes of a mesh, in place.
 
@@ -23,9 +31,15 @@ def shard(
         learner: Computes a loss; no parameter is used but in its `forward`.
         layers: Parts of it whose parameters travel together; the rest is one part more.
         mesh: The processes in one dimension, or in two: replicas, and those that divide one among them.
+        experts: Parts of the layers that others of the processes have the same parameters of.
+        experts_mesh: Those processes, likewise.
         whole: Parameters that each process keeps whole.
         free_weights: Others' weights are given back between forward and backward pass.
     """
+    for module in experts:
+        assert experts_mesh is not None
+        across = _across_experts(module, experts_mesh["shard"].size())
+        fully_shard(module, mesh=experts_mesh, reshard_after_forward=free_weights, shard_placement_fn=across)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=free_weights, ignored_params=whole)
     # the last part's weights are wanted again at once, so they stay
@@ -35,3 +49,14 @@ def shard(
             # gradients are of the summed loss; their mean is taken once the number of targets is known
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _across_experts(experts: nn.Module, processes: int) -> Callable[[nn.Parameter], Shard]:
+    """By which dimension parameters are cut: not by expert once more, of which there may be too few, if it can be."""
+    even = all(parameter.shape[1] % processes == 0 for parameter in experts.parameters())
+    return lambda _: Shard(1 if even else 0)
+
+
+def sharding_mesh(grid: DeviceMesh) -> DeviceMesh:
+    """Of all processes those that divide parameters among them, with replicas as another dimension if there are any."""
+    return grid["replicate", "shard"] if grid["replicate"].size() > 1 else grid["shard"]

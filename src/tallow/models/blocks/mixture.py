@@ -107,6 +107,7 @@ class Experts(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         experts, hidden, inner = config.num_experts, config.hidden_size, config.intermediate_size
+        self.num_experts = experts
         self.gate_proj = Stack(experts, inner, hidden)
         self.up_proj = Stack(experts, inner, hidden)
         self.down_proj = Stack(experts, hidden, inner)
@@ -115,23 +116,43 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """The weighted sum of the experts chosen for each token, N D."""
         order_M = experts_NK.flatten().argsort(stable=True)
-        loads = experts_NK.flatten().bincount(minlength=len(self.gate_proj.weight)).tolist()
-        # a slice for each expert would make a gradient of all experts for each; of `unbind` there is one for all
-        gates, ups, downs = (stack.weight.unbind() for stack in (self.gate_proj, self.up_proj, self.down_proj))
-        outputs = [
-            F.linear(activate(F.linear(x_nD, gate), self.activation) * F.linear(x_nD, up), down)
-            for x_nD, gate, up, down in zip(
-                x_ND[order_M // experts_NK.shape[1]].split(loads), gates, ups, downs, strict=True
-            )
-            if len(x_nD)
-        ]
+        loads_E = experts_NK.flatten().bincount(minlength=self.num_experts)
+        out_MD = self.compute(x_ND[order_M // experts_NK.shape[1]], loads_E)
         # back in the order of the tokens, where sums do not depend on how a device schedules additions
-        out_NKD = torch.cat(outputs)[order_M.argsort()].unflatten(0, experts_NK.shape)
+        out_NKD = out_MD[order_M.argsort()].unflatten(0, experts_NK.shape)
         return (out_NKD * weights_NK[..., None]).sum(1).to(x_ND.dtype)
+
+    def compute(self, x_MD: Tensor, loads_E: Tensor) -> Tensor:
+        """What each expert makes of its tokens, M D.
+
+        Args:
+            x_MD: The tokens of the first expert, then those of the second one, and so on.
+            loads_E: How many each has.
+        """
+        gates_EID, ups_EID, downs_EDI = (stack.weight for stack in (self.gate_proj, self.up_proj, self.down_proj))
+        return compute_experts(x_MD, loads_E, gates_EID, ups_EID, downs_EDI, self.activation)
 
     def num_parameters_each(self) -> int:
         """Weights of one expert."""
         return sum(parameter[0].numel() for parameter in self.parameters())
+
+
+def compute_experts(
+    x_MD: Tensor, loads_E: Tensor, gates_EID: Tensor, ups_EID: Tensor, downs_EDI: Tensor, activation: Activation
+) -> Tensor:
+    """What each of some experts makes of its tokens, which lie one expert's after the other's, M D.
+
+    All weights get a gradient, also where there are no tokens.
+    """
+    # a slice for each expert would make a gradient of all experts for each; of `unbind` there is one for all
+    each = zip(x_MD.split(loads_E.tolist()), gates_EID.unbind(), ups_EID.unbind(), downs_EDI.unbind(), strict=True)
+    return torch.cat(
+        [
+            F.linear(activate(F.linear(x_nD, gate_ID), activation) * F.linear(x_nD, up_ID), down_DI)
+            for x_nD, gate_ID, up_ID, down_DI in each
+            if len(x_nD) or not len(x_MD)
+        ]
+    )
 
 
 class Stack(nn.Module):
