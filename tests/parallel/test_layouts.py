@@ -29,7 +29,6 @@ FOUR: dict[str, dict[str, Any]] = {
     "pipeline and data": {"pipeline": 2, "schedule": "interleaved"},
     "pipeline and zero": {"pipeline": 2, "zero": 3, "schedule": "zero_bubble"},
     "context, data": {"context": 2},
-    "ring of four": {"context": 4, "attention": "ring"},
     "ring, zero 3": {"context": 2, "attention": "ring", "zero": 3},
 }
 SOME: dict[str, set[str]] = {
@@ -47,13 +46,10 @@ EXPERTS: dict[int, dict[str, dict[str, Any]]] = {
     2: {
         "experts": {"expert": 2},
         "experts, context": {"expert": 2, "context": 2},
-        "experts, zero 3": {"expert": 2, "zero": 3},
     },
     4: {
         "experts, data": {"expert": 2},
-        "experts of four": {"expert": 4},
         "experts, context, data": {"expert": 2, "context": 2, "attention": "ring"},
-        "experts, zero 1": {"expert": 2, "zero": 1},
         "experts, zero 3": {"expert": 2, "zero": 3},
         "experts, hybrid": {"expert": 2, "zero": 2, "replicas": 2},
     },
