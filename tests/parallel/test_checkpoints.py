@@ -54,7 +54,8 @@ OF_EXPERTS = ("four, two", "pipelines", "shared experts", "gathered experts")
 
 
 @pytest.mark.parametrize(
-    ("kind", "way"), [("decoder", way) for way in WAYS if "experts" not in way] + [("biased experts", way) for way in OF_EXPERTS]
+    ("kind", "way"),
+    [("decoder", way) for way in WAYS if "experts" not in way] + [("biased experts", way) for way in OF_EXPERTS],
 )
 def test_goes_on_in_another_layout(kind: str, way: str, tmp_path: Path) -> None:
     for size, settings in WAYS[way]:
