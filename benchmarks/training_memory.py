@@ -53,7 +53,9 @@ def work(settings: dict[str, object], recompute: str, place: Path) -> None:
             layout.recompute(recompute)  # pyright: ignore[reportArgumentType] (one of RECOMPUTE)
         updater = Updater(layout, causal, LoopConfig(batch_size=ROWS))
         rows = len(layout.mesh.data.share(range(2 * ROWS))) if world.size > 1 else 2 * ROWS
-        batches = [random_batch(int(shape["vocab_size"]), max(1, rows // 2), 256 if recompute else 32) for _ in range(2)]
+        batches = [
+            random_batch(int(shape["vocab_size"]), max(1, rows // 2), 256 if recompute else 32) for _ in range(2)
+        ]
         seconds, between = [], 0
         for step in range(1, WARM_UP + UPDATES + 1):
             if step == WARM_UP + 1:

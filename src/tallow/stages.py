@@ -107,7 +107,7 @@ STAGES: dict[str, Stage] = {
         found={"scaling": f"{SCALING_DIRECTORY}/scaling.json"},
         shared=True,
     ),
-    "tune": Stage(_tune, "model", {"model": ("pretrain",)}, {}),
+    "tune": Stage(_tune, "model", {"model": ("pretrain",)}, {}, shared=True),
     "compress": Stage(_compress, "model", {"model": ("tune", "pretrain")}, {}),
     "evaluate": Stage(_evaluate, "evaluation.json", {"file": ("prepare",)}, {"models": MODEL_STAGES}),
     "sample": Stage(_sample, "samples.json", {"model": LAST_MODEL}, {}),
@@ -269,7 +269,7 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
     Raises:
         TallowError: As the stage does; what it needs to resume is kept.
     """
-    with _together() as main_says, run.alone():
+    with _together(f"{name} {config.model_dump_json()} {run.directory}") as main_says, run.alone():
         if not is_main_process():
             if main_says(False) and STAGES[name].shared:
                 STAGES[name].load()[1](config, run)
@@ -310,7 +310,8 @@ def run_recipe(recipe: Recipe, directory: Path | str, *, fresh: bool = False) ->
         raise UsageError("the recipe names no stage", f"stages: {', '.join(STAGES)}")
     configs = resolve_all(recipe, directory)
     results = {}
-    with _together():
+    everything = {name: config.model_dump_json() for name, config in configs.items()}
+    with _together(f"{everything} {directory}"):
         for name, config in configs.items():
             run = StageRun(directory / name, recipe.settings.price_per_hour, resume=not fresh)
             results[name] = run_stage(name, config, run)
@@ -334,10 +335,16 @@ def _save_resolved(recipe: Recipe, directory: Path) -> None:
 
 
 @contextmanager
-def _together() -> Iterator[Callable[[bool], bool]]:
+def _together(work: str) -> Iterator[Callable[[bool], bool]]:
     """Join the processes that `torchrun` has started, if it has.
 
     What it gives is a function that all of them call at once, and that returns what the main one says.
+
+    Args:
+        work: What they are to do, which must be the same for all.
+
+    Raises:
+        UsageError: It is not.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":  # torch is slow to import, and not every stage needs it
         yield bool
@@ -345,6 +352,7 @@ def _together() -> Iterator[Callable[[bool], bool]]:
     from tallow.parallel import join_world
 
     with join_world() as world:
+        world.require_alike("recipes", work)
         yield lambda said: bool(world.sum(world.is_main and said)[0])
 
 

@@ -45,6 +45,7 @@ WAYS: dict[str, list[tuple[int, Settings]]] = {
     "one, four": [(1, {}), (4, {"zero": 3, "replicas": 2})],
     "four, two": [(4, {"zero": 2}), (2, {"zero": 1})],
     "two, four": [(2, {}), (4, {"zero": 3})],
+    "tensor": [(4, {"tensor": 2, "zero": 3}), (2, {"tensor": 2})],
     "pipelines": [(2, {"pipeline": 2}), (4, {"pipeline": 2, "zero": 3, "schedule": "interleaved"})],
     "pipeline, data": [(4, {"pipeline": 4}), (2, {})],
     "shared experts": [(4, {"expert": 2, "zero": 3}), (2, {"expert": 2})],

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,23 +41,24 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run_tallow(rank: int, port: int, directory: Path) -> None:
+def run_tallow(rank: int, port: int, directory: Path, options: Sequence[str]) -> None:
     """One of two processes, under the variables that torchrun sets; what it says goes into files."""
     torch.set_num_threads(1)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ.update(place)
     os.chdir(directory)
-    sys.argv = ["tallow", "run", "tiny.yaml", "--run", "two", "--json"]
+    sys.argv = ["tallow", "run", "tiny.yaml", "--run", "two", "--json", *options]
     with (directory / f"out{rank}").open("w") as sys.stdout, (directory / f"err{rank}").open("w") as sys.stderr:
         main()
 
 
-def exit_codes(directory: Path) -> list[int | None]:
-    """Of two processes that do the recipe together."""
+def exit_codes(directory: Path, *options: Sequence[str]) -> list[int | None]:
+    """Of two processes that do the recipe together, each with options of its own where any are given."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [start(run_tallow, rank, port, directory) for rank in range(2)]
+    each = options or ((), ())
+    processes = [start(run_tallow, rank, port, directory, each[rank]) for rank in range(2)]
     for process in processes:
         process.join(timeout=60)
     return [process.exitcode for process in processes]
@@ -94,3 +96,10 @@ def test_what_stops_the_main_process_stops_all(place: Path) -> None:
     assert json.loads((place / "out0").read_text())["error"]["message"] == "data file text.txt is binary, not text"
     assert (place / "out1").read_text() == (place / "err1").read_text() == "", "only the main process talks"
     assert not (place / "two" / "prepare" / "documents").exists()
+
+
+def test_processes_with_different_recipes_do_nothing(place: Path) -> None:
+    assert exit_codes(place, (), ("--set", "pretrain.loop.learning_rate=0.1")) == [2, 2]
+    message = json.loads((place / "out0").read_text())["error"]["message"]
+    assert message == "the processes were given different recipes: that of process 1 is not that of process 0"
+    assert not (place / "two").exists()

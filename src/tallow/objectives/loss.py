@@ -6,7 +6,7 @@ Logits are computed for target places alone, in the model's dtype; their log-sof
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,25 +21,65 @@ ROUND_TOKENS = 128
 IGNORED = -100
 
 
-def summed_loss(model: TokenModel, example: Example, *, drawn_targets: bool = False) -> Tensor:
+class Vocabulary(Protocol):
+    """Losses from logits."""
+
+    def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """Summed over the targets, in nats; a target `IGNORED` does not count."""
+        ...
+
+    def draw(self, logits_NV: Tensor) -> Tensor:
+        """A token of each place, N, as the logits predict it."""
+        ...
+
+
+class WholeVocabulary:
+    """Losses from the logits of all tokens."""
+
+    def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """Summed over the targets, in nats; a target `IGNORED` does not count."""
+        return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=IGNORED)
+
+    def draw(self, logits_NV: Tensor) -> Tensor:
+        """A token of each place, N, as the logits predict it."""
+        return logits_NV.float().softmax(-1).multinomial(1)[:, 0]
+
+
+WHOLE = WholeVocabulary()
+
+
+def summed_loss(
+    model: TokenModel, example: Example, *, drawn_targets: bool = False, vocabulary: Vocabulary = WHOLE
+) -> Tensor:
     """Negative log-likelihood of all target tokens together, in nats: a float64 scalar.
 
     Args:
         drawn_targets: The targets are drawn from what the model itself predicts at each target place.
+        vocabulary: Of whose tokens the model gives logits.
     """
     hidden_BTD = model(example.inputs_BT, example.context)
-    return loss_of_hidden(model.logits, hidden_BTD, example, drawn_targets=drawn_targets)
+    return loss_of_hidden(model.logits, hidden_BTD, example, drawn_targets=drawn_targets, vocabulary=vocabulary)
 
 
 def loss_of_hidden(
-    logits: Callable[[Tensor], Tensor], hidden_BTD: Tensor, example: Example, *, drawn_targets: bool = False
+    logits: Callable[[Tensor], Tensor],
+    hidden_BTD: Tensor,
+    example: Example,
+    *,
+    drawn_targets: bool = False,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Tensor:
     """`summed_loss`, of hidden states and what makes logits of them.
 
     Where gradients are wanted, those by the hidden states and by the output layer's parameters are computed here, piece
     by piece, and handed on when the loss goes back. So memory holds one piece's logits, and nothing is computed twice.
     """
-    piece_loss = _drawn_loss if drawn_targets else _cross_entropy
+
+    def piece_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        if drawn_targets:
+            targets_N = torch.where(targets_N == IGNORED, targets_N, vocabulary.draw(logits_NV.detach()))
+        return vocabulary.cross_entropy(logits_NV, targets_N)
+
     hidden_ND = hidden_BTD.flatten(0, 1)
     if not torch.is_grad_enabled():
         return _total([piece_loss(logits(hidden_ND[places]), targets_N) for places, targets_N in _pieces(example)])
@@ -106,16 +146,6 @@ def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
         # where there is no target, one ignored piece gives the output layer its gradient, zero: others may wait for it
         filling = -len(places) % min(ROUND_TOKENS, PIECE_TOKENS) if len(places) else 1
         yield F.pad(places, (0, filling)), F.pad(targets_N[places], (0, filling), value=IGNORED)
-
-
-def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=IGNORED)
-
-
-def _drawn_loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy towards tokens as the model predicts them, in place of the targets that count."""
-    drawn_N = logits_NV.detach().float().softmax(-1).multinomial(1)[:, 0]
-    return _cross_entropy(logits_NV, torch.where(targets_N == IGNORED, targets_N, drawn_N))
 
 
 def _total(losses: list[Tensor]) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
+from tallow.errors import UsageError
 from tallow.recipe import Section
 
 
@@ -13,7 +14,7 @@ class ParallelConfig(Section):
     """How a model and its batches are spread over the processes that `torchrun` has started.
 
     The processes are divided by `tensor`, `context` and `pipeline`; what is left shares the rows of each batch (data
-    parallelism). No setting changes what is learned, but for rounding.
+    parallelism). No setting but `compress` changes what is learned, but for rounding.
 
     Args:
         zero: What those that share the rows divide among them: nothing (0), the optimizer's state (1), gradients too
@@ -33,9 +34,27 @@ class ParallelConfig(Section):
             (2104.04473, section 2.2), `interleaved` (there, section 2.3) or `zero_bubble` (2401.10241). With the last
             two a process has two stages, so there must be twice as many layers as processes.
         expert: Processes that share the experts of each layer, among those that share rows and sequences (2006.16668).
+        compress: How gradients go between those that share the rows, for slow links: as they are (`none`), or each
+            matrix as the product of two thin ones (`powersgd`; 1905.13727), what is left out being added the next time.
+            Without `zero` and `pipeline` only.
+        compress_rank: Inner size of the thin matrices.
         timeout_s: Seconds that a process waits for the others before it gives them up; more than the slowest step,
             validation or checkpoint takes.
     """
+
+    incidental = frozenset(
+        (
+            "zero",
+            "replicas",
+            "tensor",
+            "context",
+            "attention",
+            "pipeline",
+            "schedule",
+            "expert",
+            "timeout_s",
+        )
+    )
 
     zero: Literal[0, 1, 2, 3] = 0
     replicas: PositiveInt = 1
@@ -45,4 +64,20 @@ class ParallelConfig(Section):
     pipeline: PositiveInt = 1
     schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
     expert: PositiveInt = 1
+    compress: Literal["none", "powersgd"] = "none"
+    compress_rank: PositiveInt = 4
     timeout_s: PositiveFloat = 1800.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.compress != "none" and (self.zero or self.pipeline > 1):
+            raise UsageError(
+                f"loop.parallel.compress {self.compress} needs whole gradients, which zero and pipeline divide",
+                "leave one of them out",
+            )
+        if self.tensor > 1 and self.pipeline > 1:
+            raise UsageError(
+                "loop.parallel.tensor and loop.parallel.pipeline cannot be combined",
+                "set one of them to 1; tensor goes with zero, and pipeline too",
+            )
+        return self

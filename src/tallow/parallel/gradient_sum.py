@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from tallow.parallel.shares import own_gradient
 from tallow.parallel.world import World, buckets
 
 BUCKET_BYTES = 25 << 20
@@ -46,7 +46,7 @@ class GradientSum:
             self._send()
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
             work.wait()
-            gradients = [_gradient(parameter) for parameter in bucket]
+            gradients = [own_gradient(parameter) for parameter in bucket]
             for gradient, values in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(values.view_as(gradient))
 
@@ -65,20 +65,7 @@ class GradientSum:
 
     def _send(self) -> None:
         """Send the next bucket."""
-        flat = torch.cat([_gradient(parameter).flatten() for parameter in self._buckets[len(self._sent)]])
+        flat = torch.cat([own_gradient(parameter).flatten() for parameter in self._buckets[len(self._sent)]])
         work = dist.all_reduce(flat, group=self.world.group, async_op=True)
         assert work is not None
         self._sent.append((flat, work))
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    """This process's part of the gradient; zero where there is none."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    gradient = parameter.grad
-    if isinstance(gradient, DTensor):
-        assert isinstance(parameter, DTensor)
-        if gradient.placements != parameter.placements:
-            parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
-        return gradient.to_local()
-    return gradient

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from tallow.data.batch import Packed
 from tallow.models.skeletons import Balancing, Layered
 from tallow.objectives import Objective
+from tallow.parallel.compressed_sum import CompressedSum
 from tallow.parallel.config import ParallelConfig
 from tallow.parallel.context import refuse_indivisible, share_places
 from tallow.parallel.experts import SharedExperts, share_experts
@@ -26,7 +27,8 @@ from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.recompute import Recompute, recompute
-from tallow.parallel.shares import squared_norm
+from tallow.parallel.shares import own_gradient, squared_norm
+from tallow.parallel.tensor import spread
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard, sharding_mesh
 
@@ -51,7 +53,10 @@ class Layout:
 
     def __init__(self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE) -> None:
         assert isinstance(model, nn.Module)
-        self.config, self.world, self.mesh = config, world, Mesh(config, world)
+        self.config, self.world = config, world
+        shapes = {name: (list(value.shape), value.requires_grad) for name, value in model.named_parameters()}
+        world.require_alike("models or settings of loop.parallel", f"{config.model_dump_json()} {shapes}")
+        self.mesh = Mesh(config, world)
         world.copy_from_main([*model.parameters(), *model.buffers()])
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
         """Of all parameters that are trained, whole, by name."""
@@ -63,6 +68,8 @@ class Layout:
         """Those of the model that this process computes."""
         # processes whose rows need other numbers of passes would wait for each other for ever
         self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1 or config.expert > 1)
+        if config.tensor > 1:
+            self.learner.vocabulary = spread(model, self.mesh.grid["tensor"])
         experts: list[SharedExperts] = []
         if config.expert > 1:
             experts = share_experts(model, self.mesh.expert_grid, self.mesh.experts)
@@ -87,6 +94,7 @@ class Layout:
         """Seconds of the last `backpropagate` until this process had to wait for others' gradients; of a pipeline, in
         which it waits all the time, those of the forward passes."""
         self._sums: list[GradientSum] = []
+        self._compressed: list[CompressedSum] = []
         if not config.zero:
             divided = {parameter for module in experts for parameter in module.parameters()}
             trained = self.parameters.values()
@@ -98,6 +106,13 @@ class Layout:
             twins = [name for name in self._pipeline.twins if name in self.parameters]
             self._sums.append(GradientSum([self.parameters[name] for name in twins], self.mesh.ends))
             self._elsewhere |= set(twins if self.mesh.ends.rank else [])
+
+    @property
+    def sums_at_once(self) -> bool:
+        """Whether a gradient is the sum over all processes as soon as the backward pass gives it."""
+        config = self.config
+        apart = config.tensor * config.context * config.pipeline * config.expert
+        return self.world.size == 1 or (config.zero > 0 and apart == 1)
 
     def recompute(self, how: Recompute, count: int | None = None) -> None:
         """Let so many layers forget what they need for the backward pass, the first ones; None: all.
@@ -118,6 +133,10 @@ class Layout:
         """Add the gradients of the loss of all micro-batches of all processes.
 
         Args:
+            micro_batches: This process's part.
+            objective: Makes examples of them.
+            autocast: In which the model computes.
+            drawn_targets: As `summed_loss` has it. No update is made of such gradients, so that none is compressed.
             scale: Factor of the gradients.
 
         Returns:
@@ -137,7 +156,7 @@ class Layout:
         micro_batches = self.level(micro_batches)
         start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
-            with self._synchronizing(number == len(micro_batches)), autocast():
+            with self._synchronizing(number == len(micro_batches), exact=drawn_targets), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
                 (loss * scale).backward()
                 self.own_s = time.perf_counter() - start
@@ -194,19 +213,30 @@ class Layout:
     def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
         if world.size > 1 and parameters:
             self._sums.append(GradientSum(parameters, world))
+            if self.config.compress == "powersgd":
+                self._compressed.append(CompressedSum(parameters, world, self.config.compress_rank))
+
+    def forget_errors(self) -> None:
+        """Forget what the compression of gradients has left out so far; the last ones are not to be used."""
+        for compressed in self._compressed:
+            compressed.forget()
 
     @contextmanager
-    def _synchronizing(self, last: bool) -> Iterator[None]:
+    def _synchronizing(self, last: bool, *, exact: bool) -> Iterator[None]:
         """Around the forward and backward pass of a micro-batch: with the last one, gradients become sums."""
         if isinstance(self.learner, FSDPModule):
             self.learner.set_requires_gradient_sync(last or self.config.zero > 1)
             self.learner.set_requires_all_reduce(last)
             if self.config.zero < 3:  # weights stay until the update
                 self.learner.set_reshard_after_backward(last)
+        sums = self._sums if exact or not self._compressed else self._compressed
         with ExitStack() as stack:
-            for gradient_sum in self._sums if last else []:
+            for gradient_sum in sums if last else []:
                 stack.enter_context(gradient_sum.in_last_backward())
             yield
+        for parameter in self.parameters.values() if last else []:
+            if parameter.grad is not None:
+                own_gradient(parameter)
 
 
 def _pipeline(model: Layered, config: ParallelConfig, mesh: Mesh) -> Pipeline:

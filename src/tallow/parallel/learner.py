@@ -7,16 +7,19 @@ from torch import Tensor, nn
 from tallow.data.batch import Packed
 from tallow.models.skeletons import Layered
 from tallow.objectives import Objective
-from tallow.objectives.loss import summed_loss
+from tallow.objectives.loss import WHOLE, Vocabulary, summed_loss
 
 
 class Learner(nn.Module):
     """A micro-batch in, its loss out, so that all weights are used within one `forward`."""
 
+    vocabulary: Vocabulary
+
     def __init__(self, model: Layered) -> None:
         super().__init__()
         assert isinstance(model, nn.Module)
         self.model = model
+        self.vocabulary = WHOLE
         self.layers: nn.ModuleList = model.layers
 
     def forward(self, packed: Packed, objective: Objective, drawn_targets: bool = False) -> tuple[Tensor, int]:
@@ -26,4 +29,5 @@ class Learner(nn.Module):
             drawn_targets: As `summed_loss` has it.
         """
         example = objective(packed)
-        return summed_loss(self.model, example, drawn_targets=drawn_targets), int(example.loss_mask_BT.sum())
+        loss = summed_loss(self.model, example, drawn_targets=drawn_targets, vocabulary=self.vocabulary)
+        return loss, int(example.loss_mask_BT.sum())

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from tallow.parallel.shares import own_share
+
 Recompute = Literal["none", "selective", "block"]
 
 _aten = torch.ops.aten
@@ -90,7 +92,7 @@ def measuring(layer: nn.Module, how: Recompute) -> Iterator[LayerMemory]:
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
 
     def begin(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.update(parameter.untyped_storage().data_ptr() for parameter in layer.parameters())
+        seen.update(own_share(parameter).untyped_storage().data_ptr() for parameter in layer.parameters())
         memory.remembered += sum(value.nbytes for value in inputs if isinstance(value, Tensor))
         hooks.__enter__()
         results.__enter__()

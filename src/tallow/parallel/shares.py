@@ -7,11 +7,28 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, zeros
+from torch.distributed.tensor.placement_types import _StridedShard  # a shard of a shard
 
 from tallow.parallel.mesh import Mesh
+
+
+def own_gradient(parameter: nn.Parameter) -> Tensor:
+    """This process's share of a parameter's gradient; zero where there is none.
+
+    What processes that share the parameter have each computed of a part of the gradient is summed first.
+    """
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    gradient = parameter.grad
+    if isinstance(gradient, DTensor):
+        assert isinstance(parameter, DTensor)
+        if gradient.placements != parameter.placements:
+            parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)
+        return gradient.to_local()
+    return gradient
 
 
 def squared_norm(tensors: Iterable[Tensor]) -> float:
@@ -59,7 +76,7 @@ def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
         return torch.empty(shape, dtype=dtype, device=parameter.device)
     if shape == parameter.shape:
         return torch.empty_like(parameter.detach(), dtype=dtype)
-    divided = {place.dim for place in parameter.placements if isinstance(place, Shard)}
+    divided = {place.dim for place in parameter.placements if isinstance(place, Shard | _StridedShard)}
     if len(shape) == parameter.ndim and all(shape[number] == parameter.shape[number] for number in divided):
         return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
     return torch.empty(shape, dtype=dtype, device=parameter.device)

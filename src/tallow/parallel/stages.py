@@ -133,7 +133,7 @@ class Stage(nn.Module):
             hidden_BTD = model.finish(x_BTD)
             result = loss_of_hidden(model.logits, hidden_BTD, example, drawn_targets=self.work.drawn_targets)
         self.work.own_s += time.perf_counter() - start
-        return result
+        return result.clone() if result._is_view() else result  # zero bubble detaches it in place
 
 
 def activation(model: Layered) -> Tensor:

@@ -5,6 +5,7 @@ Between processes go tensors only, never pickled objects.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from tallow.errors import Interrupted, UsageError
 
 BUCKET_BYTES = 25 << 20
 # the others wait while the main process does alone what cannot be shared; who loses a process is told at once
 PATIENCE = timedelta(days=30)
+JOIN_PATIENCE = timedelta(minutes=10)
 Item = TypeVar("Item")
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
@@ -58,6 +62,28 @@ class World:
         """What the main process claims. All processes must call it."""
         return self.sum(self.is_main and claim)[0] > 0
 
+    def require_alike(self, what: str, value: str) -> None:
+        """See to it that all processes have been given the same; all must call it.
+
+        Args:
+            what: Its name, in the plural.
+            value: What it is here.
+
+        Raises:
+            UsageError: They have not; on all processes.
+        """
+        if self.size == 1:
+            return
+        own = torch.tensor(list(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8)
+        of_all = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(of_all, own, group=self.group)
+        others = [rank for rank, digest in enumerate(of_all) if not torch.equal(digest, of_all[0])]
+        if others:
+            raise UsageError(
+                f"the processes were given different {what}: that of process {others[0]} is not that of process 0",
+                "start all of them with the same command, on the same files and the same version of tallow",
+            )
+
     def wait(self) -> None:
         """Until all processes have come here."""
         self.sum(0)
@@ -90,7 +116,7 @@ def join_world() -> Iterator[World]:
     Within such a block another one joins what is joined already.
 
     Raises:
-        UsageError: The environment is not one that torchrun makes.
+        UsageError: The environment is not one that torchrun makes, or some of the processes do not come.
         Interrupted: Another process has ended before its time.
     """
     size = _from_environment("WORLD_SIZE", 1)
@@ -103,7 +129,7 @@ def join_world() -> Iterator[World]:
     if dist.is_initialized():
         yield world
         return
-    dist.init_process_group("gloo", rank=world.rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group("gloo", store=_meet(world), rank=world.rank, world_size=size, timeout=PATIENCE)
     try:
         yield world
         dist.barrier()
@@ -116,6 +142,20 @@ def join_world() -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _meet(world: World) -> Store:
+    """The store at which the processes find each other."""
+    try:
+        store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=JOIN_PATIENCE))
+    except (dist.DistError, ValueError) as error:
+        raise UsageError(
+            f"process {world.rank} has not met the other {world.size - 1} of WORLD_SIZE {world.size}: "
+            f"{str(error).splitlines()[0]}",
+            "start all of them with torchrun, or unset WORLD_SIZE",
+        ) from error
+    store.set_timeout(PATIENCE)
+    return store
 
 
 def buckets(tensors: Sequence[AnyTensor], size: int) -> Iterator[list[AnyTensor]]:

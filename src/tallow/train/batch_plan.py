@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tallow.errors import UsageError
 from tallow.train.config import LoopConfig
 
 
@@ -37,6 +38,16 @@ class BatchPlan:
             return self._ramp[step]
         first = self._ramp_rows + (step - len(self._ramp)) * self.batch_size
         return range(first, first + self.batch_size)
+
+    def check_shares(self, processes: int) -> None:
+        """See to it that each process gets rows of each batch.
+
+        Raises:
+            UsageError: The smallest batch has fewer.
+        """
+        smallest = len(self.rows(0))
+        if smallest < processes:
+            raise UsageError(f"{processes} processes cannot share batches of {smallest}", "raise loop.batch_size")
 
 
 def plan_batches(config: LoopConfig, rows: int) -> BatchPlan:

@@ -89,7 +89,6 @@ class LoopConfig(Section):
             "save_in_background",
             "recompute",
             "activation_mb",
-            "parallel",
         )
     )
 
@@ -137,6 +136,15 @@ class LoopConfig(Section):
                 f"{self.optimizer.name} averages weights in place of a falling learning rate, but the schedule is "
                 f"{self.schedule}",
                 "leave loop.schedule out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits_precision(self) -> Self:
+        if self.optimizer.updates_in_backward and self.precision == "fp16":
+            raise UsageError(
+                f"{self.optimizer.name} keeps no gradients, which fp16 may want to compute once more",
+                "choose another loop.precision",
             )
         return self
 

@@ -69,7 +69,7 @@ class Guard:
         """
         if step in self.judge.state.avoided:
             return LEFT_OUT
-        found = self.updater.find(step, micro_batches, precision)
+        found = self.updater.find(step, micro_batches, learning_rate, precision)
         # a norm may differ in its last bit between machines, and all must decide alike
         [norm] = self.world.sum(found.gradient_norm if self.world.is_main else 0.0)
         complaint = self.judge.complaint(step, found.loss, norm)

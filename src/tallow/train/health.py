@@ -10,6 +10,7 @@ import torch
 
 from tallow.kernels.probe import matmul_peak
 from tallow.parallel.gather import gather
+from tallow.parallel.shares import is_written_here
 from tallow.run import peak_rss_bytes, rss_bytes
 from tallow.train.activations import activation_peak
 from tallow.train.precision import Precision
@@ -39,7 +40,9 @@ class Health:
         if not wanted:
             yield
             return
-        before = WeightChange(self.updater.parameters.values())
+        mesh = self.updater.layout.mesh
+        # a share that several processes have counts once
+        before = WeightChange(value for value in self.updater.parameters.values() if is_written_here(value, mesh))
         with activation_peak(self.updater.layout.model) as activation:
             yield
         self._change, self._weights = before.squares()

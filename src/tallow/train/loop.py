@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,12 +65,15 @@ def train(
         TallowError: There are more bad batches than `config.anomalies` bears.
         DataError: A batch has no target.
         CapacityError: The disk is full.
-        UsageError: `config.steps` is not set, or the checkpoint is of a run with other settings.
+        UsageError: `config.steps` is not set, the processes differ in what they are to do, or the checkpoint is of a
+            run with other settings.
     """
     steps = config.steps
     if steps is None:
         raise UsageError("the number of training steps is not set", "set loop.steps")
-    world, updater = layout.world, Updater(layout, objective, config)
+    world = layout.world
+    world.require_alike("settings or data", json.dumps([config.model_dump(mode="json"), identity], sort_keys=True))
+    updater = Updater(layout, objective, config)
     checkpoints = Checkpoints(
         run.directory / "checkpoints",
         updater.parameters | updater.moved,

@@ -79,7 +79,7 @@ def settle_workload(
     known = noted is not None and wanted in ("auto", noted.precision)
     if noted is None or not world.agree(known):
         rows = packed.first_rows(layout.config.pipeline)  # so that a pipeline, too, computes no padding
-        [flops] = layout.sum(count_flops(lambda: rehearse(rows, "fp32")))
+        [flops] = world.sum(count_flops(lambda: rehearse(rows, "fp32")))
         [tokens] = layout.mesh.data.sum(rows.tokens_BT[:, 1:].numel())
         times = time_precisions(lambda precision: rehearse(rows, precision), world) if wanted == "auto" else {}
         noted = Workload(

@@ -152,9 +152,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     with join_world() as world:
         layout = Layout(model, loop.parallel, world)
         data = layout.mesh.data
-        smallest = len(plan.rows(0))
-        if smallest < data.size:
-            raise UsageError(f"{data.size} processes cannot share batches of {smallest}", "raise loop.batch_size")
+        plan.check_shares(data.size)
 
         def batches(step: int) -> list[Packed]:
             return _gather(dataset, data.share(dataset.numbers(plan.rows(step))), loop)

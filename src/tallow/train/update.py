@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tallow.data.batch import Packed
-from tallow.errors import DataError
+from tallow.errors import DataError, UsageError
 from tallow.models.skeletons import Balancing
 from tallow.objectives import Objective
 from tallow.parallel import Layout
@@ -60,6 +60,13 @@ class Updater:
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = next(iter(self.parameters.values())).device
         self.scale = LossScale()
+        self.updates_in_backward = config.optimizer.updates_in_backward
+        if self.updates_in_backward and not layout.sums_at_once:
+            raise UsageError(
+                f"{config.optimizer.name} updates weights within the backward pass, but here gradients are complete "
+                "only after it",
+                "choose another optimizer, or set loop.parallel to zero: 3 alone",
+            )
         layout.model.train()
 
     def counters(self) -> dict[str, Any]:
@@ -76,16 +83,20 @@ class Updater:
         Raises:
             DataError: There is no target token in the whole batch.
         """
-        found = self.find(step, micro_batches, precision)
+        found = self.find(step, micro_batches, learning_rate, precision)
         self.apply(step, micro_batches, learning_rate, precision)
         return found
 
-    def find(self, step: int, micro_batches: Sequence[Packed], precision: Precision) -> Update:
+    def find(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Compute the gradient of a step, averaged and clipped; `apply` or `discard` must follow.
+
+        An optimizer that keeps no gradients has changed the weights by then.
 
         Raises:
             DataError: There is no target token in the whole batch.
         """
+        if self.updates_in_backward:
+            return self._update_in_backward(step, micro_batches, learning_rate, precision)
         loss, count = self.layout.sum(*self._backpropagate(micro_batches, precision))
         norm = self.layout.gradient_norm()
         while precision == "fp16" and math.isfinite(loss) and not math.isfinite(norm) and self.scale.factor > 1:
@@ -101,6 +112,27 @@ class Updater:
         norm /= count * scale
         average_and_clip(self.parameters.values(), count * scale, norm, self.clip_norm)
         return Update(loss / count, norm, int(tokens))
+
+    def _update_in_backward(
+        self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision
+    ) -> Update:
+        if len(micro_batches) > 1:
+            raise UsageError(
+                "an optimizer that updates weights within the backward pass takes the whole batch at once",
+                "leave loop.micro_batch_size out, or choose a smaller loop.batch_size",
+            )
+        targets = sum(int(self.objective(packed).loss_mask_BT.sum()) for packed in micro_batches)
+        count, tokens = self.layout.mesh.data.sum(
+            targets, sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches)
+        )
+        if count == 0:
+            raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
+        self.optimizer.set_learning_rate(learning_rate)
+        with self.optimizer.updating(count) as squares:
+            loss, _ = self._backpropagate(micro_batches, precision)
+        [loss] = self.layout.sum(loss)
+        [square] = self.layout.world.sum(sum(squares))
+        return Update(loss / count, (square / self.layout.mesh.replicas) ** 0.5, int(tokens))
 
     def apply(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> None:
         """Change the weights by the gradient that was found."""
@@ -119,6 +151,7 @@ class Updater:
     def discard(self) -> None:
         """Forget the gradient that was found."""
         self.optimizer.zero_grad()
+        self.layout.forget_errors()
         if self.balancing is not None:
             self.balancing.take_loads()
 

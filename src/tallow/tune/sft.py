@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from tallow.console import say
 from tallow.data.batch import Packed
@@ -23,7 +24,7 @@ from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.objectives.causal import causal
-from tallow.parallel import Layout
+from tallow.parallel import ALONE, Layout, World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
@@ -81,6 +82,8 @@ class TuneConfig(Section):
 def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     """Fine-tune a model on instructions; the product is `model/`, with LoRA also `adapter/`.
 
+    Under `torchrun` all processes take part; they need to see the same files.
+
     Raises:
         DataError: Model or data cannot be read, no answer token is trained, or the end token never is.
         UsageError: The model is quantized, its tokenizer lacks what the chat template needs, or a row is longer than
@@ -106,28 +109,50 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     show(examples[0], tokenizer)
     training, held_out = hold_out(examples, config.validation_fraction)
     rows = pack(training, row_tokens)
-    held_out_rows = _chunks(pack(held_out, row_tokens), row_tokens, pad_id(tokenizer), config.loop)
+    held_out_rows = pack(held_out, row_tokens)
     padding = 1 - sum(map(len, training)) / (len(rows) * row_tokens)
     say(f"{len(training):,} examples in {len(rows):,} rows of {sequence_length} tokens, {padding:.1%} of them padding")
 
     if config.method == "lora":
         add_adapters(model, config.lora, config.loop.seed)
     plan = plan_batches(config.loop, rows=max(1, math.ceil(config.epochs * len(rows))))
-    result = train(
-        Layout(model),
-        causal,
-        _batches(rows, plan, row_tokens, pad_id(tokenizer), config.loop),
-        config.loop.model_copy(update={"steps": config.loop.steps or plan.steps}),
-        run,
-        validate=HeldOut(causal, held_out_rows) if held_out_rows else None,
-        identity={"rows": len(rows), "method": config.method},
-    )
+    loop = config.loop.model_copy(update={"steps": config.loop.steps or plan.steps})
+    with join_world() as world:
+        layout = Layout(model, loop.parallel, world)
+        data = layout.mesh.data
+        plan.check_shares(data.size)
+
+        validation = _chunks(data.share(held_out_rows), row_tokens, pad_id(tokenizer), loop)
+        result = train(
+            layout,
+            causal,
+            _batches(rows, plan, row_tokens, pad_id(tokenizer), loop, data),
+            loop,
+            run,
+            validate=HeldOut(causal, validation) if held_out_rows else None,
+            identity={"rows": len(rows), "method": config.method},
+        )
+        weights = layout.gather()
+        if world.is_main:
+            _save(_whole(config, weights) if world.size > 1 else model, tokenizer, ends, config, run)
+    return {"examples": len(training), **result}
+
+
+def _whole(config: TuneConfig, weights: Mapping[str, Tensor]) -> Decoder:
+    """The model that several processes have trained."""
+    model = load_model(config.model, dtype=torch.float32)
+    if config.method == "lora":
+        add_adapters(model, config.lora, config.loop.seed)
+    model.load_state_dict(weights)
+    return model
+
+
+def _save(model: Decoder, tokenizer: Tokenizer, ends: Set[int], config: TuneConfig, run: StageRun) -> None:
     if config.method == "lora":
         save_adapter(model, run.directory / "adapter", str(config.model))
         merge_adapters(model)
     model.config = model.config.model_copy(update={"eos_ids": tuple(sorted({*model.config.eos_ids, *ends}))})
     save_model(model, tokenizer, run.directory / "model")
-    return {"examples": len(training), **result}
 
 
 def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
@@ -172,16 +197,24 @@ def _end_ids(model: Decoder, tokenizer: Tokenizer) -> set[int]:
 
 
 def _batches(
-    rows: Sequence[Sequence[Example]], plan: BatchPlan, row_tokens: int, pad: int, loop: LoopConfig
+    rows: Sequence[Sequence[Example]],
+    plan: BatchPlan,
+    row_tokens: int,
+    pad: int,
+    loop: LoopConfig,
+    data: World = ALONE,
 ) -> Callable[[int], list[Packed]]:
     """Micro-batches of any step: the rows in an order of their own each epoch, batches running across epochs.
 
     As in a `TokenDataset`, a row's number is `epoch * len(rows) + row`.
+
+    Args:
+        data: The processes that share the rows.
     """
 
     def batches(step: int) -> list[Packed]:
         numbers = []
-        for place in plan.rows(step):
+        for place in data.share(plan.rows(step)):
             epoch, index = divmod(place, len(rows))
             numbers.append(epoch * len(rows) + int(Permutation(len(rows), loop.seed, epoch)(np.array([index]))[0]))
         chunks = _chunks([rows[number % len(rows)] for number in numbers], row_tokens, pad, loop)

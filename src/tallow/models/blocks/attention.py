@@ -35,10 +35,10 @@ class Attention(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, context: Context) -> Tensor:
-        q, k, v_BKTd = self.q_proj(x_BTD), self.k_proj(x_BTD), self._heads(self.v_proj(x_BTD), self.num_kv_heads)
+        q, k, v_BKTd = self.q_proj(x_BTD), self.k_proj(x_BTD), self._heads(self.v_proj(x_BTD))
         if self.qk_norm == "hidden":
             q, k = self.q_norm(q), self.k_norm(k)
-        q_BHTd, k_BKTd = self._heads(q, self.num_heads), self._heads(k, self.num_kv_heads)
+        q_BHTd, k_BKTd = self._heads(q), self._heads(k)
         if self.qk_norm == "head":
             q_BHTd, k_BKTd = self.q_norm(q_BHTd), self.k_norm(k_BKTd)
         if rotation is not None:
@@ -46,5 +46,5 @@ class Attention(nn.Module):
         out_BHTd = context.attend(self.spec, q_BHTd, k_BKTd, v_BKTd)
         return self.o_proj(out_BHTd.transpose(1, 2).flatten(2))
 
-    def _heads(self, x_BTD: Tensor, heads: int) -> Tensor:
-        return x_BTD.unflatten(-1, (heads, self.head_size)).transpose(1, 2)
+    def _heads(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (-1, self.head_size)).transpose(1, 2)

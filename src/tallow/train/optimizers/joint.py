@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tallow.train.optimizers.groups import RATE_FACTOR
+from tallow.train.optimizers.lomo import OneByOne
 from tallow.train.optimizers.method import Common, Method, Parameters
 from tallow.train.state_tree import Structure, flatten, unflatten
 
@@ -64,6 +67,43 @@ class JointOptimizer:
         """Update the parameters by their gradients."""
         for part in self.parts:
             part.step()
+
+    @contextmanager
+    def updating(self, count: float) -> Iterator[list[float]]:
+        """Within this block each parameter is updated as soon as its gradient is known, which is then forgotten.
+
+        A parameter whose gradient is not finite stays as it is.
+
+        Args:
+            count: What gradients are divided by.
+
+        Yields:
+            The squared norms of the gradients so far (of this process's shares), divided by it.
+        """
+        squares: list[float] = []
+
+        def update(part: OneByOne, group: dict[str, Any], parameter: Tensor) -> None:
+            assert isinstance(parameter, nn.Parameter)
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            with torch.no_grad():
+                gradient = gradient.div_(count)
+                own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+                squares.append(own.double().square().sum().item())
+                norm = gradient.norm()
+                if bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()):
+                    part.update_one(parameter, gradient, group)
+
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(update, part, group))
+            for part in self.parts
+            if isinstance(part, OneByOne)
+            for group in part.param_groups
+            for parameter in group["params"]
+        ]
+        yield squares
+        for hook in hooks:
+            hook.remove()
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -44,6 +44,8 @@ class Method(Section):
     """Bytes that it keeps for each weight of a matrix, at least."""
     moves_entries: ClassVar[bool] = False
     """Whether each weight of a matrix moves by about the learning rate, whatever the matrix's size."""
+    updates_in_backward: ClassVar[bool] = False
+    """Whether it updates each parameter as soon as its gradient is known; then none is kept."""
     averages_weights: ClassVar[bool] = False
     """Whether the weights to use are not those to train with; such an optimizer wants no falling learning rate."""
 

@@ -12,6 +12,7 @@ from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.adamw8bit import AdamW8bitMethod
 from tallow.train.optimizers.galore import GaLoreMethod
 from tallow.train.optimizers.lion import LionMethod
+from tallow.train.optimizers.lomo import AdaLomoMethod, LomoMethod
 from tallow.train.optimizers.muon import MuonMethod
 from tallow.train.optimizers.schedule_free import ScheduleFreeMethod
 from tallow.train.optimizers.shampoo import ShampooMethod
@@ -27,10 +28,12 @@ def _by_name(value: object) -> object:
 AnyMethod = Annotated[
     AdamWMethod
     | AdafactorMethod
+    | AdaLomoMethod
     | AdamMiniMethod
     | AdamW8bitMethod
     | GaLoreMethod
     | LionMethod
+    | LomoMethod
     | MuonMethod
     | ScheduleFreeMethod
     | ShampooMethod

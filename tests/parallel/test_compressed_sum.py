@@ -1,0 +1,78 @@
+"""Gradients that travel as products of thin matrices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.parallel.layouts import alone, learn, make, together
+from torch import nn
+
+from tallow.errors import UsageError
+from tallow.files import read_json, write_json
+from tallow.parallel import Layout, ParallelConfig, World
+from tallow.parallel.compressed_sum import EXACT_ROUNDS, CompressedSum
+
+ROWS, COLUMNS, ROUNDS = 48, 32, 30
+
+
+def gradients(rank: int, inner: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A process's gradients of a matrix, of this rank, and of a vector."""
+    generator = torch.Generator().manual_seed(rank + 1)
+    # both processes' columns lie in one space, so that the sum has this rank too
+    space = torch.randn(ROWS, inner, generator=torch.Generator().manual_seed(0))
+    return space @ torch.randn(inner, COLUMNS, generator=generator), torch.randn(7, generator=generator)
+
+
+def sum_compressed(world: World, directory: Path) -> None:
+    matrix, vector = nn.Parameter(torch.zeros(ROWS, COLUMNS)), nn.Parameter(torch.zeros(7))
+    found: dict[str, list[float]] = {}
+    for name, inner in (("low", 2), ("full", COLUMNS)):
+        compressed, drift = CompressedSum([matrix, vector], world, rank=2), torch.zeros(ROWS, COLUMNS)
+        whole = [first + second for first, second in zip(gradients(0, inner), gradients(1, inner), strict=True)]
+        errors = []
+        for _ in range(ROUNDS):
+            matrix.grad, vector.grad = gradients(world.rank, inner)
+            with compressed.in_last_backward():
+                pass
+            torch.testing.assert_close(vector.grad, whole[1])
+            drift += matrix.grad - whole[0]
+            errors.append(((matrix.grad - whole[0]).norm() / whole[0].norm()).item())
+        found |= {name: errors, f"{name} drift": [(drift.norm() / whole[0].norm()).item()]}
+        found[f"{name} saving"] = [compressed.saving]
+    for single in (matrix, vector):  # buckets without one of the two kinds
+        exchange = CompressedSum([single], world, rank=COLUMNS)
+        for _ in range(EXACT_ROUNDS + 1):
+            single.grad = torch.ones_like(single)
+            with exchange.in_last_backward():
+                pass
+        torch.testing.assert_close(single.grad, torch.full_like(single, 2.0))
+    layout = Layout(make("decoder", 0), ParallelConfig(compress="powersgd", compress_rank=4), world)
+    found["loss"] = learn(layout, "decoder", size=4)["loss"]
+    if world.is_main:
+        write_json(directory / "found.json", found)
+
+
+def test_little_is_sent_and_nothing_is_lost_for_ever(tmp_path: Path) -> None:
+    together(2, sum_compressed, tmp_path)
+    found = read_json(tmp_path / "found.json")
+    assert max(found["low"]) < 1e-4, "what has this rank comes whole"
+    assert max(found["full"][:EXACT_ROUNDS]) < 1e-6
+    assert found["full"][EXACT_ROUNDS] > 0.3
+    # without feedback the drift would be the sum of all errors: some ten times the gradient
+    assert found["full drift"][0] < 0.5 * sum(found["full"][EXACT_ROUNDS:])
+    sent = 2 * (ROWS + COLUMNS) + 7
+    assert found["full saving"][0] == pytest.approx((ROWS * COLUMNS + 7) / sent, rel=1e-6)
+
+    exact = alone("decoder")[0]["loss"]
+    assert found["loss"][:EXACT_ROUNDS] == pytest.approx(exact[:EXACT_ROUNDS], abs=1e-5)
+    assert found["loss"][-1] == pytest.approx(exact[-1], abs=0.03), "of 0.7 nats that were learned"
+    assert found["loss"][-1] != pytest.approx(exact[-1], abs=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"zero": 1}, {"pipeline": 2}])
+def test_what_is_divided_cannot_be_compressed(other: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="needs whole gradients"):
+        ParallelConfig.model_validate({"compress": "powersgd", **other})
