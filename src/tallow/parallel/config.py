@@ -70,19 +70,9 @@ class ParallelConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.compress != "none" and (self.zero or self.pipeline > 1):
+        if self.compress != "none" and (self.zero or self.pipeline > 1 or self.expert > 1):
             raise UsageError(
-                f"loop.parallel.compress {self.compress} needs whole gradients, which zero and pipeline divide",
+                f"loop.parallel.compress {self.compress} needs whole gradients; zero, pipeline and expert divide them",
                 "leave one of them out",
-            )
-        if self.expert > 1 and (self.tensor > 1 or self.pipeline > 1 or self.compress != "none"):
-            raise UsageError(
-                "loop.parallel.expert cannot be combined with tensor, pipeline or compress",
-                "leave one of them out; expert goes with data parallelism, zero and context",
-            )
-        if self.tensor > 1 and self.pipeline > 1:
-            raise UsageError(
-                "loop.parallel.tensor and loop.parallel.pipeline cannot be combined",
-                "set one of them to 1; tensor goes with zero, and pipeline too",
             )
         return self

@@ -70,7 +70,9 @@ class Layout:
         # processes whose rows need other numbers of passes would wait for each other for ever
         self.in_step = world.size > 1 and (config.zero > 0 or config.context > 1 or config.expert > 1)
         if config.tensor > 1:
-            self.learner.vocabulary = spread(model, self.mesh.grid["tensor"])
+            vocabulary = spread(model, self.mesh.grid["tensor"])
+            for part in parts:
+                part.vocabulary = vocabulary
         experts: list[SharedExperts] = []
         if config.expert > 1:
             experts = share_experts(model, self.mesh.expert_grid, self.mesh.experts)
@@ -83,7 +85,7 @@ class Layout:
                     part,
                     part.layers,
                     sharding_mesh(self.mesh.grid),
-                    experts=experts,
+                    experts=[module for module in part.modules() if isinstance(module, SharedExperts)],
                     experts_mesh=sharding_mesh(self.mesh.expert_grid) if experts else None,
                     whole=set(moved.values()),
                     # a pipeline needs them for one micro-batch after the other
@@ -97,13 +99,11 @@ class Layout:
         self._sums: list[GradientSum] = []
         self._compressed: list[CompressedSum] = []
         if not config.zero:
-            trained, tokens = list(self.parameters.values()), self.mesh.tokens
             divided = {parameter for module in experts for parameter in module.parameters()}
-            self._sum_over(tokens, [parameter for parameter in trained if parameter not in divided])
+            trained = self.parameters.values()
+            self._sum_over(self.mesh.tokens, [parameter for parameter in trained if parameter not in divided])
             # those who share experts have sent each other the tokens, and so have no more gradients to sum
             self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
-            if config.compress == "powersgd" and tokens.size > 1:
-                self._compressed.append(CompressedSum(trained, tokens, config.compress_rank))
         self._elsewhere = set[str]()
         if self._pipeline is not None and self.mesh.ends.size > 1:
             twins = [name for name in self._pipeline.twins if name in self.parameters]
@@ -145,17 +145,19 @@ class Layout:
         Returns:
             The summed loss and the number of targets of this process's part; `sum` makes them those of all.
         """
+        objective = self._shared(objective)
         if self._pipeline is not None:
             with autocast():
                 result = self._pipeline.backpropagate(
-                    micro_batches, self._shared(objective), drawn_targets=drawn_targets, scale=scale
+                    micro_batches, objective, drawn_targets=drawn_targets, scale=scale
                 )
             self.own_s = self._pipeline.own_s
             for gradient_sum in self._sums:
                 gradient_sum.complete()
+            self._complete_shares()
             return result
         total, targets = 0.0, 0
-        micro_batches, objective = self.level(micro_batches), self._shared(objective)
+        micro_batches = self.level(micro_batches)
         start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
             with self._synchronizing(number == len(micro_batches), exact=drawn_targets), autocast():
@@ -167,10 +169,11 @@ class Layout:
 
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
+        objective = self._shared(objective)
         if self._pipeline is not None:
-            return self._pipeline.score(packed, self._shared(objective))
+            return self._pipeline.score(packed, objective)
         with torch.no_grad():
-            loss, count = self.learner(packed, self._shared(objective))
+            loss, count = self.learner(packed, objective)
         return loss.item(), count
 
     def forget_weights(self) -> None:
@@ -212,6 +215,17 @@ class Layout:
         [square] = self.mesh.pipeline.sum(square)
         return square**0.5
 
+    def _shared(self, objective: Objective) -> Objective:
+        """The objective, of this process's part of each row."""
+        config = self.config
+        return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
+
+    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
+        if world.size > 1 and parameters:
+            self._sums.append(GradientSum(parameters, world))
+            if self.config.compress == "powersgd":
+                self._compressed.append(CompressedSum(parameters, world, self.config.compress_rank))
+
     def forget_errors(self) -> None:
         """Forget what the compression of gradients has left out so far; the last ones are not to be used."""
         for compressed in self._compressed:
@@ -239,7 +253,12 @@ class Layout:
             for gradient_sum in sums if last else []:
                 stack.enter_context(gradient_sum.in_last_backward())
             yield
-        for parameter in self.parameters.values() if last else []:
+        if last:
+            self._complete_shares()
+
+    def _complete_shares(self) -> None:
+        """Make of gradients of which each process of a tensor group has a part what they are."""
+        for parameter in self.parameters.values():
             if parameter.grad is not None:
                 own_gradient(parameter)
 

@@ -20,7 +20,7 @@ from tallow.errors import UsageError
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.skeletons import Layered
 from tallow.objectives import Example
-from tallow.objectives.loss import loss_of_hidden
+from tallow.objectives.loss import WHOLE, Vocabulary, loss_of_hidden
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Stage(nn.Module):
         super().__init__()
         assert isinstance(model, nn.Module)
         self.share, self.work = share, work
+        self.vocabulary: Vocabulary = WHOLE
         self.is_first, self.is_last = share.layers.start == 0, share.layers.stop == len(model.layers)
         self.layers: nn.ModuleList = nn.ModuleList(model.layers[index] for index in share.layers)
         self.others = nn.ModuleList(child for name, child in model.named_children() if name in share.children)
@@ -131,7 +132,9 @@ class Stage(nn.Module):
         result = x_BTD = model.through(x_BTD, example.context, self.share.layers)
         if self.is_last:
             hidden_BTD = model.finish(x_BTD)
-            result = loss_of_hidden(model.logits, hidden_BTD, example, drawn_targets=self.work.drawn_targets)
+            result = loss_of_hidden(
+                model.logits, hidden_BTD, example, drawn_targets=self.work.drawn_targets, vocabulary=self.vocabulary
+            )
         self.work.own_s += time.perf_counter() - start
         return result.clone() if result._is_view() else result  # zero bubble detaches it in place
 

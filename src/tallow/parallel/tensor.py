@@ -120,14 +120,16 @@ def spread(model: Layered, mesh: DeviceMesh) -> CutVocabulary:
             module.balance_weight = 0.0  # of this gradient, too, each process has a part: one has all of it
         if _fits(name, BLOCKS):
             module.forward = _at_all_places(module.forward, mesh)
-    embed = model.get_submodule("embed")
-    embed.forward = _over_all_tokens(embed, mesh)
+    # of a pipeline's stages only the first and the last have something to do with the vocabulary
+    tables = [model.get_submodule(name) for name in ("embed", "lm_head") if f"{name}.weight" in slots]
+    if "embed.weight" in slots:
+        tables[0].forward = _over_all_tokens(tables[0], mesh)
     outside = [slot for name, slot in slots.items() if not name.startswith("layers.")]
     model.begin, model.finish, model.logits = (
         _with_shares(outside, method) for method in (model.begin, model.finish, model.logits)
     )
     model.through = _at_some_places(model.through, mesh)
-    return CutVocabulary(_first_token(embed, mesh), mesh.get_group())
+    return CutVocabulary(_first_token(tables[0], mesh) if tables else 0, mesh.get_group())
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
