@@ -125,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work(parse(options.work), options.recompute, Path(options.place))
         return
     print(
-        "| layout | between updates, MB | peak, MB | by the paper: between | peak | update, s |\n|---|---|---|---|---|---|"
+        "| layout | between updates, MB | peak, MB | by the paper: between | peak | update, s |\n"
+        "|---|---|---|---|---|---|"
     )
     for settings in options.layouts:
         found = measure(options.processes, settings)

@@ -36,10 +36,12 @@ KINDS = {
     "encoder": EncoderConfig.model_validate({**SHAPE, "max_positions": LENGTH}),
 }
 """Models of four layers, so that two processes can have two stages of a pipeline each."""
+FEW_LAYERS = 2
+"""Enough for all else: with many processes on few cores each message takes milliseconds."""
 
 
-def make(kind: str, seed: int) -> Model:
-    model = new_model(KINDS[kind], seed)
+def make(kind: str, seed: int, layers: int = 4) -> Model:
+    model = new_model(KINDS[kind].model_copy(update={"num_layers": layers}), seed)
     for name, parameter in model.named_parameters():
         # with scores that are nearly alike rounding would choose the experts, and embeddings that pass by zero as they
         # learn would leave rounding alone to the norms
@@ -106,8 +108,9 @@ def learn_together(world: World, directory: Path, kind: str, layouts: Mapping[st
     """One process of several that learn in one layout after the other."""
     for name, settings in layouts.items():
         # each process starts from weights of its own; the main one's must win
-        layout = Layout(make(kind, seed=world.rank), ParallelConfig.model_validate(settings), world)
-        report = learn(layout, kind, size=2)
+        model = make(kind, world.rank, layers_for(settings))
+        layout = Layout(model, ParallelConfig.model_validate(settings), world)
+        report = learn(layout, kind, size=3)
         weights = layout.gather()
         if world.is_main:
             write_json(directory / f"{name}.json", report)
@@ -144,8 +147,13 @@ def run_layouts(
     }
 
 
+def layers_for(settings: Mapping[str, Any]) -> int:
+    """Of the models that are tried with these settings."""
+    return 4 if settings.get("pipeline", 1) > 1 else FEW_LAYERS
+
+
 @cache
-def alone(kind: str) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+def alone(kind: str, layers: int = 4) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
     """What one process learns, all rows of an update at once."""
-    layout = Layout(make(kind, seed=0))
+    layout = Layout(make(kind, 0, layers))
     return learn(layout, kind, size=ROWS), layout.gather()

@@ -13,7 +13,9 @@ from tallow.data.batch import PADDING_DOCUMENT
 from tallow.errors import UsageError
 from tallow.files import read_json, write_json
 from tallow.parallel import Layout, ParallelConfig, World
+from tallow.parallel.config import Schedule
 from tallow.parallel.pipeline import cut_evenly, number_of_micro_batches
+from tallow.parallel.recompute import Recompute
 from tallow.train.precision import settle_workload
 from tallow.train.update import Updater
 
@@ -69,7 +71,12 @@ def learn_in_pipeline(world: World, directory: Path) -> None:
         write_json(directory / "alone.json", report(Layout(make("experts", seed=0)), directory / "alone"))
     layout = Layout(make("experts", seed=0), ParallelConfig(pipeline=2, schedule="interleaved"), world)
     own = report(layout, directory / f"of {world.rank}")
-    for how, schedule in (("none", "zero_bubble"), ("block", "zero_bubble"), ("selective", "interleaved")):
+    trials: list[tuple[Recompute, Schedule]] = [
+        ("none", "zero_bubble"),
+        ("block", "zero_bubble"),
+        ("selective", "interleaved"),
+    ]
+    for how, schedule in trials:
         layout = Layout(make("experts", seed=0), ParallelConfig(pipeline=2, schedule=schedule), world)
         layout.recompute(how)
         updater = make_updater(layout, "experts")

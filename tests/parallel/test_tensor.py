@@ -177,11 +177,6 @@ def test_what_cannot_be_divided_is_refused(what: str, found: Path) -> None:
     assert REFUSED[what][1] in read_json(found / "refusals.json")[what]
 
 
-def test_pipelines_of_shared_products_are_refused() -> None:
-    with pytest.raises(UsageError, match="cannot be combined"):
-        ParallelConfig(tensor=2, pipeline=2)
-
-
 def test_parameters_without_a_place_are_refused(found: Path) -> None:
     assert read_json(found / "refusals.json")["unknown"] == "tensor parallelism does not know how to place scale"
 

@@ -9,6 +9,8 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from tallow.errors import UsageError
 from tallow.recipe import Section
 
+Schedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
+
 
 class ParallelConfig(Section):
     """How a model and its batches are spread over the processes that `torchrun` has started.
@@ -62,7 +64,7 @@ class ParallelConfig(Section):
     context: PositiveInt = 1
     attention: Literal["all_to_all", "ring"] = "all_to_all"
     pipeline: PositiveInt = 1
-    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = "1f1b"
+    schedule: Schedule = "1f1b"
     expert: PositiveInt = 1
     compress: Literal["none", "powersgd"] = "none"
     compress_rank: PositiveInt = 4
