@@ -13,9 +13,9 @@ from tests.plan.conftest import VOCABULARY, Pretender, make_config, make_tokens
 from tests.test_cli import run_tallow
 
 from tallow import plans
+from tallow.plan.dial import SizedPretrainConfig
 from tallow.plan.scaling import fit_scaling_laws, load_scaling_laws
 from tallow.plan.sweep import Sweep
-from tallow.recipe import Section
 from tallow.report.scaling import predict_best, predict_larger
 from tallow.run import StageRun
 
@@ -33,7 +33,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretender:
     pretender = Pretender(noise=0.001)
 
     def run_stage(_: str, config: Any, run: StageRun) -> dict[str, Any]:
-        assert isinstance(config, Section)
+        assert isinstance(config, SizedPretrainConfig)
         return dict(pretender(config, run.directory))
 
     monkeypatch.setattr(plans, "run_stage", run_stage)

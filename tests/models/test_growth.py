@@ -23,6 +23,7 @@ from tallow.models.growth.depth import deepen, deeper
 from tallow.models.growth.width import widen, wider
 from tallow.models.skeletons import Model, ModelConfig, new_model
 from tallow.objectives.causal import causal
+from tallow.parallel import Layout
 from tallow.recipe import parse_section
 from tallow.train.loop import train
 
@@ -224,13 +225,13 @@ def test_what_is_new_learns(tmp_path: Path, settings: dict[str, Any]) -> None:
     small = tiny_model()
     config = loop_config(steps=24, batch_size=8, sequence_length=32, log_every=1, learning_rate=1e-2)
     before, short = new_run(tmp_path / "before"), config.model_copy(update={"steps": 8})
-    train(small, causal, markov_batches(config), short, before)
+    train(Layout(small), causal, markov_batches(config), short, before)
     grown = grow(small, Growth.model_validate(settings), seed=0)
     assert not copies_differ(grown, settings)
     start = {name: parameter.detach().clone() for name, parameter in grown.named_parameters()}
     after = new_run(tmp_path / "after")
     # copies move together at first, so that the wider model goes as far with a smaller learning rate
-    train(grown, causal, markov_batches(config), config.model_copy(update={"learning_rate": 3e-3}), after)
+    train(Layout(grown), causal, markov_batches(config), config.model_copy(update={"learning_rate": 3e-3}), after)
     reached = [record["loss"] for record in before.metrics()][-1]
     losses = [record["loss"] for record in after.metrics()]
     if "layers" not in settings:

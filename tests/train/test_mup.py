@@ -23,6 +23,7 @@ from tallow.models.formats import save_model
 from tallow.models.initialization import BaseShape, Mup, Normal
 from tallow.models.skeletons import learning_rate_factors, new_model
 from tallow.objectives.causal import causal
+from tallow.parallel import Layout
 from tallow.train.loop import train
 from tallow.train.optimizer import make_optimizer
 
@@ -51,7 +52,7 @@ def learn(config: DecoderConfig, rule: Normal | Mup, steps: int, directory: Path
         learning_rate=rate,
         learning_rate_factors=learning_rate_factors(config, rule),
     )
-    train(model, causal, markov_batches(loop), loop, new_run(directory))
+    train(Layout(model), causal, markov_batches(loop), loop, new_run(directory))
     return model
 
 
@@ -130,7 +131,7 @@ def test_a_smaller_gain_that_learns_less_is_a_factor_on_the_logits(tmp_path: Pat
         ((folded, factors), (written, {name: factor for name, factor in factors.items() if name != "norm.weight"}))
     ):
         loop = loop_config(steps=6, learning_rate=5e-3, epsilon=1e-15, clip_norm=1e9, learning_rate_factors=rates)
-        train(model, causal, markov_batches(loop), loop, new_run(tmp_path / str(number)))
+        train(Layout(model), causal, markov_batches(loop), loop, new_run(tmp_path / str(number)))
     context = SequenceContext.plain(1, 16)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -194,14 +195,15 @@ def test_factors_of_several_patterns_are_multiplied_and_kept_in_checkpoints(tmp_
     assert rates["layers.0.attention.q_proj.weight"] == 0.25
     assert rates["layers.0.feed_forward.up_proj.weight"] == 0.5
     assert rates["embed.weight"] == 1.0
-    train(whole, causal, markov_batches(config), config, new_run(tmp_path / "whole"))
+    train(Layout(whole), causal, markov_batches(config), config, new_run(tmp_path / "whole"))
     half = loop_config(steps=4, save_every=2, learning_rate_factors=factors)
     again = tiny_model(seed=3)
     (tmp_path / "whole" / "checkpoints" / "step-00000004").rename(tmp_path / "last")
-    train(again, causal, markov_batches(half), half, new_run(tmp_path / "whole"))
+    train(Layout(again), causal, markov_batches(half), half, new_run(tmp_path / "whole"))
     assert torch.equal(weights(again), weights(whole))
     with pytest.raises(UsageError, match="loop"):
-        train(again, causal, markov_batches(half), loop_config(steps=4, save_every=2), new_run(tmp_path / "whole"))
+        other = loop_config(steps=4, save_every=2)
+        train(Layout(again), causal, markov_batches(half), other, new_run(tmp_path / "whole"))
 
 
 def test_a_pattern_without_parameters_is_refused() -> None:

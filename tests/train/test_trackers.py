@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import sys
@@ -59,15 +60,14 @@ def wandb_records(path: Path) -> Iterator[bytes]:
 
 
 def test_wandb_gets_what_is_recorded_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")  # made when it is imported
     monkeypatch.delenv("WANDB_MODE", raising=False)
     run = toy(tmp_path, steps=3, trackers=["wandb"])
     [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     records: list[Any] = []
     while not (records and records[-1].HasField("exit")):  # its own process writes them
         time.sleep(0.02)
-        records = [Record.FromString(data) for data in wandb_records(file)]
+        records = [messages.Record.FromString(data) for data in wandb_records(file)]
     histories = [record.history.item for record in records if record.HasField("history")]
     history = [{item.nested_key[0]: json.loads(item.value_json) for item in items} for items in histories]
     assert [(row["step"], row["loss"]) for row in history] == [

@@ -231,15 +231,6 @@ class Layout:
         for compressed in self._compressed:
             compressed.forget()
 
-    def _shared(self, objective: Objective) -> Objective:
-        """The objective, of this process's part of each row."""
-        config = self.config
-        return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
-
-    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
-        if world.size > 1 and parameters:
-            self._sums.append(GradientSum(parameters, world))
-
     @contextmanager
     def _synchronizing(self, last: bool, *, exact: bool) -> Iterator[None]:
         """Around the forward and backward pass of a micro-batch: with the last one, gradients become sums."""
