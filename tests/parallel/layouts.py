@@ -110,7 +110,8 @@ def learn_together(world: World, directory: Path, kind: str, layouts: Mapping[st
         # each process starts from weights of its own; the main one's must win
         model = make(kind, world.rank, layers_for(settings))
         layout = Layout(model, ParallelConfig.model_validate(settings), world)
-        report = learn(layout, kind, size=3)
+        # two micro-batches of different sizes, however many rows there are for each process
+        report = learn(layout, kind, size=3 if layout.mesh.rows > 1 else 5)
         weights = layout.gather()
         if world.is_main:
             write_json(directory / f"{name}.json", report)

@@ -31,7 +31,7 @@ def go_on(world: World, directory: Path, kind: str, settings: Settings, steps: i
             directory / "checkpoints", updater.parameters | updater.moved, updater.optimizer, {}, 2, layout.mesh
         )
     for step in range(done + 1, done + steps + 1):
-        update(updater, step, size=2)
+        update(updater, step, size=4)
     checkpoints.begin(done + steps, {}, in_background=done > 0)
     checkpoints.finish()
     world.wait()
