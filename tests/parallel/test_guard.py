@@ -17,7 +17,6 @@ from tallow.data.batch import Packed
 from tallow.files import read_json, write_json
 from tallow.objectives.causal import causal
 from tallow.parallel import Layout, join_world
-from tallow.parallel.gather import gather
 from tallow.parallel.shares import own_share
 from tallow.run import StageRun
 from tallow.train.anomaly_log import AnomalyLog
@@ -56,7 +55,7 @@ def train_badly(rank: int, port: int, directory: Path, zero: int) -> None:
             return [Packed(*parts, torch.tensor(rows) + 5 * step)]
 
         train(layout, causal, batches, config, new_run(directory))
-        uneven = gather(world, [rank + 0.5] * (2 * rank))
+        uneven = world.gather(*[rank + 0.5] * (2 * rank))
         own = torch.cat([own_share(value.detach()).flatten() for value in layout.parameters.values()])
         write_json(directory / f"rank{rank}.json", {"weights": own.tolist(), "uneven": uneven})
 

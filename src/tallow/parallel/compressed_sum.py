@@ -14,7 +14,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from tallow.parallel.shares import own_gradient
 from tallow.parallel.world import World, buckets
 
-BUCKET_BYTES = 25 << 20
 EXACT_ROUNDS = 2
 """Exchanges at the start that are not compressed: the hook wants some."""
 
@@ -33,7 +32,7 @@ class CompressedSum:
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: World, rank: int) -> None:
         self.world, self.rank = world, rank
-        self._buckets = list(buckets(parameters[::-1], BUCKET_BYTES))
+        self._buckets = list(buckets(parameters[::-1]))
         self.forget()
 
     def forget(self) -> None:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from tallow.parallel.shares import own_gradient
 from tallow.parallel.world import World, buckets
 
-BUCKET_BYTES = 25 << 20
-
 
 class GradientSum:
     """Sums the gradients of some parameters over the processes of a world.
@@ -25,7 +23,7 @@ class GradientSum:
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: World) -> None:
         self.world = world
-        self._buckets = list(buckets(parameters[::-1], BUCKET_BYTES))
+        self._buckets = list(buckets(parameters[::-1]))
         self._bucket_of = {parameter: number for number, bucket in enumerate(self._buckets) for parameter in bucket}
         self._missing: list[int] = []
         self._sent: list[tuple[Tensor, dist.Work]] = []

@@ -58,6 +58,18 @@ class World:
         """The largest of each value, in float64. All processes must call it."""
         return self._combine(values, dist.ReduceOp.MAX)
 
+    def gather(self, *values: float) -> list[list[float]]:
+        """The values of each process, by rank, in float64; processes may have different numbers of them.
+
+        All processes must call it.
+        """
+        sizes = [int(size) for size in self.sum(*[len(values) * (rank == self.rank) for rank in range(self.size)])]
+        start = sum(sizes[: self.rank])
+        own = [0.0] * sum(sizes)
+        own[start : start + len(values)] = [float(value) for value in values]
+        everything = iter(self.sum(*own) if own else [])
+        return [[next(everything) for _ in range(size)] for size in sizes]
+
     def agree(self, claim: bool) -> bool:
         """What the main process claims. All processes must call it."""
         return self.sum(self.is_main and claim)[0] > 0
@@ -99,7 +111,7 @@ class World:
         """Overwrite the tensors of every process with the main one's."""
         if self.size == 1:
             return
-        for bucket in buckets([tensor.detach() for tensor in tensors], BUCKET_BYTES):
+        for bucket in buckets([tensor.detach() for tensor in tensors]):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.broadcast(flat, group=self.group, group_src=0)
             for tensor, values in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
@@ -158,7 +170,7 @@ def _meet(world: World) -> Store:
     return store
 
 
-def buckets(tensors: Sequence[AnyTensor], size: int) -> Iterator[list[AnyTensor]]:
+def buckets(tensors: Sequence[AnyTensor], size: int = BUCKET_BYTES) -> Iterator[list[AnyTensor]]:
     """Neighbours of one dtype, together about `size` bytes: few messages, little memory."""
     bucket: list[AnyTensor] = []
     for tensor in tensors:

@@ -12,7 +12,6 @@ from typing import Any
 from tallow.console import say
 from tallow.data.batch import Packed
 from tallow.errors import TallowError
-from tallow.parallel.gather import gather
 from tallow.parallel.shares import own_share
 from tallow.run import StageRun
 from tallow.train.anomaly import AnomalyConfig, AnomalyState, Judge
@@ -78,7 +77,7 @@ class Guard:
             return found
         self.updater.discard()
         # processes that share sequences have the same rows
-        rows = sorted({int(row) for part in gather(self.world, _rows(micro_batches)) for row in part})
+        rows = sorted({int(row) for part in self.world.gather(*_rows(micro_batches)) for row in part})
         if self.world.is_main:
             self.log.skipped(step, complaint, found.loss, norm, rows)
             say(f"the batch of step {step:,} is left out: {complaint}{_list(rows)}")

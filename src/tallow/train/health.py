@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 
 from tallow.kernels.probe import matmul_peak
-from tallow.parallel.gather import gather
 from tallow.parallel.shares import is_written_here
 from tallow.run import peak_rss_bytes, rss_bytes
 from tallow.train.activations import activation_peak
@@ -64,7 +63,7 @@ class Health:
         """
         memory = self._memory()
         found = [self._change, self._weights, self._activation, own_s, self._peak(), *memory.values()]
-        changes, weights, activations, seconds, peaks, *memories = zip(*gather(self.world, found), strict=True)
+        changes, weights, activations, seconds, peaks, *memories = zip(*self.world.gather(*found), strict=True)
         readings = {
             "update_ratio": _significant(math.sqrt(sum(changes) / sum(weights))) if sum(weights) else math.nan,
             "activation_max": _significant(max(activations)),

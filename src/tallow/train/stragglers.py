@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from tallow.console import say
 from tallow.parallel import World
-from tallow.parallel.gather import gather
 
 SLOW = 1.3
 PATIENCE = 3
@@ -18,7 +17,7 @@ class Stragglers:
     """Names a process that is slower than the others for several records; once, until it was not for as many."""
 
     def __init__(self, world: World) -> None:
-        hosts = gather(world, list(socket.gethostname().encode())) if world.size > 1 else [[]]
+        hosts = world.gather(*socket.gethostname().encode()) if world.size > 1 else [[]]
         self._hosts = [bytes(map(int, host)).decode(errors="replace") for host in hosts]
         self._is_named = [False] * world.size
         self._other_records = [0] * world.size
