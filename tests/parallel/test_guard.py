@@ -35,7 +35,8 @@ def train_badly(rank: int, port: int, directory: Path, zero: int) -> None:
     step_now, broken = 0, False
 
     def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        time.sleep(0.15 * rank)  # much longer than the other takes, also on a busy machine
+        if rank == 1 and zero == 0 and step_now > BREAKING_STEP:
+            time.sleep(1.0)  # much longer than the other takes, also on a busy machine
         return output * float("nan") if rank == 1 and step_now == BAD_STEP else output
 
     with join_world() as world:
@@ -88,6 +89,6 @@ def test_all_do_the_same(zero: int, tmp_path: Path, capfd: pytest.CaptureFixture
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert [record["step"] for record in records if "loss" not in record] == [BAD_STEP, 7, 8, 9]
     if zero == 0:  # sharded weights make them meet in each layer
-        assert {record["slowest_rank"] for record in records if "loss" in record} == {1}
+        assert {record["slowest_rank"] for record in records[BREAKING_STEP:]} == {1}
         said = capfd.readouterr().err
         assert said.count(f"process 1 on {socket.gethostname()} keeps the others waiting") == 1

@@ -149,7 +149,7 @@ def test_who_is_slow_for_several_records_is_named_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hosts = [list(b"one"), list(b"one"), list(b"two")]
-    monkeypatch.setattr("tallow.train.stragglers.gather", lambda world, _name: hosts[: world.size])
+    monkeypatch.setattr(World, "gather", lambda world, *_name: hosts[: world.size])
     stragglers = Stragglers(World(0, 3))
     assert [stragglers.note([1.0, 1.1, 2.0]) for _ in range(5)] == [[], [], [2], [], []]
     assert capsys.readouterr().err == "process 2 on two keeps the others waiting: 2 s a step, where 1.1 s is usual\n"
