@@ -14,6 +14,7 @@ from tallow.engine.language_model import load
 from tallow.engine.request import RequestState, SamplingParams
 from tallow.engine.runner import Runner
 from tallow.errors import UsageError
+from tallow.kernels.memory import keeping_freed_memory
 from tallow.kernels.probe import matmul_peak, read_bandwidth
 from tallow.models.store import resolve
 from tallow.run import peak_rss_bytes
@@ -93,6 +94,7 @@ def engine_for(runner: Runner, batch: int, num_tokens: int) -> Engine:
     return Engine(runner, None, cache_bytes=batch * blocks * runner.block_bytes)
 
 
+@keeping_freed_memory()
 def train(
     name: str, batch: int = 8, seq: int = 512, steps: int = 5, precision: Literal["bf16", "fp32"] = "bf16"
 ) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tallow.kernels.fused import activate
 from tallow.models.blocks.attention import Attention
 from tallow.models.blocks.context import Context
-from tallow.models.blocks.feed_forward import FeedForward, activate
+from tallow.models.blocks.feed_forward import FeedForward
 from tallow.models.blocks.linear import Linear, Table
 from tallow.models.blocks.norms import make_norm
 from tallow.models.config import Activation, DecoderConfig

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 
+from tallow.kernels.fused import IGNORED, cross_entropy
 from tallow.objectives.example import Example, TokenModel
 
 # Smaller pieces make matrix products slower, larger ones only use more memory.
 PIECE_TOKENS = 512
 ROUND_TOKENS = 128
-IGNORED = -100
 
 
 class Vocabulary(Protocol):
@@ -38,7 +38,7 @@ class WholeVocabulary:
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Summed over the targets, in nats; a target `IGNORED` does not count."""
-        return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", ignore_index=IGNORED)
+        return cross_entropy(logits_NV, targets_N)
 
     def draw(self, logits_NV: Tensor) -> Tensor:
         """A token of each place, N, as the logits predict it."""

@@ -13,6 +13,7 @@ import torch
 from tallow.console import progress, say
 from tallow.data.batch import Packed
 from tallow.errors import Interrupted, UsageError
+from tallow.kernels.memory import keeping_freed_memory
 from tallow.objectives import Objective
 from tallow.parallel import Layout, World
 from tallow.parallel.roll_call import RollCall
@@ -36,6 +37,7 @@ Validate = Callable[[Layout], Mapping[str, float]]
 """Metrics of the model as it is, over all processes; it runs in the precision of training."""
 
 
+@keeping_freed_memory()
 def train(
     layout: Layout,
     objective: Objective,

@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 from types import ModuleType
+from typing import Any
 
 from tallow.console import say
 from tallow.errors import UsageError
@@ -35,3 +36,11 @@ def operation_set() -> str:
     if wanted not in known:
         raise UsageError(f"TALLOW_CPU={wanted} cannot run here", f"choose one of {', '.join(known)}")
     return wanted
+
+
+@functools.cache
+def operations(name: str) -> Any:
+    """The operations of this instruction set, as the extension's functions take them."""
+    extension = native()
+    assert extension is not None
+    return next(operations for operations in extension.operations() if operations.name == name)

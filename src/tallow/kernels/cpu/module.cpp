@@ -15,6 +15,7 @@ namespace tallow {
 void bind_decoder(nb::module_ &);
 void bind_operations(nb::module_ &);
 void bind_sampling(nb::module_ &);
+void bind_training(nb::module_ &);
 
 namespace {
 
@@ -64,6 +65,7 @@ NB_MODULE(_native, m) {
     tallow::bind_decoder(m);
     tallow::bind_operations(m);
     tallow::bind_sampling(m);
+    tallow::bind_training(m);
     m.def("has_block_type", &tallow::has_block_type);
     m.def("unpack_blocks", &tallow::unpack_blocks_in_parallel, nb::call_guard<nb::gil_scoped_release>());
     m.def("read_memory", &tallow::read_memory, nb::call_guard<nb::gil_scoped_release>());

@@ -6,8 +6,10 @@
 #include "ops_attention.h"
 #include "ops_filter.h"
 #include "ops_race.h"
+#include "ops_training.h"
 
 constexpr Ops all_operations(const char *name) {
     return {name,  multiply,  normalize, round_row, rotate, store_token, attend, join_segments,
-            embed, summarize, filter,    choose};
+            embed, summarize, filter,    choose,
+            cross_entropy, rms_forward, rms_backward, gate_forward, gate_backward, rotate_head};
 }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tallow.kernels.cpu import native, operation_set
+from tallow.kernels.cpu import native, operation_set, operations
 from tallow.kernels.threads import num_threads
 
 Row = npt.NDArray[np.float32]
@@ -26,15 +24,8 @@ def choose_tokens(rows: Sequence[Row], draws: Sequence[tuple[float | int, ...]])
         return None
     addresses = [logits_V.__array_interface__["data"][0] for logits_V in rows]  # sooner than by way of ctypes
     size = len(rows[0]) if rows else 0
-    return extension.choose_tokens(_operations(operation_set()), addresses, size, draws, num_threads())
+    return extension.choose_tokens(operations(operation_set()), addresses, size, draws, num_threads())
 
 
 def _fits(logits_V: Row, size: int) -> bool:
     return logits_V.dtype == np.float32 and len(logits_V) == size and logits_V.flags.c_contiguous
-
-
-@functools.cache
-def _operations(name: str) -> Any:
-    extension = native()
-    assert extension is not None
-    return next(operations for operations in extension.operations() if operations.name == name)

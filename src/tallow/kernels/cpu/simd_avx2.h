@@ -141,6 +141,11 @@ inline F load_half(const uint16_t *from) {
     const __m128i *halves = reinterpret_cast<const __m128i *>(from);
     return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
 }
+inline F load_bfloat16(const uint16_t *from) {
+    const __m128i *words = reinterpret_cast<const __m128i *>(from);
+    const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(words)), high = _mm256_cvtepu16_epi32(_mm_loadu_si128(words + 1));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+}
 inline I widen_int8(const int8_t *from) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
     return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};

@@ -201,6 +201,11 @@ inline F load_half(const uint16_t *from) {
     for (int lane = 0; lane < kLanes; ++lane) values[lane] = from_half(from[lane]);
     return fload(values);
 }
+inline F load_bfloat16(const uint16_t *from) {
+    float values[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) values[lane] = from_bfloat16(from[lane]);
+    return fload(values);
+}
 inline I widen_int8(const int8_t *from) {
     return parts<I>([&](int i) { return bits_as<Words>(__builtin_convertvector(load<Bytes>(from + 4 * i), Ints)); });
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tallow.kernels import fused
 from tallow.models.blocks.context import Context
 from tallow.models.blocks.linear import Linear
 from tallow.models.config import Activation, DecoderConfig
@@ -23,12 +23,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor, _context: Context) -> Tensor:
         if self.gate_proj is None:
-            return self.down_proj(activate(self.up_proj(x_BTD), self.activation))
-        return self.down_proj(activate(self.gate_proj(x_BTD), self.activation) * self.up_proj(x_BTD))
-
-
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The activation of this name, entry by entry."""
-    if activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+            return self.down_proj(fused.activate(self.up_proj(x_BTD), self.activation))
+        return self.down_proj(fused.gate(self.gate_proj(x_BTD), self.up_proj(x_BTD), self.activation))

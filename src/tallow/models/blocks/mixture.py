@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tallow.kernels.fused import gate
 from tallow.models.blocks.balance import add_balance_loss
 from tallow.models.blocks.context import Context
-from tallow.models.blocks.feed_forward import activate
 from tallow.models.config import Activation, DecoderConfig
 
 
@@ -148,7 +148,7 @@ def compute_experts(
     each = zip(x_MD.split(loads_E.tolist()), gates_EID.unbind(), ups_EID.unbind(), downs_EDI.unbind(), strict=True)
     return torch.cat(
         [
-            F.linear(activate(F.linear(x_nD, gate_ID), activation) * F.linear(x_nD, up_ID), down_DI)
+            F.linear(gate(F.linear(x_nD, gate_ID), F.linear(x_nD, up_ID), activation), down_DI)
             for x_nD, gate_ID, up_ID, down_DI in each
             if len(x_nD) or not len(x_MD)
         ]

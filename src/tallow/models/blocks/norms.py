@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tallow.kernels.fused import rms_norm
 from tallow.models.config import DecoderConfig
 
 
@@ -19,8 +20,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.offset:
-            # the normalized value is rounded to x's dtype before it is multiplied, as most families were trained
-            return self.weight * F.rms_norm(x, self.weight.shape, eps=self.eps)
+            return rms_norm(x, self.weight, self.eps)
         # these round once, after the multiplication
         return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
 

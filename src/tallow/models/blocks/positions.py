@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tallow.kernels import fused
 from tallow.models.config import Rotary, RotaryScaling
 
 
@@ -31,10 +32,7 @@ def make_rotation(rotary: Rotary, head_size: int, max_positions: int, positions_
 
 def rotate(x_BHTd: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the first `2 r` entries of each head, pairing entry i with entry i + r."""
-    cos, sin = (table.to(x_BHTd.dtype) for table in rotation)
-    half = cos.shape[-1]
-    first, second, rest = x_BHTd.split((half, half, x_BHTd.shape[-1] - 2 * half), dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+    return fused.rotate(x_BHTd, *rotation)
 
 
 def inverse_frequencies(
