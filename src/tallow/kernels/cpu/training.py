@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tallow.kernels.cpu import native, operation_set, operations
 from tallow.kernels.threads import num_threads
@@ -88,7 +87,6 @@ class _CrossEntropy(torch.autograd.Function):
         return losses_N.sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         [gradient_NV] = ctx.saved_tensors
         factor = outer[0].item()
@@ -114,7 +112,6 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D, inverses_N = ctx.saved_tensors
         gradient = outer[0].contiguous()
@@ -153,7 +150,6 @@ class _Gate(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         gradient, by_gate, by_up = outer[0].contiguous(), torch.empty_like(gate), torch.empty_like(up)
@@ -181,12 +177,12 @@ class _Rotate(torch.autograd.Function):
         return _rotate(x_BHTd, cos_B1Tr, sin_B1Tr, 1.0, torch.empty(x_BHTd.shape, dtype=x_BHTd.dtype))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         gradient_BHTd = outer[0] if outer[0].stride(3) == 1 else outer[0].contiguous()
         batch, heads, tokens, size = gradient_BHTd.shape
         out_BHTd = torch.empty(batch, tokens, heads, size, dtype=gradient_BHTd.dtype).transpose(1, 2)
-        return _rotate(gradient_BHTd, *ctx.saved_tensors, -1.0, out_BHTd), None, None
+        cos_B1Tr, sin_B1Tr = ctx.saved_tensors
+        return _rotate(gradient_BHTd, cos_B1Tr, sin_B1Tr, -1.0, out_BHTd), None, None
 
 
 def _rotate(x_BHTd: Tensor, cos_B1Tr: Tensor, sin_B1Tr: Tensor, sign: float, out_BHTd: Tensor) -> Tensor:
