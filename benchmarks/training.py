@@ -21,7 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tallow.data.batch import Packed
 
 TOKENS, WARM_UP = 512, 3
 LEARNING_RATE = 1e-5
@@ -111,25 +116,18 @@ def serve(side: str, directory: Path, model: str, precision: Literal["bf16", "fp
     import torch
 
     from tallow.bench import random_batch
+    from tallow.files import read_json
     from tallow.kernels.probe import matmul_peak
-    from tallow.models.formats import load_model
-    from tallow.objectives.causal import causal
-    from tallow.parallel import Layout
     from tallow.run import forget_peak_rss, peak_rss_bytes
-    from tallow.train.config import LoopConfig
-    from tallow.train.precision import count_flops
-    from tallow.train.update import Updater
 
     sys.stdin.readline()
-    ours = load_model(directory, dtype=torch.float32)
-    packed = random_batch(ours.config.vocab_size, ROWS[model], TOKENS)
-    one_row = packed.first_rows(1)
-    flops = ROWS[model] * count_flops(lambda: Updater(Layout(ours), causal, LoopConfig()).rehearse(one_row, "fp32"))
+    config = read_json(directory / "config.json")
+    packed = random_batch(config["vocab_size"], ROWS[model], TOKENS)
+    flops = flops_of(packed, directory)
     start = time.perf_counter()
     if side == "tallow":
         step = our_step(packed, directory, precision)
     else:
-        del ours
         step = their_step(packed.tokens_BT, directory, precision, compiled="compiled" in side)
     for _ in range(WARM_UP):
         step()
@@ -149,11 +147,25 @@ def serve(side: str, directory: Path, model: str, precision: Literal["bf16", "fp
         )
 
 
-def our_step(packed: object, directory: Path, precision: Literal["bf16", "fp32"]) -> Callable[[], float]:
+def flops_of(packed: Packed, directory: Path) -> int:
+    """Floating-point operations of a step's matrix products."""
+    import torch
+
+    from tallow.models.formats import load_model
+    from tallow.objectives.causal import causal
+    from tallow.parallel import Layout
+    from tallow.train.config import LoopConfig
+    from tallow.train.precision import count_flops
+    from tallow.train.update import Updater
+
+    updater = Updater(Layout(load_model(directory, dtype=torch.float32)), causal, LoopConfig())
+    return len(packed.tokens_BT) * count_flops(lambda: updater.rehearse(packed.first_rows(1), "fp32"))
+
+
+def our_step(packed: Packed, directory: Path, precision: Literal["bf16", "fp32"]) -> Callable[[], float]:
     """What `tallow pretrain` does in a step."""
     import torch
 
-    from tallow.data.batch import Packed
     from tallow.kernels.memory import keeping_freed_memory
     from tallow.models.formats import load_model
     from tallow.objectives.causal import causal
@@ -161,7 +173,6 @@ def our_step(packed: object, directory: Path, precision: Literal["bf16", "fp32"]
     from tallow.train.config import LoopConfig
     from tallow.train.update import Updater
 
-    assert isinstance(packed, Packed)
     updater = Updater(Layout(load_model(directory, dtype=torch.float32)), causal, LoopConfig())
 
     def steps() -> Iterator[float]:
@@ -172,18 +183,17 @@ def our_step(packed: object, directory: Path, precision: Literal["bf16", "fp32"]
     return steps().__next__
 
 
-def their_step(tokens_BT: object, directory: Path, precision: str, *, compiled: bool) -> Callable[[], float]:
+def their_step(tokens_BT: Tensor, directory: Path, precision: str, *, compiled: bool) -> Callable[[], float]:
     """The same by transformers and torch."""
     import torch
     from torch.nn import functional as F
     from transformers import AutoModelForCausalLM
 
-    assert isinstance(tokens_BT, torch.Tensor)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     inputs_BT, targets_N = tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].flatten()
 
-    def loss_of_batch() -> torch.Tensor:
+    def loss_of_batch() -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             logits_BTV = model(inputs_BT, use_cache=False).logits
         return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_N)

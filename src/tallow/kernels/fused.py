@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -39,11 +40,27 @@ def gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     return activate(gate, activation) * up
 
 
+def gated(gate_up: tuple[Tensor, Tensor], activation: Activation, down: Callable[[Tensor], Tensor]) -> Tensor:
+    """`down(gate(…))`; the product between them, which costs next to nothing, is made again for the backward pass."""
+    product = gate(*gate_up, activation)
+    with training.making_again(product):
+        return down(product)
+
+
 def activate(x: Tensor, activation: Activation) -> Tensor:
     """The activation of this name, entry by entry."""
     if activation == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def operand(x: Tensor) -> Tensor:
+    """What matrix products read of `x`, where several read it.
+
+    Under autocast each of them would round it for itself, and keep that for the backward pass.
+    """
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 @Operation

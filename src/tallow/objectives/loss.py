@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 
 from tallow.kernels.fused import IGNORED, cross_entropy
@@ -91,11 +91,11 @@ def loss_of_hidden(
         piece_ND = apart_ND[places].requires_grad_()
         # a view, since torch's counter of operations cannot follow leaves into modules
         loss = piece_loss(logits(piece_ND.view_as(piece_ND)), targets_N)
-        parameters = [leaf for leaf in _leaves(loss) if leaf is not piece_ND]
-        gradient_nD, *of_parameters = torch.autograd.grad(loss, [piece_ND, *parameters])
+        leaves = {leaf: edge for leaf, edge in _leaves(loss).items() if leaf is not piece_ND}
+        gradient_nD, *of_leaves = torch.autograd.grad(loss, [get_gradient_edge(piece_ND), *leaves.values()])
         gradient_ND.index_add_(0, places, gradient_nD)
-        for parameter, gradient in zip(parameters, of_parameters, strict=True):
-            gradients[parameter] = gradients[parameter].add_(gradient) if parameter in gradients else gradient
+        for leaf, gradient in zip(leaves, of_leaves, strict=True):
+            gradients[leaf] = gradients[leaf].add_(gradient) if leaf in gradients else gradient.to(leaf.dtype)
         losses.append(loss.detach())
     total = _WithGradients.apply(_total(losses), [gradient_ND], hidden_ND)
     if not gradients:
@@ -119,9 +119,12 @@ class _WithGradients(torch.autograd.Function):
         return None, None, *(gradient if factor == 1.0 else gradient * factor for gradient in gradients)
 
 
-def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors that a loss was computed from and that want a gradient, each once."""
-    leaves: dict[Tensor, None] = {}
+def _leaves(loss: Tensor) -> dict[Tensor, GradientEdge]:
+    """The tensors that a loss was computed from and that want a gradient, and where it comes in.
+
+    Of what is rounded first (by autocast) that is where the gradient is still of the lesser precision: half the memory.
+    """
+    leaves: dict[Tensor, GradientEdge] = {}
     seen: set[Node] = set()
     ahead = [loss.grad_fn]
     while ahead:
@@ -129,10 +132,14 @@ def _leaves(loss: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            leaves[leaf] = None
-        ahead += [function for function, _ in node.next_functions]
-    return list(leaves)
+        inputs = [function for function, _ in node.next_functions]
+        rounds = node.name() == "ToCopyBackward0"
+        source = inputs[0] if rounds else node
+        if (leaf := getattr(source, "variable", None)) is not None:
+            leaves[leaf] = GradientEdge(node, 0)
+        else:
+            ahead += inputs
+    return leaves
 
 
 def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:

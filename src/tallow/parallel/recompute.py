@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from tallow.kernels.cpu import causal_attention
 from tallow.parallel.shares import own_share
 
 Recompute = Literal["none", "selective", "block"]
@@ -33,6 +34,7 @@ KEPT = frozenset(
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
+        causal_attention.operators().causal_attention.default,
     )
 )
 
@@ -94,6 +96,8 @@ def measuring(layer: nn.Module, how: Recompute) -> Iterator[LayerMemory]:
     def begin(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.update(own_share(parameter).untyped_storage().data_ptr() for parameter in layer.parameters())
         memory.remembered += sum(value.nbytes for value in inputs if isinstance(value, Tensor))
+        shared = (part for value in inputs if isinstance(value, tuple) for part in value)  # by all layers: angles
+        seen.update(part.untyped_storage().data_ptr() for part in shared if isinstance(part, Tensor))
         hooks.__enter__()
         results.__enter__()
 
@@ -118,8 +122,8 @@ class _ResultBytes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in KEPT:
-            first = result[0] if isinstance(result, tuple) else result
-            self.total += first.nbytes
+            results = result if isinstance(result, tuple) else (result,)
+            self.total += sum(value.nbytes for value in results if isinstance(value, Tensor))
         return result
 
 

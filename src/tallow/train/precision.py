@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tallow.data.batch import Packed
 from tallow.errors import DataError
 from tallow.files import read_json, write_json
+from tallow.kernels.cpu import causal_attention
 from tallow.parallel import ALONE, Layout, World
 from tallow.recipe import Section
 
@@ -181,8 +182,18 @@ def _backward(
     return _attention_flops(5, q, k, is_causal)
 
 
+def _own_forward(q: Sequence[int], k: Sequence[int], *_: object, **__: object) -> int:
+    return _attention_flops(2, q, k, is_causal=True)
+
+
+def _own_backward(_gradient: object, q: Sequence[int], k: Sequence[int], *_: object, **__: object) -> int:
+    return _attention_flops(5, q, k, is_causal=True)
+
+
 # torch counts the attention of GPUs only
 _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+    causal_attention.operators().causal_attention: _own_forward,
+    causal_attention.operators().causal_attention_backward: _own_backward,
 }

@@ -205,6 +205,28 @@ struct Destination {
     uint16_t *panel = nullptr;  // room for a panel in bfloat16, where the weight is compressed or nested
 };
 
+// One head of one sequence in training. Tokens lie `…stride` values apart.
+struct CausalHead {
+    int64_t tokens, size;  // size: of the head, even
+    float scale;
+    const int32_t *first;  // for each query the first key that it sees, never falling; it sees all from there to itself
+    const uint16_t *queries, *keys, *values;
+    int64_t query_stride, key_stride, value_stride;
+    uint16_t *out;
+    int64_t out_stride;
+    float *log_sums;  // [token]: of the exponentials of scores
+    // the backward pass only
+    const uint16_t *by_out;
+    int64_t by_out_stride;
+    uint16_t *by_queries;
+    int64_t by_query_stride;
+    float *by_keys, *by_values;  // [token][entry]
+};
+// Bytes that either pass needs besides.
+TALLOW_INLINE constexpr int64_t attention_scratch(int64_t tokens, int64_t size) {
+    return (round_up(tokens, 64) * 20 + 64 * 40) * round_up(size, 32) + 64 * 64 * 20 + 64 * 32;
+}
+
 struct Ops {
     const char *name;
     // Products of `rows` rows with the panels from `panel` to `end`.
@@ -233,6 +255,8 @@ struct Ops {
                           void *by_gate, void *by_up);
     void (*rotate_head)(Number, const void *from, const float *cosines, const float *sines, float sign, int64_t half,
                         int64_t size, void *to);
+    void (*attention_forward)(const CausalHead &, void *scratch);
+    void (*attention_backward)(const CausalHead &, void *scratch);
 };
 
 // Those that this processor has, best first.

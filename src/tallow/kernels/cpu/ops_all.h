@@ -7,9 +7,11 @@
 #include "ops_filter.h"
 #include "ops_race.h"
 #include "ops_training.h"
+#include "ops_training_attention.h"
 
 constexpr Ops all_operations(const char *name) {
     return {name,  multiply,  normalize, round_row, rotate, store_token, attend, join_segments,
             embed, summarize, filter,    choose,
-            cross_entropy, rms_forward, rms_backward, gate_forward, gate_backward, rotate_head};
+            cross_entropy, rms_forward, rms_backward, gate_forward, gate_backward, rotate_head,
+            attention_forward, attention_backward};
 }

@@ -221,6 +221,7 @@ inline __m256i bfloat16_of_8(__m256 a) {  // to nearest, ties to even; in 32-bit
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
     return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
 }
+inline I bfloat16_bits(F a) { return {bfloat16_of_8(a.low), bfloat16_of_8(a.high)}; }
 inline void store_bfloat16(uint16_t *to, F a) {
     const __m256i words = _mm256_packus_epi32(bfloat16_of_8(a.low), bfloat16_of_8(a.high));
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm256_permute4x64_epi64(words, 0b11011000));

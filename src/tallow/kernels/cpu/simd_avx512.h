@@ -138,9 +138,7 @@ inline void store_pairs(uint16_t *to, Pairs a) { istore(to, a.bits); }
 inline F dot2(F sum, Pairs a, Pairs b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a.bits), reinterpret_cast<__m512bh>(b.bits));
 }
-inline void store_bfloat16(uint16_t *to, F a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
-}
+inline __m256i to_bfloat16(F a) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)); }
 #else
 inline F dot2(F sum, Pairs a, Pairs b) {
     const __m512i high = _mm512_set1_epi32(int(0xffff0000));
@@ -149,13 +147,15 @@ inline F dot2(F sum, Pairs a, Pairs b) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a.bits, high)),
                            _mm512_castsi512_ps(_mm512_and_si512(b.bits, high)), sum);
 }
-inline void store_bfloat16(uint16_t *to, F a) {  // to nearest, ties to even
+inline __m256i to_bfloat16(F a) {  // to nearest, ties to even
     const __m512i bits = _mm512_castps_si512(a);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));  // NaN stays NaN
     const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, quiet);
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
 }
 #endif
+inline void store_bfloat16(uint16_t *to, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), to_bfloat16(a)); }
+inline I bfloat16_bits(F a) { return _mm512_cvtepu16_epi32(to_bfloat16(a)); }  // in the lower halves of lanes

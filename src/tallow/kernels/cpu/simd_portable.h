@@ -278,6 +278,11 @@ inline F second_of(Pairs a) {
 inline F dot2(F sum, Pairs a, Pairs b) {
     return fma(second_of(a), second_of(b), fma(first_of(a), first_of(b), sum));
 }
+inline I bfloat16_bits(F a) {
+    uint32_t bits[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) bits[lane] = to_bfloat16(a.part[lane / 4][lane % 4]);
+    return iload(bits);
+}
 inline void store_bfloat16(uint16_t *to, F a) {
     for (int lane = 0; lane < kLanes; ++lane) to[lane] = to_bfloat16(a.part[lane / 4][lane % 4]);
 }

@@ -5,6 +5,7 @@ Backward passes keep what the forward pass was given and a number a row, nothing
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -41,20 +42,20 @@ def rotate(x_BHTd: Tensor, cos_B1Tr: Tensor, sin_B1Tr: Tensor) -> Tensor | None:
     """`tallow.kernels.fused.rotate`; None for what it does not take."""
     batch, _, tokens, size = x_BHTd.shape
     angles = cos_B1Tr.shape
-    if not _suits(cos_B1Tr, sin_B1Tr) or cos_B1Tr.dtype != torch.float32 or not _is_plain(x_BHTd):
+    if not _suits(cos_B1Tr, sin_B1Tr) or cos_B1Tr.dtype != torch.float32 or not is_plain(x_BHTd):
         return None
     if angles[0] not in (1, batch) or angles[1:3] != (1, tokens) or 2 * angles[3] > size or x_BHTd.stride(3) != 1:
         return None
     return _Rotate.apply(x_BHTd, cos_B1Tr, sin_B1Tr)
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether a tensor is memory of this process, not a part of something that other processes have, too."""
     return type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu
 
 
 def _suits(*tensors: Tensor) -> bool:
-    return native() is not None and all(_is_plain(tensor) and tensor.is_contiguous() for tensor in tensors)
+    return native() is not None and all(is_plain(tensor) and tensor.is_contiguous() for tensor in tensors)
 
 
 def _extension() -> Any:
@@ -134,24 +135,14 @@ class _RMSNorm(torch.autograd.Function):
 class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: int) -> Tensor:
-        out = torch.empty_like(gate)
-        _extension().gate_forward(
-            _ops(),
-            gate.dtype == torch.bfloat16,
-            activation,
-            gate.data_ptr(),
-            up.data_ptr(),
-            gate.numel(),
-            out.data_ptr(),
-            num_threads(),
-        )
         ctx.save_for_backward(gate, up)
-        ctx.activation = activation
-        return out
+        ctx.activation, ctx.inputs = activation, None
+        return _gate(gate, up, activation)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up = ctx.saved_tensors
+        gate, up = _inputs_of_gate(ctx)
+        ctx.inputs = None
         gradient, by_gate, by_up = outer[0].contiguous(), torch.empty_like(gate), torch.empty_like(up)
         _extension().gate_backward(
             _ops(),
@@ -166,6 +157,45 @@ class _Gate(torch.autograd.Function):
             num_threads(),
         )
         return by_gate, by_up, None
+
+
+def _gate(gate: Tensor, up: Tensor, activation: int) -> Tensor:
+    out = torch.empty_like(gate)
+    _extension().gate_forward(
+        _ops(),
+        gate.dtype == torch.bfloat16,
+        activation,
+        gate.data_ptr(),
+        up.data_ptr(),
+        gate.numel(),
+        out.data_ptr(),
+        num_threads(),
+    )
+    return out
+
+
+def making_again(gated: Tensor) -> AbstractContextManager[object]:
+    """Within this block, nothing keeps `gated`, a result of `gate`, for its backward pass: it is made again."""
+    node: Any = gated.grad_fn
+    if not hasattr(node, "activation"):  # not made here
+        return nullcontext()
+    address, bytes_ = gated.data_ptr(), gated.nbytes
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        same = type(kept) is Tensor and kept.data_ptr() == address and kept.nbytes == bytes_
+        return kept.shape if same else kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else _gate(*_inputs_of_gate(node), node.activation).view(kept)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _inputs_of_gate(node: Any) -> tuple[Tensor, Tensor]:
+    """What a gate has kept, wherever that is: it can be asked for once."""
+    if node.inputs is None:
+        node.inputs = node.saved_tensors
+    return node.inputs
 
 
 class _Rotate(torch.autograd.Function):

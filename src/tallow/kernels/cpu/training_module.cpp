@@ -1,7 +1,9 @@
 // What Python sees of the operations of training. Tensors arrive as addresses; kernels/cpu/training.py has checked them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
+#include <tuple>
 #include <vector>
 
 #include "ops.h"
@@ -111,6 +113,42 @@ void rotate_heads(const Ops &ops, bool bfloat16, uintptr_t in, const Three &in_s
     });
 }
 
+// The address of a tensor with batches, heads and tokens, and how far apart these are in values; entries lie side by side.
+struct Places {
+    uintptr_t address;
+    int64_t batch, head, token;
+
+    template <typename T = uint16_t>
+    T *of(int64_t b, int64_t h) const {
+        return at<T>(address) + b * batch + h * head;
+    }
+};
+using PlacesTuple = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+Places places(const PlacesTuple &tuple) { return std::make_from_tuple<Places>(tuple); }
+
+// One head at a time, forward if there is no gradient. What keys and values get is left for each head, in float32.
+void attend_heads(const Ops &ops, const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> &shape, float scale,
+                  uintptr_t first, const std::vector<PlacesTuple> &given, uintptr_t log_sums,
+                  const std::vector<PlacesTuple> &gradients, uintptr_t by_keys, uintptr_t by_values, uintptr_t scratch,
+                  int threads) {
+    const auto [batch, heads, kv_heads, tokens, size] = shape;
+    const Places queries = places(given[0]), keys = places(given[1]), values = places(given[2]), out = places(given[3]);
+    const bool backward = !gradients.empty();
+    const Places by_out = backward ? places(gradients[0]) : Places{}, by_queries = backward ? places(gradients[1]) : Places{};
+    over_rows(batch * heads, tokens * size, threads, [&](int64_t begin, int64_t end, int thread) {
+        for (int64_t row = begin; row < end; ++row) {
+            const int64_t b = row / heads, h = row % heads, group = h / (heads / kv_heads);
+            const CausalHead head{tokens, size, scale, at<int32_t>(first) + b * tokens, queries.of(b, h), keys.of(b, group),
+                                  values.of(b, group), queries.token, keys.token, values.token, out.of(b, h), out.token,
+                                  at(log_sums) + row * tokens, by_out.of(b, h), by_out.token, by_queries.of(b, h),
+                                  by_queries.token, at(by_keys) + row * tokens * size, at(by_values) + row * tokens * size};
+            (backward ? ops.attention_backward : ops.attention_forward)(
+                head, at<uint8_t>(scratch) + thread * attention_scratch(tokens, size));
+        }
+    });
+}
+
 }  // namespace
 
 void bind_training(nb::module_ &m) {
@@ -120,6 +158,8 @@ void bind_training(nb::module_ &m) {
     m.def("gate_forward", &gate_forward);
     m.def("gate_backward", &gate_backward);
     m.def("rotate_heads", &rotate_heads);
+    m.def("attention_scratch", &attention_scratch);
+    m.def("attend_heads", &attend_heads);
 }
 
 }  // namespace tallow

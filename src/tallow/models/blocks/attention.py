@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tallow.kernels.fused import operand
 from tallow.models.blocks.context import AttentionSpec, Context
 from tallow.models.blocks.linear import Linear
 from tallow.models.blocks.norms import make_norm
@@ -35,6 +36,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, context: Context) -> Tensor:
+        x_BTD = operand(x_BTD)
         q, k, v_BKTd = self.q_proj(x_BTD), self.k_proj(x_BTD), self._heads(self.v_proj(x_BTD))
         if self.qk_norm == "hidden":
             q, k = self.q_norm(q), self.k_norm(k)

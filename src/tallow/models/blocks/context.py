@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tallow.models.blocks.block_attention import attention_in_blocks, better_in_blocks, block_biases
+from tallow.kernels.cpu.causal_attention import causal_attention, is_suited
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class SequenceContext(Context):
         self.documents_BT = documents_BT
         self.padding_BT = padding_BT
         self._masks: dict[int | None, Tensor | None] = {}
-        self._biases: dict[int | None, list[Tensor]] = {}
+        self._firsts: dict[int | None, Tensor | None] = {}
 
     @classmethod
     def plain(cls, batch: int, length: int, device: torch.device | None = None) -> SequenceContext:
@@ -94,13 +94,19 @@ class SequenceContext(Context):
 
     def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
         window = spec.window if spec.window is not None and spec.window < q_BHTd.shape[2] else None
+        if spec.softcap is None and is_suited(q_BHTd, k_BKTd, v_BKTd):
+            if window not in self._firsts:
+                self._firsts[window] = self._first(window)
+            if (first_BT := self._firsts[window]) is not None:
+                return causal_attention(q_BHTd, k_BKTd, v_BKTd, first_BT, spec.scale)
         if window not in self._masks:
             self._masks[window] = self._mask(window)
-        if spec.softcap is None and better_in_blocks(q_BHTd):
-            if window not in self._biases:
-                self._biases[window] = block_biases(self._masks[window], q_BHTd)
-            return attention_in_blocks(q_BHTd, k_BKTd, v_BKTd, self._biases[window], spec.scale)
         return attention(q_BHTd, k_BKTd, v_BKTd, self._masks[window], spec)
+
+    def _first(self, window: int | None) -> Tensor | None:
+        """Of each place the first that it sees, B T, if it sees all from there to itself."""
+        first_BT = first_visible(self.documents_BT, self.positions_BT.shape[1], window)
+        return None if first_BT is None else first_BT.expand(self.positions_BT.shape)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """Which key each query sees, B 1 T T; None for plain causal order (the fast path)."""
@@ -120,6 +126,26 @@ class SequenceContext(Context):
         if self.documents_BT is None:
             return mask_QS[None, None]
         return (mask_QS & same_document(self.documents_BT, queries, keys))[:, None]
+
+
+def first_visible(documents_BT: Tensor | None, tokens: int, window: int | None) -> Tensor | None:
+    """Of each place the first that it sees, if it sees all from there to itself, int32, B T or 1 T; else None.
+
+    Args:
+        documents_BT: As `SequenceContext` has them; a document in two pieces leaves gaps in what is seen.
+        window: As in `AttentionSpec`.
+    """
+    places_T = torch.arange(tokens)
+    first_BT = torch.zeros(1, tokens, dtype=torch.int64)
+    if documents_BT is not None:
+        begins_BT = torch.nn.functional.pad(documents_BT.diff(dim=1) != 0, (1, 0), value=True)
+        num_documents = (documents_BT.sort(dim=1).values.diff(dim=1) != 0).sum(1) + 1
+        if not torch.equal(begins_BT.sum(1), num_documents):
+            return None
+        first_BT = (begins_BT * places_T).cummax(1).values
+    if window is not None:
+        first_BT = first_BT.maximum(places_T - (window - 1))
+    return first_BT.int()
 
 
 def same_document(documents_BT: Tensor, queries: range, keys: range) -> Tensor:

@@ -24,4 +24,5 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor, _context: Context) -> Tensor:
         if self.gate_proj is None:
             return self.down_proj(fused.activate(self.up_proj(x_BTD), self.activation))
-        return self.down_proj(fused.gate(self.gate_proj(x_BTD), self.up_proj(x_BTD), self.activation))
+        x_BTD = fused.operand(x_BTD)
+        return fused.gated((self.gate_proj(x_BTD), self.up_proj(x_BTD)), self.activation, self.down_proj)
