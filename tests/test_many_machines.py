@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.faults.test_processes import RECIPE, encoded
+from tests.faults.test_processes import set_up
 
 from tallow.parallel import ParallelConfig
 from tallow.run import StageRun
@@ -20,7 +20,12 @@ from tallow.run import StageRun
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "many_machines.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^torchrun .*$", PAGE, re.MULTILINE)
 
-__all__ = ["encoded"]  # the fixture: a recipe of which all is done but the training
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("prepared")
+    set_up(place, steps=12)
+    return place
 
 
 def test_each_setting_that_the_page_names_is_one() -> None:
@@ -31,11 +36,11 @@ def test_each_setting_that_the_page_names_is_one() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_does_what_one_process_does(command: str, encoded: Path, tmp_path: Path) -> None:
+def test_the_command_does_what_one_process_does(command: str, prepared: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
-    shutil.copytree(encoded, place)
+    shutil.copytree(prepared, place)
     shutil.move(place / "spread", place / "runs" / "tiny")
-    (place / "recipe.yaml").write_text(RECIPE)
+    (place / "tiny.yaml").rename(place / "recipe.yaml")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         here = f"127.0.0.1:{free.getsockname()[1]}"

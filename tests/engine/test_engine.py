@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.conftest import CONFIGS, make_model, tiny
 
@@ -124,7 +124,6 @@ def windowed_model() -> Decoder:
     return make_model(CONFIGS["alternating windows, soft caps"]).double()
 
 
-@settings(max_examples=80)
 @given(data=st.data())
 def test_any_traffic_of_all_kinds(exact_model: Decoder, windowed_model: Decoder, data: st.DataObject) -> None:
     """Several answers, priorities, scored prompts, beam searches, windows and guesses, together and with aborts."""
@@ -597,14 +596,23 @@ def test_scoring_goes_beside_other_requests(model: Decoder) -> None:
     assert engine.state.free_blocks == engine.state.num_blocks
 
 
+BROKEN_OFF_PROMPTS = ([*range(18)], [*range(18), 30], [*range(40, 50)])
+BROKEN_OFF = replace(GREEDY, max_new_tokens=20, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(exact_model: Decoder) -> list[list[int]]:
+    return [answer(exact_model, prompt, BROKEN_OFF) for prompt in BROKEN_OFF_PROMPTS]
+
+
 @given(instant=st.integers(1, 1500))
-def test_a_step_broken_off_at_any_instant_is_done_again(exact_model: Decoder, instant: int) -> None:
+def test_a_step_broken_off_at_any_instant_is_done_again(
+    exact_model: Decoder, unbroken: list[list[int]], instant: int
+) -> None:
     """Ctrl-C may raise between any two lines of Python."""
     runner = TorchRunner(exact_model)
     engine = Engine(runner, None, max_tokens_per_step=24, cache_bytes=5 * runner.block_bytes)
-    params = replace(GREEDY, max_new_tokens=20, ignore_eos=True)
-    prompts = [[*range(18)], [*range(18), 30], [*range(40, 50)]]
-    requests = [engine.submit(prompt, params) for prompt in prompts]
+    requests = [engine.submit(prompt, BROKEN_OFF) for prompt in BROKEN_OFF_PROMPTS]
     left = instant
 
     def trace(frame: FrameType, event: str, _argument: object) -> Any:
@@ -627,7 +635,7 @@ def test_a_step_broken_off_at_any_instant_is_done_again(exact_model: Decoder, in
         sys.settrace(before)
     engine.check_blocks()
     run(engine, *requests)
-    assert [request.ids for request in requests] == [answer(exact_model, prompt, params) for prompt in prompts]
+    assert [request.ids for request in requests] == unbroken
     engine.check_blocks()
     assert engine.state.free_blocks == engine.state.num_blocks
 

@@ -25,6 +25,9 @@ from tallow.run import StageRun
 from tallow.stages import Recipe, run_recipe
 from tallow.train.loop import train
 
+STEPS = 60
+"""Of a run that is stopped on its way."""
+
 
 def hang(world: World, directory: Path) -> None:
     """The second process never has its third batch; what the first one says of it goes into a file."""
@@ -56,35 +59,32 @@ def test_a_process_that_hangs_is_named_with_what_it_does(tmp_path: Path) -> None
     assert "in the batch of step 3 for" in said
 
 
-RECIPE = """
+def recipe(steps: int) -> str:
+    return f"""
 name: tiny
-prepare: {sources: [text.txt], split: paragraphs}
-tokenizer: {vocab_size: 264}
-encode: {}
+prepare: {{sources: [text.txt], split: paragraphs}}
+tokenizer: {{vocab_size: 264}}
+encode: {{}}
 pretrain:
-  model: {hidden_size: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, intermediate_size: 64}
-  loop: {steps: 60, batch_size: 4, sequence_length: 32, log_every: 1, save_every: 5, precision: fp32}
+  model: {{hidden_size: 32, num_layers: 1, num_heads: 2, num_kv_heads: 1, intermediate_size: 64}}
+  loop: {{steps: {steps}, batch_size: 4, sequence_length: 32, log_every: 1, save_every: 5, precision: fp32}}
 """
 
 
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a recipe, of which all is done but the training."""
-    place = tmp_path_factory.mktemp("encoded")
+def set_up(place: Path, steps: int) -> None:
+    """Leave in a directory a recipe, a run `alone` of it, and a run `spread` of which all is done but the training."""
     words = ["the", "fox", "hen", "owl", "said", "to", "a", "good", "morning", "and", "went", "home"]
     texts = [" ".join(words[(i * j) % len(words)] for j in range(1, 30)) + f" {i}." for i in range(60)]
     (place / "text.txt").write_text("\n\n".join(texts))
-    (place / "tiny.yaml").write_text(RECIPE)
+    (place / "tiny.yaml").write_text(recipe(steps))
     here = Path.cwd()
     os.chdir(place)
     try:
-        recipe = Recipe.load("tiny.yaml")
-        run_recipe(recipe, "alone")
+        run_recipe(Recipe.load("tiny.yaml"), "alone")
     finally:
         os.chdir(here)
     for stage in ("prepare", "tokenizer", "encode"):
         shutil.copytree(place / "alone" / stage, place / "spread" / stage)
-    return place
 
 
 def torchrun(place: Path, log: str, *options: str) -> subprocess.Popen[bytes]:
@@ -115,15 +115,15 @@ def workers_of(agent: int) -> list[int]:
 
 def assert_learned_alike(place: Path) -> None:
     alone, spread = (StageRun(place / run / "pretrain").metrics() for run in ("alone", "spread"))
-    assert [record["step"] for record in spread] == list(range(1, 61))
+    assert [record["step"] for record in spread] == list(range(1, STEPS + 1))
     assert [record["loss"] for record in spread] == pytest.approx([record["loss"] for record in alone], abs=1e-4)
     assert [record["tokens"] for record in spread] == [record["tokens"] for record in alone]
 
 
-def test_a_process_that_dies_is_started_again_and_a_machine_less_is_enough(encoded: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_is_started_again_and_a_machine_less_is_enough(tmp_path: Path) -> None:
     """A killed process is started again by torchrun; when all are killed, one alone goes on from what they saved."""
-    place = tmp_path / "place"
-    shutil.copytree(encoded, place)
+    place = tmp_path
+    set_up(place, STEPS)
     run = place / "spread" / "pretrain"
     agent = torchrun(place, "log", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
     wait_for_steps(agent, run, 12)

@@ -35,9 +35,7 @@ KINDS = {
     "biased experts": DecoderConfig.model_validate({**DECODER, "num_experts": 4, "router_balance": "bias"}),
     "encoder": EncoderConfig.model_validate({**SHAPE, "max_positions": LENGTH}),
 }
-"""Models of four layers, so that two processes can have two stages of a pipeline each."""
-FEW_LAYERS = 2
-"""Enough for all else: with many processes on few cores each message takes milliseconds."""
+"""Models whose number of layers `layers_for` chooses."""
 
 
 def make(kind: str, seed: int, layers: int = 4) -> Model:
@@ -88,10 +86,10 @@ def update(updater: Updater, step: int, size: int) -> Update:
     return updater.update(step, micro_batches(rows_of(step), rows, size), RATE, "fp32")
 
 
-def learn(layout: Layout, kind: str, size: int) -> dict[str, list[float]]:
+def learn(layout: Layout, kind: str, size: int, steps: int = STEPS) -> dict[str, list[float]]:
     """Loss and gradient norm of each update, and the loss of held-out rows afterwards."""
     updater, objective = make_updater(layout, kind), objective_of(kind)
-    updates = [update(updater, step, size) for step in range(1, STEPS + 1)]
+    updates = [update(updater, step, size) for step in range(1, steps + 1)]
     with updater.scoring("fp32"):
         held_out = micro_batches(rows_of(10**6), layout.mesh.data.share(range(ROWS)), size)
         scores = [layout.score(packed, objective) for packed in layout.level(held_out)]
@@ -108,10 +106,9 @@ def learn_together(world: World, directory: Path, kind: str, layouts: Mapping[st
     """One process of several that learn in one layout after the other."""
     for name, settings in layouts.items():
         # each process starts from weights of its own; the main one's must win
-        model = make(kind, world.rank, layers_for(settings))
+        model = make(kind, world.rank, layers_for(world.size, kind, settings))
         layout = Layout(model, ParallelConfig.model_validate(settings), world)
-        # two micro-batches of different sizes, however many rows there are for each process
-        report = learn(layout, kind, size=3 if layout.mesh.rows > 1 else 5)
+        report = learn(layout, kind, micro_batch_size(layout))
         weights = layout.gather()
         if world.is_main:
             write_json(directory / f"{name}.json", report)
@@ -148,13 +145,32 @@ def run_layouts(
     }
 
 
-def layers_for(settings: Mapping[str, Any]) -> int:
-    """Of the models that are tried with these settings."""
-    return 4 if settings.get("pipeline", 1) > 1 else FEW_LAYERS
+def layers_for(size: int, kind: str, settings: Mapping[str, Any]) -> int:
+    """Of the models of a kind that so many processes are tried with in these settings: few, as each message takes
+    milliseconds where processes share a core.
+
+    That layers follow each other is tried with two processes and the plain decoder, and with two processes' pipelines.
+    Else there is one layer for each stage.
+    """
+    stages = settings.get("pipeline", 1)
+    if size <= 2 and (kind == "decoder" or stages > 1):
+        return 2 * stages
+    return stages * (2 if settings.get("schedule") in ("interleaved", "zero_bubble") else 1)
+
+
+def micro_batch_size(layout: Layout) -> int:
+    """For two micro-batches a process, of different sizes if there are rows enough.
+
+    One for four processes without ZeRO and pipelines: what else there is adds up gradients as two processes do.
+    """
+    rows = ROWS // layout.mesh.rows
+    if layout.world.size > 2 and not layout.config.zero and layout.config.pipeline == 1:
+        return rows
+    return max(1, rows // 2 + (rows > 2))
 
 
 @cache
-def alone(kind: str, layers: int = 4) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+def alone(kind: str, layers: int, steps: int = STEPS) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
     """What one process learns, all rows of an update at once."""
     layout = Layout(make(kind, 0, layers))
-    return learn(layout, kind, size=ROWS), layout.gather()
+    return learn(layout, kind, ROWS, steps), layout.gather()

@@ -8,32 +8,29 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.parallel.layouts import STEPS, alone, make, make_updater, together, update
+from tests.parallel.layouts import alone, layers_for, make, make_updater, together, update
 
 from tallow.parallel import ALONE, Layout, ParallelConfig, World
 from tallow.train.checkpoint import Checkpoints
 
 Settings = dict[str, Any]
+UPDATES = 5
+"""In each layout."""
 
 
-def go_on(world: World, directory: Path, kind: str, settings: Settings, steps: int) -> None:
-    """Take up the newest checkpoint, do some more updates, and leave a checkpoint and the weights."""
-    layout = Layout(make(kind, seed=world.rank + 5), ParallelConfig.model_validate(settings), world)
+def go_on(world: World, directory: Path, kind: str, layers: int, settings: Settings) -> None:
+    """Take up the newest checkpoint, if there is one, do some updates, and leave a checkpoint and the weights."""
+    checkpoints = directory / "checkpoints"
+    # without a checkpoint what `alone` starts from, else something else
+    seed = world.rank + 5 if checkpoints.exists() else 0
+    layout = Layout(make(kind, seed, layers), ParallelConfig.model_validate(settings), world)
     updater = make_updater(layout, kind)
-    checkpoints = Checkpoints(
-        directory / "checkpoints", updater.parameters | updater.moved, updater.optimizer, {}, 2, layout.mesh
-    )
-    done, _ = checkpoints.restore()
-    if not done:  # what `alone` starts from
-        layout = Layout(make(kind, seed=0), ParallelConfig.model_validate(settings), world)
-        updater = make_updater(layout, kind)
-        checkpoints = Checkpoints(
-            directory / "checkpoints", updater.parameters | updater.moved, updater.optimizer, {}, 2, layout.mesh
-        )
-    for step in range(done + 1, done + steps + 1):
+    kept = Checkpoints(checkpoints, updater.parameters | updater.moved, updater.optimizer, {}, 2, layout.mesh)
+    done, _ = kept.restore()
+    for step in range(done + 1, done + UPDATES + 1):
         update(updater, step, size=4)
-    checkpoints.begin(done + steps, {}, in_background=done > 0)
-    checkpoints.finish()
+    kept.begin(done + UPDATES, {}, in_background=done > 0)
+    kept.finish()
     world.wait()
     weights = layout.gather()
     if world.is_main:
@@ -59,12 +56,13 @@ OF_EXPERTS = ("four, two", "pipelines", "shared experts", "gathered experts")
     [("decoder", way) for way in WAYS if "experts" not in way] + [("biased experts", way) for way in OF_EXPERTS],
 )
 def test_goes_on_in_another_layout(kind: str, way: str, tmp_path: Path) -> None:
+    layers = max(layers_for(size, kind, settings) for size, settings in WAYS[way])
     for size, settings in WAYS[way]:
         if size == 1:
-            go_on(ALONE, tmp_path, kind, settings, STEPS // 2)
+            go_on(ALONE, tmp_path, kind, layers, settings)
         else:
-            together(size, go_on, tmp_path, kind, settings, STEPS // 2)
-    _, expected = alone(kind)
+            together(size, go_on, tmp_path, kind, layers, settings)
+    _, expected = alone(kind, layers, 2 * UPDATES)
     weights = load_file(tmp_path / "weights.safetensors")
     assert weights.keys() == expected.keys()
     for name, value in expected.items():

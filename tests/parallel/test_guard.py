@@ -28,6 +28,8 @@ BAD_STEP, BREAKING_STEP, STEPS = 4, 9, 14
 def train_badly(rank: int, port: int, directory: Path, zero: int) -> None:
     """One of two processes. The second one's part of a batch is bad, later its weights break, and it is slow."""
     torch.set_num_threads(1)
+    with (directory / f"said{rank}").open("wb") as said:  # the server that forks processes has another test's stderr
+        os.dup2(said.fileno(), 2)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", **place})
     config = loop_config(steps=STEPS, batch_size=5, save_every=3, anomalies={"patience": 2}, parallel={"zero": zero})
@@ -62,7 +64,7 @@ def train_badly(rank: int, port: int, directory: Path, zero: int) -> None:
 
 
 @pytest.mark.parametrize("zero", [0, 3])
-def test_all_do_the_same(zero: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_all_do_the_same(zero: int, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,5 +92,6 @@ def test_all_do_the_same(zero: int, tmp_path: Path, capfd: pytest.CaptureFixture
     assert [record["step"] for record in records if "loss" not in record] == [BAD_STEP, 7, 8, 9]
     if zero == 0:  # sharded weights make them meet in each layer
         assert {record["slowest_rank"] for record in records[BREAKING_STEP:]} == {1}
-        said = capfd.readouterr().err
-        assert said.count(f"process 1 on {socket.gethostname()} keeps the others waiting") == 1
+        said = (tmp_path / "said0").read_text()
+        # once; on a busy machine it may have been slow for a while before
+        assert 1 <= said.count(f"process 1 on {socket.gethostname()} keeps the others waiting") <= 2

@@ -54,7 +54,7 @@ FOUR: dict[str, tuple[dict[str, Any], set[str]]] = {
 def test_equals_one_process(size: int, kind: str, tmp_path: Path) -> None:
     layouts = {name: settings for name, (settings, kinds) in (TWO if size == 2 else FOUR).items() if kind in kinds}
     for name, (report, own_weights) in run_layouts(size, tmp_path, kind, layouts).items():
-        expected, weights = alone(kind, layers_for(layouts[name]))
+        expected, weights = alone(kind, layers_for(size, kind, layouts[name]))
         assert expected["loss"][-1] < expected["loss"][0] - 0.05
         assert report["loss"] == pytest.approx(expected["loss"], abs=1e-5), name
         assert report["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4), name
