@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 
+from tallow.models.blocks.send import send
 from tallow.objectives.example import Example, TokenModel
 
 # Smaller pieces make matrix products slower, larger ones only use more memory.
@@ -115,8 +116,10 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        factor = outer[0].item()
-        return None, None, *(gradient if factor == 1.0 else gradient * factor for gradient in gradients)
+        [factor] = outer
+        if factor.device.type == "cpu" and factor.item() == 1.0:  # to ask a GPU would be to wait for it
+            return None, None, *gradients
+        return None, None, *(gradient * factor for gradient in gradients)
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
@@ -142,9 +145,11 @@ def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
     number of rows oneDNN makes and keeps another program of a megabyte or more, and no two counts are alike.
     """
     targets_N = example.targets_BT.flatten()
+    device = targets_N.device
     for places in example.loss_mask_BT.flatten().nonzero().flatten().split(PIECE_TOKENS):
         # where there is no target, one ignored piece gives the output layer its gradient, zero: others may wait for it
         filling = -len(places) % min(ROUND_TOKENS, PIECE_TOKENS) if len(places) else 1
+        places = send(places, device)
         yield F.pad(places, (0, filling)), F.pad(targets_N[places], (0, filling), value=IGNORED)
 
 

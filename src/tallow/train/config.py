@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from tallow.engine.choices import Device
 from tallow.errors import UsageError
 from tallow.parallel.config import ParallelConfig
 from tallow.parallel.recompute import Recompute
@@ -56,8 +57,10 @@ class LoopConfig(Section):
             `adamw` 0.9 and 0.95.
         epsilon: Addition to the denominator, where the optimizer has one.
         clip_norm: Largest norm of the gradient of the mean loss.
-        precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
-            and written into `recipe.yaml`. `fp16` is for devices without bf16; the loss is scaled as its gradients
+        device: `cpu`, or `cuda` for a GPU, of several processes for one each; `auto`: a GPU if there is one. A run can
+            go on on another one, where it ends with the same but for rounding.
+        precision: Of matrix products; `auto` takes bf16 (on a GPU without it fp16) if this machine is clearly faster
+            with it, which is measured, and written into `recipe.yaml`. With `fp16` the loss is scaled as its gradients
             need it. Weights and their updates are always fp32.
         anomalies: What becomes of bad batches.
         trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
@@ -79,6 +82,7 @@ class LoopConfig(Section):
 
     incidental = frozenset(
         (
+            "device",
             "micro_batch_size",
             "trackers",
             "log_every",
@@ -109,6 +113,7 @@ class LoopConfig(Section):
     betas: tuple[Beta, Beta] | None = None
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
+    device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     anomalies: AnomalyConfig = AnomalyConfig()
 

@@ -12,7 +12,7 @@ from tallow.kernels.probe import matmul_peak
 from tallow.parallel.shares import is_written_here
 from tallow.run import peak_rss_bytes, rss_bytes
 from tallow.train.activations import activation_peak
-from tallow.train.precision import Precision
+from tallow.train.precision import DTYPES, Precision
 from tallow.train.stragglers import Stragglers
 from tallow.train.update import Updater
 from tallow.train.weight_change import WeightChange
@@ -28,7 +28,7 @@ class Health:
 
     def __init__(self, updater: Updater, precision: Precision) -> None:
         self.updater, self.world = updater, updater.layout.world
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = DTYPES[precision]
         self._stragglers = Stragglers(self.world)
         self._peak_flops: float | None = None
         self._change, self._weights, self._activation = 0.0, 0.0, math.nan
