@@ -28,7 +28,7 @@ class Health:
 
     def __init__(self, updater: Updater, precision: Precision) -> None:
         self.updater, self.world = updater, updater.layout.world
-        self.dtype = DTYPES[precision]
+        self.dtype = torch.float8_e4m3fn if precision == "float8" else DTYPES[precision]
         self._stragglers = Stragglers(self.world)
         self._peak_flops: float | None = None
         self._change, self._weights, self._activation = 0.0, 0.0, math.nan
