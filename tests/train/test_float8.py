@@ -95,8 +95,8 @@ def test_only_linear_layers_within_layers_are_replaced_and_keep_their_names() ->
 def test_sizes_that_do_not_fit_are_left_alone_or_refused() -> None:
     model = tiny_model()
     use_float8(model, CPU, processes=2)  # keys and values have 16 outputs, and each process would have 8 of them
-    assert not isinstance(model.layers[0].attention.k_proj, Float8Linear)
-    assert isinstance(model.layers[0].attention.q_proj, Float8Linear)
+    assert not isinstance(model.get_submodule("layers.0.attention.k_proj"), Float8Linear)
+    assert isinstance(model.get_submodule("layers.0.attention.q_proj"), Float8Linear)
     with pytest.raises(UsageError, match="multiples of 128"):
         use_float8(tiny_model(), CPU, processes=8)
 
@@ -112,7 +112,7 @@ def test_gpus_without_it_are_refused(
             use_float8(model, torch.device("cuda", 0), processes=1)
     else:
         use_float8(model, torch.device("cuda", 0), processes=1)
-        assert isinstance(model.layers[0].attention.q_proj, Float8Linear)
+        assert isinstance(model.get_submodule("layers.0.attention.q_proj"), Float8Linear)
 
 
 def test_it_learns_a_markov_chain(tmp_path: Path) -> None:

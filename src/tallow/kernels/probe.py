@@ -45,8 +45,8 @@ def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
     if dtype.itemsize == 1:  # 8-bit floats are multiplied with their scales only
-        one = torch.ones((), device=device)
-        return 2 * size**3 / _best_time(lambda: _wait(torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16)))
+        one, multiply = torch.ones((), device=device), torch.ops.aten._scaled_mm
+        return 2 * size**3 / _best_time(lambda: _wait(multiply(a, b.t(), one, one, out_dtype=torch.bfloat16)))
     return 2 * size**3 / _best_time(lambda: _wait(a @ b))
 
 

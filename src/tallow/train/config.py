@@ -61,8 +61,8 @@ class LoopConfig(Section):
             go on on another one, where it ends with the same but for rounding.
         precision: Of matrix products; `auto` takes bf16 (on a GPU without it fp16) if this machine is clearly faster
             with it, which is measured, and written into `recipe.yaml`. With `fp16` the loss is scaled as its gradients
-            need it. `float8`, for GPUs from Ada and Hopper on, is bf16 with products of 8-bit floats in the linear layers
-            (arXiv 2209.05433). Weights and their updates are always fp32.
+            need it. `float8`, for GPUs from Ada and Hopper on, is bf16 with products of 8-bit floats in the linear
+            layers (arXiv 2209.05433). Weights and their updates are always fp32.
         anomalies: What becomes of bad batches.
         trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
             Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).

@@ -53,8 +53,8 @@ def product(a_MK: Rounded, b_NK: Rounded, dtype: torch.dtype, *, fast: bool) -> 
         dtype: Of the result.
         fast: A GPU may sum with fewer bits than fp32 has.
     """
-    return torch._scaled_mm(
-        a_MK.values, b_NK.values.t(), scale_a=a_MK.scale, scale_b=b_NK.scale, out_dtype=dtype, use_fast_accum=fast
+    return torch.ops.aten._scaled_mm(
+        a_MK.values, b_NK.values.t(), a_MK.scale, b_NK.scale, out_dtype=dtype, use_fast_accum=fast
     )
 
 
@@ -66,8 +66,8 @@ class Float8Linear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
+    def forward(self, input: Tensor) -> Tensor:
+        x, kind = input, input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         out = _Products.apply(x.to(dtype).flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         return out if self.bias is None else out + self.bias.to(dtype)
@@ -111,8 +111,7 @@ def _check_device(device: torch.device) -> None:
 def _suitable(model: Layered, multiple: int) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     for parent in model.layers.modules():
         for name, child in parent.named_children():
-            is_linear = isinstance(child, nn.Linear) and not isinstance(child, Float8Linear)
-            if is_linear and child.in_features % multiple == 0 and child.out_features % multiple == 0:
+            if isinstance(child, nn.Linear) and child.in_features % multiple == child.out_features % multiple == 0:
                 yield parent, name, child
 
 

@@ -25,7 +25,12 @@ from tallow.recipe import Section
 
 Precision = Literal["fp32", "bf16", "fp16", "float8"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float8": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float8": torch.bfloat16,
+}
 # half the bits round to 8 or 11, so they must be worth it
 MIN_SPEEDUP = 1.1
 # a speed-up this many times larger or smaller than that leaves no doubt

@@ -33,7 +33,9 @@ class WeightChange:
             if share:
                 both = torch.stack([(_sample(parameter) - before).square().sum(), before.square().sum()])
                 squares.append(both.double() / share)
-        change, weights = sum(squares, torch.zeros(2)).tolist()  # at once, since it waits for a GPU
+        if not squares:
+            return 0.0, 0.0
+        change, weights = torch.stack(squares).sum(0).tolist()  # at once, since it waits for a GPU
         return change, weights
 
 
