@@ -17,7 +17,6 @@ from tallow.train.stragglers import Stragglers
 from tallow.train.update import Updater
 from tallow.train.weight_change import WeightChange
 
-
 PEAK_DTYPES: dict[Precision, torch.dtype] = {**DTYPES, "float8": torch.float8_e4m3fn}
 """In which products of each precision are the fastest."""
 

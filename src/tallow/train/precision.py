@@ -158,7 +158,7 @@ def faster(seconds: Mapping[str, float], half: Precision = "bf16") -> Precision:
 
 def count_flops(work: Callable[[], object]) -> int:
     """Floating-point operations of all matrix products in `work`, counted as it runs."""
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         work()
     return counter.get_total_flops()
 
@@ -170,34 +170,46 @@ def _read(path: Path) -> Workload | None:
         return None
 
 
-def _attention_flops(products: int, q_shape: Sequence[int], k_shape: Sequence[int], is_causal: bool) -> int:
-    batch, heads, queries, head_size = q_shape
-    flops = products * 2 * batch * heads * queries * k_shape[2] * head_size
-    return flops // 2 if is_causal else flops  # the hidden half is not computed
+def _attention_formula(operation: Any, products: int) -> Callable[..., int]:
+    """The operations of one kind of attention, from the shapes of what it is given.
+
+    Args:
+        products: Of matrices as large as the scores.
+    """
+    names = [argument.name for argument in operation.default._schema.arguments]
+
+    def formula(*arguments: Any, **named: Any) -> int:
+        given = {**dict(zip(names, arguments, strict=False)), **named}
+        batch, heads, queries, head_size = given["query"]
+        flops = products * 2 * batch * heads * queries * given["key"][2] * head_size
+        return flops // 2 if given.get("is_causal") else flops  # the hidden half is not computed
+
+    return formula
 
 
-def _forward(
-    q: Sequence[int], k: Sequence[int], _v: object, _dropout: float = 0.0, is_causal: bool = False, **_: object
-) -> int:
-    return _attention_flops(2, q, k, is_causal)
-
-
-def _backward(
-    _gradient: object,
-    q: Sequence[int],
-    k: Sequence[int],
-    _v: object,
-    _out: object,
-    _logsumexp: object,
-    _dropout: float,
-    is_causal: bool,
-    **_: object,
-) -> int:
-    return _attention_flops(5, q, k, is_causal)
-
-
-# torch counts the attention of GPUs only
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+_aten = torch.ops.aten
+# torch does not count that of CPUs, and counts the hidden half of that of GPUs
+_ATTENTION = {
+    operation: _attention_formula(operation, products)
+    for products, operations in (
+        (
+            2,
+            (
+                _aten._scaled_dot_product_flash_attention_for_cpu,
+                _aten._scaled_dot_product_flash_attention,
+                _aten._scaled_dot_product_efficient_attention,
+                _aten._scaled_dot_product_cudnn_attention,
+            ),
+        ),
+        (
+            5,
+            (
+                _aten._scaled_dot_product_flash_attention_for_cpu_backward,
+                _aten._scaled_dot_product_flash_attention_backward,
+                _aten._scaled_dot_product_efficient_attention_backward,
+                _aten._scaled_dot_product_cudnn_attention_backward,
+            ),
+        ),
+    )
+    for operation in operations
 }
