@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from tallow.models.blocks.send import send
 from tallow.objectives.example import Example, TokenModel
 
-# Smaller pieces make matrix products slower, larger ones only use more memory.
-PIECE_TOKENS = 512
+# Smaller pieces make matrix products slower, larger ones only use more memory. On a GPU the gradient of the output
+# layer, which each piece adds to, would take longer than the products.
+PIECE_TOKENS, GPU_PIECE_TOKENS = 512, 2048
 ROUND_TOKENS = 128
 IGNORED = -100
 
@@ -146,9 +147,10 @@ def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
     """
     targets_N = example.targets_BT.flatten()
     device = targets_N.device
-    for places in example.loss_mask_BT.flatten().nonzero().flatten().split(PIECE_TOKENS):
+    piece = PIECE_TOKENS if device.type == "cpu" else GPU_PIECE_TOKENS
+    for places in example.loss_mask_BT.flatten().nonzero().flatten().split(piece):
         # where there is no target, one ignored piece gives the output layer its gradient, zero: others may wait for it
-        filling = -len(places) % min(ROUND_TOKENS, PIECE_TOKENS) if len(places) else 1
+        filling = -len(places) % min(ROUND_TOKENS, piece) if len(places) else 1
         places = send(places, device)
         yield F.pad(places, (0, filling)), F.pad(targets_N[places], (0, filling), value=IGNORED)
 
