@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
-from tests.parallel.layouts import together
+from tests.parallel.layouts import FEW_LAYERS, make, rows_of, together
+from tests.train.toys import loop_config
 
-from tallow.parallel import ParallelConfig, World, world
+from tallow.files import read_json, write_json
+from tallow.objectives.causal import causal
+from tallow.parallel import ALONE, Layout, ParallelConfig, World, world
+from tallow.parallel.device import CPU
 from tallow.parallel.mesh import Mesh
+from tallow.train.float8 import Float8Linear, use_float8
+from tallow.train.update import Updater
 
 
 def test_numbers_go_by_gloo_and_what_is_on_gpus_by_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +45,28 @@ def meet_with_two_backends(_joined: World) -> None:
 
 def test_each_group_of_processes_sends_what_is_on_either_kind_of_device() -> None:
     together(2, meet_with_two_backends)
+
+
+def learn_in_float8(world: World, directory: Path, layouts: Mapping[str, Mapping[str, int]]) -> None:
+    """Note the loss and the gradient's norm of one update in each layout."""
+    for name, settings in layouts.items():
+        config = ParallelConfig.model_validate(settings)
+        model = make("decoder", 0, FEW_LAYERS)
+        use_float8(model, CPU, config.tensor)
+        layout = Layout(model, config, world)
+        assert any(isinstance(module, Float8Linear) for module in model.modules())
+        loop = loop_config(precision="float8")
+        rows = rows_of(0).rows(slice(layout.mesh.data.rank, None, layout.mesh.data.size))
+        update = Updater(layout, causal, loop).update(1, [rows], 1e-3, "float8")
+        if world.is_main:
+            write_json(directory / f"{name}.json", {"loss": update.loss, "norm": update.gradient_norm})
+
+
+def test_float8_layers_can_be_spread_over_processes(tmp_path: Path) -> None:
+    learn_in_float8(ALONE, tmp_path, {"alone": {}})
+    layouts = {"rows": {}, "zero": {"zero": 3}, "tensor": {"tensor": 2}}
+    together(2, learn_in_float8, tmp_path, layouts)
+    alone = read_json(tmp_path / "alone.json")
+    for name in layouts:
+        # each process scales what it has itself, so that they round otherwise
+        assert read_json(tmp_path / f"{name}.json") == pytest.approx(alone, rel=0.02), name

@@ -9,6 +9,7 @@ from tests.train.toys import loop_config, markov_batches, new_run, tiny_model, t
 from torch import Tensor, nn
 
 from tallow.errors import UsageError
+from tallow.models.formats import load_model, save_model
 from tallow.objectives.causal import causal
 from tallow.parallel import ALONE
 from tallow.train.float8 import Float8Linear, use_float8
@@ -99,6 +100,17 @@ def test_sizes_that_do_not_fit_are_left_alone_or_refused() -> None:
     assert isinstance(model.get_submodule("layers.0.attention.q_proj"), Float8Linear)
     with pytest.raises(UsageError, match="multiples of 128"):
         use_float8(tiny_model(), CPU, processes=8)
+
+
+def test_a_model_that_was_trained_so_is_saved_as_any_other(tmp_path: Path) -> None:
+    model = tiny_model()
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    use_float8(model, CPU, processes=1)
+    save_model(model, None, tmp_path / "model")
+    loaded = load_model(tmp_path / "model", dtype=torch.float32)
+    assert not any(isinstance(module, Float8Linear) for module in loaded.modules())
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, expected[name])
 
 
 @pytest.mark.parametrize(("capability", "refused"), [((8, 0), True), ((8, 9), False), ((9, 0), False)])
