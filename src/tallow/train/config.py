@@ -75,8 +75,9 @@ class LoopConfig(Section):
             state once more.
         recompute: What layers compute again in the backward pass instead of keeping it: nothing (`none`), all but
             matrix products and attention (`selective`), or everything (`block`). The result stays the same.
-        activation_mb: With `recompute`: megabytes that the layers may keep for the backward pass. Only as many layers
-            as necessary compute again, as measured at the start; None: all do.
+        activation_mb: With `recompute`: megabytes that the layers may keep for the backward pass; `auto`: what the
+            device has left beside weights, gradients and the optimizer's state. Only as many layers as necessary
+            compute again, as measured at the start; None: all do.
         parallel: How the model and its batches are spread over processes.
         seed: Names the initial weights and the order of the data.
     """
@@ -126,7 +127,7 @@ class LoopConfig(Section):
     keep_checkpoints: PositiveInt = 2
     save_in_background: bool = False
     recompute: Recompute = "none"
-    activation_mb: PositiveFloat | None = None
+    activation_mb: PositiveFloat | Literal["auto"] | None = None
     parallel: ParallelConfig = ParallelConfig()
     seed: NonNegativeInt = 0
 
