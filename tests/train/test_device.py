@@ -36,6 +36,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _number: None)
     return chosen
 
@@ -134,7 +135,7 @@ def _sleep(seconds: float) -> None:
 def test_memory_is_that_of_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     config, loop = DecoderConfig(vocab_size=512), loop_config(device="cuda")
     needed = memory.training_bytes(config, loop)
-    monkeypatch.setattr(memory, "chooses_gpu", lambda device: device == "cuda")
+    monkeypatch.setattr(memory, "training_device", torch.device)
     monkeypatch.setattr(memory, "machine_bytes", lambda device="cpu": needed * 3 // 4 if device == "cuda" else 2**60)
     with pytest.raises(CapacityError, match="memory on GPUs"):
         check_memory(config, loop)

@@ -29,6 +29,7 @@ def training_device(choice: Device) -> torch.device:
             f"start torchrun with --nproc-per-node {count}, or set loop.device to cpu",
         )
     torch.cuda.set_device(number)
+    torch.cuda.init()  # before that there are no statistics
     torch.cuda.reset_peak_memory_stats(number)  # a stage is not charged for what came before it in the process
     return torch.device("cuda", number)
 

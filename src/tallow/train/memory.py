@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from tallow.engine.choices import chooses_gpu
 from tallow.errors import CapacityError
 from tallow.kernels.memory import machine_bytes
 from tallow.models.config import DecoderConfig
 from tallow.models.skeletons import ModelConfig, build
 from tallow.objectives.loss import PIECE_TOKENS
+from tallow.parallel.device import training_device
 from tallow.parallel.world import number_of_processes
 from tallow.train.config import LoopConfig
 
@@ -40,7 +40,7 @@ def check_memory(config: ModelConfig, loop: LoopConfig) -> None:
             that of all of them together.
         UsageError: There is no such device.
     """
-    on_gpu = chooses_gpu(loop.device)
+    on_gpu = training_device(loop.device).type == "cuda"
     needed = training_bytes(config, loop)
     present = machine_bytes("cuda") * number_of_processes() if on_gpu else machine_bytes()
     if needed > present:

@@ -12,5 +12,5 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     A GPU reads memory that cannot be paged out by itself; without a GPU there is no such memory.
     """
     if tensor.device.type == "cpu" and device.type == "cuda" and torch.cuda.is_available():
-        tensor = tensor.pin_memory()
+        tensor = tensor.contiguous().pin_memory()  # what is not contiguous would be copied once more
     return tensor.to(device, non_blocking=True)
