@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tallow.data.batch import Packed
 
 REPEATS = 3
+TrainPrecision = Literal["bf16", "fp32", "fp16", "float8"]
 
 
 def infer(
@@ -96,16 +97,23 @@ def engine_for(runner: Runner, batch: int, num_tokens: int) -> Engine:
 
 @keeping_freed_memory()
 def train(
-    name: str, batch: int = 8, seq: int = 512, steps: int = 5, precision: Literal["bf16", "fp32"] = "bf16"
+    name: str,
+    batch: int = 8,
+    seq: int = 512,
+    steps: int = 5,
+    precision: TrainPrecision = "bf16",
+    device: Device = "auto",
 ) -> dict[str, Any]:
     """Time whole training steps (forward, backward, AdamW) on random tokens; the median after two to warm up.
 
     Returns:
         `tokens_per_s`; `achieved_flops` a second in matrix products and attention; `matmul_peak_flops`: what a large
-        matrix product reaches here in this precision; `mfu`, their ratio; `peak_rss_mb`; the last `loss`.
+        matrix product reaches here in this precision; `mfu`, their ratio; `peak_rss_mb`; `peak_gpu_mb`, 0 on a CPU;
+        the last `loss`.
 
     Raises:
-        UsageError: A number is not positive, or the sequences do not fit into the model's context.
+        UsageError: A number is not positive, the sequences do not fit into the model's context, or there is no such
+            device or precision.
     """
     if min(batch, seq, steps) < 1:
         raise UsageError("batch, sequence length and steps must be at least 1", "raise them")
@@ -114,8 +122,10 @@ def train(
 
     from tallow.models.formats import load_model
     from tallow.objectives.causal import causal
-    from tallow.parallel import Layout
+    from tallow.parallel import ALONE
     from tallow.train.config import LoopConfig
+    from tallow.train.health import PEAK_DTYPES, peak_gpu_bytes
+    from tallow.train.placing import lay_out
     from tallow.train.precision import count_flops
     from tallow.train.update import Updater
 
@@ -124,22 +134,29 @@ def train(
         raise UsageError(
             f"{seq} tokens do not fit into the model's context of {model.config.max_positions}", "lower --seq"
         )
-    updater = Updater(Layout(model), causal, LoopConfig())
+    config = LoopConfig(precision=precision, device=device)
+    layout = lay_out(model, config, ALONE)
+    updater = Updater(layout, causal, config)
     packed = random_batch(model.config.vocab_size, batch, seq)
-    flops = count_flops(lambda: updater.rehearse(packed, "fp32"))
+    # of one row: in fp32 all of them may need more memory than there is
+    flops = batch * count_flops(lambda: updater.rehearse(packed.first_rows(), "fp32"))
     seconds, loss = [], 0.0
     for step in range(2 + steps):
         start = time.perf_counter()
         loss = updater.update(step, [packed], 1e-5, precision).loss
+        if layout.device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     step_s = statistics.median(seconds[2:])
-    peak = matmul_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
+    gpu_bytes = peak_gpu_bytes(layout.device)  # before the peak of products is measured, which takes memory of its own
+    peak = matmul_peak(PEAK_DTYPES[precision], layout.device.type)
     return {
         "tokens_per_s": batch * seq / step_s,
         "achieved_flops": flops / step_s,
         "matmul_peak_flops": peak,
         "mfu": flops / step_s / peak,
         "peak_rss_mb": peak_rss_bytes() / 1e6,
+        "peak_gpu_mb": gpu_bytes / 1e6,
         "loss": loss,
     }
 

@@ -388,7 +388,10 @@ def bench_train(
     batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
     seq: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
     steps: Annotated[int, typer.Option(help="Timed steps, after two to warm up.")] = 5,
-    precision: Annotated[Literal["bf16", "fp32"], typer.Option(help="Precision of the matrix products.")] = "bf16",
+    precision: Annotated[
+        Literal["bf16", "fp32", "fp16", "float8"], typer.Option(help="Precision of the matrix products.")
+    ] = "bf16",
+    device: DeviceOption = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -396,7 +399,7 @@ def bench_train(
     from tallow.bench import train
 
     set_threads(threads)
-    _print_result(train(model, batch, seq, steps, precision), as_json)
+    _print_result(train(model, batch, seq, steps, precision, device), as_json)
 
 
 @plan.command("scaling")

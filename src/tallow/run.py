@@ -59,6 +59,7 @@ class Ledger:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
+    peak_gpu_bytes: int = 0
     energy_j: float | None = None
     price_per_hour: float = 0.0
 

@@ -14,7 +14,9 @@ from tallow.objectives.causal import causal
 from tallow.objectives.loss import summed_loss
 from tallow.parallel import Layout
 from tallow.parallel.recompute import Recompute, layers_to_recompute, measuring, recompute
+from tallow.train import recomputation
 from tallow.train.loop import train
+from tallow.train.update import Updater
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,3 +85,31 @@ def test_the_budget_is_kept_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_budget_without_recomputation_is_refused() -> None:
     with pytest.raises(UsageError, match="activation_mb"):
         loop_config(activation_mb=100)
+
+
+@pytest.mark.parametrize(("layers_left", "expected"), [(-1.0, 4), (2.5, None), (4.5, 0)])
+def test_auto_gives_layers_what_the_device_has_left(
+    monkeypatch: pytest.MonkeyPatch, layers_left: float, expected: int | None
+) -> None:
+    model = Decoder(DecoderConfig(vocab_size=64, hidden_size=64, num_layers=4, intermediate_size=192))
+    initialize(model, seed=0)
+    layout, packed = Layout(model), pack(torch.ones(4, 65, dtype=torch.int64))
+    config = loop_config(recompute="block", activation_mb="auto")
+    updater = Updater(layout, causal, config)
+    memories = []
+    for number in (1, 2):
+        with measuring(layout.layers[0], "block") as memory:
+            updater.rehearse(packed.first_rows(number), "fp32")
+        memories.append(memory)
+    layer = 4 * (memories[1].kept - memories[0].kept)
+    kept_again = 4 * (memories[1].remembered - memories[0].remembered)
+    # gradients in fp32, a copy in half the bits, and AdamW's two moments
+    others = model.num_parameters() * (4 + 2 + 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    free = int(2 * (others + layers_left * layer / recomputation.KEPT_SHARE))
+    monkeypatch.setattr(recomputation, "free_bytes", lambda: free)
+    counts: list[int | None] = []
+    monkeypatch.setattr(layout, "recompute", lambda _how, count: counts.append(count))
+    recomputation.fit_recomputation(layout, lambda rows: updater.rehearse(rows, "fp32"), packed, config)
+    assert counts == [layers_to_recompute(4, layer, layer - kept_again, layers_left * layer)]
+    assert expected is None or counts == [expected]

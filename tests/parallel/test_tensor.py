@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from tallow.data.batch import Packed
 from tallow.errors import UsageError
 from tallow.files import read_json, write_json
+from tallow.kernels.fused import IGNORED
 from tallow.models.config import DecoderConfig
 from tallow.models.skeletons import Model, new_model
 from tallow.objectives.causal import causal
-from tallow.objectives.loss import IGNORED, WHOLE
+from tallow.objectives.loss import WHOLE
 from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.cut_vocabulary import CutVocabulary
 from tallow.parallel.recompute import measuring

@@ -15,7 +15,7 @@ from tallow.parallel import ALONE, ParallelConfig
 from tallow.parallel.mesh import Mesh
 from tallow.train import checkpoint
 from tallow.train.checkpoint import STATE, Checkpoints
-from tallow.train.checkpoint_files import write_shares
+from tallow.train.checkpoint_files import Shares, write_shares
 from tallow.train.config import LoopConfig
 from tallow.train.optimizer import make_optimizer
 from tallow.train.optimizers.joint import JointOptimizer
@@ -165,7 +165,7 @@ def test_what_is_written_in_the_background_is_what_there_was_when_it_began(
 ) -> None:
     pair, wait = trained(0), threading.Event()
 
-    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def slow(tensors: Shares, path: Path) -> None:
         wait.wait(10)
         write_shares(tensors, path)
 

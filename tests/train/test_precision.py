@@ -17,6 +17,7 @@ from tallow.objectives.causal import causal
 from tallow.objectives.loss import summed_loss
 from tallow.parallel import Layout
 from tallow.train.precision import (
+    _ATTENTION,
     PROBE_SECONDS,
     Precision,
     autocast,
@@ -122,3 +123,23 @@ def test_counted_operations_are_those_of_the_formula(wanted: Precision) -> None:
     # seven products (one is done again in the backward pass), half of each
     expected = 6 * weights + 7 * attention
     assert count_flops(work) / (2 * tokens) == expected
+
+
+@pytest.mark.parametrize("kind", ["flash_attention", "efficient_attention", "cudnn_attention"])
+def test_attention_of_gpus_is_counted_as_that_of_cpus(kind: str) -> None:
+    q, k = [2, 4, 16, 8], [2, 4, 16, 8]  # 2 rows, 4 heads, 16 places, 8 numbers a head
+    full = 2 * 2 * 2 * 4 * 16 * 16 * 8
+    forward = getattr(torch.ops.aten, f"_scaled_dot_product_{kind}")
+    formula = _ATTENTION[forward]
+    between = {
+        "flash_attention": (0.0,),
+        "efficient_attention": (None, True, 0.0),
+        "cudnn_attention": (None, True, 0.0),
+    }
+    assert formula(q, k, k, *between[kind], False) == full
+    assert formula(q, k, k, *between[kind], True) == full // 2
+    backward = getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_backward")
+    names = [argument.name for argument in backward.default._schema.arguments]
+    given = {"query": q, "key": k, "is_causal": True}
+    before = [given.get(name) for name in names[: names.index("is_causal") + 1]]
+    assert _ATTENTION[backward](*before) == full // 2 * 5 // 2

@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 
 from tallow.console import say
-from tallow.engine.choices import CachePrecision, Device, Placement, Precision
+from tallow.engine.choices import CachePrecision, Device, Placement, Precision, chooses_gpu
 from tallow.engine.native_runner import NativeRunner
 from tallow.engine.packed_model import GROUP_SIZE, Memory, Number, Plan
 from tallow.engine.packed_store import Place, find_packed
 from tallow.engine.packing import INTEGERS, can_pack, pack
 from tallow.engine.process_group import ProcessGroup
-from tallow.engine.run_packed import CACHE_NUMBERS, chooses_gpu, fits_memory, is_worth_keeping, load_packed, run_packed
+from tallow.engine.run_packed import CACHE_NUMBERS, fits_memory, is_worth_keeping, load_packed, run_packed
 from tallow.engine.runner import Runner
 from tallow.engine.tensor_parallel import TensorParallelRunner, shard
 from tallow.engine.torch_runner import TorchRunner

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 from tallow.console import say
-from tallow.engine.choices import CachePrecision, Device, Placement, Precision
+from tallow.engine.choices import CachePrecision, Device, Placement, Precision, chooses_gpu
 from tallow.engine.native_runner import CacheNumber, NativeRunner
 from tallow.engine.packed_model import Plan
 from tallow.engine.packed_store import StoredPackedModel, find_packed
-from tallow.errors import UsageError
 from tallow.kernels import cpu
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.memory import free_bytes
@@ -22,8 +21,6 @@ WEIGHTS_SHARE = 0.75
 """Weights may take this part of the memory that is free; the rest is for the cache and for what computes."""
 DISK_SHARE = 0.1
 """What is packed is kept for later starts if it takes no more than this part of the disk's free space."""
-GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Linux has one of them where there is a GPU that PyTorch could find; `dxg` is that of its subsystem for Windows."""
 
 
 def load_packed(path: Path, precision: Precision, device: Device) -> StoredPackedModel | None:
@@ -64,22 +61,6 @@ def is_worth_keeping(plan: Plan) -> bool:
     home = store_directory().parent
     existing = next(place for place in (home, *home.parents) if place.exists())
     return plan.num_bytes <= DISK_SHARE * shutil.disk_usage(existing).free
-
-
-def chooses_gpu(device: Device) -> bool:
-    """Whether a model is to run on a GPU.
-
-    Raises:
-        UsageError: There is none.
-    """
-    may_have_one = sys.platform != "linux" or any(Path(file).exists() for file in GPU_FILES)
-    if device == "cpu" or (device == "auto" and not may_have_one):
-        return False
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("PyTorch finds no GPU here", "leave out the device, or install PyTorch's build for CUDA")
-    return torch.cuda.is_available()
 
 
 def _say_speed(runner: NativeRunner, disk: float) -> None:

@@ -14,10 +14,12 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional as F
 
 from tallow.kernels.fused import IGNORED, cross_entropy
+from tallow.models.blocks.send import send
 from tallow.objectives.example import Example, TokenModel
 
-# Smaller pieces make matrix products slower, larger ones only use more memory.
-PIECE_TOKENS = 512
+# Smaller pieces make matrix products slower, larger ones only use more memory. On a GPU the gradient of the output
+# layer, which each piece adds to, would take longer than the products.
+PIECE_TOKENS, GPU_PIECE_TOKENS = 512, 2048
 ROUND_TOKENS = 128
 
 
@@ -115,8 +117,10 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        factor = outer[0].item()
-        return None, None, *(gradient if factor == 1.0 else gradient * factor for gradient in gradients)
+        [factor] = outer
+        if factor.device.type == "cpu" and factor.item() == 1.0:  # to ask a GPU would be to wait for it
+            return None, None, *gradients
+        return None, None, *(gradient * factor for gradient in gradients)
 
 
 def _leaves(loss: Tensor) -> dict[Tensor, GradientEdge]:
@@ -149,9 +153,12 @@ def _pieces(example: Example) -> Iterator[tuple[Tensor, Tensor]]:
     number of rows oneDNN makes and keeps another program of a megabyte or more, and no two counts are alike.
     """
     targets_N = example.targets_BT.flatten()
-    for places in example.loss_mask_BT.flatten().nonzero().flatten().split(PIECE_TOKENS):
+    device = targets_N.device
+    piece = PIECE_TOKENS if device.type == "cpu" else GPU_PIECE_TOKENS
+    for places in example.loss_mask_BT.flatten().nonzero().flatten().split(piece):
         # where there is no target, one ignored piece gives the output layer its gradient, zero: others may wait for it
-        filling = -len(places) % min(ROUND_TOKENS, PIECE_TOKENS) if len(places) else 1
+        filling = -len(places) % min(ROUND_TOKENS, piece) if len(places) else 1
+        places = send(places, device)
         yield F.pad(places, (0, filling)), F.pad(targets_N[places], (0, filling), value=IGNORED)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tallow.objectives.loss import IGNORED
+from tallow.kernels.fused import IGNORED
 
 
 class CutVocabulary:

@@ -22,6 +22,7 @@ from tallow.objectives import Objective
 from tallow.parallel.compressed_sum import CompressedSum
 from tallow.parallel.config import ParallelConfig
 from tallow.parallel.context import refuse_indivisible, share_places
+from tallow.parallel.device import CPU, examples_on
 from tallow.parallel.experts import SharedExperts, share_experts
 from tallow.parallel.gradient_sum import GradientSum
 from tallow.parallel.learner import Learner
@@ -46,17 +47,22 @@ class Layout:
         model: The whole model; the main process's weights count.
         config: How.
         world: All processes.
+        device: Where this process computes, to which the model goes; of each process a GPU of its own, or the CPU.
 
     Raises:
         UsageError: The processes, or the model, cannot be divided like that.
     """
 
-    def __init__(self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE) -> None:
+    def __init__(
+        self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE, device: torch.device = CPU
+    ) -> None:
         assert isinstance(model, nn.Module)
-        self.config, self.world = config, world
+        self.config, self.world, self.device = config, world, device
+        world.require_alike("devices", device.type)
         shapes = {name: (list(value.shape), value.requires_grad) for name, value in model.named_parameters()}
         world.require_alike("models or settings of loop.parallel", f"{config.model_dump_json()} {shapes}")
-        self.mesh = Mesh(config, world)
+        self.mesh = Mesh(config, world, device.type)
+        model.to(device)
         world.copy_from_main([*model.parameters(), *model.buffers()])
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
         """Of all parameters that are trained, whole, by name."""
@@ -95,7 +101,8 @@ class Layout:
         """What is trained, by name: of each parameter this process's share."""
         self.own_s = 0.0
         """Seconds of the last `backpropagate` until this process had to wait for others' gradients; of a pipeline, in
-        which it waits all the time, those of the forward passes."""
+        which it waits all the time, those of the forward passes. On a GPU, which works behind its process's back, the
+        time in which all of it was set going."""
         self._sums: list[GradientSum] = []
         self._compressed: list[CompressedSum] = []
         if not config.zero:
@@ -156,7 +163,7 @@ class Layout:
                 gradient_sum.complete()
             self._complete_shares()
             return result
-        total, targets = 0.0, 0
+        total, targets = torch.zeros((), dtype=torch.float64, device=self.device), 0
         micro_batches = self.level(micro_batches)
         start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
@@ -164,8 +171,8 @@ class Layout:
                 loss, count = self.learner(packed, objective, drawn_targets)
                 (loss * scale).backward()
                 self.own_s = time.perf_counter() - start
-            total, targets = total + loss.item(), targets + count
-        return total, targets
+            total, targets = total + loss.detach(), targets + count
+        return total.item(), targets  # once, since it waits for a GPU
 
     def score(self, packed: Packed, objective: Objective) -> tuple[float, int]:
         """The loss of a micro-batch and the number of its targets, without gradients; all processes must call it."""
@@ -216,8 +223,8 @@ class Layout:
         return square**0.5
 
     def _shared(self, objective: Objective) -> Objective:
-        """The objective, of this process's part of each row."""
-        config = self.config
+        """The objective, of this process's part of each row, on its device."""
+        config, objective = self.config, examples_on(self.device, objective)
         return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
 
     def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:

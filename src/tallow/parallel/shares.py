@@ -40,15 +40,15 @@ def squared_norm(tensors: Iterable[Tensor]) -> float:
             shares[tensor.device_mesh, divided].append(tensor.to_local())
         else:
             shares[None].append(tensor)
-    total = 0.0
+    squares: list[Tensor] = []
     for where, parts in shares.items():
         square = torch.nn.utils.get_total_norm(parts).double().square()
         if where is not None:
             mesh, dimensions = where
             for dimension in dimensions:
                 dist.all_reduce(square, group=mesh.get_group(dimension))
-        total += square.item()
-    return total
+        squares.append(square)
+    return sum(torch.stack(squares).tolist()) if squares else 0.0  # at once, since it waits for a GPU
 
 
 def is_written_here(tensor: Tensor, mesh: Mesh) -> bool:

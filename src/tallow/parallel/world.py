@@ -131,7 +131,7 @@ def join_world() -> Iterator[World]:
         UsageError: The environment is not one that torchrun makes, or some of the processes do not come.
         Interrupted: Another process has ended before its time.
     """
-    size = _from_environment("WORLD_SIZE", 1)
+    size = number_of_processes()
     if size == 1:
         yield ALONE
         return
@@ -141,12 +141,12 @@ def join_world() -> Iterator[World]:
     if dist.is_initialized():
         yield world
         return
-    dist.init_process_group("gloo", store=_meet(world), rank=world.rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(_backend(), store=_meet(world), rank=world.rank, world_size=size, timeout=PATIENCE)
     try:
         yield world
-        dist.barrier()
+        world.wait()
     except RuntimeError as error:
-        if "gloo" not in str(error):
+        if not any(name in str(error) for name in ("gloo", "NCCL")):
             raise
         raise Interrupted(
             f"process {world.rank} has stopped because another one did",
@@ -154,6 +154,23 @@ def join_world() -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def number_of_processes() -> int:
+    """How many processes `torchrun` has started in all; 1 without it.
+
+    Raises:
+        UsageError: The environment is not one that torchrun makes.
+    """
+    return _from_environment("WORLD_SIZE", 1)
+
+
+def _backend() -> str:
+    """What carries tensors between processes: those on GPUs by NCCL, those on CPUs, as all sums of numbers, by gloo.
+
+    Whether a stage trains on GPUs it says later; until something is sent between these, NCCL costs nothing.
+    """
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
 
 def _meet(world: World) -> Store:

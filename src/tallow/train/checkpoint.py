@@ -27,7 +27,7 @@ from tallow.files import hash_file, publish_directory, read_json, write_json
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.shares import is_written_here, like_share
 from tallow.recipe import Section
-from tallow.train.checkpoint_files import read_shares, write_shares
+from tallow.train.checkpoint_files import Shares, read_shares, take_shares, write_shares
 from tallow.train.optimizers.joint import GROUPS, JointOptimizer
 from tallow.train.state_tree import Structure
 
@@ -121,10 +121,9 @@ class Checkpoints:
         """
         assert self.pending is None, "finish the one before"
         tensors, structure = self._part()
-        if in_background:
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        shares = take_shares(tensors, copied=in_background)
         executor = ThreadPoolExecutor(1)
-        written = executor.submit(self._write_part, self._path(step, PARTIAL), tensors, structure)
+        written = executor.submit(self._write_part, self._path(step, PARTIAL), shares, structure)
         executor.shutdown(wait=not in_background)
         self.pending = _Saving(step, dict(counters), written)
 
@@ -221,13 +220,13 @@ class Checkpoints:
         tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
         return {name: tensor for name, tensor in tensors.items() if is_written_here(tensor, self.mesh)}, structure
 
-    def _write_part(self, directory: Path, tensors: Mapping[str, Tensor], structure: Structure) -> None:
-        if not tensors:
+    def _write_part(self, directory: Path, shares: Shares, structure: Structure) -> None:
+        if not shares.tensors:
             return
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"part-{self.world.rank:05d}.safetensors"
-            write_shares(tensors, path)
+            write_shares(shares, path)
             part = Part(tensors=_record(path), optimizer=structure)
             write_json(path.with_suffix(".json"), part.model_dump(mode="json"))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,23 +26,48 @@ SHARDING = "DCP_SHARDING_INFO"
 OFFSETS = "saved_offsets"
 
 
-def write_shares(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write this process's shares of some tensors; what is no DTensor is whole.
+@dataclass(frozen=True)
+class Shares:
+    """What a process has of some tensors.
 
-    Raises:
-        CapacityError: The disk is full.
-        UsageError: The place cannot be written.
+    Args:
+        tensors: Its shares, on the CPU.
+        offsets: Where in the whole each begins.
+    """
+
+    tensors: dict[str, Tensor]
+    offsets: dict[str, list[int]]
+
+
+def take_shares(tensors: Mapping[str, Tensor], *, copied: bool = False) -> Shares:
+    """This process's shares of some tensors; what is no DTensor is whole.
+
+    Args:
+        copied: What becomes of the tensors is not to change the shares.
     """
     shares: dict[str, Tensor] = {}
-    offsets: dict[str, dict[str, list[int]]] = {}
+    offsets: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             [chunk] = tensor.__create_chunk_list__()
             share, offset = tensor.to_local(), list(chunk.offsets)
         else:
             share, offset = tensor, [0] * tensor.ndim
-        shares[name], offsets[name] = share.detach().cpu(), {OFFSETS: offset}
-    write_tensors(shares, path, {SHARDING: json.dumps(offsets)})
+        share = share.detach()
+        # what comes from a GPU is a copy in any case
+        shares[name], offsets[name] = share.clone() if copied and share.device.type == "cpu" else share.cpu(), offset
+    return Shares(shares, offsets)
+
+
+def write_shares(shares: Shares, path: Path) -> None:
+    """Write them to a file.
+
+    Raises:
+        CapacityError: The disk is full.
+        UsageError: The place cannot be written.
+    """
+    sharding = {name: {OFFSETS: offset} for name, offset in shares.offsets.items()}
+    write_tensors(shares.tensors, path, {SHARDING: json.dumps(sharding)})
 
 
 def read_shares(directory: Path, place: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:

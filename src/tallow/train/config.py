@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from tallow.engine.choices import Device
 from tallow.errors import UsageError
 from tallow.parallel.config import ParallelConfig
 from tallow.parallel.recompute import Recompute
@@ -56,9 +57,12 @@ class LoopConfig(Section):
             `adamw` 0.9 and 0.95.
         epsilon: Addition to the denominator, where the optimizer has one.
         clip_norm: Largest norm of the gradient of the mean loss.
-        precision: Of matrix products; `auto` takes bf16 if this machine is clearly faster with it, which is measured,
-            and written into `recipe.yaml`. `fp16` is for devices without bf16; the loss is scaled as its gradients
-            need it. Weights and their updates are always fp32.
+        device: `cpu`, or `cuda` for a GPU, of several processes for one each; `auto`: a GPU if there is one. A run can
+            go on on another one, where it ends with the same but for rounding.
+        precision: Of matrix products; `auto` takes bf16 (on a GPU without it fp16) if this machine is clearly faster
+            with it, which is measured, and written into `recipe.yaml`. With `fp16` the loss is scaled as its gradients
+            need it. `float8`, for GPUs from Ada and Hopper on, is bf16 with products of 8-bit floats in the linear
+            layers (arXiv 2209.05433). Weights and their updates are always fp32.
         anomalies: What becomes of bad batches.
         trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
             Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).
@@ -71,14 +75,16 @@ class LoopConfig(Section):
             state once more.
         recompute: What layers compute again in the backward pass instead of keeping it: nothing (`none`), all but
             matrix products and attention (`selective`), or everything (`block`). The result stays the same.
-        activation_mb: With `recompute`: megabytes that the layers may keep for the backward pass. Only as many layers
-            as necessary compute again, as measured at the start; None: all do.
+        activation_mb: With `recompute`: megabytes that the layers may keep for the backward pass; `auto`: what the
+            device has left beside weights, gradients and the optimizer's state. Only as many layers as necessary
+            compute again, as measured at the start; None: all do.
         parallel: How the model and its batches are spread over processes.
         seed: Names the initial weights and the order of the data.
     """
 
     incidental = frozenset(
         (
+            "device",
             "micro_batch_size",
             "trackers",
             "log_every",
@@ -109,7 +115,8 @@ class LoopConfig(Section):
     betas: tuple[Beta, Beta] | None = None
     epsilon: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Device = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "float8"] = "auto"
     anomalies: AnomalyConfig = AnomalyConfig()
 
     trackers: tuple[TrackerName, ...] = ()
@@ -120,7 +127,7 @@ class LoopConfig(Section):
     keep_checkpoints: PositiveInt = 2
     save_in_background: bool = False
     recompute: Recompute = "none"
-    activation_mb: PositiveFloat | None = None
+    activation_mb: PositiveFloat | Literal["auto"] | None = None
     parallel: ParallelConfig = ParallelConfig()
     seed: NonNegativeInt = 0
 

@@ -12,10 +12,13 @@ from tallow.kernels.probe import matmul_peak
 from tallow.parallel.shares import is_written_here
 from tallow.run import peak_rss_bytes, rss_bytes
 from tallow.train.activations import activation_peak
-from tallow.train.precision import Precision
+from tallow.train.precision import DTYPES, Precision
 from tallow.train.stragglers import Stragglers
 from tallow.train.update import Updater
 from tallow.train.weight_change import WeightChange
+
+PEAK_DTYPES: dict[Precision, torch.dtype] = {**DTYPES, "float8": torch.float8_e4m3fn}
+"""In which products of each precision are the fastest."""
 
 
 class Health:
@@ -28,7 +31,7 @@ class Health:
 
     def __init__(self, updater: Updater, precision: Precision) -> None:
         self.updater, self.world = updater, updater.layout.world
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = PEAK_DTYPES[precision]
         self._stragglers = Stragglers(self.world)
         self._peak_flops: float | None = None
         self._change, self._weights, self._activation = 0.0, 0.0, math.nan
@@ -83,11 +86,15 @@ class Health:
 
     def _memory(self) -> dict[str, float]:
         memory: dict[str, float] = {"memory_bytes": rss_bytes(), "peak_memory_bytes": peak_rss_bytes()}
-        if self.updater.device.type == "cuda":
-            device = self.updater.device
-            memory["gpu_bytes"] = torch.cuda.memory_allocated(device)
-            memory["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
+        device = self.updater.device
+        if device.type == "cuda":
+            memory |= {"gpu_bytes": torch.cuda.memory_allocated(device), "peak_gpu_bytes": peak_gpu_bytes(device)}
         return memory
+
+
+def peak_gpu_bytes(device: torch.device) -> int:
+    """Most memory of a GPU that tensors have taken since the last model was brought there; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _significant(value: float) -> float:

@@ -21,7 +21,7 @@ from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
 from tallow.train.guard import Guard
-from tallow.train.health import Health
+from tallow.train.health import Health, peak_gpu_bytes
 from tallow.train.interruption import listening
 from tallow.train.meter import Meter
 from tallow.train.precision import settle_workload
@@ -155,6 +155,7 @@ def train(
                 if not background:
                     checkpoints.finish()
                 if world.is_main:
+                    run.ledger.peak_gpu_bytes = max(run.ledger.peak_gpu_bytes, peak_gpu_bytes(layout.device))
                     run.save_ledger()
             if stop:
                 raise Interrupted(

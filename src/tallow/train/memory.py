@@ -9,6 +9,8 @@ from tallow.kernels.memory import machine_bytes
 from tallow.models.config import DecoderConfig
 from tallow.models.skeletons import ModelConfig, build
 from tallow.objectives.loss import PIECE_TOKENS
+from tallow.parallel.device import training_device
+from tallow.parallel.world import number_of_processes
 from tallow.train.config import LoopConfig
 
 
@@ -34,11 +36,16 @@ def check_memory(config: ModelConfig, loop: LoopConfig) -> None:
     """Refuse what cannot fit.
 
     Raises:
-        CapacityError: The estimate alone exceeds the machine's memory.
+        CapacityError: The estimate alone exceeds the machine's memory, or on GPUs, of which each process has its own,
+            that of all of them together.
+        UsageError: There is no such device.
     """
-    needed, present = training_bytes(config, loop), machine_bytes()
+    on_gpu = training_device(loop.device).type == "cuda"
+    needed = training_bytes(config, loop)
+    present = machine_bytes("cuda") * number_of_processes() if on_gpu else machine_bytes()
     if needed > present:
+        kind = "memory on GPUs" if on_gpu else "memory"
         raise CapacityError(
-            f"training needs at least {needed / 1e9:.1f} GB of memory, and there are {present / 1e9:.1f} GB",
+            f"training needs at least {needed / 1e9:.1f} GB of {kind}, and there are {present / 1e9:.1f} GB",
             "set a smaller loop.micro_batch_size or model",
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
+from tallow.parallel.shares import own_share
 from tallow.train.config import LoopConfig
 from tallow.train.optimizers.groups import match_factors
 from tallow.train.optimizers.joint import JointOptimizer
@@ -34,6 +36,7 @@ def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: flo
     Source of clipping by global norm: arXiv 1211.5063, section 3.2.
     """
     scale = min(1.0, max_norm / norm) / count if norm > 0 else 1.0
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_(scale)
+    shares = [own_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    if shares:
+        # in few calls, since to give a GPU each takes long; the name is public to those who write optimizers
+        torch._foreach_mul_(shares, scale)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,7 +1,8 @@
 """Which precision a model trains fastest in here, found by timing its own step, and what the step computes.
 
 Weights, gradients, optimizer state and the residual stream are fp32 always; `bf16` means that matrix products
-and attention read and write bfloat16 (autocast), `fp16` likewise, with a scaled loss.
+and attention read and write bfloat16 (autocast), `fp16` likewise, with a scaled loss; with `float8` it is as with
+`bf16`, save what linear layers do themselves.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from tallow.kernels.cpu import causal_attention
 from tallow.parallel import ALONE, Layout, World
 from tallow.recipe import Section
 
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
-"""Those that `auto` chooses from: bf16 needs no scaling of the loss."""
+Precision = Literal["fp32", "bf16", "fp16", "float8"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# bfloat16 rounds to 8 bits, so it must be worth it
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float8": torch.bfloat16,
+}
+# half the bits round to 8 or 11, so they must be worth it
 MIN_SPEEDUP = 1.1
 # a speed-up this many times larger or smaller than that leaves no doubt
 CLEAR_RATIO = 1.15
@@ -42,6 +46,13 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     """The context in which a model computes in this precision."""
     dtype = DTYPES[precision] if precision != "fp32" else None
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def half_precision(device: torch.device) -> Precision:
+    """What `auto` chooses from beside fp32: bf16, which needs no scaling of the loss, where the device has it."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "fp16"
+    return "bf16"
 
 
 class Workload(Section):
@@ -78,73 +89,77 @@ def settle_workload(
     world = layout.world
     noted = _read(path)
     known = noted is not None and wanted in ("auto", noted.precision)
+    half = half_precision(layout.device)
     if noted is None or not world.agree(known):
         rows = packed.first_rows(layout.config.pipeline)  # so that a pipeline, too, computes no padding
         [flops] = world.sum(count_flops(lambda: rehearse(rows, "fp32")))
         [tokens] = layout.mesh.data.sum(rows.tokens_BT[:, 1:].numel())
-        times = time_precisions(lambda precision: rehearse(rows, precision), world) if wanted == "auto" else {}
+        times = time_precisions(lambda precision: rehearse(rows, precision), world, half) if wanted == "auto" else {}
         noted = Workload(
-            precision=faster(times) if wanted == "auto" else wanted,
+            precision=faster(times, half) if wanted == "auto" else wanted,
             flops_per_token=flops / tokens,
             seconds={precision: value / len(rows.tokens_BT) for precision, value in times.items()},
         )
     if wanted == "auto":  # which the processes may have measured otherwise
-        noted = noted.model_copy(update={"precision": "bf16" if world.agree(noted.precision == "bf16") else "fp32"})
+        noted = noted.model_copy(update={"precision": "fp32" if world.agree(noted.precision == "fp32") else half})
     if world.is_main:
         write_json(path, noted.model_dump())
     return noted
 
 
-def time_precisions(work: Callable[[Precision], object], world: World = ALONE) -> dict[str, float]:
-    """Seconds that `work` takes in each precision.
+def time_precisions(
+    work: Callable[[Precision], object], world: World = ALONE, half: Precision = "bf16"
+) -> dict[str, float]:
+    """Seconds that `work` takes in fp32 and in half the bits.
 
     The two take turns, so that a change of the machine's load meets both, and of each the fastest run counts, since
     other work only slows it. While the answer is in doubt there are more turns, for at most `PROBE_SECONDS` (and one
     turn more).
     """
     deadline = time.perf_counter() + PROBE_SECONDS
-    rounds = [_time_each(work)]
+    rounds = [_time_each(work, half)]
     if world.agree(time.perf_counter() < deadline):
-        rounds = [_time_each(work)]  # else it is so slow that what the first run has to allocate is nothing to it
+        rounds = [_time_each(work, half)]  # else it is so slow that what the first run has to allocate is nothing to it
     while world.agree(time.perf_counter() < deadline and not _is_clear(rounds)):
-        rounds.append(_time_each(work))
+        rounds.append(_time_each(work, half))
     return _fastest(rounds)
 
 
-def _time_each(work: Callable[[Precision], object]) -> dict[str, float]:
+def _time_each(work: Callable[[Precision], object], half: Precision) -> dict[str, float]:
     seconds: dict[str, float] = {}
-    for precision in PRECISIONS:
+    precisions: tuple[Precision, ...] = ("fp32", half)
+    for precision in precisions:
         start = time.perf_counter()
-        work(precision)
+        work(precision)  # on a GPU, too, it ends when its loss is known
         seconds[precision] = time.perf_counter() - start
     return seconds
 
 
 def _fastest(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {precision: min(seconds[precision] for seconds in rounds) for precision in PRECISIONS}
+    return {precision: min(seconds[precision] for seconds in rounds) for precision in rounds[0]}
 
 
 def _is_clear(rounds: Sequence[Mapping[str, float]]) -> bool:
     """Whether each precision has come to its fastest time twice, and the speed-up is far from the one asked for."""
     if len(rounds) < MIN_ROUNDS:
         return False
-    for precision in PRECISIONS:
+    for precision in rounds[0]:
         fastest, second, *_ = sorted(seconds[precision] for seconds in rounds)
         if second > fastest * SAME_RATIO:
             return False
-    fastest = _fastest(rounds)
-    speedup = fastest["fp32"] / fastest["bf16"]
+    whole, half = _fastest(rounds).values()
+    speedup = whole / half
     return not MIN_SPEEDUP / CLEAR_RATIO < speedup < MIN_SPEEDUP * CLEAR_RATIO
 
 
-def faster(seconds: Mapping[str, float]) -> Precision:
+def faster(seconds: Mapping[str, float], half: Precision = "bf16") -> Precision:
     """The precision to take after these times."""
-    return "bf16" if seconds["bf16"] * MIN_SPEEDUP < seconds["fp32"] else "fp32"
+    return half if seconds[half] * MIN_SPEEDUP < seconds["fp32"] else "fp32"
 
 
 def count_flops(work: Callable[[], object]) -> int:
     """Floating-point operations of all matrix products in `work`, counted as it runs."""
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         work()
     return counter.get_total_flops()
 
@@ -156,44 +171,49 @@ def _read(path: Path) -> Workload | None:
         return None
 
 
-def _attention_flops(products: int, q_shape: Sequence[int], k_shape: Sequence[int], is_causal: bool) -> int:
-    batch, heads, queries, head_size = q_shape
-    flops = products * 2 * batch * heads * queries * k_shape[2] * head_size
-    return flops // 2 if is_causal else flops  # the hidden half is not computed
+def _attention_formula(operation: Any, products: int) -> Callable[..., int]:
+    """The operations of one kind of attention, from the shapes of what it is given.
+
+    Args:
+        products: Of matrices as large as the scores.
+    """
+    names = [argument.name for argument in operation.default._schema.arguments]
+
+    def formula(*arguments: Any, **named: Any) -> int:
+        given = {**dict(zip(names, arguments, strict=False)), **named}
+        batch, heads, queries, head_size = given["query"]
+        flops = products * 2 * batch * heads * queries * given["key"][2] * head_size
+        causal = given.get("is_causal", "is_causal" not in names)
+        return flops // 2 if causal else flops  # the hidden half is not computed
+
+    return formula
 
 
-def _forward(
-    q: Sequence[int], k: Sequence[int], _v: object, _dropout: float = 0.0, is_causal: bool = False, **_: object
-) -> int:
-    return _attention_flops(2, q, k, is_causal)
-
-
-def _backward(
-    _gradient: object,
-    q: Sequence[int],
-    k: Sequence[int],
-    _v: object,
-    _out: object,
-    _logsumexp: object,
-    _dropout: float,
-    is_causal: bool,
-    **_: object,
-) -> int:
-    return _attention_flops(5, q, k, is_causal)
-
-
-def _own_forward(q: Sequence[int], k: Sequence[int], *_: object, **__: object) -> int:
-    return _attention_flops(2, q, k, is_causal=True)
-
-
-def _own_backward(_gradient: object, q: Sequence[int], k: Sequence[int], *_: object, **__: object) -> int:
-    return _attention_flops(5, q, k, is_causal=True)
-
-
-# torch counts the attention of GPUs only
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
-    causal_attention.operators().causal_attention: _own_forward,
-    causal_attention.operators().causal_attention_backward: _own_backward,
+_aten = torch.ops.aten
+# torch does not count that of CPUs, and counts the hidden half of that of GPUs
+_ATTENTION = {
+    operation: _attention_formula(operation, products)
+    for products, operations in (
+        (
+            2,
+            (
+                _aten._scaled_dot_product_flash_attention_for_cpu,
+                _aten._scaled_dot_product_flash_attention,
+                _aten._scaled_dot_product_efficient_attention,
+                _aten._scaled_dot_product_cudnn_attention,
+                causal_attention.operators().causal_attention,
+            ),
+        ),
+        (
+            5,
+            (
+                _aten._scaled_dot_product_flash_attention_for_cpu_backward,
+                _aten._scaled_dot_product_flash_attention_backward,
+                _aten._scaled_dot_product_efficient_attention_backward,
+                _aten._scaled_dot_product_cudnn_attention_backward,
+                causal_attention.operators().causal_attention_backward,
+            ),
+        ),
+    )
+    for operation in operations
 }

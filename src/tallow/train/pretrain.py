@@ -27,7 +27,7 @@ from tallow.models.initialization import AnyInitialization, Mup
 from tallow.models.mup import base_config
 from tallow.models.skeletons import Model, ModelConfig, learning_rate_factors, new_model, with_weights
 from tallow.objectives import OBJECTIVES
-from tallow.parallel import Layout, World, join_world
+from tallow.parallel import World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ from tallow.train.batch_plan import plan_batches
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
 from tallow.train.memory import check_memory
+from tallow.train.placing import lay_out
 from tallow.train.trainable import refuse_quantized
 from tallow.train.validation import HeldOut, bytes_of_tokens
 
@@ -150,7 +151,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     )
     num_parameters = model.num_parameters()
     with join_world() as world:
-        layout = Layout(model, loop.parallel, world)
+        layout = lay_out(model, loop, world)
         data = layout.mesh.data
         plan.check_shares(data.size)
 

@@ -18,7 +18,7 @@ from tallow.parallel import Layout
 from tallow.train.config import LoopConfig
 from tallow.train.loss_scale import LossScale
 from tallow.train.optimizer import average_and_clip, make_optimizer
-from tallow.train.precision import Precision, autocast
+from tallow.train.precision import Precision, autocast, half_precision
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,15 @@ class Updater:
         self.optimizer = make_optimizer(self.parameters, config)
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
-        self.device = next(iter(self.parameters.values())).device
+        self.device = layout.device
         self.scale = LossScale()
         self.updates_in_backward = config.optimizer.updates_in_backward
+        if self.updates_in_backward and config.precision == "auto" and half_precision(self.device) == "fp16":
+            raise UsageError(
+                f"this GPU has no bf16, and {config.optimizer.name} keeps no gradients, which fp16 may want to compute "
+                "once more",
+                "set loop.precision to fp32",
+            )
         if self.updates_in_backward and not layout.sums_at_once:
             raise UsageError(
                 f"{config.optimizer.name} updates weights within the backward pass, but here gradients are complete "

@@ -27,12 +27,15 @@ class WeightChange:
 
     def squares(self) -> tuple[float, float]:
         """Sum of squares of the change since then, and of the weights then, as the sample has it; of this process's."""
-        change = weights = 0.0
+        squares: list[Tensor] = []
         for parameter, before in zip(self._parameters, self._before, strict=True):
             share = before.numel() / max(1, own_share(parameter).numel())
             if share:
-                change += (_sample(parameter) - before).square().sum().item() / share
-                weights += before.square().sum().item() / share
+                both = torch.stack([(_sample(parameter) - before).square().sum(), before.square().sum()])
+                squares.append(both.double() / share)
+        if not squares:
+            return 0.0, 0.0
+        change, weights = torch.stack(squares).sum(0).tolist()  # at once, since it waits for a GPU
         return change, weights
 
 

@@ -24,7 +24,7 @@ from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.objectives.causal import causal
-from tallow.parallel import ALONE, Layout, World, join_world
+from tallow.parallel import ALONE, World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
@@ -32,6 +32,7 @@ from tallow.tokenizer.tokenizer import Tokenizer
 from tallow.train.batch_plan import BatchPlan, plan_batches
 from tallow.train.config import LoopConfig
 from tallow.train.loop import train
+from tallow.train.placing import lay_out
 from tallow.train.trainable import refuse_quantized
 from tallow.train.validation import HeldOut
 from tallow.tune.adapter import save_adapter
@@ -118,7 +119,7 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     plan = plan_batches(config.loop, rows=max(1, math.ceil(config.epochs * len(rows))))
     loop = config.loop.model_copy(update={"steps": config.loop.steps or plan.steps})
     with join_world() as world:
-        layout = Layout(model, loop.parallel, world)
+        layout = lay_out(model, loop, world)
         data = layout.mesh.data
         plan.check_shares(data.size)
 
@@ -134,12 +135,13 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
         )
         weights = layout.gather()
         if world.is_main:
-            _save(_whole(config, weights) if world.size > 1 else model, tokenizer, ends, config, run)
+            here = world.size == 1 and layout.device.type == "cpu"
+            _save(model if here else _whole(config, weights), tokenizer, ends, config, run)
     return {"examples": len(training), **result}
 
 
 def _whole(config: TuneConfig, weights: Mapping[str, Tensor]) -> Decoder:
-    """The model that several processes have trained."""
+    """The model that was trained by several processes, or on a GPU."""
     model = load_model(config.model, dtype=torch.float32)
     if config.method == "lora":
         add_adapters(model, config.lora, config.loop.seed)

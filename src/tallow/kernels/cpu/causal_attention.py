@@ -42,9 +42,13 @@ def causal_attention(q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, first_BT: T
 @functools.cache
 def operators() -> Any:
     """Both passes as operators of PyTorch, so that it can tell who counts or keeps what is computed."""
-    _LIBRARY.define("causal_attention(Tensor q, Tensor k, Tensor v, Tensor first, float scale) -> (Tensor, Tensor)")
+    _LIBRARY.define(
+        "causal_attention(Tensor query, Tensor key, Tensor value, Tensor first, float scale) -> (Tensor, Tensor)"
+    )
     _LIBRARY.impl("causal_attention", _forward, "CPU")
-    given = "Tensor outer, Tensor q, Tensor k, Tensor v, Tensor first, float scale, Tensor out, Tensor log_sums"
+    given = (
+        "Tensor outer, Tensor query, Tensor key, Tensor value, Tensor first, float scale, Tensor out, Tensor log_sums"
+    )
     _LIBRARY.define(f"causal_attention_backward({given}) -> (Tensor, Tensor, Tensor)")
     _LIBRARY.impl("causal_attention_backward", _backward, "CPU")
     return torch.ops.tallow

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tallow.models.blocks.context import AttentionSpec, Context, same_document
+from tallow.models.blocks.send import send
 
 
 class BidirectionalContext(Context):
@@ -31,6 +32,11 @@ class BidirectionalContext(Context):
     def plain(cls, batch: int, length: int, device: torch.device | None = None) -> BidirectionalContext:
         """One document a row, positions from 0."""
         return cls(torch.arange(length, device=device).expand(batch, length))
+
+    def to(self, device: torch.device) -> BidirectionalContext:
+        """The same for tensors on a device, without waiting for it."""
+        documents_BT = None if self.documents_BT is None else send(self.documents_BT, device)
+        return BidirectionalContext(send(self.positions_BT, device), documents_BT)
 
     def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
         assert spec.window is None, "windows reach backwards only"

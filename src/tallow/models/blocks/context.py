@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tallow.kernels.cpu.causal_attention import causal_attention, is_suited
+from tallow.models.blocks.document_attention import (
+    Documents,
+    attention_by_document,
+    better_by_document,
+    fused_takes_groups,
+)
+from tallow.models.blocks.send import send
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,15 @@ class Masked(Protocol):
         ...
 
 
+@runtime_checkable
+class Movable(Protocol):
+    """A context that can follow a model to its device."""
+
+    def to(self, device: torch.device) -> Context:
+        """The same for tensors on a device, without waiting for it."""
+        ...
+
+
 def sequence_numbers(positions_BT: Tensor) -> Tensor:
     """Which of all the sequences of all rows each place belongs to, int64, B T; one begins at each position 0."""
     starts_BT = positions_BT == 0
@@ -84,6 +100,7 @@ class SequenceContext(Context):
         self.positions_BT = positions_BT
         self.documents_BT = documents_BT
         self.padding_BT = padding_BT
+        self._documents: Documents | None = None
         self._masks: dict[int | None, Tensor | None] = {}
         self._firsts: dict[int | None, Tensor | None] = {}
 
@@ -92,6 +109,16 @@ class SequenceContext(Context):
         """One document a row, positions from 0."""
         return cls(torch.arange(length, device=device).expand(batch, length))
 
+    def to(self, device: torch.device) -> SequenceContext:
+        """The same for tensors on a device, without waiting for it: where documents begin is found here."""
+        positions_BT = send(self.positions_BT, device)
+        documents_BT, padding_BT = (
+            None if tensor is None else send(tensor, device) for tensor in (self.documents_BT, self.padding_BT)
+        )
+        moved = SequenceContext(positions_BT, documents_BT, padding_BT)
+        moved._documents = Documents.of_positions(self.positions_BT).to(device)
+        return moved
+
     def attend(self, spec: AttentionSpec, q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> Tensor:
         window = spec.window if spec.window is not None and spec.window < q_BHTd.shape[2] else None
         if spec.softcap is None and is_suited(q_BHTd, k_BKTd, v_BKTd):
@@ -99,6 +126,11 @@ class SequenceContext(Context):
                 self._firsts[window] = self._first(window)
             if (first_BT := self._firsts[window]) is not None:
                 return causal_attention(q_BHTd, k_BKTd, v_BKTd, first_BT, spec.scale)
+        masked = window is not None or self.documents_BT is not None
+        if masked and spec.softcap is None and better_by_document(v_BKTd):
+            if self._documents is None:
+                self._documents = Documents.of_positions(self.positions_BT)
+            return attention_by_document(q_BHTd, k_BKTd, v_BKTd, self._documents, spec.scale, window)
         if window not in self._masks:
             self._masks[window] = self._mask(window)
         return attention(q_BHTd, k_BKTd, v_BKTd, self._masks[window], spec)
@@ -163,6 +195,9 @@ def attention(q_BHTd: Tensor, k_BKSd: Tensor, v_BKSd: Tensor, mask_B1TS: Tensor 
     batch, heads, queries, head_size = q_BHTd.shape
     kv_heads = k_BKSd.shape[1]
     causal, grouped = mask_B1TS is None and queries > 1, heads > kv_heads and queries > 1
+    if grouped and spec.softcap is None and not fused_takes_groups(v_BKSd, mask_B1TS):
+        k_BKSd, v_BKSd = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_BKSd, v_BKSd))
+        grouped = False
     if queries == 1:
         # the heads of a group see the same keys: as queries of one head they read them once, without copies
         q_BHTd = q_BHTd.reshape(batch, kv_heads, heads // kv_heads, head_size)

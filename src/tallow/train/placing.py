@@ -1,0 +1,31 @@
+"""A model brought to where it is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from tallow.errors import UsageError
+from tallow.models.skeletons import Layered
+from tallow.parallel import Layout, World
+from tallow.parallel.device import training_device
+from tallow.train.config import LoopConfig
+from tallow.train.float8 import use_float8
+
+
+def lay_out(model: Layered, config: LoopConfig, world: World) -> Layout:
+    """The model on the device, and over the processes, that the settings name, in place; its linear layers may be
+    others.
+
+    Raises:
+        UsageError: There is no such device, it has no such precision, or processes or model cannot be divided like
+            that.
+    """
+    device = training_device(config.device)
+    if config.parallel.compress == "powersgd" and device.type == "cpu" and torch.cuda.is_available():
+        raise UsageError(
+            "PyTorch's PowerSGD does not run on the CPU of a machine with a GPU",
+            "hide the GPU from it (CUDA_VISIBLE_DEVICES=), or set loop.parallel.compress to none",
+        )
+    if config.precision == "float8":
+        use_float8(model, device, config.parallel.tensor)
+    return Layout(model, config.parallel, world, device)
