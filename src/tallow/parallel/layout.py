@@ -28,6 +28,7 @@ from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import own_gradient, squared_norm, whole_tensor
+from tallow.parallel.stages import Stage
 from tallow.parallel.tensor import spread
 from tallow.parallel.world import ALONE, World
 from tallow.parallel.zero import shard, sharding_mesh
@@ -98,12 +99,14 @@ class Layout:
         which it waits all the time, those of the forward passes."""
         self._sums: list[GradientSum] = []
         self._compressed: list[CompressedSum] = []
-        if not config.zero:
-            divided = {parameter for module in experts for parameter in module.parameters()}
-            trained = self.parameters.values()
-            self._sum_over(self.mesh.tokens, [parameter for parameter in trained if parameter not in divided])
+        divided = {parameter for module in experts for parameter in module.parameters()}
+        for part in [] if config.zero else parts:
+            trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            sums = self._sum_over(self.mesh.tokens, [parameter for parameter in trained if parameter not in divided])
             # those who share experts have sent each other the tokens, and so have no more gradients to sum
-            self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
+            sums += self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
+            if isinstance(part, Stage):
+                part.begin_sums = [gradient_sum.begin for gradient_sum in sums]
         self._elsewhere = set[str]()
         if self._pipeline is not None and self.mesh.ends.size > 1:
             twins = [name for name in self._pipeline.twins if name in self.parameters]
@@ -220,11 +223,14 @@ class Layout:
         config = self.config
         return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
 
-    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
-        if world.size > 1 and parameters:
-            self._sums.append(GradientSum(parameters, world))
-            if self.config.compress == "powersgd":
-                self._compressed.append(CompressedSum(parameters, world, self.config.compress_rank))
+    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> list[GradientSum]:
+        """Let gradients be summed; the sums of those that are not compressed."""
+        if world.size == 1 or not parameters:
+            return []
+        self._sums.append(GradientSum(parameters, world))
+        if self.config.compress == "powersgd":
+            self._compressed.append(CompressedSum(parameters, world, self.config.compress_rank))
+        return self._sums[-1:]
 
     def forget_errors(self) -> None:
         """Forget what the compression of gradients has left out so far; the last ones are not to be used."""
