@@ -34,7 +34,7 @@ def gradients(rank: int, inner: int) -> tuple[torch.Tensor, torch.Tensor]:
 def learned(layout: Layout) -> list[float]:
     """Loss of each update of a model as models begin, at a rate at which it learns a good part in so few."""
     updater = Updater(layout, causal, loop_config(learning_rate=3e-3, clip_norm=0.5))
-    rows = layout.mesh.data.share(range(BATCH))
+    rows = layout.reader.share(range(BATCH))
     batches = [micro_batches(rows_of(step), rows, 4) for step in range(1, STEPS + 1)]
     return [updater.update(step, batch, 3e-3, "fp32").loss for step, batch in enumerate(batches, 1)]
 

@@ -30,7 +30,8 @@ from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import own_gradient, squared_norm, whole_tensor
 from tallow.parallel.stages import Stage
 from tallow.parallel.tensor import spread
-from tallow.parallel.world import ALONE, World
+from tallow.parallel.workers import make_workers
+from tallow.parallel.world import ALONE, Position, World
 from tallow.parallel.zero import shard, sharding_mesh
 
 if TYPE_CHECKING:
@@ -43,10 +44,13 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class Layout:
     """A model spread over the processes of a world, in place; alone, it stays as it is.
 
+    Where updates are local (`local_steps`), each worker has a layout of its own: what is said here of all processes is
+    of those of this worker (`world`), unless they are called everyone.
+
     Args:
         model: The whole model; the main process's weights count.
         config: How.
-        world: All processes.
+        world: Everyone.
 
     Raises:
         UsageError: The processes, or the model, cannot be divided like that.
@@ -54,11 +58,15 @@ class Layout:
 
     def __init__(self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE) -> None:
         assert isinstance(model, nn.Module)
-        self.config, self.world = config, world
         shapes = {name: (list(value.shape), value.requires_grad) for name, value in model.named_parameters()}
         world.require_alike("models or settings of loop.parallel", f"{config.model_dump_json()} {shapes}")
-        self.mesh = Mesh(config, world)
+        self.workers = make_workers(Mesh(config, world))
         world.copy_from_main([*model.parameters(), *model.buffers()])
+        if self.workers.count > 1:
+            config = config.model_copy(update={"replicas": 1})  # the others are other workers
+        self.config, self.world = config, self.workers.own
+        self.mesh = Mesh(config, self.world, self.workers.count)
+        world = self.world
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
         """Of all parameters that are trained, whole, by name."""
         self._whole = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
@@ -197,8 +205,17 @@ class Layout:
         """Sums over all processes of what each has done: each part of the work counts once."""
         return self.mesh.distinct.sum(*values)
 
+    @property
+    def reader(self) -> Position:
+        """This process among those of everyone that have rows of their own; processes with the same rows are one."""
+        data, workers = self.mesh.data, self.workers
+        return Position(workers.number + workers.count * data.rank, workers.count * data.size)
+
     def gather(self) -> dict[str, Tensor]:
-        """On the main process all weights, whole and on the CPU, by name; nothing elsewhere. All must call it."""
+        """On the main process all weights, whole and on the CPU, by name; nothing elsewhere. All must call it.
+
+        Of several workers, these are the first one's.
+        """
         whole: dict[str, Tensor] = {}
         state: dict[str, Tensor] = self.model.state_dict()
         for name, like in self._whole.items():

@@ -27,7 +27,7 @@ class Health:
     """
 
     def __init__(self, updater: Updater, precision: Precision) -> None:
-        self.updater, self.world = updater, updater.layout.world
+        self.updater, self.world = updater, updater.layout.workers.everyone
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._stragglers = Stragglers(self.world)
         self._peak_flops: float | None = None
