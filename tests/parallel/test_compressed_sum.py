@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.parallel.layouts import KINDS, STEPS, micro_batches, rows_of, together
 from tests.parallel.layouts import ROWS as BATCH
 from tests.train.toys import loop_config
@@ -39,6 +42,21 @@ def learned(layout: Layout) -> list[float]:
     return [updater.update(step, batch, 3e-3, "fp32").loss for step, batch in enumerate(batches, 1)]
 
 
+@contextmanager
+def counting_sums() -> Iterator[list[int]]:
+    """How many sums between processes have been begun."""
+    counted = [0]
+    plain = dist.all_reduce
+
+    def all_reduce(*arguments: Any, **named: Any) -> Any:
+        counted[0] += 1
+        return plain(*arguments, **named)
+
+    dist.all_reduce = all_reduce
+    yield counted
+    dist.all_reduce = plain
+
+
 def sum_compressed(world: World, directory: Path) -> None:
     matrix, vector = nn.Parameter(torch.zeros(ROWS, COLUMNS)), nn.Parameter(torch.zeros(7))
     found: dict[str, list[float]] = {}
@@ -62,6 +80,13 @@ def sum_compressed(world: World, directory: Path) -> None:
             with exchange.in_last_backward():
                 pass
         torch.testing.assert_close(single.grad, torch.full_like(single, 2.0))
+    early = CompressedSum([matrix, vector], world, rank=2)
+    for number in range(EXACT_ROUNDS + 2):
+        matrix.grad, vector.grad = None, None
+        with counting_sums() as counted, early.in_last_backward():
+            (matrix.sum() + vector.sum()).backward()
+            assert counted == [1], "the first message is under way before the pass is left"
+        assert counted == [1 if number < EXACT_ROUNDS else 2]
     config = ParallelConfig(compress="powersgd", compress_rank=4)
     found["loss"] = learned(Layout(new_model(KINDS["decoder"], 0), config, world))
     if world.is_main:
