@@ -11,7 +11,7 @@ from tests.parallel.layouts import FEW_LAYERS, ROWS, learn, make, run_layouts
 
 from tallow.parallel import Layout
 
-UPDATES = 3
+UPDATES = 2
 LAYOUTS: dict[str, dict[str, Any]] = {
     "pipeline, tensor and data": {"pipeline": 2, "tensor": 2},
     "zero 3, tensor and context": {"zero": 3, "tensor": 2, "context": 2, "attention": "ring"},
