@@ -62,11 +62,14 @@ class Guard:
 
     def take_up(self, step: int, counters: Sequence[Mapping[str, Any]]) -> None:
         """Go on after `step` with what its checkpoint counted; of other workers than now, as their weights do."""
-        own = counters[self.workers.number % len(counters)] if counters else {}
+        own = self._own(counters) if counters else {}
         self.judge.state = AnomalyState.model_validate(own.get("anomalies", {}))
         self.updater.take_up(own.get("loss_scale", {}))
         if self.workers.everyone.is_main:
             self.log.rewind(step, self.judge.state.avoided)
+
+    def _own(self, counters: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        return counters[self.workers.number % len(counters)]
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step, unless its batch is bad, or to be left out from the beginning.
@@ -153,7 +156,7 @@ class Guard:
                 raise _diverged(step, "the weights are not finite", "no checkpoint has better ones")
             return None
         self.weights_broken = False
-        own = counters["workers"][self.workers.number]
+        own = self._own(counters["workers"])
         self.judge.take_up(AnomalyState.model_validate(own["anomalies"]), done, suspect, step)
         self.updater.take_up(own["loss_scale"])
         self._reports = [self._report()]
