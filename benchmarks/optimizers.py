@@ -32,7 +32,7 @@ from tallow.files import write_json, write_text
 from tallow.recipe import parse_section
 from tallow.run import StageRun
 from tallow.stages import STAGES, Recipe, run_recipe, run_stage
-from tallow.train.checkpoint import OPTIMIZER
+from tallow.train.checkpoint_part import OPTIMIZER
 
 SHAPE = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 352}
 VOCABULARY, BATCH, TOKENS = 2048, 8, 128

@@ -82,16 +82,16 @@ def make_updater(layout: Layout, kind: str) -> Updater:
 
 def update(updater: Updater, step: int, size: int) -> Update:
     """An update by the rows of a step, in micro-batches of so many."""
-    rows = updater.layout.mesh.data.share(range(ROWS))
+    rows = updater.layout.reader.share(range(ROWS))
     return updater.update(step, micro_batches(rows_of(step), rows, size), RATE, "fp32")
 
 
-def learn(layout: Layout, kind: str, size: int, steps: int = STEPS) -> dict[str, list[float]]:
-    """Loss and gradient norm of each update, and the loss of held-out rows afterwards."""
+def learn(layout: Layout, kind: str, size: int, number: int = STEPS) -> dict[str, list[float]]:
+    """Loss and gradient norm of each of so many updates, and the loss of held-out rows afterwards."""
     updater, objective = make_updater(layout, kind), objective_of(kind)
-    updates = [update(updater, step, size) for step in range(1, steps + 1)]
+    updates = [update(updater, step, size) for step in range(1, number + 1)]
     with updater.scoring("fp32"):
-        held_out = micro_batches(rows_of(10**6), layout.mesh.data.share(range(ROWS)), size)
+        held_out = micro_batches(rows_of(10**6), layout.reader.share(range(ROWS)), size)
         scores = [layout.score(packed, objective) for packed in layout.level(held_out)]
     nats, targets = layout.sum(sum(nats for nats, _ in scores), sum(count for _, count in scores))
     return {
@@ -102,13 +102,20 @@ def learn(layout: Layout, kind: str, size: int, steps: int = STEPS) -> dict[str,
     }
 
 
-def learn_together(world: World, directory: Path, kind: str, layouts: Mapping[str, Mapping[str, Any]]) -> None:
+def learn_together(
+    world: World,
+    directory: Path,
+    kind: str,
+    layouts: Mapping[str, Mapping[str, Any]],
+    layers: int | None,
+    updates: int,
+) -> None:
     """One process of several that learn in one layout after the other."""
     for name, settings in layouts.items():
         # each process starts from weights of its own; the main one's must win
-        model = make(kind, world.rank, layers_for(world.size, kind, settings))
+        model = make(kind, world.rank, layers or layers_for(world.size, kind, settings))
         layout = Layout(model, ParallelConfig.model_validate(settings), world)
-        report = learn(layout, kind, micro_batch_size(layout))
+        report = learn(layout, kind, micro_batch_size(layout), updates)
         weights = layout.gather()
         if world.is_main:
             write_json(directory / f"{name}.json", report)
@@ -136,10 +143,20 @@ def together(size: int, work: Callable[..., None], *arguments: Any) -> None:
 
 
 def run_layouts(
-    size: int, directory: Path, kind: str, layouts: Mapping[str, Mapping[str, Any]]
+    size: int,
+    directory: Path,
+    kind: str,
+    layouts: Mapping[str, Mapping[str, Any]],
+    *,
+    layers: int | None = None,
+    updates: int = STEPS,
 ) -> dict[str, tuple[dict[str, list[float]], dict[str, torch.Tensor]]]:
-    """What `size` processes report of each layout, and the weights that they end with."""
-    together(size, learn_together, directory, kind, layouts)
+    """What `size` processes report of each layout, and the weights that they end with.
+
+    Args:
+        layers: Of the model; None: as `layers_for` has it.
+    """
+    together(size, learn_together, directory, kind, layouts, layers, updates)
     return {
         name: (read_json(directory / f"{name}.json"), load_file(directory / f"{name}.safetensors")) for name in layouts
     }

@@ -20,7 +20,7 @@ def losses(layout: Layout) -> list[float]:
     for step in (1, 2, 3, 4):
         found.append(update(updater, step, size=2).loss)
         with updater.scoring("fp32"):
-            layout.score(micro_batches(rows_of(99), layout.mesh.data.share(range(ROWS)), ROWS)[0], objective)
+            layout.score(micro_batches(rows_of(99), layout.reader.share(range(ROWS)), ROWS)[0], objective)
     return found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.parallel.layouts import KINDS, STEPS, micro_batches, rows_of, together
 from tests.parallel.layouts import ROWS as BATCH
 from tests.train.toys import loop_config
@@ -34,9 +37,24 @@ def gradients(rank: int, inner: int) -> tuple[torch.Tensor, torch.Tensor]:
 def learned(layout: Layout) -> list[float]:
     """Loss of each update of a model as models begin, at a rate at which it learns a good part in so few."""
     updater = Updater(layout, causal, loop_config(learning_rate=3e-3, clip_norm=0.5))
-    rows = layout.mesh.data.share(range(BATCH))
+    rows = layout.reader.share(range(BATCH))
     batches = [micro_batches(rows_of(step), rows, 4) for step in range(1, STEPS + 1)]
     return [updater.update(step, batch, 3e-3, "fp32").loss for step, batch in enumerate(batches, 1)]
+
+
+@contextmanager
+def counting_sums() -> Iterator[list[int]]:
+    """How many sums between processes have been begun."""
+    counted = [0]
+    plain = dist.all_reduce
+
+    def all_reduce(*arguments: Any, **named: Any) -> Any:
+        counted[0] += 1
+        return plain(*arguments, **named)
+
+    dist.all_reduce = all_reduce
+    yield counted
+    dist.all_reduce = plain
 
 
 def sum_compressed(world: World, directory: Path) -> None:
@@ -62,6 +80,13 @@ def sum_compressed(world: World, directory: Path) -> None:
             with exchange.in_last_backward():
                 pass
         torch.testing.assert_close(single.grad, torch.full_like(single, 2.0))
+    early = CompressedSum([matrix, vector], world, rank=2)
+    for number in range(EXACT_ROUNDS + 2):
+        matrix.grad, vector.grad = None, None
+        with counting_sums() as counted, early.in_last_backward():
+            (matrix.sum() + vector.sum()).backward()
+            assert counted == [1], "the first message is under way before the pass is left"
+        assert counted == [1 if number < EXACT_ROUNDS else 2]
     config = ParallelConfig(compress="powersgd", compress_rank=4)
     found["loss"] = learned(Layout(new_model(KINDS["decoder"], 0), config, world))
     if world.is_main:

@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.parallel.layouts import RATE, make, make_updater, micro_batches, objective_of, rows_of, together, update
+from tests.parallel.layouts import (
+    RATE,
+    ROWS,
+    make,
+    make_updater,
+    micro_batches,
+    objective_of,
+    rows_of,
+    together,
+    update,
+)
 from tests.train.toys import loop_config
+from torch import Tensor
 
 from tallow.data.batch import PADDING_DOCUMENT
 from tallow.errors import UsageError
@@ -16,6 +29,7 @@ from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.config import Schedule
 from tallow.parallel.pipeline import cut_evenly, number_of_micro_batches
 from tallow.parallel.recompute import Recompute
+from tallow.parallel.stages import Stage
 from tallow.train.precision import settle_workload
 from tallow.train.update import Updater
 
@@ -66,6 +80,30 @@ def report(layout: Layout, directory: Path) -> dict[str, Any]:
     }
 
 
+def gradients_when_sums_begin(world: World, schedule: Schedule) -> None:
+    """Gradients of a stage begin to be summed once, when they are complete, though those of others are not."""
+    layout = Layout(make("experts", seed=0), ParallelConfig(pipeline=2, schedule=schedule), world)
+    assert layout._pipeline is not None
+    stages = list(layout._pipeline.stages.values())
+    seen: list[list[Tensor]] = []
+
+    def gradients(stage: Stage) -> list[Tensor]:
+        return [value.grad.clone() for value in stage.layers.parameters() if value.grad is not None]
+
+    for stage in stages:
+        stage.begin_sums = [lambda stage=stage: seen.extend([gradients(stage), gradients(stages[0])])]
+    layout.backpropagate(micro_batches(rows_of(1), range(ROWS), 2), objective_of("experts"), nullcontext)
+    assert len(seen) == 2 * len(stages)
+    final = [gradients(stage) for stage in stages]
+    begun, firsts = seen[::2], seen[1::2]
+    # backward passes come to the later stage first
+    for early, late in zip(begun, reversed(final), strict=True):
+        assert len(early) == len(late) > 0
+        assert all(torch.equal(*pair) for pair in zip(early, late, strict=True))
+    if len(stages) > 1:
+        assert not all(torch.equal(*pair) for pair in zip(firsts[0], final[0], strict=True))
+
+
 def learn_in_pipeline(world: World, directory: Path) -> None:
     if world.is_main:
         write_json(directory / "alone.json", report(Layout(make("experts", seed=0)), directory / "alone"))
@@ -81,6 +119,8 @@ def learn_in_pipeline(world: World, directory: Path) -> None:
         layout.recompute(how)
         updater = make_updater(layout, "experts")
         own[how] = [update(updater, step, size=2).gradient_norm for step in (1, 2)]
+    for schedule in ("gpipe", "1f1b", "interleaved", "zero_bubble"):
+        gradients_when_sums_begin(world, schedule)
     write_json(directory / f"{world.rank}.json", own)
 
 

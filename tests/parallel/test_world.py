@@ -40,7 +40,7 @@ def train_toy(rank: int, size: int, port: int, directory: Path) -> None:
 
         def batches(step: int) -> list[Packed]:
             [packed] = whole(step)
-            rows = list(layout.mesh.data.share(range(5)))
+            rows = list(layout.reader.share(range(5)))
             mask_BT = torch.ones_like(packed.trainable_BT)
             mask_BT[0, 3:] = False
             return [pack(packed.tokens_BT[rows], mask_BT[rows])]

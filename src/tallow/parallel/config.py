@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tallow.errors import UsageError
 from tallow.recipe import Section
@@ -16,7 +16,7 @@ class ParallelConfig(Section):
     """How a model and its batches are spread over the processes that `torchrun` has started.
 
     The processes are divided by `tensor`, `context` and `pipeline`; what is left shares the rows of each batch (data
-    parallelism). No setting but `compress` changes what is learned, but for rounding.
+    parallelism). No setting but `compress` and `local_steps` changes what is learned, but for rounding.
 
     Args:
         zero: What those that share the rows divide among them: nothing (0), the optimizer's state (1), gradients too
@@ -40,6 +40,12 @@ class ParallelConfig(Section):
             matrix as the product of two thin ones (`powersgd`; 1905.13727), what is left out being added the next time.
             Without `zero` and `pipeline` only.
         compress_rank: Inner size of the thin matrices.
+        local_steps: With more than one, each replica (with `zero` as many as `replicas` says, else each process or
+            group that has rows of its own) makes so many updates by itself; then the mean of what they changed is the
+            gradient of one outer update by SGD with Nesterov's momentum, from which all go on (DiLoCo, 2311.08105).
+        outer_learning_rate: Of that update.
+        outer_momentum: Likewise.
+        outer_precision: In which the changes travel; `bf16` is half as much (2501.18512 finds even 4 bits enough).
         timeout_s: Seconds that a process waits for the others before it gives them up; more than the slowest step,
             validation or checkpoint takes.
     """
@@ -68,6 +74,10 @@ class ParallelConfig(Section):
     expert: PositiveInt = 1
     compress: Literal["none", "powersgd"] = "none"
     compress_rank: PositiveInt = 4
+    local_steps: PositiveInt = 1
+    outer_learning_rate: PositiveFloat = 0.7
+    outer_momentum: float = Field(default=0.9, ge=0, lt=1)
+    outer_precision: Literal["fp32", "bf16"] = "fp32"
     timeout_s: PositiveFloat = 1800.0
 
     @model_validator(mode="after")
@@ -76,5 +86,17 @@ class ParallelConfig(Section):
             raise UsageError(
                 f"loop.parallel.compress {self.compress} needs whole gradients; zero, pipeline and expert divide them",
                 "leave one of them out",
+            )
+        if self.local_steps > 1 and self.compress != "none":
+            raise UsageError(
+                f"loop.parallel.compress {self.compress} is of gradients that replicas exchange at each update, which "
+                f"they do not with local_steps {self.local_steps}",
+                "leave one of them out",
+            )
+        if self.local_steps > 1 and self.expert > 1 and not self.zero:
+            raise UsageError(
+                "loop.parallel.expert shares experts between processes that would be replicas of their own with "
+                f"local_steps {self.local_steps}",
+                "set loop.parallel.zero and replicas, which say what a replica is",
             )
         return self

@@ -29,8 +29,10 @@ from tallow.parallel.learner import Learner
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.recompute import Recompute, recompute
 from tallow.parallel.shares import own_gradient, squared_norm, whole_tensor
+from tallow.parallel.stages import Stage
 from tallow.parallel.tensor import spread
-from tallow.parallel.world import ALONE, World
+from tallow.parallel.workers import make_workers
+from tallow.parallel.world import ALONE, Position, World
 from tallow.parallel.zero import shard, sharding_mesh
 
 if TYPE_CHECKING:
@@ -43,10 +45,13 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class Layout:
     """A model spread over the processes of a world, in place; alone, it stays as it is.
 
+    Where updates are local (`local_steps`), each worker has a layout of its own: what is said here of all processes is
+    of those of this worker (`world`), unless they are called everyone.
+
     Args:
         model: The whole model; the main process's weights count.
         config: How.
-        world: All processes.
+        world: Everyone.
         device: Where this process computes, to which the model goes; of each process a GPU of its own, or the CPU.
 
     Raises:
@@ -57,13 +62,18 @@ class Layout:
         self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE, device: torch.device = CPU
     ) -> None:
         assert isinstance(model, nn.Module)
-        self.config, self.world, self.device = config, world, device
         world.require_alike("devices", device.type)
         shapes = {name: (list(value.shape), value.requires_grad) for name, value in model.named_parameters()}
         world.require_alike("models or settings of loop.parallel", f"{config.model_dump_json()} {shapes}")
-        self.mesh = Mesh(config, world, device.type)
+        self.device = device
+        self.workers = make_workers(Mesh(config, world))
         model.to(device)
         world.copy_from_main([*model.parameters(), *model.buffers()])
+        if self.workers.count > 1:
+            config = config.model_copy(update={"replicas": 1})  # the others are other workers
+        self.config, self.world = config, self.workers.own
+        self.mesh = Mesh(config, self.world, self.workers.count, device.type)
+        world = self.world
         self.shapes = {name: list(value.shape) for name, value in model.named_parameters() if value.requires_grad}
         """Of all parameters that are trained, whole, by name."""
         self._whole = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
@@ -105,12 +115,14 @@ class Layout:
         time in which all of it was set going."""
         self._sums: list[GradientSum] = []
         self._compressed: list[CompressedSum] = []
-        if not config.zero:
-            divided = {parameter for module in experts for parameter in module.parameters()}
-            trained = self.parameters.values()
-            self._sum_over(self.mesh.tokens, [parameter for parameter in trained if parameter not in divided])
+        divided = {parameter for module in experts for parameter in module.parameters()}
+        for part in [] if config.zero else parts:
+            trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            sums = self._sum_over(self.mesh.tokens, [parameter for parameter in trained if parameter not in divided])
             # those who share experts have sent each other the tokens, and so have no more gradients to sum
-            self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
+            sums += self._sum_over(self.mesh.holders, [parameter for parameter in trained if parameter in divided])
+            if isinstance(part, Stage):
+                part.begin_sums = [gradient_sum.begin for gradient_sum in sums]
         self._elsewhere = set[str]()
         if self._pipeline is not None and self.mesh.ends.size > 1:
             twins = [name for name in self._pipeline.twins if name in self.parameters]
@@ -201,8 +213,17 @@ class Layout:
         """Sums over all processes of what each has done: each part of the work counts once."""
         return self.mesh.distinct.sum(*values)
 
+    @property
+    def reader(self) -> Position:
+        """This process among those of everyone that have rows of their own; processes with the same rows are one."""
+        data, workers = self.mesh.data, self.workers
+        return Position(workers.number + workers.count * data.rank, workers.count * data.size)
+
     def gather(self) -> dict[str, Tensor]:
-        """On the main process all weights, whole and on the CPU, by name; nothing elsewhere. All must call it."""
+        """On the main process all weights, whole and on the CPU, by name; nothing elsewhere. All must call it.
+
+        Of several workers, these are the first one's.
+        """
         whole: dict[str, Tensor] = {}
         state: dict[str, Tensor] = self.model.state_dict()
         for name, like in self._whole.items():
@@ -227,11 +248,14 @@ class Layout:
         config, objective = self.config, examples_on(self.device, objective)
         return objective if config.context == 1 else share_places(objective, config.attention, self.mesh.context)
 
-    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
-        if world.size > 1 and parameters:
-            self._sums.append(GradientSum(parameters, world))
-            if self.config.compress == "powersgd":
-                self._compressed.append(CompressedSum(parameters, world, self.config.compress_rank))
+    def _sum_over(self, world: World, parameters: Sequence[nn.Parameter]) -> list[GradientSum]:
+        """Let gradients be summed; the sums of those that are not compressed."""
+        if world.size == 1 or not parameters:
+            return []
+        self._sums.append(GradientSum(parameters, world))
+        if self.config.compress == "powersgd":
+            self._compressed.append(CompressedSum(parameters, world, self.config.compress_rank))
+        return self._sums[-1:]
 
     def forget_errors(self) -> None:
         """Forget what the compression of gradients has left out so far; the last ones are not to be used."""

@@ -23,6 +23,7 @@ class Mesh:
     Args:
         config: Into what they are divided.
         world: All of them.
+        worlds: So many worlds of this size are divided alike, side by side; this is the one of this process.
         device_type: Of the tensors that they send each other, `cpu` or `cuda`.
 
     Raises:
@@ -31,6 +32,7 @@ class Mesh:
 
     config: ParallelConfig
     world: World
+    worlds: int = 1
     device_type: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class Mesh:
         """Dimensions `pipeline`, `replicate`, `shard` and `tensor`; what is divided by several of them is a DTensor
         over several."""
         shape = (self.config.pipeline, self.replicas, self.sharders, self.config.tensor)
-        return init_device_mesh(self.device_type, shape, mesh_dim_names=("pipeline", "replicate", "shard", "tensor"))
+        return self._grid(shape, ("pipeline", "replicate", "shard", "tensor"))
 
     @property
     def place(self) -> dict[str, int]:
@@ -88,7 +90,7 @@ class Mesh:
         holders = self.rows * config.context // replicas // config.expert
         names = ("pipeline", "replicate", "shard", "expert", "tensor")
         shape = (config.pipeline, replicas, holders, config.expert, config.tensor)
-        return init_device_mesh(self.device_type, shape, mesh_dim_names=names)
+        return self._grid(shape, names)
 
     @cached_property
     def experts(self) -> World:
@@ -140,7 +142,11 @@ class Mesh:
         if size == 2:
             return self.pipeline
         apart = self.world.size // size
-        pairs = [[first, first + (size - 1) * apart] for first in range(apart)]
+        pairs = [
+            [world * self.world.size + first + stage * apart for stage in (0, size - 1)]
+            for world in range(self.worlds)
+            for first in range(apart)
+        ]
         group, _ = dist.new_subgroups_by_enumeration(pairs)
         return World(int(place > 0), 2, group) if isinstance(group, dist.ProcessGroup) else World(0, 1)
 
@@ -155,9 +161,15 @@ class Mesh:
             return World(0, 1)
         if size == self.world.size and not apart:
             return self.world
-        if size == self.world.size:
+        if size == self.world.size and self.worlds == 1:
             group = dist.new_group()
             assert isinstance(group, dist.ProcessGroup)
             return World(self.world.rank, size, group)
-        grid = init_device_mesh(self.device_type, (outer, size, inner), mesh_dim_names=("outer", "group", "inner"))
+        grid = self._grid((outer, size, inner), ("outer", "group", "inner"))
         return World(grid.get_local_rank("group"), size, grid.get_group("group"))
+
+    def _grid(self, shape: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+        """The processes of this world as a grid; all worlds make theirs at once."""
+        if self.worlds == 1:
+            return init_device_mesh(self.device_type, shape, mesh_dim_names=names)
+        return init_device_mesh(self.device_type, (self.worlds, *shape), mesh_dim_names=("world", *names))[names]

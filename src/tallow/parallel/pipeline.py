@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -146,7 +147,7 @@ class Pipeline:
         )
         loss = torch.empty((), dtype=torch.float64, device="meta", requires_grad=True)
         stages = [
-            PipelineStage(
+            _Stage(
                 stage,
                 index,
                 self.num_stages,
@@ -164,6 +165,25 @@ class Pipeline:
     def _loss(self, output: Tensor, _target: Tensor) -> Tensor:
         """The last stage's output is the loss already."""
         return output * self._scale
+
+
+class _Stage(PipelineStage):
+    """Begins to sum a stage's gradients while others are still computed."""
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> None:
+        super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+        self._begin_sums(last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        self._begin_sums(last_backward)
+
+    def _begin_sums(self, is_complete: bool) -> None:
+        assert isinstance(self.submod, Stage)
+        for begin in self.submod.begin_sums if is_complete else ():
+            begin()
 
 
 class _Work:

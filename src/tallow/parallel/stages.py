@@ -113,6 +113,8 @@ class Stage(nn.Module):
         assert isinstance(model, nn.Module)
         self.share, self.work = share, work
         self.vocabulary: Vocabulary = WHOLE
+        self.begin_sums: Sequence[Callable[[], None]] = ()
+        """What is called as soon as the gradients of this process's part of a batch are complete."""
         self.is_first, self.is_last = share.layers.start == 0, share.layers.stop == len(model.layers)
         self.layers: nn.ModuleList = nn.ModuleList(model.layers[index] for index in share.layers)
         self.others = nn.ModuleList(child for name, child in model.named_children() if name in share.children)

@@ -30,25 +30,33 @@ AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 @dataclass(frozen=True)
-class World:
+class Position:
+    """Which of several this one is, counted from 0."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This one's part of the work; together they do each item once."""
+        return items[self.rank :: self.size]
+
+
+@dataclass(frozen=True)
+class World(Position):
     """This process among `size` ones; alone, every sum is what this process has.
 
     Args:
         group: These processes, where they are not all that there are.
+        has_main: Whether the main process is one of them.
     """
 
-    rank: int = 0
-    size: int = 1
     group: dist.ProcessGroup | None = None
+    has_main: bool = True
 
     @property
     def is_main(self) -> bool:
         """Whether this is the one process that writes files and talks to the user."""
-        return self.rank == 0
-
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part of the work; together the processes do each item once."""
-        return items[self.rank :: self.size]
+        return self.rank == 0 and self.has_main
 
     def sum(self, *values: float) -> list[float]:
         """Sums over all processes, in float64. All processes must call it."""
@@ -70,9 +78,13 @@ class World:
         everything = iter(self.sum(*own) if own else [])
         return [[next(everything) for _ in range(size)] for size in sizes]
 
+    def gather_text(self, text: str) -> list[str]:
+        """The text of each process, by rank. All processes must call it."""
+        return [bytes(map(int, values)).decode() for values in self.gather(*text.encode())]
+
     def agree(self, claim: bool) -> bool:
-        """What the main process claims. All processes must call it."""
-        return self.sum(self.is_main and claim)[0] > 0
+        """What the first process claims. All processes must call it."""
+        return self.sum(self.rank == 0 and claim)[0] > 0
 
     def require_alike(self, what: str, value: str) -> None:
         """See to it that all processes have been given the same; all must call it.

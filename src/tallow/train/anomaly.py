@@ -113,11 +113,6 @@ class Judge:
             )
         return found
 
-    @property
-    def is_over_budget(self) -> bool:
-        """Whether there were more bad batches than are borne."""
-        return len(self.state.bad_steps) > self.config.budget
-
     def take_up(self, earlier: AnomalyState, done: int, first: int, last: int) -> None:
         """Go on after step `done` with what was known then, but leave out the steps from `first` to `last`."""
         avoided = {*self.state.avoided, *range(first, last + 1)}

@@ -1,39 +1,39 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped.
 
 `checkpoints/step-00000500/` holds, for each process that has something of its own, `part-00000.safetensors` (what is
-trained in fp32, `model/<parameter>`, and the optimizer's state, `optimizer/<parameter>/<slot>`) and `part-00000.json`
-(what of the optimizer's state is no tensor, and the other file's size and hash), and one `state.json` (step, counters,
-what was being trained, and size and hash of the parts' `.json`). A directory gets its name when all of it is on the
-disk. It can be loaded by another number of processes, and by one.
+trained, in fp32, and the optimizer's state; see `checkpoint_part.py`) and `part-00000.json` (what of the optimizer's
+state is no tensor, and the other file's size and hash), and one `state.json` (step, counters, what was being trained,
+and size and hash of the parts' `.json`). A directory gets its name when all of it is on the disk. It can be loaded by
+another number of processes, and by one.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from tallow.console import say
 from tallow.errors import DataError, Interrupted, UsageError, reading, writing
 from tallow.files import hash_file, publish_directory, read_json, write_json
 from tallow.parallel.mesh import Mesh
-from tallow.parallel.shares import is_written_here, like_share
 from tallow.recipe import Section
-from tallow.train.checkpoint_files import Shares, read_shares, take_shares, write_shares
-from tallow.train.optimizers.joint import GROUPS, JointOptimizer
+from tallow.train.checkpoint_files import Shares, take_shares, write_shares
+from tallow.train.checkpoint_part import CheckpointPart
+from tallow.train.optimizers.joint import JointOptimizer
+from tallow.train.outer import OuterOptimizer
 from tallow.train.state_tree import Structure
 
 STATE = "state.json"
 PARTIAL = ".partial"
-MODEL, OPTIMIZER = "model/", "optimizer/"
 
 
 class FileRecord(Section):
@@ -49,10 +49,12 @@ class Part(Section):
     Args:
         tensors: `part-00000.safetensors`.
         optimizer: What of the optimizer's state is no tensor.
+        worker: Whose it is.
     """
 
     tensors: FileRecord
     optimizer: Structure
+    worker: int = 0
 
 
 class State(Section):
@@ -90,7 +92,10 @@ class Checkpoints:
         optimizer: What trains it.
         identity: What else must be the same for a checkpoint to be gone on from, as JSON values.
         keep: Number of checkpoints that are kept.
-        mesh: The processes, all of which must call each method but `written`.
+        mesh: The processes; with `outer`, those of this worker.
+        outer: Of workers that make updates of their own.
+
+    All processes must call each method but `written`.
     """
 
     def __init__(
@@ -101,11 +106,12 @@ class Checkpoints:
         identity: Mapping[str, Any],
         keep: int,
         mesh: Mesh,
+        outer: OuterOptimizer | None = None,
     ) -> None:
         self.directory, self.keep = directory, keep
-        self.parameters, self.optimizer = parameters, optimizer
+        self.part = CheckpointPart(parameters, optimizer, mesh, outer)
         self.identity = dict(identity)
-        self.mesh, self.world = mesh, mesh.world
+        self.world = outer.workers.everyone if outer else mesh.world
         self.pending: _Saving | None = None
 
     @property
@@ -113,14 +119,17 @@ class Checkpoints:
         """Whether this process has written its part of a checkpoint that was begun."""
         return self.pending is not None and self.pending.written.done()
 
-    def begin(self, step: int, counters: Mapping[str, Any], *, in_background: bool = False) -> None:
+    def begin(
+        self, step: int, counters: Mapping[str, Any], *, in_round: bool = False, in_background: bool = False
+    ) -> None:
         """Write this process's part of a checkpoint; it counts when all have called `finish`.
 
         Args:
+            in_round: The workers' weights are not the same now.
             in_background: Training may go on meanwhile; what is written is copied first.
         """
         assert self.pending is None, "finish the one before"
-        tensors, structure = self._part()
+        tensors, structure = self.part.tensors(in_round=in_round)
         shares = take_shares(tensors, copied=in_background)
         executor = ThreadPoolExecutor(1)
         written = executor.submit(self._write_part, self._path(step, PARTIAL), shares, structure)
@@ -213,21 +222,14 @@ class Checkpoints:
         steps = [re.fullmatch(r"step-(\d+)", path.name) for path in self.directory.glob("step-*")]
         return sorted((int(match[1]), self.directory / match[0]) for match in steps if match)
 
-    def _part(self) -> tuple[dict[str, Tensor], Structure]:
-        """What this process is to write."""
-        state, structure = self.optimizer.state()
-        tensors = {f"{MODEL}{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        tensors |= {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
-        return {name: tensor for name, tensor in tensors.items() if is_written_here(tensor, self.mesh)}, structure
-
     def _write_part(self, directory: Path, shares: Shares, structure: Structure) -> None:
-        if not shares.tensors:
+        if not shares.tensors and not self.part.speaks:
             return
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"part-{self.world.rank:05d}.safetensors"
             write_shares(shares, path)
-            part = Part(tensors=_record(path), optimizer=structure)
+            part = Part(tensors=_record(path), optimizer=structure, worker=self.part.worker)
             write_json(path.with_suffix(".json"), part.model_dump(mode="json"))
 
     def _refuse_other(self, state: State, path: Path) -> None:
@@ -239,19 +241,11 @@ class Checkpoints:
             )
 
     def _load(self, path: Path) -> None:
-        def place(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-            if key.startswith(MODEL):
-                parameter = self.parameters.get(key.removeprefix(MODEL))
-                return None if parameter is None else parameter.detach()
-            name = key.removeprefix(OPTIMIZER).partition("/")[0]
-            if name in self.parameters:
-                return like_share(self.parameters[name], shape, dtype)
-            return torch.empty(shape, dtype=dtype) if name == GROUPS else None
-
-        tensors = read_shares(path, place)
-        parts = [Part.model_validate(read_json(part)).optimizer for part in sorted(path.glob("part-*.json"))]
-        state = {key.removeprefix(OPTIMIZER): tensor for key, tensor in tensors.items() if key.startswith(OPTIMIZER)}
-        self.optimizer.load_state(state, Structure.union(parts))
+        structures: dict[int, list[Structure]] = defaultdict(list)
+        for file in sorted(path.glob("part-*.json")):
+            part = Part.model_validate(read_json(file))
+            structures[part.worker].append(part.optimizer)
+        self.part.load(path, structures)
 
     def _read_state(self, path: Path, step: int) -> State:
         """The state of a checkpoint whose files are as they were written; each process looks at its share of them.

@@ -156,6 +156,16 @@ class LoopConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits_rounds(self) -> Self:
+        if self.optimizer.averages_weights and self.parallel.local_steps > 1:
+            raise UsageError(
+                f"{self.optimizer.name} has weights of its own, which the outer updates of loop.parallel.local_steps "
+                "would not know",
+                "choose another optimizer",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_recompute(self) -> Self:
         if self.activation_mb is not None and self.recompute == "none":
             raise UsageError(

@@ -1,10 +1,12 @@
 """Stands between a gradient and the weights: bad batches are left out, and weights that went astray are taken back.
 
-All processes decide by the main one's numbers, so they do the same.
+All processes of a worker decide by its first one's numbers, so they do the same. Several workers leave out batches each
+for itself, and tell each other when they meet; whether they go back they decide together.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 from tallow.console import say
 from tallow.data.batch import Packed
 from tallow.errors import TallowError
+from tallow.parallel import World
 from tallow.parallel.shares import own_share
 from tallow.run import StageRun
 from tallow.train.anomaly import AnomalyConfig, AnomalyState, Judge
 from tallow.train.anomaly_log import AnomalyLog
+from tallow.train.anomaly_report import LeftOut, Report, report_of
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.precision import Precision
 from tallow.train.update import LEFT_OUT, Update, Updater
@@ -34,43 +38,52 @@ class Guard:
 
     def __init__(self, updater: Updater, config: AnomalyConfig, run: StageRun) -> None:
         self.updater, self.world, self.run = updater, updater.layout.world, run
+        self.workers = updater.layout.workers
         self.judge = Judge(config)
         self.log = AnomalyLog(run.directory)
         self.weights_broken = False
+        self._left_out: list[LeftOut] = []
+        self._reports = [self._report()]
 
     @property
     def streak(self) -> int:
-        """Bad batches in a row, up to now."""
-        return self.judge.state.streak
+        """Bad batches in a row, up to when the workers last met; of the worker with the most."""
+        return max(report.streak for report in self._reports)
 
     @property
     def skipped(self) -> int:
-        """Bad batches since the run began."""
-        return self.judge.state.skipped
+        """Bad batches since the run began, until then, of all workers."""
+        return sum(report.skipped for report in self._reports)
 
-    def counters(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON values."""
-        return self.judge.state.model_dump(mode="json")
+    def counters(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps of each worker, as JSON values. All processes must call it."""
+        own = {"anomalies": self.judge.state.model_dump(mode="json"), "loss_scale": self.updater.counters()}
+        return [json.loads(text) for text in self.workers.peers.gather_text(json.dumps(own))]
 
-    def take_up(self, step: int, counters: Mapping[str, Any]) -> None:
-        """Go on after `step` with what its checkpoint counted."""
-        self.judge.state = AnomalyState.model_validate(counters.get("anomalies", {}))
-        self.updater.take_up(counters.get("loss_scale", {}))
-        if self.world.is_main:
+    def take_up(self, step: int, counters: Sequence[Mapping[str, Any]]) -> None:
+        """Go on after `step` with what its checkpoint counted; of other workers than now, as their weights do."""
+        own = self._own(counters) if counters else {}
+        self.judge.state = AnomalyState.model_validate(own.get("anomalies", {}))
+        self.updater.take_up(own.get("loss_scale", {}))
+        if self.workers.everyone.is_main:
             self.log.rewind(step, self.judge.state.avoided)
+
+    def _own(self, counters: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        return counters[self.workers.number % len(counters)]
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step, unless its batch is bad, or to be left out from the beginning.
 
+        `confer` must follow before the weights are used for anything else.
+
         Raises:
             DataError: There is no target token in the whole batch.
-            TallowError: There were more bad batches than are borne.
         """
         if step in self.judge.state.avoided:
             return LEFT_OUT
         found = self.updater.find(step, micro_batches, learning_rate, precision)
         # a norm may differ in its last bit between machines, and all must decide alike
-        [norm] = self.world.sum(found.gradient_norm if self.world.is_main else 0.0)
+        [norm] = self.world.sum(found.gradient_norm if self.world.rank == 0 else 0.0)
         complaint = self.judge.complaint(step, found.loss, norm)
         if complaint is None:
             self.updater.apply(step, micro_batches, learning_rate, precision)
@@ -78,18 +91,46 @@ class Guard:
         self.updater.discard()
         # processes that share sequences have the same rows
         rows = sorted({int(row) for part in self.world.gather(*_rows(micro_batches)) for row in part})
-        if self.world.is_main:
-            self.log.skipped(step, complaint, found.loss, norm, rows)
-            say(f"the batch of step {step:,} is left out: {complaint}{_list(rows)}")
-        self.weights_broken = not (math.isfinite(found.loss) and math.isfinite(norm)) and self._weights_broken()
-        if self.judge.is_over_budget:
-            raise _diverged(step, complaint, f"so many bad batches ({len(self.judge.state.bad_steps)}) are not borne")
+        self._left_out.append(LeftOut(step=step, complaint=complaint, loss=found.loss, norm=norm, rows=rows))
+        finite = math.isfinite(found.loss) and math.isfinite(norm)
+        self.weights_broken = not finite and self._weights_broken(self.world)
         return found
+
+    def confer(self) -> None:
+        """Let the workers tell each other what they have left out since they last met. All processes must call it.
+
+        Raises:
+            TallowError: There were more bad batches than are borne.
+        """
+        own = self._report()
+        texts = self.workers.peers.gather_text(own.dump()) if self.workers.count > 1 else []
+        self._reports = [Report.parse(text) for text in texts] or [own]
+        self._left_out = []
+        for worker, report in enumerate(self._reports):
+            for left_out in report.left_out if self.workers.everyone.is_main else []:
+                self._note(left_out, f" of worker {worker}" if self.workers.count > 1 else "")
+        for report in self._reports:
+            if report.left_out and report.recent > self.judge.config.budget:
+                last = report.left_out[-1]
+                raise _diverged(last.step, last.complaint, f"so many bad batches ({report.recent}) are not borne")
+
+    def _note(self, left_out: LeftOut, whose: str) -> None:
+        self.log.skipped(left_out.step, left_out.complaint, left_out.loss, left_out.norm, left_out.rows)
+        say(f"the batch{whose} of step {left_out.step:,} is left out: {left_out.complaint}{_list(left_out.rows)}")
+
+    def _report(self) -> Report:
+        return report_of(self.judge, self._left_out, weights_broken=self.weights_broken)
 
     @property
     def wants_back(self) -> bool:
         """Whether the weights have gone astray, so that an earlier checkpoint is to be taken up."""
-        return self.weights_broken or self.streak == self.judge.config.patience
+        return bool(self._astray())
+
+    def _astray(self) -> list[Report]:
+        """Of the workers whose weights have gone astray; one among several may have had to wait until they met."""
+        return [
+            report for report in self._reports if report.is_astray(self.judge.config, exactly=self.workers.count == 1)
+        ]
 
     def roll_back(self, step: int, checkpoints: Checkpoints) -> tuple[int, int] | None:
         """Take up the newest checkpoint that is to be trusted; all processes must call it.
@@ -101,30 +142,35 @@ class Guard:
             TallowError: There is none, and the weights are not finite.
         """
         checkpoints.finish()
-        first_bad = step - self.streak + 1
+        everyone = self.workers.everyone
+        astray = self._astray()
+        first_bad = step - max(report.streak for report in astray) + 1
         suspect = max(1, first_bad - self.judge.config.patience)
         # since when weights that are merely bad have been so nobody knows, so all that is suspected must be undone
-        done, counters = checkpoints.restore(before=first_bad if self.weights_broken else suspect)
-        while done and self._weights_broken():
+        broken = all(report.weights_broken for report in astray)
+        done, counters = checkpoints.restore(before=first_bad if broken else suspect)
+        while done and self._weights_broken(everyone):
             done, counters = checkpoints.restore(before=done)
         if not done:
-            if self._weights_broken():
+            if self._weights_broken(everyone):
                 raise _diverged(step, "the weights are not finite", "no checkpoint has better ones")
             return None
         self.weights_broken = False
-        self.judge.take_up(AnomalyState.model_validate(counters["anomalies"]), done, suspect, step)
-        self.updater.take_up(counters["loss_scale"])
+        own = self._own(counters["workers"])
+        self.judge.take_up(AnomalyState.model_validate(own["anomalies"]), done, suspect, step)
+        self.updater.take_up(own["loss_scale"])
+        self._reports = [self._report()]
         # so that the steps that are left out are known, whenever the run is killed from now on
-        checkpoints.go_back(done, {**counters, "anomalies": self.counters()})
-        if self.world.is_main:
+        checkpoints.go_back(done, {**counters, "workers": self.counters()})
+        if everyone.is_main:
             self.run.rewind_metrics(done)
             self.log.rolled_back(step, done, suspect)
             say(f"going back to step {done:,}, and on without the batches of steps {suspect:,} to {step:,}")
         return done, counters["tokens"]
 
-    def _weights_broken(self) -> bool:
+    def _weights_broken(self, world: World) -> bool:
         broken = any(not bool(own_share(value).isfinite().all()) for value in self.updater.parameters.values())
-        return bool(self.world.sum(broken)[0])
+        return bool(world.sum(broken)[0])
 
 
 def _rows(micro_batches: Sequence[Packed]) -> list[int]:

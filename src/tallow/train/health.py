@@ -30,7 +30,7 @@ class Health:
     """
 
     def __init__(self, updater: Updater, precision: Precision) -> None:
-        self.updater, self.world = updater, updater.layout.world
+        self.updater, self.world = updater, updater.layout.workers.everyone
         self.dtype = PEAK_DTYPES[precision]
         self._stragglers = Stragglers(self.world)
         self._peak_flops: float | None = None

@@ -1,4 +1,4 @@
-"""Ctrl-C and `kill`: a wish that is heard between two steps."""
+"""Ctrl-C and `kill`: a wish that is heard between two steps, or two rounds of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class Interruption:
 
 
 @contextmanager
-def listening() -> Iterator[Interruption]:
+def listening(until: str = "step") -> Iterator[Interruption]:
     """Within this block the first SIGINT or SIGTERM is only noted; the second stops the program at once.
 
     In a thread other than the main one, where Python takes no signals, nothing is noted.
+
+    Args:
+        until: What is done first, as the user is told.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -34,7 +37,7 @@ def listening() -> Iterator[Interruption]:
             raise KeyboardInterrupt
         interruption.requested = True
         # a handler may run in the midst of a print, so it must not print by itself
-        os.write(2, b"\nstopping after this step (once more: at once)\n")
+        os.write(2, f"\nstopping after this {until} (once more: at once)\n".encode())
 
     earlier = [signal.signal(number, note) for number in SIGNALS]
     try:

@@ -26,6 +26,7 @@ from tallow.train.interruption import listening
 from tallow.train.meter import Meter
 from tallow.train.precision import settle_workload
 from tallow.train.recomputation import fit_recomputation
+from tallow.train.rounds import Rounds
 from tallow.train.schedule import learning_rate
 from tallow.train.trackers import tracking
 from tallow.train.update import Updater
@@ -54,6 +55,10 @@ def train(
     padding and the number of processes change nothing. A run that was interrupted and goes on ends with the same
     weights and metrics as one that was not: bit for bit on one machine with the same number of threads.
 
+    With `parallel.local_steps` the workers meet only at the ends of rounds, and where a checkpoint is due by its step.
+    At the ends of rounds records are made, and the model is validated with the weights that all go on from. A stop is
+    heard when they meet.
+
     Args:
         identity: What a checkpoint must agree on to be gone on from, besides the settings of the loop and the
             parameters' shapes; JSON values.
@@ -73,9 +78,10 @@ def train(
     steps = config.steps
     if steps is None:
         raise UsageError("the number of training steps is not set", "set loop.steps")
-    world = layout.world
+    world = layout.workers.everyone
     world.require_alike("settings or data", json.dumps([config.model_dump(mode="json"), identity], sort_keys=True))
     updater = Updater(layout, objective, config)
+    rounds = Rounds(layout, updater, config, steps)
     checkpoints = Checkpoints(
         run.directory / "checkpoints",
         updater.parameters | updater.moved,
@@ -83,6 +89,7 @@ def train(
         {"loop": config.result_settings(), "parameters": layout.shapes, **(identity or {})},
         config.keep_checkpoints,
         layout.mesh,
+        rounds.outer,
     )
     guard = Guard(updater, config.anomalies, run)
     step, tokens = _take_up(checkpoints, guard, run, world)
@@ -100,15 +107,15 @@ def train(
 
     with (
         tracking(config.trackers if world.is_main else (), run, step) as trackers,
-        listening() as interruption,
+        listening("step" if layout.workers.count == 1 else "round") as interruption,
         progress("training", steps, "steps", step) as bar,
         calls.limiting(),
     ):
         while step < steps:
             step += 1
-            recorded = step % config.log_every == 0 or step == steps
+            recorded = rounds.due(step, config.log_every)
             # chance (dropout, say) depends on seed and step alone: nothing to save, nothing to restore
-            torch.manual_seed(config.seed + step * layout.mesh.data.size + layout.mesh.data.rank)
+            torch.manual_seed(config.seed + step * layout.reader.size + layout.reader.rank)
             calls.note(f"the batch of step {step:,}")
             with meter.waiting():
                 micro_batches = batches(step - 1)
@@ -116,29 +123,38 @@ def train(
             with meter.working(), health.watching(recorded):
                 rate = learning_rate(step, steps, config)
                 update = guard.update(step, micro_batches, rate, precision)
-            meter.count(update.tokens, layout.own_s)
+            meets = rounds.meet(step)
+            with meter.working():
+                update = rounds.count(step, update)
+                if meets:
+                    guard.confer()
             run.ledger.tokens += update.tokens
             run.ledger.flops += update.tokens * workload.flops_per_token
-            if guard.wants_back:
+            bar.advance(1, f"loss {update.loss:.3f}")
+            if meets and guard.wants_back:
                 calls.note(f"the way back from step {step:,}")
                 earlier = guard.roll_back(step, checkpoints)
                 if earlier is not None:
                     bar.advance(earlier[0] - step)
                     step, meter.tokens = earlier
                     continue
+            with meter.working():
+                rounds.end(step)
+            meter.count(update.tokens, layout.own_s)
+            if not meets:
+                continue
 
             calls.note(f"the records of step {step:,}")
             record: dict[str, float] = {}
             if recorded:
                 record |= update.metrics() | {"learning_rate": rate, "skipped": guard.skipped} | meter.read()
                 record |= health.read(meter.own_s, record["flops_per_s"])
-            if validate is not None and (step % config.validate_every == 0 or step == steps):
+            if validate is not None and rounds.due(step, config.validate_every):
                 with updater.scoring(precision):
                     record |= validate(layout)
             if record and world.is_main:
                 run.log(step=step, **record)
                 trackers.log(step, record)
-            bar.advance(1, f"loss {update.loss:.3f}")
 
             overdue = time.monotonic() - saved_at > config.save_seconds
             calls.note(f"the checkpoint of step {step:,}")
@@ -150,8 +166,8 @@ def train(
             if stop or due:
                 saved_at = time.monotonic()
                 background = config.save_in_background and not stop and step < steps
-                counters = {"tokens": meter.tokens, "anomalies": guard.counters(), "loss_scale": updater.counters()}
-                checkpoints.begin(step, counters, in_background=background)
+                counters = {"tokens": meter.tokens, "workers": guard.counters()}
+                checkpoints.begin(step, counters, in_round=not rounds.ends(step), in_background=background)
                 if not background:
                     checkpoints.finish()
                 if world.is_main:
@@ -177,7 +193,7 @@ def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World
         run.rewind_metrics(done)
         if done:
             say(f"going on from step {done:,}")
-    guard.take_up(done, counters)
+    guard.take_up(done, counters.get("workers", ()))
     return done, counters.get("tokens", 0)
 
 

@@ -24,7 +24,9 @@ def training_bytes(config: ModelConfig, loop: LoopConfig) -> int:
     with torch.device("meta"):
         weights = build(config).num_parameters()
     tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
-    state = (8 + loop.optimizer.state_bytes) * weights
+    # two numbers more where workers have an outer optimizer: its momentum, and the weights that a round begins with
+    outer = 8 if loop.parallel.local_steps > 1 else 0
+    state = (8 + loop.optimizer.state_bytes + outer) * weights
     chosen = config.experts_per_token if isinstance(config, DecoderConfig) and config.num_experts else 1
     inner = config.intermediate_size * chosen
     activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * inner)

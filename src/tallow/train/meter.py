@@ -27,17 +27,17 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time this block as waiting for data."""
+        """Time this block as waiting for data, with which a step begins."""
         start = time.perf_counter()
         yield
-        self._waiting_s = time.perf_counter() - start
+        self._waiting_s, self._working_s = time.perf_counter() - start, 0.0
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Time this block as work of the model."""
+        """Time this block as work of the model; a step may have several."""
         start = time.perf_counter()
         yield
-        self._working_s = time.perf_counter() - start
+        self._working_s += time.perf_counter() - start
 
     def count(self, tokens: int, own_s: float) -> None:
         """A step is over: `tokens` went through the model, and this process computed for `own_s` by itself."""

@@ -86,13 +86,13 @@ def settle_workload(
     So a run that goes on uses the precision that it began with, however fast the machine is by then. All processes
     must call it; the main one's times and file count.
     """
-    world = layout.world
+    world = layout.workers.everyone
     noted = _read(path)
     known = noted is not None and wanted in ("auto", noted.precision)
     half = half_precision(layout.device)
     if noted is None or not world.agree(known):
         rows = packed.first_rows(layout.config.pipeline)  # so that a pipeline, too, computes no padding
-        [flops] = world.sum(count_flops(lambda: rehearse(rows, "fp32")))
+        [flops] = layout.world.sum(count_flops(lambda: rehearse(rows, "fp32")))
         [tokens] = layout.mesh.data.sum(rows.tokens_BT[:, 1:].numel())
         times = time_precisions(lambda precision: rehearse(rows, precision), world, half) if wanted == "auto" else {}
         noted = Workload(

@@ -27,7 +27,7 @@ from tallow.models.initialization import AnyInitialization, Mup
 from tallow.models.mup import base_config
 from tallow.models.skeletons import Model, ModelConfig, learning_rate_factors, new_model, with_weights
 from tallow.objectives import OBJECTIVES
-from tallow.parallel import World, join_world
+from tallow.parallel import Position, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -152,11 +152,11 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     num_parameters = model.num_parameters()
     with join_world() as world:
         layout = lay_out(model, loop, world)
-        data = layout.mesh.data
-        plan.check_shares(data.size)
+        reader = layout.reader
+        plan.check_shares(reader.size)
 
         def batches(step: int) -> list[Packed]:
-            return _gather(dataset, data.share(dataset.numbers(plan.rows(step))), loop)
+            return _gather(dataset, reader.share(dataset.numbers(plan.rows(step))), loop)
 
         result = train(
             layout,
@@ -164,7 +164,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
             batches,
             loop,
             run,
-            validate=_held_out(config, tokenizer, data),
+            validate=_held_out(config, tokenizer, reader),
             identity={
                 "model": model.config.model_dump(mode="json"),
                 "init": str(config.init),
@@ -241,14 +241,14 @@ def _gather(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> lis
     return [dataset.gather(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _held_out(config: PretrainConfig, tokenizer: Tokenizer, data: World) -> HeldOut | None:
+def _held_out(config: PretrainConfig, tokenizer: Tokenizer, reader: Position) -> HeldOut | None:
     """Windows from all over the validation split, always the same; None if it has no text to predict."""
     if load_manifest(config.tokens).splits["validation"].tokens < 2:
         say("there is no held-out text, so there is no validation")
         return None
     dataset = TokenDataset(config.tokens, "validation", config.loop.sequence_length, seed=0)
     wanted = math.ceil(config.validation_tokens / config.loop.sequence_length)
-    rows = data.share(dataset.rows(0, min(wanted, dataset.num_sequences)))
+    rows = reader.share(dataset.rows(0, min(wanted, dataset.num_sequences)))
     # bits per byte are those of a text; tokens that are guessed from their neighbours make none
     bytes_V = bytes_of_tokens(tokenizer) if config.objective == "causal" else None
     # likewise the same chances for every seed, so that runs can be compared

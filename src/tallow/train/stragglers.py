@@ -17,8 +17,7 @@ class Stragglers:
     """Names a process that is slower than the others for several records; once, until it was not for as many."""
 
     def __init__(self, world: World) -> None:
-        hosts = world.gather(*socket.gethostname().encode()) if world.size > 1 else [[]]
-        self._hosts = [bytes(map(int, host)).decode(errors="replace") for host in hosts]
+        self._hosts = world.gather_text(socket.gethostname())
         self._is_named = [False] * world.size
         self._other_records = [0] * world.size
 

@@ -35,8 +35,8 @@ class HeldOut:
         for packed in layout.level(self.batches):
             loss, count = layout.score(packed, self.objective)
             nats, targets = nats + loss, targets + count
-        nats, targets = layout.sum(nats, targets)
-        [text_bytes] = layout.mesh.data.sum(self.text_bytes)
+        nats, targets = layout.workers.peers.sum(*layout.sum(nats, targets))
+        [text_bytes] = layout.workers.peers.sum(*layout.mesh.data.sum(self.text_bytes))
         result = {"validation_loss": nats / targets} if targets else {}
         return result | ({"validation_bits_per_byte": nats / math.log(2) / text_bytes} if text_bytes else {})
 

@@ -24,7 +24,7 @@ from tallow.errors import UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.formats import load_model, load_tokenizer, save_model
 from tallow.objectives.causal import causal
-from tallow.parallel import ALONE, World, join_world
+from tallow.parallel import ALONE, Position, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
@@ -120,14 +120,14 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     loop = config.loop.model_copy(update={"steps": config.loop.steps or plan.steps})
     with join_world() as world:
         layout = lay_out(model, loop, world)
-        data = layout.mesh.data
-        plan.check_shares(data.size)
+        reader = layout.reader
+        plan.check_shares(reader.size)
 
-        validation = _chunks(data.share(held_out_rows), row_tokens, pad_id(tokenizer), loop)
+        validation = _chunks(reader.share(held_out_rows), row_tokens, pad_id(tokenizer), loop)
         result = train(
             layout,
             causal,
-            _batches(rows, plan, row_tokens, pad_id(tokenizer), loop, data),
+            _batches(rows, plan, row_tokens, pad_id(tokenizer), loop, reader),
             loop,
             run,
             validate=HeldOut(causal, validation) if held_out_rows else None,
@@ -204,19 +204,19 @@ def _batches(
     row_tokens: int,
     pad: int,
     loop: LoopConfig,
-    data: World = ALONE,
+    reader: Position = ALONE,
 ) -> Callable[[int], list[Packed]]:
     """Micro-batches of any step: the rows in an order of their own each epoch, batches running across epochs.
 
     As in a `TokenDataset`, a row's number is `epoch * len(rows) + row`.
 
     Args:
-        data: The processes that share the rows.
+        reader: This process among those that share the rows.
     """
 
     def batches(step: int) -> list[Packed]:
         numbers = []
-        for place in data.share(plan.rows(step)):
+        for place in reader.share(plan.rows(step)):
             epoch, index = divmod(place, len(rows))
             numbers.append(epoch * len(rows) + int(Permutation(len(rows), loop.seed, epoch)(np.array([index]))[0]))
         chunks = _chunks([rows[number % len(rows)] for number in numbers], row_tokens, pad, loop)
