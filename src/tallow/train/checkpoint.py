@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,15 +244,18 @@ class Checkpoints:
             if key.startswith(MODEL):
                 parameter = self.parameters.get(key.removeprefix(MODEL))
                 return None if parameter is None else parameter.detach()
-            name = key.removeprefix(OPTIMIZER).partition("/")[0]
+            name = _owner(key)
             if name in self.parameters:
                 return like_share(self.parameters[name], shape, dtype)
             return torch.empty(shape, dtype=dtype) if name == GROUPS else None
 
-        tensors = read_shares(path, place)
+        def read(names: Collection[str]) -> dict[str, Tensor]:
+            tensors = read_shares(path, lambda *what: place(*what) if _owner(what[0]) in names else None)
+            return {key.removeprefix(OPTIMIZER): tensor for key, tensor in tensors.items()}
+
+        read_shares(path, lambda *what: place(*what) if what[0].startswith(MODEL) else None)
         parts = [Part.model_validate(read_json(part)).optimizer for part in sorted(path.glob("part-*.json"))]
-        state = {key.removeprefix(OPTIMIZER): tensor for key, tensor in tensors.items() if key.startswith(OPTIMIZER)}
-        self.optimizer.load_state(state, Structure.union(parts))
+        self.optimizer.load_state(read, Structure.union(parts))
 
     def _read_state(self, path: Path, step: int) -> State:
         """The state of a checkpoint whose files are as they were written; each process looks at its share of them.
@@ -267,6 +270,11 @@ class Checkpoints:
             _check(path / name, record)
             _check((path / name).with_suffix(".safetensors"), _read(Part, path / name).tensors)
         return state
+
+
+def _owner(key: str) -> str:
+    """Of a tensor of the optimizer's state: the parameter, or `GROUPS`; nothing of another one."""
+    return key.removeprefix(OPTIMIZER).partition("/")[0] if key.startswith(OPTIMIZER) else ""
 
 
 AnySection = TypeVar("AnySection", bound=Section)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from torch import nn
 
 from tallow.train.config import LoopConfig
+from tallow.train.offload.mapped_file import MappedFile
 from tallow.train.optimizers.groups import match_factors
 from tallow.train.optimizers.joint import JointOptimizer
 from tallow.train.optimizers.method import Common, Parameters
 
 
-def make_optimizer(parameters: Parameters, config: LoopConfig) -> JointOptimizer:
+def make_optimizer(parameters: Parameters, config: LoopConfig, directory: Path = Path()) -> JointOptimizer:
     """The optimizer that the settings name.
 
+    Args:
+        directory: Where its state goes that is to be on disk, if the settings name no place.
+
     Raises:
-        UsageError: A factor on learning rates is of no parameter.
+        UsageError: A factor on learning rates is of no parameter, or the place of the state cannot be written.
+        CapacityError: The disk that the state goes to is full.
     """
     common = Common(
         learning_rate=config.learning_rate,
@@ -25,7 +31,9 @@ def make_optimizer(parameters: Parameters, config: LoopConfig) -> JointOptimizer
         epsilon=config.epsilon,
         rate_factors=match_factors(config.learning_rate_factors, parameters),
     )
-    return JointOptimizer(parameters, config.optimizer, common)
+    offload = config.offload
+    file = MappedFile(offload.directory or directory) if offload.state == "disk" else None
+    return JointOptimizer(parameters, config.optimizer, common, file)
 
 
 def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: float, max_norm: float) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,13 +50,19 @@ class Updater:
     """What a layout's model learns, and the optimizer of those parameters that require a gradient (`parameters`).
 
     `moved` are those that change without one.
+
+    Args:
+        layout: The model.
+        objective: What it learns.
+        config: How.
+        directory: Where files of what is offloaded lie, if `config` names no place.
     """
 
-    def __init__(self, layout: Layout, objective: Objective, config: LoopConfig) -> None:
+    def __init__(self, layout: Layout, objective: Objective, config: LoopConfig, directory: Path = Path()) -> None:
         self.layout, self.objective = layout, objective
         self.clip_norm = config.clip_norm
         self.parameters = layout.parameters
-        self.optimizer = make_optimizer(self.parameters, config)
+        self.optimizer = make_optimizer(self.parameters, config, directory)
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = next(iter(self.parameters.values())).device

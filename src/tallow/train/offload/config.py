@@ -1,0 +1,22 @@
+"""Settings of what training keeps elsewhere than in its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tallow.recipe import Section
+
+
+class OffloadConfig(Section):
+    """What training keeps on disk instead of in memory (arXiv 2104.07857). What is learned stays the same to the bit.
+
+    Args:
+        state: Where the optimizer's state is: in memory (`none`), or in a file of which memory has a few tensors at a
+            time, while the next are read ahead (`disk`).
+        directory: Where that file is; None: in the run's directory. It has no name there, so that it is gone when the
+            process is, however that ends; checkpoints hold what a run goes on from.
+    """
+
+    state: Literal["none", "disk"] = "none"
+    directory: Path | None = None
