@@ -178,9 +178,9 @@ class LoopConfig(Section):
                 f"{self.optimizer.name} keeps next to no state that could be offloaded",
                 "leave loop.offload.state out",
             )
-        if self.offload.state == "disk" and self.save_in_background:
+        if self.offload.to_disk and self.save_in_background:
             raise UsageError(
-                "loop.save_in_background copies the optimizer's state in memory, which loop.offload keeps out of it",
+                "loop.save_in_background copies weights and state in memory, which loop.offload keeps out of it",
                 "leave one of them out",
             )
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from torch import nn
 
@@ -14,14 +13,14 @@ from tallow.train.optimizers.joint import JointOptimizer
 from tallow.train.optimizers.method import Common, Parameters
 
 
-def make_optimizer(parameters: Parameters, config: LoopConfig, directory: Path = Path()) -> JointOptimizer:
+def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile | None = None) -> JointOptimizer:
     """The optimizer that the settings name.
 
     Args:
-        directory: Where its state goes that is to be on disk, if the settings name no place.
+        file: Where that lies, or is to lie, which the settings want on disk.
 
     Raises:
-        UsageError: A factor on learning rates is of no parameter, or the place of the state cannot be written.
+        UsageError: A factor on learning rates is of no parameter.
         CapacityError: The disk that the state goes to is full.
     """
     common = Common(
@@ -31,9 +30,8 @@ def make_optimizer(parameters: Parameters, config: LoopConfig, directory: Path =
         epsilon=config.epsilon,
         rate_factors=match_factors(config.learning_rate_factors, parameters),
     )
-    offload = config.offload
-    file = MappedFile(offload.directory or directory) if offload.state == "disk" else None
-    return JointOptimizer(parameters, config.optimizer, common, file)
+    to_file = config.offload.state == "disk"
+    return JointOptimizer(parameters, config.optimizer, common, file, state_to_file=to_file)
 
 
 def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: float, max_norm: float) -> None:

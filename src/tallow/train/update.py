@@ -18,6 +18,8 @@ from tallow.objectives import Objective
 from tallow.parallel import Layout
 from tallow.train.config import LoopConfig
 from tallow.train.loss_scale import LossScale
+from tallow.train.offload.layer_weights import LayerWeights
+from tallow.train.offload.mapped_file import MappedFile
 from tallow.train.optimizer import average_and_clip, make_optimizer
 from tallow.train.precision import Precision, autocast
 
@@ -62,7 +64,11 @@ class Updater:
         self.layout, self.objective = layout, objective
         self.clip_norm = config.clip_norm
         self.parameters = layout.parameters
-        self.optimizer = make_optimizer(self.parameters, config, directory)
+        offload = config.offload
+        file = MappedFile(offload.directory or directory) if offload.to_disk else None
+        if file is not None and offload.parameters == "disk":
+            LayerWeights(layout.layers, file)
+        self.optimizer = make_optimizer(self.parameters, config, file)
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = next(iter(self.parameters.values())).device

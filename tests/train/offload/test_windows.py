@@ -44,7 +44,7 @@ def gradient(step: int, number: int) -> Tensor:
 def test_each_tensor_is_in_a_place_of_its_own_with_its_values(tmp_path: Path) -> None:
     parameters = [nn.Parameter(torch.zeros(60, 100)) for _ in range(3)]
     optimizer, file = Replacing(parameters), MappedFile(tmp_path)
-    state_windows = StateWindows(file, ())
+    state_windows = StateWindows(file, (), with_state=True)
     for step in range(4):
         for number, parameter in enumerate(parameters):
             parameter.grad = gradient(step, number)
@@ -70,7 +70,7 @@ def test_small_tensors_and_those_that_repeat_themselves_stay_in_memory(tmp_path:
     optimizer, file = AdamW([parameter]), MappedFile(tmp_path)
     small, repeating = torch.zeros(10), torch.zeros(1).expand(10**6)
     optimizer.state[parameter] = {"small": small, "repeating": repeating}
-    StateWindows(file, ()).settle(optimizer, [parameter])
+    StateWindows(file, (), with_state=True).settle(optimizer, [parameter])
     assert optimizer.state[parameter]["small"] is small
     assert optimizer.state[parameter]["repeating"] is repeating
 

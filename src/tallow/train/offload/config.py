@@ -14,9 +14,17 @@ class OffloadConfig(Section):
     Args:
         state: Where the optimizer's state is: in memory (`none`), or in a file of which memory has a few tensors at a
             time, while the next are read ahead (`disk`).
-        directory: Where that file is; None: in the run's directory. It has no name there, so that it is gone when the
+        parameters: Where the weights of the layers are: in memory (`none`), or in that file, of which memory has about
+            three layers at a time (`disk`). They must not be divided (`zero`, `tensor`, `expert`). Gradients stay.
+        directory: Where the file is; None: in the run's directory. It has no name there, so that it is gone when the
             process is, however that ends; checkpoints hold what a run goes on from.
     """
 
     state: Literal["none", "disk"] = "none"
+    parameters: Literal["none", "disk"] = "none"
     directory: Path | None = None
+
+    @property
+    def to_disk(self) -> bool:
+        """Whether anything goes to disk."""
+        return "disk" in (self.state, self.parameters)

@@ -25,18 +25,19 @@ SMALL_BYTES = 16 << 10
 
 
 class StateWindows:
-    """Keeps the state of optimizers in a file.
+    """Keeps what belongs to parameters out of memory while others are updated.
 
     An optimizer must not look at several parameters together, but for the learning rate and other settings of their
     group: then it does the same whether it is given all of them or some at a time.
 
     Args:
-        file: Where the state goes.
+        file: Where the state goes; parameters that lie there leave memory, too.
+        with_state: Whether the state goes there.
         classes: Of the objects in the state, beside tensors, numbers, lists and mappings.
     """
 
-    def __init__(self, file: MappedFile, classes: Sequence[type]) -> None:
-        self.file, self.classes = file, classes
+    def __init__(self, file: MappedFile, classes: Sequence[type], *, with_state: bool) -> None:
+        self.file, self.classes, self.with_state = file, classes, with_state
         self._slots: defaultdict[Tensor, dict[str, Slot]] = defaultdict(dict)
         self._reader = ThreadPoolExecutor(1)
 
@@ -71,7 +72,7 @@ class StateWindows:
             CapacityError: The disk is full.
         """
         for parameter in parameters:
-            if parameter in optimizer.state:
+            if self.with_state and parameter in optimizer.state:
                 self._settle(optimizer.state[parameter], self._slots[parameter])
         self.file.drop(self._kept(optimizer, parameters))
 
@@ -103,7 +104,7 @@ class StateWindows:
         return self._reader.submit(self.file.want, self._kept(optimizer, parameters))
 
     def _kept(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors in the file that belong to parameters."""
+        """Parameters that are in the file, and what is there of their state."""
         kept: list[Tensor] = []
 
         def look(_path: str, tensor: Tensor) -> Tensor:
@@ -113,6 +114,7 @@ class StateWindows:
             return tensor
 
         for parameter in parameters:
+            look("", parameter.detach())
             if parameter in optimizer.state:
                 map_tensors(optimizer.state[parameter], look, self.classes)
         return kept

@@ -53,17 +53,26 @@ class JointOptimizer:
         parameters: What is trained, by name.
         method: By which optimizers.
         common: Settings of all of them.
-        file: Where their state goes; None: it stays in memory.
+        file: What of parameters and their state is there leaves memory while others are updated.
+        state_to_file: Whether the state goes there.
 
     Raises:
         CapacityError: The disk is full.
     """
 
-    def __init__(self, parameters: Parameters, method: Method, common: Common, file: MappedFile | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        method: Method,
+        common: Common,
+        file: MappedFile | None = None,
+        *,
+        state_to_file: bool = False,
+    ) -> None:
         self.parameters = parameters
         self.parts = method.make(parameters, common)
         self.state_classes = method.state_classes
-        self.windows = None if file is None else StateWindows(file, self.state_classes())
+        self.windows = None if file is None else StateWindows(file, self.state_classes(), with_state=state_to_file)
         for part in self.parts:
             self._run(part, lambda: None)  # some have a state from the beginning
 
