@@ -245,8 +245,8 @@ class Checkpoints:
                 parameter = self.parameters.get(key.removeprefix(MODEL))
                 return None if parameter is None else parameter.detach()
             name = _owner(key)
-            if name in self.parameters:
-                return like_share(self.parameters[name], shape, dtype)
+            if name in self.optimizer.parameters:
+                return like_share(self.optimizer.parameters[name], shape, dtype)
             return torch.empty(shape, dtype=dtype) if name == GROUPS else None
 
         def read(names: Collection[str]) -> dict[str, Tensor]:

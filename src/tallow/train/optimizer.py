@@ -11,6 +11,7 @@ from tallow.train.offload.mapped_file import MappedFile
 from tallow.train.optimizers.groups import match_factors
 from tallow.train.optimizers.joint import JointOptimizer
 from tallow.train.optimizers.method import Common, Parameters
+from tallow.train.optimizers.on_host import HostOptimizer
 
 
 def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile | None = None) -> JointOptimizer:
@@ -30,8 +31,10 @@ def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile 
         epsilon=config.epsilon,
         rate_factors=match_factors(config.learning_rate_factors, parameters),
     )
-    to_file = config.offload.state == "disk"
-    return JointOptimizer(parameters, config.optimizer, common, file, state_to_file=to_file)
+    place = config.offload.state
+    elsewhere = any(parameter.device.type != "cpu" for parameter in parameters.values())
+    kind = HostOptimizer if elsewhere and place != "none" else JointOptimizer
+    return kind(parameters, config.optimizer, common, file, state_to_file=place == "disk")
 
 
 def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: float, max_norm: float) -> None:

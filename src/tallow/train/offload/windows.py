@@ -11,10 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from tallow.parallel.shares import own_share
+from tallow.parallel.shares import own_share, with_share
 from tallow.train.offload.mapped_file import MappedFile, Slot, extent
 from tallow.train.state_tree import map_tensors
 
@@ -95,7 +94,7 @@ class StateWindows:
             needed = extent(own) * own.itemsize
             if path not in slots or slots[path].num_bytes < needed:
                 slots[path] = self.file.allocate(needed)
-            return _with_share(tensor, slots[path].tensor(own).copy_(own))
+            return with_share(tensor, slots[path].tensor(own).copy_(own))
 
         map_tensors(state, leave, self.classes)
         map_tensors(state, come, self.classes)
@@ -133,11 +132,3 @@ def windows_of(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         room -= size
     if window:
         yield window
-
-
-def _with_share(tensor: Tensor, share: Tensor) -> Tensor:
-    """A tensor of which this process has another share, or the share itself where nothing is divided."""
-    if not isinstance(tensor, DTensor):
-        return share
-    mesh, places = tensor.device_mesh, tensor.placements
-    return DTensor.from_local(share, mesh, places, run_check=False, shape=tensor.size(), stride=tensor.stride())
