@@ -227,7 +227,8 @@ class Checkpoints:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"part-{self.world.rank:05d}.safetensors"
-            write_shares(tensors, path)
+            with self.optimizer.passing():
+                write_shares(tensors, path)
             part = Part(tensors=_record(path), optimizer=structure)
             write_json(path.with_suffix(".json"), part.model_dump(mode="json"))
 

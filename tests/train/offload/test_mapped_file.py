@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import mmap
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def test_what_is_dropped_leaves_memory_and_what_is_wanted_is_in_it(tmp_path: Pat
     assert resident_file_bytes() - before < 1 << 20
     file.want([tensor])
     assert resident_file_bytes() - before >= 16 << 20
+
+
+def test_what_is_read_once_does_not_stay(tmp_path: Path) -> None:
+    file = MappedFile(tmp_path)
+    tensor = file.allocate(16 << 20).tensor(torch.empty(4 << 20))
+    before = resident_file_bytes()
+    with file.passing():
+        tensor.fill_(1.0)
+        deadline = time.monotonic() + 60
+        while resident_file_bytes() - before > 1 << 20:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    assert bool((tensor == 1).all())
 
 
 def test_many_tensors_share_few_mappings_and_no_bytes(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ import ctypes
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from tallow.errors import writing
 
 GROWTH = 0.25
 READ_BYTES = 1 << 20
+PASSING_S = 0.02
 POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it
 
 
@@ -100,6 +104,23 @@ class MappedFile:
         """Let go of the pages of tensors in the file; when they are used again, the system reads them."""
         for begin, size in map(_span, tensors):
             self._madvise(begin, size, mmap.MADV_DONTNEED)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Within this block, what is used of the file leaves memory at once: all of it is read, once."""
+        ended = Event()
+
+        def drop() -> None:
+            while not ended.wait(PASSING_S):
+                for begin, mapping in self._mappings:
+                    self._madvise(begin, len(mapping), mmap.MADV_DONTNEED)
+
+        with ThreadPoolExecutor(1) as executor:
+            executor.submit(drop)
+            try:
+                yield
+            finally:
+                ended.set()
 
     def _grow(self, num_bytes: int) -> None:
         with writing(self.directory):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -177,6 +177,10 @@ class JointOptimizer:
             for group in part.param_groups
         ]
         return flatten(state, self.state_classes())
+
+    def passing(self) -> AbstractContextManager[None]:
+        """Within this block all of the state is read once, and what of it is in a file does not stay in memory."""
+        return nullcontext() if self.windows is None else self.windows.file.passing()
 
     def load_state(self, read: Callable[[Collection[str]], Mapping[str, Tensor]], structure: Structure) -> None:
         """Go on from what was remembered.
