@@ -11,7 +11,8 @@ resident memory between updates (weights and state), the peak of an update (grad
 recomputation, what an update took. Beside them stands what the ZeRO paper says (arXiv 1910.02054, section 5).
 
 Offloading to files in a directory is measured apart, on one process, with a Llama of 97 million parameters. Beside
-resident memory stands that part of it which is no file's, and which so the system cannot have when others need it.
+resident memory stands that part of it which is no file's, and which so the system cannot have when others need it. With
+`uncached` an update waits until all is written, and the next finds nothing in the page cache.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tallow.train.update import Updater
 
 ROWS, WARM_UP, UPDATES = 8, 1, 3
 SHAPE = {"vocab_size": 8192, "hidden_size": 512, "num_layers": 8, "num_heads": 8, "intermediate_size": 1280}
@@ -32,7 +37,7 @@ DEEP = {**SHAPE, "hidden_size": 256, "num_layers": 16, "num_heads": 4, "intermed
 LAYOUTS = ("", "zero=1", "zero=2", "zero=3", "zero=3,replicas=2", "tensor=2", "tensor=2,zero=3", "pipeline=2,zero=2")
 LARGE = {**SHAPE, "vocab_size": 16384, "hidden_size": 768, "num_layers": 12, "num_heads": 12, "intermediate_size": 2048}
 RECOMPUTE = ("none", "selective", "block")
-OFFLOAD = ("", "state", "state,parameters")
+OFFLOAD = ("", "state", "state,parameters", "state,parameters,uncached")
 
 
 def work(settings: dict[str, object], recompute: str, offload: dict[str, str] | None, place: Path) -> None:
@@ -58,7 +63,9 @@ def work(settings: dict[str, object], recompute: str, offload: dict[str, str] | 
         layout = Layout(model, ParallelConfig.model_validate(settings), world)
         if recompute:
             layout.recompute(recompute)  # pyright: ignore[reportArgumentType] (one of RECOMPUTE)
-        updater = Updater(layout, causal, LoopConfig.model_validate({"batch_size": ROWS, "offload": offload or {}}))
+        offload = dict(offload or {})
+        uncached = offload.pop("uncached", None)
+        updater = Updater(layout, causal, LoopConfig.model_validate({"batch_size": ROWS, "offload": offload}))
         rows = len(layout.mesh.data.share(range(2 * ROWS))) if world.size > 1 else 2 * ROWS
         batches = [
             random_batch(int(shape["vocab_size"]), max(1, rows // 2), 256 if recompute else 32) for _ in range(2)
@@ -70,6 +77,8 @@ def work(settings: dict[str, object], recompute: str, offload: dict[str, str] | 
                 forget_peak_rss()
             start, processor_start = time.perf_counter(), time.process_time()
             updater.update(step, batches, 1e-4, "fp32")
+            if uncached:
+                write_and_forget(updater)
             seconds.append(time.perf_counter() - start)
             processor_seconds.append(time.process_time() - processor_start)
         report = {
@@ -81,6 +90,14 @@ def work(settings: dict[str, object], recompute: str, offload: dict[str, str] | 
             "processor": sorted(processor_seconds[WARM_UP:])[UPDATES // 2],
         }
         (place / f"{world.rank}.json").write_text(json.dumps(report))
+
+
+def write_and_forget(updater: Updater) -> None:
+    """Let the system write what is offloaded, and keep nothing of it."""
+    assert updater.optimizer.windows is not None
+    number = updater.optimizer.windows.file._file.fileno()
+    os.fdatasync(number)
+    os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident_bytes() -> int:

@@ -45,7 +45,7 @@ class HostOptimizer(JointOptimizer):
         self._pairs = {name: (parameter, _copy_on_host(parameter)) for name, parameter in parameters.items()}
         twins = {name: twin for name, (_, twin) in self._pairs.items()}
         super().__init__(twins, method, common, file, state_to_file=state_to_file)
-        devices = {parameter.device for parameter in parameters.values() if parameter.is_cuda}
+        devices = {own.device for own in map(own_share, parameters.values()) if own.is_cuda}
         self._streams = {device: torch.cuda.Stream(device) for device in devices}
 
     def step(self) -> None:
