@@ -22,7 +22,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def test_equals_one_process(tmp_path: Path) -> None:
     layout = Layout(make("decoder", 0, LAYERS))
     expected, weights = learn(layout, "decoder", ROWS, UPDATES), layout.gather()
-    found = run_layouts(8, tmp_path, "decoder", LAYOUTS, layers=updates=UPDATES)
+    found = run_layouts(8, tmp_path, "decoder", LAYOUTS, layers=LAYERS, updates=UPDATES)
     assert found.keys() == LAYOUTS.keys()
     for name, (report, own_weights) in found.items():
         assert report["loss"] == pytest.approx(expected["loss"], abs=1e-5), name

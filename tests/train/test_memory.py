@@ -22,6 +22,16 @@ def test_estimate_has_the_state_and_grows_with_the_micro_batch() -> None:
     assert all_at_once - one > 14 * (one - 16 * parameters - 3 * 4 * 256 * 4096)
 
 
+def test_what_is_on_disk_does_not_count() -> None:
+    embeddings = 4096 * 256 + 256
+    plain, state, both = (
+        training_bytes(SMALL, LoopConfig.model_validate({"offload": offload}))
+        for offload in ({}, {"state": "disk"}, {"state": "disk", "parameters": "disk"})
+    )
+    assert plain - state == 8 * 6_163_712
+    assert state - both == 4 * (6_163_712 - embeddings)
+
+
 def test_all_experts_are_state_and_the_chosen_ones_compute() -> None:
     one, two = (
         SMALL.model_copy(update={"num_experts": 4, "experts_per_token": chosen, "num_layers": 1}) for chosen in (1, 2)

@@ -87,6 +87,14 @@ def own_share(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def with_share(tensor: Tensor, share: Tensor) -> Tensor:
+    """A tensor divided as another one, of which this process has this share; the share where that one is whole."""
+    if not isinstance(tensor, DTensor):
+        return share
+    mesh, places = tensor.device_mesh, tensor.placements
+    return DTensor.from_local(share, mesh, places, run_check=False, shape=tensor.size(), stride=tensor.stride())
+
+
 def whole_tensor(tensor: DTensor) -> Tensor:
     """All of it. All processes of its mesh must call it."""
     placements = list(tensor.placements)

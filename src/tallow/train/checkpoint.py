@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from torch import nn
@@ -228,7 +228,8 @@ class Checkpoints:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             path = directory / f"part-{self.world.rank:05d}.safetensors"
-            write_shares(shares, path)
+            with self.part.optimizer.passing():
+                write_shares(shares, path)
             part = Part(tensors=_record(path), optimizer=structure, worker=self.part.worker)
             write_json(path.with_suffix(".json"), part.model_dump(mode="json"))
 
@@ -260,9 +261,6 @@ class Checkpoints:
             _check(path / name, record)
             _check((path / name).with_suffix(".safetensors"), _read(Part, path / name).tensors)
         return state
-
-
-AnySection = TypeVar("AnySection", bound=Section)
 
 
 def _read(kind: type[AnySection], path: Path) -> AnySection:

@@ -8,7 +8,7 @@ to the outer optimizer, and the names of what each worker has for itself begin w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -83,18 +83,21 @@ class CheckpointPart:
             places |= {f"{MOMENTUM}{name}": tensor for name, tensor in self.outer.momenta.items()}
             places |= {f"{prefix}{name}": tensor for name, tensor in weights.items()}
 
-        def place(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-            if key in places or not key.startswith(f"{prefix}{OPTIMIZER}"):
-                return places.get(key)
-            name = key.removeprefix(f"{prefix}{OPTIMIZER}").partition("/")[0]
-            if name in self.parameters:
-                return like_share(self.parameters[name], shape, dtype)
-            return torch.empty(shape, dtype=dtype) if name == GROUPS else None
-
-        tensors = read_shares(directory, place)
+        tensors = read_shares(directory, lambda key, *_: places.get(key))
         start = f"{prefix}{OPTIMIZER}"
-        state = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
-        self.optimizer.load_state(state, Structure.union(structures[source]))
+
+        def read(names: Collection[str]) -> dict[str, Tensor]:
+            def place(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+                name = key.removeprefix(start).partition("/")[0]
+                if not key.startswith(start) or name not in names:
+                    return None
+                if name in self.optimizer.parameters:
+                    return like_share(self.optimizer.parameters[name], shape, dtype)
+                return torch.empty(shape, dtype=dtype) if name == GROUPS else None
+
+            return {key.removeprefix(start): tensor for key, tensor in read_shares(directory, place).items()}
+
+        self.optimizer.load_state(read, Structure.union(structures[source]))
         if self.outer is None:
             return
         in_round = any(key.startswith(f"{prefix}{MODEL}") for key in tensors)

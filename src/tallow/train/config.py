@@ -12,6 +12,7 @@ from tallow.parallel.config import ParallelConfig
 from tallow.parallel.recompute import Recompute
 from tallow.recipe import Section
 from tallow.train.anomaly import AnomalyConfig
+from tallow.train.offload.config import OffloadConfig
 from tallow.train.optimizers.adamw import AdamWMethod
 from tallow.train.optimizers.registry import AnyMethod
 from tallow.train.trackers import TrackerName, require_trackers
@@ -78,6 +79,7 @@ class LoopConfig(Section):
         activation_mb: With `recompute`: megabytes that the layers may keep for the backward pass; `auto`: what the
             device has left beside weights, gradients and the optimizer's state. Only as many layers as necessary
             compute again, as measured at the start; None: all do.
+        offload: What is kept elsewhere than in memory.
         parallel: How the model and its batches are spread over processes.
         seed: Names the initial weights and the order of the data.
     """
@@ -95,6 +97,7 @@ class LoopConfig(Section):
             "save_in_background",
             "recompute",
             "activation_mb",
+            "offload",
         )
     )
 
@@ -128,6 +131,7 @@ class LoopConfig(Section):
     save_in_background: bool = False
     recompute: Recompute = "none"
     activation_mb: PositiveFloat | Literal["auto"] | None = None
+    offload: OffloadConfig = OffloadConfig()
     parallel: ParallelConfig = ParallelConfig()
     seed: NonNegativeInt = 0
 
@@ -181,6 +185,20 @@ class LoopConfig(Section):
             raise UsageError(
                 "the schedule zero_bubble goes back through each layer twice, which loop.recompute selective cannot",
                 "set loop.recompute to block, or loop.parallel.schedule to interleaved",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> Self:
+        if self.offload.state != "none" and self.optimizer.updates_in_backward:
+            raise UsageError(
+                f"{self.optimizer.name} keeps next to no state that could be offloaded",
+                "leave loop.offload.state out",
+            )
+        if self.offload.to_disk and self.save_in_background:
+            raise UsageError(
+                "loop.save_in_background copies weights and state in memory, which loop.offload keeps out of it",
+                "leave one of them out",
             )
         return self
 

@@ -71,7 +71,7 @@ def train(
         Interrupted: By Ctrl-C or SIGTERM, once the step is finished and saved.
         TallowError: There are more bad batches than `config.anomalies` bears.
         DataError: A batch has no target.
-        CapacityError: The disk is full.
+        CapacityError: A disk is full.
         UsageError: `config.steps` is not set, the processes differ in what they are to do, or the checkpoint is of a
             run with other settings.
     """
@@ -80,7 +80,7 @@ def train(
         raise UsageError("the number of training steps is not set", "set loop.steps")
     world = layout.workers.everyone
     world.require_alike("settings or data", json.dumps([config.model_dump(mode="json"), identity], sort_keys=True))
-    updater = Updater(layout, objective, config)
+    updater = Updater(layout, objective, config, run.directory)
     rounds = Rounds(layout, updater, config, steps)
     checkpoints = Checkpoints(
         run.directory / "checkpoints",

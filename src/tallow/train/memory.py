@@ -17,16 +17,19 @@ from tallow.train.config import LoopConfig
 def training_bytes(config: ModelConfig, loop: LoopConfig) -> int:
     """A low estimate: what the optimizer keeps, and what the backward pass needs of each layer.
 
-    For each weight: itself and its gradient, in fp32, and the optimizer's state. For each token and layer, in bf16:
-    input, normed input, queries, keys, values and output of attention, the same again of the feed-forward and three
-    times its inner size. Then the logits of one piece, their softmax and their gradient.
+    For each weight: itself and its gradient, in fp32, and the optimizer's state, but for what is on disk. For each
+    token and layer, in bf16: input, normed input, queries, keys, values and output of attention, the same again of the
+    feed-forward and three times its inner size. Then the logits of one piece, their softmax and their gradient.
     """
     with torch.device("meta"):
-        weights = build(config).num_parameters()
+        model = build(config)
+    weights = model.num_parameters()
+    in_layers = sum(parameter.numel() for layer in model.layers for parameter in layer.parameters())
     tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
     # two numbers more where workers have an outer optimizer: its momentum, and the weights that a round begins with
     outer = 8 if loop.parallel.local_steps > 1 else 0
-    state = (8 + loop.optimizer.state_bytes + outer) * weights
+    state = (8 + outer + (0 if loop.offload.state == "disk" else loop.optimizer.state_bytes)) * weights
+    state -= 4 * in_layers if loop.offload.parameters == "disk" else 0
     chosen = config.experts_per_token if isinstance(config, DecoderConfig) and config.num_experts else 1
     inner = config.intermediate_size * chosen
     activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * inner)

@@ -9,16 +9,22 @@ from torch import nn
 
 from tallow.parallel.shares import own_share
 from tallow.train.config import LoopConfig
+from tallow.train.offload.mapped_file import MappedFile
 from tallow.train.optimizers.groups import match_factors
 from tallow.train.optimizers.joint import JointOptimizer
 from tallow.train.optimizers.method import Common, Parameters
+from tallow.train.optimizers.on_host import HostOptimizer
 
 
-def make_optimizer(parameters: Parameters, config: LoopConfig) -> JointOptimizer:
+def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile | None = None) -> JointOptimizer:
     """The optimizer that the settings name.
+
+    Args:
+        file: Where that lies, or is to lie, which the settings want on disk.
 
     Raises:
         UsageError: A factor on learning rates is of no parameter.
+        CapacityError: The disk that the state goes to is full.
     """
     common = Common(
         learning_rate=config.learning_rate,
@@ -27,7 +33,10 @@ def make_optimizer(parameters: Parameters, config: LoopConfig) -> JointOptimizer
         epsilon=config.epsilon,
         rate_factors=match_factors(config.learning_rate_factors, parameters),
     )
-    return JointOptimizer(parameters, config.optimizer, common)
+    place = config.offload.state
+    elsewhere = any(parameter.device.type != "cpu" for parameter in parameters.values())
+    kind = HostOptimizer if elsewhere and place != "none" else JointOptimizer
+    return kind(parameters, config.optimizer, common, file, state_to_file=place == "disk")
 
 
 def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: float, max_norm: float) -> None:

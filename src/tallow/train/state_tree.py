@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,14 @@ class Structure(Section):
         for part in parts:
             values, kinds, strides = values | part.values, kinds | part.kinds, strides | part.strides
         return cls(values=values, kinds=kinds, strides=strides)
+
+    def of(self, keys: Collection[str]) -> Structure:
+        """What it says of some of the state's keys."""
+        return Structure(
+            values={path: value for path, value in self.values.items() if path.partition("/")[0] in keys},
+            kinds={path: kind for path, kind in self.kinds.items() if path.partition("/")[0] in keys},
+            strides={path: strides for path, strides in self.strides.items() if path.partition("/")[0] in keys},
+        )
 
 
 def flatten(state: Mapping[str, Any], classes: Sequence[type] = ()) -> tuple[dict[str, Tensor], Structure]:
@@ -103,6 +111,34 @@ def unflatten(tensors: Mapping[str, Tensor], structure: Structure, classes: Sequ
         return made
 
     return {key: assemble(key, node) for key, node in root.items()}
+
+
+def map_tensors(
+    state: Any, change: Callable[[str, Tensor], Tensor], classes: Sequence[type] = (), path: str = ""
+) -> Any:
+    """The state with other tensors, in place but for tuples.
+
+    Args:
+        state: As `flatten` takes it.
+        change: Gives a tensor in place of the one of this path.
+        classes: Of the objects, which consist of their attributes.
+        path: Of the state itself.
+    """
+    if isinstance(state, Tensor):
+        return change(path, state)
+    if isinstance(state, tuple):
+        return tuple(map_tensors(part, change, classes, f"{path}/{index}") for index, part in enumerate(state))
+    if isinstance(state, list):
+        parts: Any = state
+        keys: Any = range(len(state))
+    elif isinstance(state, dict) or type(state) in classes:
+        parts = state if isinstance(state, dict) else vars(state)
+        keys = parts.keys()
+    else:
+        return state
+    for key in keys:
+        parts[key] = map_tensors(parts[key], change, classes, f"{path}/{key}")
+    return state
 
 
 def _copy(tensor: Tensor, strides: list[int] | None) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from tallow.objectives import Objective
 from tallow.parallel import Layout
 from tallow.train.config import LoopConfig
 from tallow.train.loss_scale import LossScale
+from tallow.train.offload.layer_weights import LayerWeights
+from tallow.train.offload.mapped_file import MappedFile
 from tallow.train.optimizer import average_and_clip, make_optimizer
 from tallow.train.precision import Precision, autocast, half_precision
 
@@ -49,13 +52,23 @@ class Updater:
     """What a layout's model learns, and the optimizer of those parameters that require a gradient (`parameters`).
 
     `moved` are those that change without one.
+
+    Args:
+        layout: The model.
+        objective: What it learns.
+        config: How.
+        directory: Where files of what is offloaded lie, if `config` names no place.
     """
 
-    def __init__(self, layout: Layout, objective: Objective, config: LoopConfig) -> None:
+    def __init__(self, layout: Layout, objective: Objective, config: LoopConfig, directory: Path = Path()) -> None:
         self.layout, self.objective = layout, objective
         self.clip_norm = config.clip_norm
         self.parameters = layout.parameters
-        self.optimizer = make_optimizer(self.parameters, config)
+        offload = config.offload
+        file = MappedFile(offload.directory or directory) if offload.to_disk else None
+        if file is not None and offload.parameters == "disk":
+            LayerWeights(layout.layers, file)
+        self.optimizer = make_optimizer(self.parameters, config, file)
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = layout.device

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
+from tallow.train.offload.mapped_file import MappedFile
+from tallow.train.offload.windows import StateWindows, windows_of
 from tallow.train.optimizers.groups import RATE_FACTOR
 from tallow.train.optimizers.lomo import OneByOne
 from tallow.train.optimizers.method import Common, Method, Parameters
@@ -50,12 +53,28 @@ class JointOptimizer:
         parameters: What is trained, by name.
         method: By which optimizers.
         common: Settings of all of them.
+        file: What of parameters and their state is there leaves memory while others are updated.
+        state_to_file: Whether the state goes there.
+
+    Raises:
+        CapacityError: The disk is full.
     """
 
-    def __init__(self, parameters: Parameters, method: Method, common: Common) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        method: Method,
+        common: Common,
+        file: MappedFile | None = None,
+        *,
+        state_to_file: bool = False,
+    ) -> None:
         self.parameters = parameters
         self.parts = method.make(parameters, common)
         self.state_classes = method.state_classes
+        self.windows = None if file is None else StateWindows(file, self.state_classes(), with_state=state_to_file)
+        for part in self.parts:
+            self._run(part, lambda: None)  # some have a state from the beginning
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next update, of groups with a factor times that."""
@@ -64,9 +83,13 @@ class JointOptimizer:
                 group["lr"] = learning_rate * group.get(RATE_FACTOR, 1.0)
 
     def step(self) -> None:
-        """Update the parameters by their gradients."""
+        """Update the parameters by their gradients.
+
+        Raises:
+            CapacityError: The disk that the state goes to is full.
+        """
         for part in self.parts:
-            part.step()
+            self._run(part, part.step)
 
     @contextmanager
     def updating(self, count: float) -> Iterator[list[float]]:
@@ -118,13 +141,13 @@ class JointOptimizer:
         """Take up an estimate of the curvature's diagonal, which gives that of a parameter from its gradient."""
         for part in self.parts:
             if isinstance(part, Curved):
-                part.add_curvature(estimate)
+                self._run(part, partial(part.add_curvature, estimate))
 
     def use_averages(self) -> None:
         """Put the weights to use in place of those that are trained, where these are two; training is over."""
         for part in self.parts:
             if isinstance(part, Averaging):
-                part.eval()
+                self._run(part, part.eval)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -135,7 +158,7 @@ class JointOptimizer:
         self.use_averages()
         yield
         for part in averaging:
-            part.train()
+            self._run(part, part.train)
         with torch.no_grad():
             for parameter, value in zip(self.parameters.values(), trained, strict=bool(averaging)):
                 parameter.copy_(value)
@@ -155,14 +178,41 @@ class JointOptimizer:
         ]
         return flatten(state, self.state_classes())
 
-    def load_state(self, tensors: Mapping[str, Tensor], structure: Structure) -> None:
-        """Go on from what was remembered."""
-        state = unflatten(tensors, structure, self.state_classes())
+    def passing(self) -> AbstractContextManager[None]:
+        """Within this block all of the state is read once, and what of it is in a file does not stay in memory."""
+        return nullcontext() if self.windows is None else self.windows.file.passing()
+
+    def load_state(self, read: Callable[[Collection[str]], Mapping[str, Tensor]], structure: Structure) -> None:
+        """Go on from what was remembered.
+
+        Args:
+            read: Gives the tensors of some parameters, by `<parameter>/<slot>`. Where the state is in a file, a few
+                parameters are asked for at a time.
+            structure: What of the state is no tensor.
+
+        Raises:
+            CapacityError: The disk that the state goes to is full.
+        """
+        classes = self.state_classes()
         groups = [group for part in self.parts for group in part.param_groups]
-        for group, saved in zip(groups, state.pop(GROUPS), strict=True):
+        saved_groups = unflatten(read([GROUPS]), structure.of([GROUPS]), classes)[GROUPS]
+        for group, saved in zip(groups, saved_groups, strict=True):
             group.update(saved)
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
         for part in self.parts:
-            own = {parameter for group in part.param_groups for parameter in group["params"]}
-            for name, parameter in self.parameters.items():
-                if parameter in own and name in state:
-                    part.state[parameter] = state[name]
+            of_part = [parameter for group in part.param_groups for parameter in group["params"]]
+            for parameters in [of_part] if self.windows is None else windows_of(of_part):
+                chosen = [names[parameter] for parameter in parameters]
+                state = unflatten(read(chosen), structure.of(chosen), classes)
+                for name, parameter in zip(chosen, parameters, strict=True):
+                    if name in state:
+                        part.state[parameter] = state[name]
+                if self.windows is not None:
+                    self.windows.settle(part, parameters)
+
+    def _run(self, part: Optimizer, act: Callable[[], object]) -> None:
+        """Let a part do something to its parameters."""
+        if self.windows is None:
+            act()
+        else:
+            self.windows.run(part, act)

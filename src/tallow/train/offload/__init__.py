@@ -1,0 +1,1 @@
+"""What training keeps elsewhere than in its memory, and brings back when it is wanted."""

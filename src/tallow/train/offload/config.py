@@ -1,0 +1,32 @@
+"""Settings of what training keeps elsewhere than in its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tallow.recipe import Section
+
+
+class OffloadConfig(Section):
+    """What training keeps elsewhere (arXiv 2101.06840, 2104.07857). On one device what is learned stays the same to the
+    bit.
+
+    Args:
+        state: Where the optimizer's state is: with the weights (`none`); in the memory of the CPU (`cpu`), where the
+            update of weights that are on a GPU is then computed; or in a file of which that memory has a few tensors
+            at a time, while the next are read ahead (`disk`).
+        parameters: Where the weights of the layers are: in memory (`none`), or in that file, of which memory has about
+            three layers at a time (`disk`). They must not be divided (`zero`, `tensor`, `expert`). Gradients stay.
+        directory: Where the file is; None: in the run's directory. It has no name there, so that it is gone when the
+            process is, however that ends; checkpoints hold what a run goes on from.
+    """
+
+    state: Literal["none", "cpu", "disk"] = "none"
+    parameters: Literal["none", "disk"] = "none"
+    directory: Path | None = None
+
+    @property
+    def to_disk(self) -> bool:
+        """Whether anything goes to disk."""
+        return "disk" in (self.state, self.parameters)
