@@ -39,7 +39,7 @@ def learn(world: World, directory: Path) -> None:
     """In each way half of the updates, a checkpoint, and the rest from there; weights to a file of the way's name."""
     windows.SMALL_BYTES, windows.WINDOW_BYTES = 1, 5000
     for way, (kind, state) in WAYS.items():
-        vars(optimizer)["JointOptimizer"] = kind
+        optimizer.__dict__["JointOptimizer"] = kind
         for first in (0, STEPS // 2):
             updater = updater_of(world, directory, state)
             assert type(updater.optimizer) is kind
@@ -60,7 +60,7 @@ def learn(world: World, directory: Path) -> None:
         weights = updater.layout.gather()
         if world.is_main:
             save_file(weights, directory / f"{way}.safetensors")
-    vars(optimizer)["JointOptimizer"] = JointOptimizer
+    optimizer.__dict__["JointOptimizer"] = JointOptimizer
     with pytest.raises(UsageError, match="divided"):
         updater_of(world, directory, "none", "disk")
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 from torch import nn
@@ -261,6 +261,9 @@ class Checkpoints:
             _check(path / name, record)
             _check((path / name).with_suffix(".safetensors"), _read(Part, path / name).tensors)
         return state
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def _read(kind: type[AnySection], path: Path) -> AnySection:
