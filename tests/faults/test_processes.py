@@ -128,8 +128,10 @@ def test_a_process_that_dies_is_started_again_and_a_machine_less_is_enough(tmp_p
     agent = torchrun(place, "log", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
     wait_for_steps(agent, run, 12)
     os.kill(workers_of(agent.pid)[1], signal.SIGKILL)
+    deadline = time.monotonic() + 120
     while "going on from step" not in (place / "log").read_text():
         assert agent.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     wait_for_steps(agent, run, 30)
     for process in (*workers_of(agent.pid), agent.pid):

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tallow.errors import Interrupted, UsageError
@@ -195,6 +195,10 @@ def _meet(world: World) -> Store:
             f"{str(error).splitlines()[0]}",
             "start all of them with torchrun, or unset WORLD_SIZE",
         ) from error
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world.size):
+        # torchrun keeps its store when it starts processes again, with the addresses of those that are no more in it;
+        # of several machines each counts for itself
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     store.set_timeout(PATIENCE)
     return store
 
