@@ -79,10 +79,10 @@ def test_the_resolved_recipe_gives_the_same_run(
 ) -> None:
     """Also if the machine would now find another precision to be the faster one."""
     auto = recipe(place, pretrain={"loop": LOOP | {"precision": "auto"}})
-    monkeypatch.setattr(precision, "faster", lambda _: chosen)
+    monkeypatch.setattr(precision, "faster", lambda *_: chosen)
     run, other = tmp_path / "run", tmp_path / "other" / "run"
     first = run_recipe(auto, run)
-    monkeypatch.setattr(precision, "faster", lambda _: {"fp32": "bf16", "bf16": "fp32"}[chosen])
+    monkeypatch.setattr(precision, "faster", lambda *_: {"fp32": "bf16", "bf16": "fp32"}[chosen])
     reran(capsys)
 
     lineage = json.loads((run / "pretrain" / "lineage.json").read_text())
