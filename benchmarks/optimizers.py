@@ -8,24 +8,28 @@ other seeds in the long form. The table says where the best was the smallest or 
 optimizer may not be tuned. All else (batch, warm-up, cosine, decoupled weight decay of 0.1, clipping at 1) is equal,
 and is what suits AdamW.
 
-Loss stands against tokens, against seconds (steps times the median step of a run of that optimizer; two threads unless
-OMP_NUM_THREADS says otherwise) and against the bytes of state that the optimizer keeps for each weight, as they are in
-a checkpoint. --out (build/optimizers) gets optimizers.md, optimizers.svg and optimizers.json; trials that are done are
-not done again. Quick takes about ten minutes on two cores, long about three hours. Without --text it is the diary that
-comes with the package.
+Loss stands against tokens, against seconds (steps times the median step of a short run of that optimizer, all of them
+one after another when the trials are done; two threads unless OMP_NUM_THREADS says otherwise) and against the bytes of
+state that the optimizer keeps for each weight, as they are in a checkpoint. --out (build/optimizers) gets
+optimizers.md, optimizers.svg and optimizers.json; trials that are done are not done again, so that some (--only) can
+run beside others. Quick takes about ten minutes on two cores, long about two hours. Without --text it is the diary
+that comes with the package.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from safetensors import safe_open
 
 from tallow.errors import TallowError
 from tallow.files import write_json, write_text
@@ -35,15 +39,17 @@ from tallow.stages import STAGES, Recipe, run_recipe, run_stage
 from tallow.train.checkpoint_part import OPTIMIZER
 
 SHAPE = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 352}
-VOCABULARY, BATCH, TOKENS = 2048, 8, 128
+VOCABULARY, BATCH, TOKENS, TIMED_STEPS = 2048, 8, 128, 60
 # the middle of the learning rates that are tried, and settings that fit a model 128 wide
 CENTRES: Mapping[str, float] = {
     "adafactor": 3e-2,
+    "adalomo": 2e-2,
     "adam_mini": 5e-3,
     "adamw": 5e-3,
     "adamw8bit": 5e-3,
     "galore": 1e-2,
     "lion": 1e-3,
+    "lomo": 0.5,
     "muon": 5e-3,
     "schedule_free": 5e-3,
     "shampoo": 5e-3,
@@ -70,7 +76,7 @@ class Form(NamedTuple):
         return [float(f"{centre * self.factor ** (place - (self.rates - 1) / 2):.3g}") for place in range(self.rates)]
 
 
-FORMS: Mapping[str, Form] = {"quick": Form(200, 3, 3.0, 1, 4), "long": Form(2000, 5, 2.0, 3, 10)}
+FORMS: Mapping[str, Form] = {"quick": Form(200, 3, 3.0, 1, 4), "long": Form(600, 5, 2.0, 3, 10)}
 
 
 class Trial(NamedTuple):
@@ -79,13 +85,11 @@ class Trial(NamedTuple):
     Args:
         learning_rate: The largest.
         losses: On held-out text, by the tokens seen so far.
-        step_s: Seconds of a step.
         state_bytes: For each weight.
     """
 
     learning_rate: float
     losses: dict[int, float]
-    step_s: float
     state_bytes: float
 
     @property
@@ -101,17 +105,24 @@ class Result(NamedTuple):
         edge: Whether its learning rate was the smallest or the largest that was tried.
         last_losses: Those of all seeds with that learning rate.
         diverged: Learning rates that made the loss infinite.
+        step_s: Seconds of a step.
     """
 
     best: Trial
     edge: Edge
     last_losses: tuple[float, ...]
     diverged: tuple[float, ...]
+    step_s: float = math.nan
 
     @property
     def last_loss(self) -> float:
         """The mean over the seeds."""
         return statistics.mean(self.last_losses)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds of training at which each of the losses of the best was reached."""
+        return [tokens / (BATCH * TOKENS) * self.step_s for tokens in self.best.losses]
 
     @property
     def spread(self) -> float:
@@ -136,6 +147,7 @@ def main() -> None:
     }
     run_recipe(Recipe.parse(data), options.out / "data")
     results = {name: tune(options.out, name, form) for name in options.only}
+    results = {name: result._replace(step_s=step_seconds(options.out, name)) for name, result in results.items()}
     table = markdown(results)
     write_text(options.out / "optimizers.md", table + "\n")
     write_text(options.out / "optimizers.svg", plot(results))
@@ -164,32 +176,52 @@ def tune(out: Path, name: str, form: Form) -> Result:
 
 def learn(out: Path, name: str, rate: float, form: Form, seed: int = 0) -> Trial:
     """Train with one optimizer and learning rate, or read what that came to before."""
-    loop = {
-        "optimizer": {"name": name, **SETTINGS.get(name, {})},
-        "learning_rate": rate,
-        "warmup": 0.1,
-        "steps": form.steps,
-        "batch_size": BATCH,
-        "sequence_length": TOKENS,
-        "precision": "fp32",
-        "log_every": max(1, form.steps // 20),
-        "validate_every": -(-form.steps // form.marks),
-        "keep_checkpoints": 1,
-        "seed": seed,
-    }
-    data = out / "data"
-    values = {"tokens": data / "encode/tokens", "tokenizer": data / "tokenizer/tokenizer", "model": SHAPE, "loop": loop}
-    config = parse_section(STAGES["pretrain"].load()[0], values, "pretrain")
     run = StageRun(out / "trials" / f"{name}-{rate:g}-{form.steps}-{seed}")
-    result = run_stage("pretrain", config, run)
-    [state] = run.directory.glob(f"checkpoints/*/{OPTIMIZER}")
+    result = train(
+        out,
+        name,
+        run,
+        learning_rate=rate,
+        steps=form.steps,
+        seed=seed,
+        keep_checkpoints=1,
+        log_every=max(1, form.steps // 20),
+        validate_every=-(-form.steps // form.marks),
+    )
+    [weights_and_state] = run.directory.glob("checkpoints/*/*.safetensors")
     scores = {record["step"]: record["validation_loss"] for record in run.metrics() if "validation_loss" in record}
     return Trial(
         learning_rate=rate,
         losses={step * BATCH * TOKENS: loss for step, loss in scores.items()},
-        step_s=BATCH * TOKENS / result["tokens_per_s"],
-        state_bytes=state.stat().st_size / result["parameters"],
+        state_bytes=bytes_of(weights_and_state, OPTIMIZER) / result["parameters"],
     )
+
+
+def step_seconds(out: Path, name: str) -> float:
+    """How long a step takes now."""
+    with tempfile.TemporaryDirectory() as directory:
+        run = StageRun(Path(directory))
+        return BATCH * TOKENS / train(out, name, run, learning_rate=1e-4, steps=TIMED_STEPS)["tokens_per_s"]
+
+
+def train(out: Path, name: str, run: StageRun, **loop: Any) -> dict[str, Any]:
+    """Train the model on the text with one optimizer; what of the loop's settings is not said is the same for all."""
+    optimizer = {"name": name, **SETTINGS.get(name, {})}
+    size = {"batch_size": BATCH, "sequence_length": TOKENS, "precision": "fp32", "warmup": 0.1}
+    values = {
+        "tokens": out / "data/encode/tokens",
+        "tokenizer": out / "data/tokenizer/tokenizer",
+        "model": SHAPE,
+        "loop": {"optimizer": optimizer, **size, **loop},
+    }
+    return run_stage("pretrain", parse_section(STAGES["pretrain"].load()[0], values, "pretrain"), run)
+
+
+def bytes_of(path: Path, prefix: str) -> int:
+    """Bytes of the tensors whose names begin like this."""
+    with safe_open(path, "np") as file:
+        names = [name for name in list(file.keys()) if name.startswith(prefix)]
+        return sum(file.get_tensor(name).nbytes for name in names)
 
 
 def markdown(results: Mapping[str, Result]) -> str:
@@ -209,7 +241,7 @@ def markdown(results: Mapping[str, Result]) -> str:
             f"{result.best.learning_rate:.2g}{sign}",
             *(f"{result.best.losses[mark]:.3f}" for mark in marks),
             last,
-            f"{seconds(result.best)[-1]:.0f}",
+            f"{result.seconds[-1]:.0f}",
             f"{result.best.state_bytes:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -224,7 +256,7 @@ def plot(results: Mapping[str, Result]) -> str:
         best = results[name].best
         losses = list(best.losses.values())
         by_tokens.plot(list(best.losses), losses, color=color, label=name, linewidth=1)
-        by_seconds.plot(seconds(best), losses, color=color, linewidth=1)
+        by_seconds.plot(results[name].seconds, losses, color=color, linewidth=1)
         by_state.plot(best.state_bytes, results[name].last_loss, "o", color=color, markersize=5)
     by_tokens.set_ylabel("held-out loss (nats a token)")
     for axes, label in ((by_tokens, "tokens"), (by_seconds, "seconds"), (by_state, "bytes of state for each weight")):
@@ -245,11 +277,6 @@ def as_json(result: Result) -> dict[str, Any]:
 def ranked(results: Mapping[str, Result]) -> Sequence[str]:
     """The optimizers, the lowest last loss first."""
     return sorted(results, key=lambda name: results[name].last_loss)
-
-
-def seconds(trial: Trial) -> list[float]:
-    """Seconds of training at which each of the losses was reached."""
-    return [tokens / (BATCH * TOKENS) * trial.step_s for tokens in trial.losses]
 
 
 if __name__ == "__main__":
