@@ -15,6 +15,7 @@ import pytest
 from tests.parallel.layouts import join
 from tests.processes import start
 from tests.train.toys import loop_config, markov_batches, new_run, tiny_model
+from torch._C._distributed_c10d import TCPStore
 
 from tallow.data.batch import Packed
 from tallow.errors import Interrupted
@@ -89,7 +90,7 @@ def set_up(place: Path, steps: int) -> None:
 
 def torchrun(place: Path, log: str, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "--", "tallow", "run", "tiny.yaml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with (place / log).open("wb") as output:
         return subprocess.Popen(
             [*command, "--run", "spread", "--set", "pretrain.loop.parallel.zero=3"],
@@ -121,23 +122,31 @@ def assert_learned_alike(place: Path) -> None:
 
 
 def test_a_process_that_dies_is_started_again_and_a_machine_less_is_enough(tmp_path: Path) -> None:
-    """A killed process is started again by torchrun; when all are killed, one alone goes on from what they saved."""
+    """Two agents of one process each, as on two machines: a process is killed, then a whole machine goes."""
     place = tmp_path
     set_up(place, STEPS)
     run = place / "spread" / "pretrain"
-    agent = torchrun(place, "log", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
-    wait_for_steps(agent, run, 12)
-    os.kill(workers_of(agent.pid)[1], signal.SIGKILL)
-    deadline = time.monotonic() + 120
-    while "going on from step" not in (place / "log").read_text():
-        assert agent.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    wait_for_steps(agent, run, 30)
-    for process in (*workers_of(agent.pid), agent.pid):
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    options = ["--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=tiny"]
+    options += [f"--rdzv-endpoint=127.0.0.1:{meeting.port}"]
+    options += ["--rdzv-conf=is_host=0,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=2"]
+    staying, going = (torchrun(place, log, *options) for log in ("staying", "going"))
+    wait_for_steps(staying, run, 12)
+    os.kill(workers_of(going.pid)[0], signal.SIGKILL)
+    wait_for_starts(staying, place, 2)
+    wait_for_steps(staying, run, 30)
+    for process in (*workers_of(going.pid), going.pid):
         os.kill(process, signal.SIGKILL)
-    agent.wait()
-    command = [sys.executable, "-m", "tallow", "run", "tiny.yaml", "--run", "spread"]
-    alone = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=120)
-    assert "going on from step" in alone.stderr
+    going.wait()
+    wait_for_starts(staying, place, 3)
+    assert staying.wait(timeout=120) == 0, (place / "staying").read_text()
     assert_learned_alike(place)
+
+
+def wait_for_starts(agent: subprocess.Popen[bytes], place: Path, starts: int) -> None:
+    """Wait until the run has begun or gone on this often."""
+    deadline = time.monotonic() + 120
+    while sum((place / log).read_text().count("going on from step") for log in ("staying", "going")) < starts - 1:
+        assert agent.poll() is None, (place / "staying").read_text()
+        assert time.monotonic() < deadline, (place / "staying").read_text() + (place / "going").read_text()
+        time.sleep(0.05)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ BUCKET_BYTES = 25 << 20
 # the others wait while the main process does alone what cannot be shared; who loses a process is told at once
 PATIENCE = timedelta(days=30)
 JOIN_PATIENCE = timedelta(minutes=10)
+ANSWER_PATIENCE = timedelta(milliseconds=200)
 Item = TypeVar("Item")
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
@@ -189,18 +192,42 @@ def _meet(world: World) -> Store:
     """The store at which the processes find each other."""
     try:
         store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=JOIN_PATIENCE))
+        store = PrefixStore(_common_name(store, world), store)
     except (dist.DistError, ValueError) as error:
         raise UsageError(
             f"process {world.rank} has not met the other {world.size - 1} of WORLD_SIZE {world.size}: "
             f"{str(error).splitlines()[0]}",
             "start all of them with torchrun, or unset WORLD_SIZE",
         ) from error
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(world.size):
-        # torchrun keeps its store when it starts processes again, with the addresses of those that are no more in it;
-        # of several machines each counts for itself
-        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     store.set_timeout(PATIENCE)
     return store
+
+
+def _common_name(store: Store, world: World) -> str:
+    """A name that these processes have in common, and none that were before them.
+
+    torchrun keeps its store when it starts processes again, with all that those before them have left there: addresses
+    at which nobody answers. So the first process gives each other one the name, until it has the answer of one that is
+    there now.
+    """
+    own = uuid.uuid4().hex
+    if world.rank > 0:
+        store.set(f"rank {world.rank}", own)
+        common = store.get(f"to {own}").decode()
+        store.set(f"{own} has {common}", "")
+        return common
+    deadline = time.monotonic() + JOIN_PATIENCE.total_seconds()
+    for rank in range(1, world.size):
+        while True:
+            other = store.get(f"rank {rank}").decode()  # of one that is no more, until the new one has come
+            store.set(f"to {other}", own)
+            try:
+                store.wait([f"{other} has {own}"], ANSWER_PATIENCE)
+                break
+            except dist.DistStoreError:
+                if time.monotonic() > deadline:
+                    raise
+    return own
 
 
 def buckets(tensors: Sequence[AnyTensor], size: int = BUCKET_BYTES) -> Iterator[list[AnyTensor]]:
