@@ -26,8 +26,8 @@ def faults_of_a_tensor() -> int:
 def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     assert faults_of_a_tensor() >= VALUES * 4 // (2 << 20)
     with keeping_freed_memory():
-        faults_of_a_tensor()
-        assert faults_of_a_tensor() < 64
+        # what is asked for is a little more than what was freed, so that a second place may be needed beside the first
+        assert [faults_of_a_tensor() for _ in range(4)][-1] < 64
 
 
 @pytest.mark.skipif(not LARGE, reason="this system gives no large pages")
