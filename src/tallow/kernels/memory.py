@@ -29,7 +29,7 @@ def keeping_freed_memory() -> Iterator[None]:
 
     Otherwise the C library gives each large tensor back to the system when it is freed, and for each new one the system
     clears pages: a quarter of a training step's time. The pages are large where the system lets programs ask for them,
-    which saves a twentieth. For the thread that started Python; only glibc can do so.
+    which saves one to three hundredths more. For the thread that started Python; only glibc can do so.
     """
     if (libc := _glibc()) is None:
         yield
