@@ -1,12 +1,16 @@
 """A training step, tallow's beside one that is written with transformers, as it is and compiled.
 
-    .venv/bin/python benchmarks/training.py [--models 135m,14m] [--precision bf16|fp32] [--threads N] [--rounds N]
+    .venv/bin/python benchmarks/training.py [--models 135m,14m] [--sides tallow,…] [--precision bf16|fp32]
+                                            [--threads N] [--rounds N]
 
 Forward, backward, clipping and AdamW on rows of 512 tokens, of SmolLM2-135M (4 rows) and of a Llama of 14 million
 parameters (8 rows). Each side runs in a process of its own, from the same weights and on the same tokens, and waits
 while another one computes: they take turns, round by round, and medians count. All compute in --precision by autocast
-over float32 weights, and step torch's fused AdamW. Beside the speeds stand their shares of the machine's limit, the
-measured peak of a matrix product, the peak of resident memory, and what was needed before the first steady step.
+over float32 weights, and step torch's fused AdamW. Beside the speeds stand their shares of the machine's limit,
+the measured peak of a matrix product, the peak of resident memory, and what was needed before the first steady step.
+
+LitGPT (`--sides tallow,litgpt`, where it is installed) goes as its own pretraining does: compiled, and the loss in
+chunks.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,8 +131,10 @@ def serve(side: str, directory: Path, model: str, precision: Literal["bf16", "fp
     start = time.perf_counter()
     if side == "tallow":
         step = our_step(packed, directory, precision)
+    elif side == "litgpt":
+        step = litgpt_step(packed.tokens_BT, config, precision)
     else:
-        step = their_step(packed.tokens_BT, directory, precision, compiled="compiled" in side)
+        step = transformers_step(packed.tokens_BT, directory, precision, compiled="compiled" in side)
     for _ in range(WARM_UP):
         step()
     print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
@@ -183,7 +189,7 @@ def our_step(packed: Packed, directory: Path, precision: Literal["bf16", "fp32"]
     return steps().__next__
 
 
-def their_step(tokens_BT: Tensor, directory: Path, precision: str, *, compiled: bool) -> Callable[[], float]:
+def transformers_step(tokens_BT: Tensor, directory: Path, precision: str, *, compiled: bool) -> Callable[[], float]:
     """The same by transformers and torch."""
     import torch
     from torch.nn import functional as F
@@ -204,6 +210,47 @@ def their_step(tokens_BT: Tensor, directory: Path, precision: str, *, compiled: 
         loss = forward()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def litgpt_step(tokens_BT: Tensor, config: dict[str, Any], precision: str) -> Callable[[], float]:
+    """That of `litgpt pretrain`, with a model of the same shape and other weights."""
+    import torch
+    from lightning import Fabric  # pyright: ignore[reportMissingImports]
+    from litgpt import GPT, Config  # pyright: ignore[reportMissingImports]
+    from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed" if precision == "bf16" else "32-true")
+    model = GPT(
+        Config(
+            block_size=TOKENS,
+            vocab_size=config["vocab_size"],
+            padded_vocab_size=config["vocab_size"],
+            n_layer=config["num_hidden_layers"],
+            n_embd=config["hidden_size"],
+            n_head=config["num_attention_heads"],
+            n_query_groups=config["num_key_value_heads"],
+            intermediate_size=config["intermediate_size"],
+            norm_class_name="RMSNorm",
+            mlp_class_name="LLaMAMLP",
+            parallel_residual=False,
+            rotary_percentage=1.0,
+            bias=False,
+        )
+    )
+    model.lm_head.weight = model.transformer.wte.weight
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+    model, optimizer = fabric.setup(torch.compile(model), optimizer)
+    inputs_BT, targets_BT = tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
+
+    def step() -> float:
+        loss = chunked_cross_entropy(model(inputs_BT), targets_BT)
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
