@@ -1,0 +1,168 @@
+"""A step: a pure function from tables to tables, and the files that hold what it makes.
+
+What a task makes is named by a hash of the step, its version, its settings and what it was given. So a file is never
+out of date, work that is done is found again after a kill at any instant, and nothing depends on who did it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import pyarrow as pa
+
+from tallow.errors import DataError, writing
+from tallow.files import atomic_file, hash_value, read_json, write_json
+from tallow.recipe import Section
+
+AnyConfig = TypeVar("AnyConfig", bound=Section)
+Counts = Mapping[str, int | float]
+HINT = "remove it, and run the same command again"
+
+
+class Made(NamedTuple):
+    """A table that a step has made, and what it counted on the way."""
+
+    table: pa.Table
+    counts: Counts = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Step(Generic[AnyConfig]):
+    """A pure function from tables to tables.
+
+    Args:
+        name: Where it is: `module:attribute`, so that another process finds it.
+        version: To be raised whenever the same settings and tables give something else.
+        config: Class of its settings.
+        function: From its settings and the tables it is given to those that it makes, one after another.
+    """
+
+    name: str
+    version: int
+    config: type[AnyConfig]
+    function: Callable[[AnyConfig, Sequence[pa.Table]], Iterable[Made]]
+
+    @staticmethod
+    def find(name: str) -> Step[Any]:
+        module, _, attribute = name.partition(":")
+        step = getattr(import_module(module), attribute)
+        assert isinstance(step, Step)
+        assert step.name == name
+        return step
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table on disk.
+
+    Args:
+        path: An Arrow file; its name tells what made it of what.
+        rows: How many it has.
+        counts: What the step that made it has counted.
+    """
+
+    path: Path
+    rows: int
+    counts: Counts = field(default_factory=dict)
+
+    def read(self, batch: int | None = None) -> pa.Table:
+        """The table, mapped rather than read; or one of the pieces that its maker gave it, such as a bucket.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        try:
+            with pa.memory_map(str(self.path)) as file:
+                reader = pa.ipc.open_file(file)
+                return reader.read_all() if batch is None else pa.Table.from_batches([reader.get_batch(batch)])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path} is missing or damaged", HINT) from error
+
+
+class Input(NamedTuple):
+    """What a task is given: a part, or one piece of it."""
+
+    part: Part
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step's work on some parts."""
+
+    step: Step[Any]
+    config: Section
+    inputs: tuple[Input, ...]
+    directory: Path
+
+    @property
+    def key(self) -> str:
+        given = [[part.path.stem, batch] for part, batch in self.inputs]
+        return hash_value([self.step.name, self.step.version, self.config.result_settings(), given])[:32]
+
+    @property
+    def record(self) -> Path:
+        """The file that is there once all is made."""
+        return self.directory / f"{self.key}.json"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "step": self.step.name,
+            "config": self.config.model_dump(mode="json"),
+            "inputs": [[str(part.path), part.rows, batch] for part, batch in self.inputs],
+            "directory": str(self.directory),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Task:
+        step = Step[Any].find(value["step"])
+        inputs = tuple(Input(Part(Path(path), rows), batch) for path, rows, batch in value["inputs"])
+        return Task(step, step.config.model_validate(value["config"]), inputs, Path(value["directory"]))
+
+    def done(self) -> list[Part] | None:
+        """What was made, if all of it was."""
+        if not self.record.is_file():
+            return None
+        parts = [Part(self._path(number), **part) for number, part in enumerate(read_json(self.record)["parts"])]
+        return parts if all(part.path.is_file() for part in parts) else None
+
+    def perform(self) -> None:
+        """Do the work.
+
+        Raises:
+            TallowError: What the step says of its tables, or there is no room for what it makes.
+        """
+        tables = [part.read(batch) for part, batch in self.inputs]
+        parts = []
+        for number, (table, counts) in enumerate(self.step.function(self.config, tables)):
+            write_table(table, self._path(number))
+            parts.append({"rows": table.num_rows, "counts": dict(counts)})
+        write_json(self.record, {"step": self.step.name, "parts": parts})
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"{self.key}-{number:05}.arrow"
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table as an Arrow file, each of its chunks a piece of its own."""
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with (
+        writing(path),
+        atomic_file(path) as temporary,
+        open(temporary, "wb") as file,
+        pa.ipc.new_file(file, table.schema, options=options) as writer,
+    ):
+        writer.write_table(table)
+
+
+def pieces(table: pa.Table, starts: Sequence[int]) -> Iterator[pa.RecordBatch]:
+    """Rows from each start to the next one, in a batch of their own, also where there are none."""
+    for begin, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
+        yield from table.slice(begin, end - begin).combine_chunks().to_batches() or [
+            pa.RecordBatch.from_pylist([], schema=table.schema)
+        ]
