@@ -163,6 +163,9 @@ class JointOptimizer:
             for parameter, value in zip(self.parameters.values(), trained, strict=bool(averaging)):
                 parameter.copy_(value)
 
+    def take_weights(self) -> None:
+        """Go on from the weights that the parameters have by now, which someone else has changed."""
+
     def state(self) -> tuple[dict[str, Tensor], Structure]:
         """All that it remembers; the tensors of a parameter are named `<parameter>/<slot>`."""
         state: dict[str, Any] = {
