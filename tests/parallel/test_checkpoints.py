@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.parallel.layouts import alone, layers_for, make, make_updater, together, update
 
 from tallow.parallel import ALONE, Layout, ParallelConfig, World
+from tallow.train import checkpoint
 from tallow.train.checkpoint import Checkpoints
 
 Settings = dict[str, Any]
@@ -68,3 +70,23 @@ def test_goes_on_in_another_layout(kind: str, way: str, tmp_path: Path) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, atol=2e-4, rtol=0)
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def take_up_at_once(world: World, directory: Path) -> None:
+    publish = checkpoint.publish_directory
+
+    def publish_late(temporary: Path, path: Path) -> None:
+        time.sleep(0.5)
+        publish(temporary, path)
+
+    checkpoint.publish_directory = publish_late
+    layout = Layout(make("decoder", world.rank, 1), world=world)
+    updater = make_updater(layout, "decoder")
+    kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 2, layout.mesh)
+    kept.begin(1, {})
+    kept.finish()
+    assert kept.restore()[0] == 1
+
+
+def test_all_see_the_newest_however_long_the_main_process_takes_for_it(tmp_path: Path) -> None:
+    together(2, take_up_at_once, tmp_path)
