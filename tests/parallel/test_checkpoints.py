@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.parallel.layouts import alone, layers_for, make, make_updater, together, update
 
+from tallow.files import publish_directory
 from tallow.parallel import ALONE, Layout, ParallelConfig, World
 from tallow.train import checkpoint
 from tallow.train.checkpoint import Checkpoints
@@ -73,13 +74,11 @@ def test_goes_on_in_another_layout(kind: str, way: str, tmp_path: Path) -> None:
 
 
 def take_up_at_once(world: World, directory: Path) -> None:
-    publish = checkpoint.publish_directory
-
     def publish_late(temporary: Path, path: Path) -> None:
         time.sleep(0.5)
-        publish(temporary, path)
+        publish_directory(temporary, path)
 
-    checkpoint.publish_directory = publish_late
+    checkpoint.__dict__["publish_directory"] = publish_late
     layout = Layout(make("decoder", world.rank, 1), world=world)
     updater = make_updater(layout, "decoder")
     kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 2, layout.mesh)
