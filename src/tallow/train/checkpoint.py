@@ -67,7 +67,7 @@ class State(Section):
         parts: The `.json` files of all processes.
     """
 
-    format: Literal["tallow.checkpoint.v2"] = "tallow.checkpoint.v2"
+    format: Literal["tallow.checkpoint.v3"] = "tallow.checkpoint.v3"
     step: int
     counters: dict[str, Any]
     identity: dict[str, Any]

@@ -68,7 +68,7 @@ class Updater:
         file = MappedFile(offload.directory or directory) if offload.to_disk else None
         if file is not None and offload.parameters == "disk":
             LayerWeights(layout.layers, file)
-        self.optimizer = make_optimizer(self.parameters, config, file)
+        self.optimizer = make_optimizer(self.parameters, config, file, layout.shapes)
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = layout.device
