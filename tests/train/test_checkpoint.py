@@ -86,6 +86,17 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert kept.restore()[0] == 100000000
 
 
+def test_damaged_ones_of_later_steps_do_not_count_among_the_newest(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path, trained(0), keep=1)
+    for step in (3, 5):
+        save(checkpoints(tmp_path, trained(0), keep=2), step)
+    (tmp_path / "checkpoints" / "step-00000005" / TENSORS).unlink()
+    assert kept.restore()[0] == 3
+    save(kept, 4)
+    assert names(tmp_path) == ["step-00000004", "step-00000005"]
+    assert kept.restore()[0] == 4
+
+
 def test_nothing_there_is_step_zero(tmp_path: Path) -> None:
     assert checkpoints(tmp_path, trained(0)).restore() == (0, {})
 

@@ -78,7 +78,8 @@ def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
         return torch.empty_like(parameter.detach(), dtype=dtype)
     divided = {place.dim for place in parameter.placements if isinstance(place, Shard | _StridedShard)}
     if len(shape) == parameter.ndim and all(shape[number] == parameter.shape[number] for number in divided):
-        return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
+        empty = zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
+        return empty.to(parameter.device)  # which need not be that of the mesh
     return torch.empty(shape, dtype=dtype, device=parameter.device)
 
 
@@ -91,8 +92,8 @@ def with_share(tensor: Tensor, share: Tensor) -> Tensor:
     """A tensor divided as another one, of which this process has this share; the share where that one is whole."""
     if not isinstance(tensor, DTensor):
         return share
-    mesh, places = tensor.device_mesh, tensor.placements
-    return DTensor.from_local(share, mesh, places, run_check=False, shape=tensor.size(), stride=tensor.stride())
+    # `from_local` would bring a share on the CPU to the GPUs of the mesh
+    return DTensor(share, tensor._spec, requires_grad=False)
 
 
 def whole_tensor(tensor: DTensor) -> Tensor:

@@ -67,7 +67,7 @@ class State(Section):
         parts: The `.json` files of all processes.
     """
 
-    format: Literal["tallow.checkpoint.v2"] = "tallow.checkpoint.v2"
+    format: Literal["tallow.checkpoint.v3"] = "tallow.checkpoint.v3"
     step: int
     counters: dict[str, Any]
     identity: dict[str, Any]
@@ -164,7 +164,9 @@ class Checkpoints:
             write_json(temporary / STATE, state.model_dump(mode="json"))
             with writing(path):
                 publish_directory(temporary, path)
-            for _, old in self._present()[: -self.keep]:
+            # what is of a later step was passed over as damaged: it must not be kept in the place of better ones
+            earlier = [present for step, present in self._present() if step <= saving.step]
+            for old in earlier[: -self.keep]:
                 shutil.rmtree(old)
 
     def restore(self, before: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -176,6 +178,7 @@ class Checkpoints:
         Raises:
             UsageError: It is of a run with other settings.
         """
+        self.world.wait()  # until the main process has put the newest in its place
         for step, path in reversed(self._present()):
             if before is not None and step >= before:
                 continue

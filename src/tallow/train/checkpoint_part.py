@@ -84,6 +84,12 @@ class CheckpointPart:
             places |= {f"{prefix}{name}": tensor for name, tensor in weights.items()}
 
         tensors = read_shares(directory, lambda key, *_: places.get(key))
+        if self.outer is not None:
+            in_round = any(key.startswith(f"{prefix}{MODEL}") for key in tensors)
+            if not in_round:
+                self.outer.go_back()
+            elif saved != self.workers:
+                self.outer.step_from(lambda worker: self._weights(directory, worker), saved)
         start = f"{prefix}{OPTIMIZER}"
 
         def read(names: Collection[str]) -> dict[str, Tensor]:
@@ -98,13 +104,6 @@ class CheckpointPart:
             return {key.removeprefix(start): tensor for key, tensor in read_shares(directory, place).items()}
 
         self.optimizer.load_state(read, Structure.union(structures[source]))
-        if self.outer is None:
-            return
-        in_round = any(key.startswith(f"{prefix}{MODEL}") for key in tensors)
-        if not in_round:
-            self.outer.go_back()
-        elif saved != self.workers:
-            self.outer.step_from(lambda worker: self._weights(directory, worker), saved)
 
     def _weights(self, directory: Path, worker: int) -> dict[str, Tensor]:
         """What a worker had come to in the midst of a round."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
@@ -16,11 +16,14 @@ from tallow.train.optimizers.method import Common, Parameters
 from tallow.train.optimizers.on_host import HostOptimizer
 
 
-def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile | None = None) -> JointOptimizer:
+def make_optimizer(
+    parameters: Parameters, config: LoopConfig, file: MappedFile | None = None, names: Collection[str] | None = None
+) -> JointOptimizer:
     """The optimizer that the settings name.
 
     Args:
         file: Where that lies, or is to lie, which the settings want on disk.
+        names: Of all parameters that are trained, where other processes have some of them; None: there are no others.
 
     Raises:
         UsageError: A factor on learning rates is of no parameter.
@@ -31,7 +34,7 @@ def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile 
         weight_decay=config.weight_decay,
         betas=config.betas or config.optimizer.own_betas,
         epsilon=config.epsilon,
-        rate_factors=match_factors(config.learning_rate_factors, parameters),
+        rate_factors=match_factors(config.learning_rate_factors, names or parameters),
     )
     place = config.offload.state
     elsewhere = any(parameter.device.type != "cpu" for parameter in parameters.values())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from tallow.recipe import Section
 
 
@@ -25,6 +27,10 @@ class OffloadConfig(Section):
     state: Literal["none", "cpu", "disk"] = "none"
     parameters: Literal["none", "disk"] = "none"
     directory: Path | None = None
+
+    def state_is_with(self, device: torch.device) -> bool:
+        """Whether the state of what is trained on a device is in that device's memory."""
+        return self.state == "none" or (self.state == "cpu" and device.type == "cpu")
 
     @property
     def to_disk(self) -> bool:

@@ -80,6 +80,10 @@ class HostOptimizer(JointOptimizer):
     def load_state(self, read: Callable[[Collection[str]], Mapping[str, Tensor]], structure: Structure) -> None:
         """Go on from what was remembered, with the weights that the device has by now."""
         super().load_state(read, structure)
+        self.take_weights()
+
+    def take_weights(self) -> None:
+        """Go on from the weights that the parameters have by now, which someone else has changed."""
         self._copy([(twin, parameter) for parameter, twin in self._pairs.values()])
 
     def _take_gradients(self) -> None:
