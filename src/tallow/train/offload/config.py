@@ -16,14 +16,15 @@ class OffloadConfig(Section):
         state: Where the optimizer's state is: with the weights (`none`); in the memory of the CPU (`cpu`), where the
             update of weights that are on a GPU is then computed; or in a file of which that memory has a few tensors
             at a time, while the next are read ahead (`disk`).
-        parameters: Where the weights of the layers are: in memory (`none`), or in that file, of which memory has about
-            three layers at a time (`disk`). They must not be divided (`zero`, `tensor`, `expert`). Gradients stay.
+        parameters: Where the weights of the layers are, of which about three at a time are where they compute: there
+            (`none`); in the memory of the CPU (`cpu`), where also their gradients, state and updates are, which on a
+            CPU is no difference; or, on a CPU, in that file (`disk`), where gradients do not go.
         directory: Where the file is; None: in the run's directory. It has no name there, so that it is gone when the
             process is, however that ends; checkpoints hold what a run goes on from.
     """
 
     state: Literal["none", "cpu", "disk"] = "none"
-    parameters: Literal["none", "disk"] = "none"
+    parameters: Literal["none", "cpu", "disk"] = "none"
     directory: Path | None = None
 
     @property
