@@ -32,6 +32,18 @@ def test_what_is_on_disk_does_not_count() -> None:
     assert state - both == 4 * (6_163_712 - embeddings)
 
 
+def test_what_is_in_the_memory_of_the_cpu_does_not_count_on_a_gpu() -> None:
+    embeddings, weights = 4096 * 256 + 256, 6_163_712
+    for offload, spared in (
+        ({"state": "cpu"}, 8 * weights),
+        ({"parameters": "cpu"}, 8 * weights + 8 * (weights - embeddings)),
+    ):
+        loop = LoopConfig.model_validate({"offload": offload})
+        plain = training_bytes(SMALL, LoopConfig())
+        assert training_bytes(SMALL, loop) == plain
+        assert plain - training_bytes(SMALL, loop, on_gpu=True) == spared
+
+
 def test_all_experts_are_state_and_the_chosen_ones_compute() -> None:
     one, two = (
         SMALL.model_copy(update={"num_experts": 4, "experts_per_token": chosen, "num_layers": 1}) for chosen in (1, 2)

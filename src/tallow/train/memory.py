@@ -14,12 +14,15 @@ from tallow.parallel.world import number_of_processes
 from tallow.train.config import LoopConfig
 
 
-def training_bytes(config: ModelConfig, loop: LoopConfig) -> int:
+def training_bytes(config: ModelConfig, loop: LoopConfig, *, on_gpu: bool = False) -> int:
     """A low estimate: what the optimizer keeps, and what the backward pass needs of each layer.
 
     For each weight: itself and its gradient, in fp32, and the optimizer's state, but for what is on disk. For each
     token and layer, in bf16: input, normed input, queries, keys, values and output of attention, the same again of the
     feed-forward and three times its inner size. Then the logits of one piece, their softmax and their gradient.
+
+    Args:
+        on_gpu: It is a GPU's memory, in which is not what is offloaded to that of the CPU.
     """
     with torch.device("meta"):
         model = build(config)
@@ -28,8 +31,11 @@ def training_bytes(config: ModelConfig, loop: LoopConfig) -> int:
     tokens = (loop.micro_batch_size or loop.batch_size) * loop.sequence_length
     # two numbers more where workers have an outer optimizer: its momentum, and the weights that a round begins with
     outer = 8 if loop.parallel.local_steps > 1 else 0
-    state = (8 + outer + (0 if loop.offload.state == "disk" else loop.optimizer.state_bytes)) * weights
+    layers_on_host = on_gpu and loop.offload.parameters == "cpu"
+    state_elsewhere = loop.offload.state == "disk" or (on_gpu and loop.offload.state == "cpu") or layers_on_host
+    state = (8 + outer + (0 if state_elsewhere else loop.optimizer.state_bytes)) * weights
     state -= 4 * in_layers if loop.offload.parameters == "disk" else 0
+    state -= (8 + outer) * in_layers if layers_on_host else 0
     chosen = config.experts_per_token if isinstance(config, DecoderConfig) and config.num_experts else 1
     inner = config.intermediate_size * chosen
     activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * inner)
@@ -46,7 +52,7 @@ def check_memory(config: ModelConfig, loop: LoopConfig) -> None:
         UsageError: There is no such device.
     """
     on_gpu = training_device(loop.device).type == "cuda"
-    needed = training_bytes(config, loop)
+    needed = training_bytes(config, loop, on_gpu=on_gpu)
     present = machine_bytes("cuda") * number_of_processes() if on_gpu else machine_bytes()
     if needed > present:
         kind = "memory on GPUs" if on_gpu else "memory"

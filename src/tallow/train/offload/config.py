@@ -16,9 +16,9 @@ class OffloadConfig(Section):
         state: Where the optimizer's state is: with the weights (`none`); in the memory of the CPU (`cpu`), where the
             update of weights that are on a GPU is then computed; or in a file of which that memory has a few tensors
             at a time, while the next are read ahead (`disk`).
-        parameters: Where the weights of the layers are, of which about three at a time are where they compute: there
-            (`none`); in the memory of the CPU (`cpu`), where also their gradients, state and updates are, which on a
-            CPU is no difference; or, on a CPU, in that file (`disk`), where gradients do not go.
+        parameters: Where the weights of the layers are: with the model (`none`); in the memory of the CPU, with their
+            gradients and all updates, while a GPU has copies of about two layers at a time (`cpu`; on a CPU it does
+            nothing); or in that file, while the memory of the CPU, on which they must be, has about three (`disk`).
         directory: Where the file is; None: in the run's directory. It has no name there, so that it is gone when the
             process is, however that ends; checkpoints hold what a run goes on from.
     """

@@ -111,7 +111,7 @@ class WeightsOnHost:
             self._in_storage[self._copies[weight].storage] = weight
 
     def _compute(self, call: _Call, names: Sequence[str], weights: Sequence[nn.Parameter], *inputs: Any) -> Tensor:
-        copies = _Copied.apply(self, *weights)
+        copies = _Copied.apply(torch.zeros((), requires_grad=True), self, weights)
         return functional_call(call, dict(zip(names, copies, strict=True)), inputs)
 
     def _forget(self, tensor: Tensor) -> Tensor | _View:
@@ -174,10 +174,16 @@ class _Call(nn.Module):
 
 
 class _Copied(torch.autograd.Function):
-    """Copies of weights; their gradients go back all at once, when the last of them is known."""
+    """Copies of weights; their gradients go back all at once, when the last of them is known.
+
+    Autograd knows nothing of the weights: else it would say that their gradients are there when they have set out.
+    Instead it is given a number that wants a gradient, too.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, host: WeightsOnHost, *weights: nn.Parameter) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: FunctionCtx, _number: Tensor, host: WeightsOnHost, weights: Sequence[nn.Parameter]
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.host, ctx.weights = host, weights  # pyright: ignore[reportAttributeAccessIssue]
         copies = [host.copy_of(weight).detach() for weight in weights]
@@ -186,6 +192,6 @@ class _Copied(torch.autograd.Function):
         return tuple(copies)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None]:
         ctx.host.take_gradients(ctx.weights, gradients)
-        return (None, *(None for _ in gradients))
+        return None, None, None
