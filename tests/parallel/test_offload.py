@@ -37,7 +37,6 @@ BOTH = {"state": "disk", "parameters": "disk"}
 SHARDED, COPIES, SPLIT = {"zero": 3}, dict[str, Any](), {"tensor": 2}
 WAYS = {
     "sharded": Way(SHARDED, {}),
-    "sharded, state on disk": Way(SHARDED, {"state": "disk"}),
     "sharded, state on host and disk": Way(SHARDED, {"state": "disk"}, HostOptimizer),
     "sharded, weights on disk": Way(SHARDED, BOTH),
     "sharded, weights on host": Way(SHARDED, {}, layers_on_host=True),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 class Source(Protocol):
@@ -45,15 +46,20 @@ class LayerWeights:
             source.adopt(layer)
             _listen(layer, number, self)
 
-    def begin(self, number: int, following: int) -> None:
-        """A layer begins to compute, forward or backward; the one before it is done, and another follows."""
-        if (number, following) == (0, 1):  # weights may be others than in the pass before
-            done = list(self._layers)
-        else:
-            done = [layer for other, layer in enumerate(self._layers) if other == 2 * number - following]
-        for layer in done:
-            self._source.drop(layer)
-        if 0 <= following < len(self._layers):
+    def begin_forward(self, number: int) -> None:
+        """A layer begins to compute; the one before it is done, and the next follows."""
+        # as a pass begins weights may be others than in the pass before
+        for done in self._layers if number == 0 else self._layers[number - 1 : number]:
+            self._source.drop(done)
+        for following in self._layers[number + 1 : number + 2]:
+            self._source.want(following)
+
+    def begin_backward(self, number: int) -> None:
+        """Likewise in the backward pass, in which FSDP2 has by now gathered the layer that follows."""
+        for done in self._layers[number + 1 : number + 2]:
+            self._source.drop(done)
+        following = number - (2 if isinstance(self._layers[number], FSDPModule) else 1)
+        if following >= 0:
             self._source.want(self._layers[following])
 
 
@@ -61,10 +67,10 @@ def _listen(layer: nn.Module, number: int, weights: LayerWeights) -> None:
     """Tell when a layer begins to compute, in each direction."""
 
     def forward(_layer: nn.Module, _inputs: Any) -> None:
-        weights.begin(number, number + 1)
+        weights.begin_forward(number)
 
     def backward(_gradient: Tensor) -> None:
-        weights.begin(number, number - 1)
+        weights.begin_backward(number)
 
     def wait_for_gradient(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
         if output.requires_grad:
