@@ -195,12 +195,41 @@ class LoopConfig(Section):
                 f"{self.optimizer.name} keeps next to no state that could be offloaded",
                 "leave loop.offload.state out",
             )
+        place, parallel = self.offload.parameters, self.parallel
+        if place != "none" and (parallel.zero in (1, 2) or (parallel.zero and parallel.pipeline > 1)):
+            raise UsageError(
+                f"loop.offload.parameters {place} keeps few layers where they compute, but loop.parallel.zero "
+                f"{parallel.zero}{' in a pipeline' if parallel.pipeline > 1 else ''} gathers all of them there",
+                "set loop.parallel.zero to 3, without a pipeline, or to 0",
+            )
+        if place == "cpu":
+            self._can_have_layers_on_host()
         if self.offload.to_disk and self.save_in_background:
             raise UsageError(
                 "loop.save_in_background copies weights and state in memory, which loop.offload keeps out of it",
                 "leave one of them out",
             )
         return self
+
+    def _can_have_layers_on_host(self) -> None:
+        parallel = self.parallel
+        if self.optimizer.updates_in_backward:
+            raise UsageError(
+                f"{self.optimizer.name} updates weights where their gradients are computed, but with "
+                "loop.offload.parameters cpu they are elsewhere",
+                "choose another optimizer",
+            )
+        if parallel.tensor * parallel.pipeline * parallel.expert > 1 or parallel.compress != "none":
+            raise UsageError(
+                "loop.offload.parameters cpu is for layers that a process computes whole and whose gradients are "
+                "exchanged as they are, so not for loop.parallel.tensor, pipeline, expert and compress",
+                "leave one of them out",
+            )
+        if self.activation_mb is not None:
+            raise UsageError(
+                "loop.activation_mb is measured on layers whose weights stay, but loop.offload.parameters is cpu",
+                "leave it out: then all layers compute again",
+            )
 
     @model_validator(mode="after")
     def _trackers_are_there(self) -> Self:

@@ -30,6 +30,8 @@ def training_bytes(config: ModelConfig, loop: LoopConfig, device: torch.device =
     outer = 8 if loop.parallel.local_steps > 1 else 0
     state = (8 + outer + (loop.optimizer.state_bytes if loop.offload.state_is_with(device) else 0)) * weights
     state -= 4 * in_layers if loop.offload.parameters == "disk" else 0
+    layers_on_host = loop.offload.parameters == "cpu" and device.type != "cpu"
+    state -= (8 + outer) * in_layers if layers_on_host else 0
     chosen = config.experts_per_token if isinstance(config, DecoderConfig) and config.num_experts else 1
     inner = config.intermediate_size * chosen
     activations = 2 * tokens * config.num_layers * (8 * config.hidden_size + 3 * inner)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tallow.parallel.shares import own_share
 from tallow.train.config import LoopConfig
@@ -37,9 +38,11 @@ def make_optimizer(
         rate_factors=match_factors(config.learning_rate_factors, names or parameters),
     )
     place = config.offload.state
-    elsewhere = any(parameter.device.type != "cpu" for parameter in parameters.values())
-    kind = HostOptimizer if elsewhere and place != "none" else JointOptimizer
-    return kind(parameters, config.optimizer, common, file, state_to_file=place == "disk")
+    elsewhere = {name: parameter for name, parameter in parameters.items() if parameter.device.type != "cpu"}
+    if elsewhere and (place != "none" or len(elsewhere) < len(parameters)):
+        at_home = parameters.keys() - elsewhere.keys()
+        return HostOptimizer(parameters, config.optimizer, common, file, state_to_file=place == "disk", at_home=at_home)
+    return JointOptimizer(parameters, config.optimizer, common, file, state_to_file=place == "disk")
 
 
 def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: float, max_norm: float) -> None:
@@ -48,7 +51,10 @@ def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: flo
     Source of clipping by global norm: arXiv 1211.5063, section 3.2.
     """
     scale = min(1.0, max_norm / norm) / count if norm > 0 else 1.0
-    shares = [own_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    if shares:
+    shares: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            shares[parameter.grad.device].append(own_share(parameter.grad))
+    for found in shares.values():
         # in few calls, since to give a GPU each takes long; the name is public to those who write optimizers
-        torch._foreach_mul_(shares, scale)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(found, scale)  # pyright: ignore[reportPrivateImportUsage]

@@ -20,4 +20,5 @@ def lay_out(model: Layered, config: LoopConfig, world: World) -> Layout:
     device = training_device(config.device)
     if config.precision == "float8":
         use_float8(model, device, config.parallel.tensor)
-    return Layout(model, config.parallel, world, device)
+    on_host = config.offload.parameters == "cpu" and device.type != "cpu"
+    return Layout(model, config.parallel, world, device, layers_on_host=on_host)

@@ -20,6 +20,8 @@ from tallow.train.config import LoopConfig
 from tallow.train.loss_scale import LossScale
 from tallow.train.offload.layer_weights import LayerWeights
 from tallow.train.offload.mapped_file import MappedFile
+from tallow.train.offload.weights_on_disk import WeightsOnDisk
+from tallow.train.offload.weights_on_host import WeightsOnHost
 from tallow.train.optimizer import average_and_clip, make_optimizer
 from tallow.train.precision import Precision, autocast, half_precision
 
@@ -67,7 +69,9 @@ class Updater:
         offload = config.offload
         file = MappedFile(offload.directory or directory) if offload.to_disk else None
         if file is not None and offload.parameters == "disk":
-            LayerWeights(layout.layers, file)
+            LayerWeights(layout.layers, WeightsOnDisk(file))
+        if layout.layers_on_host and not layout.config.zero:
+            LayerWeights(layout.layers, WeightsOnHost(layout.device))
         self.optimizer = make_optimizer(self.parameters, config, file, layout.shapes)
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
