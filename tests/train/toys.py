@@ -15,7 +15,10 @@ from tallow.run import StageRun
 from tallow.train.config import LoopConfig
 
 VOCABULARY = 8
-TIMINGS = {"tokens_per_s", "flops_per_s", "step_s", "data_wait", "mfu", "memory_bytes", "peak_memory_bytes"}
+TIMINGS = {
+    *("tokens_per_s", "flops_per_s", "step_s", "data_wait", "mfu", "memory_bytes", "peak_memory_bytes"),
+    *("compile_s", "background_compile_s"),
+}
 """Metrics that are others each time."""
 
 
