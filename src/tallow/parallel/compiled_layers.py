@@ -7,6 +7,7 @@ between compiled parts: they have kernels of their own, and shapes that are othe
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -35,6 +36,7 @@ class CompiledLayers:
     """
 
     def __init__(self, layers: Sequence[nn.Module], *, any_rows: bool) -> None:
+        copyreg.pickle(torch.memory_format, _by_name)
         self.any_rows = any_rows
         self._settings: AbstractContextManager[object] | None = None
         self._shape: torch.Size | None = None
@@ -54,8 +56,9 @@ class CompiledLayers:
     def begin(self) -> None:
         """Go over to the compiled form, which is made when a layer is called next."""
         # what is around the attention within its block and what is around that block become one part, not two
-        self._settings = dynamo.patch(nested_graph_breaks=True)
-        self._settings.__enter__()
+        settings = dynamo.patch(nested_graph_breaks=True)
+        settings.__enter__()
+        self._settings = settings
 
     def forget(self) -> None:
         """Go back to the plain form for good, and give back the memory of what was compiled."""
@@ -73,6 +76,19 @@ class CompiledLayers:
         if x_BTD.shape[first:] != self._shape[first:]:
             return plain(x_BTD, *others)
         return compiled(x_BTD, *others[:-1], _Opaque(others[-1]))
+
+
+def _by_name(value: torch.memory_format) -> tuple[Callable[[str], torch.memory_format], tuple[str]]:
+    """How memory formats are written into the keys of PyTorch's cache.
+
+    Without this it would be with the name of the first module that has a `torch` in it. So processes that have imported
+    other modules first would not find what others have compiled.
+    """
+    return _memory_format, (str(value).removeprefix("torch."),)
+
+
+def _memory_format(name: str) -> torch.memory_format:
+    return getattr(torch, name)
 
 
 class _Opaque:
