@@ -51,13 +51,14 @@ class Ledger:
     """What a stage has cost so far; it adds up over interruptions.
 
     Times are seconds, memory bytes, energy joules (None where the machine does not tell), cost in
-    the currency of `price_per_hour`.
+    the currency of `price_per_hour`. `compile_s` is the part of `wall_s` in which the work waited for a compiler.
     """
 
     tokens: int = 0
     flops: float = 0.0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    compile_s: float = 0.0
     peak_rss_bytes: int = 0
     peak_gpu_bytes: int = 0
     energy_j: float | None = None

@@ -43,6 +43,8 @@ def gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 def gated(gate_up: tuple[Tensor, Tensor], activation: Activation, down: Callable[[Tensor], Tensor]) -> Tensor:
     """`down(gate(…))`; the product between them, which costs next to nothing, is made again for the backward pass."""
     product = gate(*gate_up, activation)
+    if torch.compiler.is_compiling():  # the compiler chooses by itself what is kept
+        return down(product)
     with training.making_again(product):
         return down(product)
 

@@ -64,6 +64,9 @@ class LoopConfig(Section):
             with it, which is measured, and written into `recipe.yaml`. With `fp16` the loss is scaled as its gradients
             need it. `float8`, for GPUs from Ada and Hopper on, is bf16 with products of 8-bit floats in the linear
             layers (arXiv 2209.05433). Weights and their updates are always fp32.
+        compile: Whether layers compute in the form that `torch.compile` makes of them: never (`none`), from the first
+            step on, before which training waits (`ahead`), or as soon as another process has compiled them
+            (`background`). It pays on a GPU; on a CPU tallow's own kernels are faster. Needs a C++ compiler.
         anomalies: What becomes of bad batches.
         trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
             Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).
@@ -87,6 +90,7 @@ class LoopConfig(Section):
     incidental = frozenset(
         (
             "device",
+            "compile",
             "micro_batch_size",
             "trackers",
             "log_every",
@@ -120,6 +124,7 @@ class LoopConfig(Section):
     clip_norm: PositiveFloat = 1.0
     device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "float8"] = "auto"
+    compile: Literal["none", "ahead", "background"] = "none"
     anomalies: AnomalyConfig = AnomalyConfig()
 
     trackers: tuple[TrackerName, ...] = ()
@@ -185,6 +190,31 @@ class LoopConfig(Section):
             raise UsageError(
                 "the schedule zero_bubble goes back through each layer twice, which loop.recompute selective cannot",
                 "set loop.recompute to block, or loop.parallel.schedule to interleaved",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_compile(self) -> Self:
+        if self.compile == "none":
+            return self
+        for setting in ("pipeline", "tensor"):
+            if getattr(self.parallel, setting) > 1:
+                raise UsageError(
+                    f"loop.compile {self.compile} is for layers that a process has whole, but loop.parallel.{setting} "
+                    "divides them",
+                    "leave one of them out",
+                )
+        if self.recompute == "selective":
+            raise UsageError(
+                "compiled layers choose by themselves what they compute again rather than keep, which loop.recompute "
+                "selective would forbid them",
+                "set loop.recompute to none or block, or loop.compile to none",
+            )
+        if self.compile == "background" and self.parallel.compress != "none":
+            raise UsageError(
+                "loop.compile background tries the compiled layers in the midst of the run, which what "
+                f"loop.parallel.compress {self.parallel.compress} remembers does not survive",
+                "set loop.compile to ahead",
             )
         return self
 
