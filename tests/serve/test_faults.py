@@ -260,7 +260,7 @@ def test_a_template_is_tried_before_the_first_conversation(
 
 
 def test_who_waits_for_a_model_is_told_when_it_is_unloaded(serve: Callable[..., Served], admin: Admin) -> None:
-    served = serve(*admin.arguments)
+    served = serve(*admin.arguments, by_command=True)  # whose engine takes its time to load
     assert admin.post(served, "/unload").json() == {"state": "unloaded"}
     answers: list[httpx.Response] = []
 
@@ -465,7 +465,7 @@ def small_socket(served: Served) -> socket.socket:
 
 def test_soak(serve: Callable[..., Served]) -> None:
     """2,000 requests of all kinds, one crash: each is answered or accounted for, and nothing is left behind."""
-    served = serve("--set", "serve.limits.requests=20")
+    served = serve("--set", "serve.limits.requests=20", by_command=True)
     outcomes = asyncio.run(_soak(served))
     assert sum(outcomes.values()) == SOAK_REQUESTS
     assert set(outcomes) <= {200, 400, 404, 408, 413, 429, 500, 503, "left", "broken off"}, outcomes
