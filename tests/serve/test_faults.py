@@ -490,12 +490,15 @@ async def _soak(served: Served) -> Counter[int | str]:
             if number in (SOAK_REQUESTS // 4, SOAK_REQUESTS - 1):
                 memory.append(_rss(served.process.pid))
             outcomes[await _one(client, chance)] += 1
-            status = (await client.get("/health")).json()["status"]
-            assert status in ("ready", "loading")
 
-    limits = httpx.Limits(max_connections=SOAK_CLIENTS)
+    async def watch(client: httpx.AsyncClient) -> None:
+        while sum(outcomes.values()) < SOAK_REQUESTS:
+            assert (await client.get("/health")).json()["status"] in ("ready", "loading")
+            await asyncio.sleep(0.01)
+
+    limits = httpx.Limits(max_connections=SOAK_CLIENTS + 1)
     async with httpx.AsyncClient(base_url=served.url, timeout=60, limits=limits) as client:
-        await asyncio.gather(*(worker(client) for _ in range(SOAK_CLIENTS)))
+        await asyncio.gather(watch(client), *(worker(client) for _ in range(SOAK_CLIENTS)))
     assert memory[1] - memory[0] < MOST_GROWTH
     return outcomes
 
