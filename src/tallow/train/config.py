@@ -175,6 +175,18 @@ class LoopConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits_division(self) -> Self:
+        parallel = self.parallel
+        divides = {"zero": parallel.zero > 0, "tensor": parallel.tensor > 1, "expert": parallel.expert > 1}
+        for setting in self.optimizer.cannot_divide:
+            if divides[setting]:
+                raise UsageError(
+                    f"{self.optimizer.name} needs whole matrices, which loop.parallel.{setting} divides",
+                    "choose another optimizer, such as muon, or divide by loop.parallel.pipeline or context",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _can_recompute(self) -> Self:
         if self.activation_mb is not None and self.recompute == "none":
             raise UsageError(
