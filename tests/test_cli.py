@@ -468,7 +468,7 @@ def test_output_that_finds_no_room(workplace: Path, as_json: bool) -> None:
         command = [sys.executable, "-c", "from tallow.cli import main; main()", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 4
-    assert "error: no space left on the disk for the output" in done.stderr
+    assert "error: no space left on the disk while writing the output" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from tallow.console import is_main_process
-from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError
+from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError, no_room
 
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -108,8 +107,8 @@ def _as_tallow_error(error: BaseException) -> TallowError:
     if isinstance(error, TyperException):
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapacityError("no space left on the disk for the output", "free some space or write it elsewhere")
+    if isinstance(error, OSError) and (full := no_room(error, str(error.filename or "the output"))) is not None:
+        return full
     if isinstance(error, OSError) and error.filename is not None:
         return DataError(f"{error.filename}: {error.strerror}", "check that it exists and may be read")
     if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory", str(error), re.IGNORECASE):
