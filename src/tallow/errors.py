@@ -67,6 +67,10 @@ class Interrupted(TallowError):
     exit_code = 5
 
 
+class WaitedInVain(Interrupted):
+    """Other processes did not come, the main one perhaps: whoever waited says so."""
+
+
 @contextmanager
 def reading(path: Path | str, what: str) -> Iterator[None]:
     """Turn the operating system's complaints while reading `path` into a `DataError`."""

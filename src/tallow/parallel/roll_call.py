@@ -12,7 +12,7 @@ from datetime import timedelta
 from torch.distributed import DistError, distributed_c10d
 from torch.distributed.distributed_c10d import Store
 
-from tallow.errors import Interrupted
+from tallow.errors import WaitedInVain
 from tallow.parallel.world import PATIENCE, World
 
 TIMED_OUT = "Timed out"
@@ -44,7 +44,7 @@ class RollCall:
         """Within this block no process waits for longer than the limit.
 
         Raises:
-            Interrupted: It has. The message names the operation and the processes that did not come.
+            WaitedInVain: It has. The message names the operation and the processes that did not come.
         """
         if self.world.size == 1:
             yield
@@ -56,7 +56,7 @@ class RollCall:
             except RuntimeError as error:
                 if TIMED_OUT not in str(error):
                     raise
-                raise Interrupted(
+                raise WaitedInVain(
                     f"process {self.world.rank} has waited {self.timeout_s:g} s for others in {self.doing}; "
                     f"{self._absent()}",
                     "see whether they hang, raise loop.parallel.timeout_s if they are only slow, then run the same "
