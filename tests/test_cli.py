@@ -473,6 +473,18 @@ def test_output_that_finds_no_room(workplace: Path, as_json: bool) -> None:
     assert "Exception" not in done.stderr
 
 
+def test_a_place_where_a_run_cannot_be(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "x.txt").write_text("some text to prepare")
+    (workplace / "r").mkdir()
+    (workplace / "r" / "prepare").write_text("a file")
+    for place, named in (("r", "r/prepare"), ("long" * 100, "longlong")):
+        settings = ["--set", "prepare.sources=[x.txt]", "--set", "prepare.validation_fraction=0"]
+        assert run_tallow(monkeypatch, "prepare", *settings, "--run", place) == 2
+        assert named in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("override", ["limits.requests=5", "nosuch=1", "serve=5"])
 def test_serve_refuses_sections_that_there_are_not(override: str) -> None:
     with pytest.raises(UsageError, match=r"unknown section|must be a mapping"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -148,6 +149,8 @@ def _as_tallow_error(error: BaseException) -> TallowError:
         return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
     if isinstance(error, OSError) and (full := no_room(error, str(error.filename or "the output"))) is not None:
         return full
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
+        return UsageError(f"{error.filename}: {error.strerror}", "choose another place")
     if isinstance(error, OSError) and error.filename is not None:
         return DataError(f"{error.filename}: {error.strerror}", "check that it exists and may be read")
     if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory", str(error), re.IGNORECASE):
