@@ -128,8 +128,13 @@ def parse_section(kind: type[SectionType], values: Mapping[str, Any] | None, nam
     try:
         return kind.model_validate(values or {})
     except ValidationError as error:
-        problems = [_describe(kind, name, problem) for problem in error.errors()[:3]]
-        raise UsageError("; ".join(problems), "correct it in the recipe, or by --set") from error
+        problems: dict[str, list[str]] = {}
+        for problem in error.errors():
+            place, complaint = _describe(kind, name, problem, values or {})
+            problems.setdefault(place, []).append(complaint)
+        # of a setting that may be one of several kinds, each kind complains
+        said = [place + ", or ".join(complaints) for place, complaints in problems.items()]
+        raise UsageError("; ".join(said[:3]), "correct it in the recipe, or by --set") from error
 
 
 def replace_settings(section: SectionType, settings: Mapping[str, Any]) -> SectionType:
@@ -154,14 +159,24 @@ def dump_recipe(values: Mapping[str, Any]) -> str:
     return text
 
 
-def _describe(kind: type[Section], name: str, problem: Any) -> str:
-    place = ".".join([name, *(str(part) for part in problem["loc"])])
+def _describe(kind: type[Section], name: str, problem: Any, values: Mapping[str, Any]) -> tuple[str, str]:
+    """The setting that a problem is with, and the complaint."""
+    parts, value = [name], values
+    for part in problem["loc"]:
+        if not isinstance(value, Mapping | list | tuple):
+            break  # what follows is pydantic's name of a kind of value
+        parts.append(str(part))
+        if isinstance(value, Mapping):
+            value = value.get(part, value)
+        elif isinstance(part, int) and part < len(value):
+            value = value[part]
+    place = ".".join(parts)
     if problem["type"] == "extra_forbidden":
         known = ", ".join(sorted(kind.model_fields)) if len(problem["loc"]) == 1 else ""
-        return f"unknown setting {place}" + (f" (known: {known})" if known else "")
+        return f"unknown setting {place}", f" (known: {known})" if known else ""
     if problem["type"] == "missing":
-        return f"setting {place} is required"
-    return f"setting {place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        return f"setting {place}", " is required"
+    return f"setting {place}: ", f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _copy(values: Any) -> Any:

@@ -21,7 +21,7 @@ from tests.train.toys import (
 from torch import Tensor, nn
 
 from tallow.data.batch import Packed
-from tallow.errors import Interrupted, TallowError
+from tallow.errors import DataError, Interrupted, TallowError
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.objectives.causal import causal
@@ -132,6 +132,14 @@ def test_a_spike_is_left_out(tmp_path: Path) -> None:
     assert noted["step"] == 105
     assert noted["reason"].endswith("is a spike")
     assert noted["loss"] > 1.5
+
+
+def test_a_model_that_is_broken_from_the_start_is_named(tmp_path: Path) -> None:
+    config, model = loop_config(), tiny_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(DataError, match="model that training starts from"):
+        train(Layout(model), causal, markov_batches(config), config, new_run(tmp_path))
 
 
 def test_more_bad_batches_than_are_borne_end_the_run(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tallow.engine.choices import Device
 from tallow.errors import UsageError
@@ -138,7 +138,7 @@ class LoopConfig(Section):
     activation_mb: PositiveFloat | Literal["auto"] | None = None
     offload: OffloadConfig = OffloadConfig()
     parallel: ParallelConfig = ParallelConfig()
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
     @property
     def own_schedule(self) -> str:

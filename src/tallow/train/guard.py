@@ -13,7 +13,7 @@ from typing import Any
 
 from tallow.console import say
 from tallow.data.batch import Packed
-from tallow.errors import TallowError
+from tallow.errors import DataError, TallowError
 from tallow.parallel import World
 from tallow.parallel.shares import own_share
 from tallow.run import StageRun
@@ -139,7 +139,8 @@ class Guard:
             The step to go on after, and the tokens until then; None if there is no such checkpoint.
 
         Raises:
-            TallowError: There is none, and the weights are not finite.
+            DataError: The weights that the run began with are not finite.
+            TallowError: There is no such checkpoint, and the weights are not finite.
         """
         checkpoints.finish()
         everyone = self.workers.everyone
@@ -153,6 +154,11 @@ class Guard:
             done, counters = checkpoints.restore(before=done)
         if not done:
             if self._weights_broken(everyone):
+                if first_bad == 1:  # before any update
+                    raise DataError(
+                        "the model that training starts from has weights that are not finite",
+                        "take another one, or mend it",
+                    )
                 raise _diverged(step, "the weights are not finite", "no checkpoint has better ones")
             return None
         self.weights_broken = False
