@@ -60,15 +60,22 @@ def learned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in others_each_time} for record in records]
 
 
+def all_at_once(**settings: object) -> LoopConfig:
+    """Micro-batches of three rows and of two, and layers that compute again."""
+    rows = {"batch_size": 5, "micro_batch_size": 3, "recompute": "block"}
+    return loop_config(steps=STEPS, **rows, **settings)
+
+
 @pytest.fixture(scope="module")
 def ahead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, list[dict[str, Any]], StageRun]:
+    """Of a mixture of experts, which stay as they are between what is compiled."""
     counters.clear()
-    return trained(tmp_path_factory.mktemp("ahead"), loop_config(steps=STEPS, compile="ahead"))
+    return trained(tmp_path_factory.mktemp("ahead"), all_at_once(compile="ahead"), num_experts=4)
 
 
 def test_compiled_layers_learn_the_same(tmp_path: Path, ahead: tuple[Decoder, list[dict[str, Any]], StageRun]) -> None:
     _, records, run = ahead
-    _, plain, _ = trained(tmp_path, loop_config(steps=STEPS))
+    _, plain, _ = trained(tmp_path, all_at_once(), num_experts=4)
     assert losses(records) == pytest.approx(losses(plain), abs=1e-5)
     assert losses(records) != losses(plain), "what is compiled rounds in another way"
     assert records[0]["compile_s"] > 0
@@ -79,7 +86,7 @@ def test_compiled_layers_learn_the_same(tmp_path: Path, ahead: tuple[Decoder, li
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, ahead: tuple[Decoder, list[dict[str, Any]], StageRun]
 ) -> None:
-    config = loop_config(steps=STEPS, compile="ahead", save_every=3)
+    config = all_at_once(compile="ahead", save_every=3)
     plain = markov_batches(config)
 
     def dying(step: int) -> list[Packed]:
@@ -88,20 +95,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         return plain(step)
 
     with pytest.raises(InterruptedError):
-        trained(tmp_path, config, dying)
-    model, records, _ = trained(tmp_path, config)
+        trained(tmp_path, config, dying, num_experts=4)
+    model, records, _ = trained(tmp_path, config, num_experts=4)
     assert torch.equal(weights(model), weights(ahead[0]))
     assert learned(records) == learned(ahead[1])
-
-
-def test_mixtures_recomputation_and_batches_of_any_size_learn_the_same(tmp_path: Path) -> None:
-    """Experts stay as they are; what is compiled for micro-batches of three rows takes those of two, too."""
-    settings = {"steps": 3, "batch_size": 5, "micro_batch_size": 3, "recompute": "block"}
-    _, plain, _ = trained(tmp_path / "plain", loop_config(**settings), num_experts=4)
-    counters.clear()
-    config = loop_config(**settings, compile="ahead")
-    _, records, _ = trained(tmp_path / "compiled", config, num_experts=4)
-    assert losses(records) == pytest.approx(losses(plain), abs=1e-5)
 
 
 class Watched(CompileProcess):
@@ -145,10 +142,9 @@ def test_what_is_compiled_in_the_background_is_taken_up(
     }
     counters.clear()
     _, records, run = trained(tmp_path / "run", config, with_events(config, events))
-    assert found["fxgraph_cache_hit"] == 4, "forward and backward, before attention and after it"
     assert "fxgraph_cache_miss" not in found
     assert [record["step"] for record in records if "compile_s" in record] == [5]
-    assert records[4]["background_compile_s"] > 0
+    assert 0 < records[4]["compile_s"] < records[4]["background_compile_s"]
     assert run.ledger.compile_s == pytest.approx(records[4]["compile_s"], abs=0.01)
     assert "from step 5 on the layers are compiled" in capsys.readouterr().err
     _, plain, _ = trained(tmp_path / "plain", loop_config(steps=STEPS, sequence_length=12))
