@@ -30,18 +30,19 @@ from tallow.files import (
     atomic_file,
     file_stamps,
     hash_path,
-    hash_value,
     read_json,
     write_json,
     write_text,
 )
 from tallow.recipe import Section, dump_recipe, replace_settings
+from tallow.work import Work, fingerprint_stage
 
 RAPL = Path("/sys/class/powercap")
 RECIPE = "recipe.yaml"
 STARTED = "started.json"
 PLAN = "plan.json"
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.02
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 LINEAGE = "lineage.json"
 
@@ -124,24 +125,31 @@ class StageRun:
         finally:
             os.close(handle)
 
-    def begin(self, stage: str, config: Section, fingerprint: str) -> None:
+    def begin(self, stage: str, config: Section, inputs: Mapping[str, str]) -> None:
         """Make the directory ready for one piece of work.
 
-        What an interrupted run of the same work left is kept, to be resumed; what other work left is removed.
+        What a run of the same work left is kept, to be gone on from, whatever `config.finishing` says; what other work
+        left is removed, but for checkpoints of work that is not finished.
+
+        Args:
+            inputs: Content hash of each input, as `fingerprint_stage` takes them.
 
         Raises:
-            UsageError: The directory holds files that no stage wrote.
+            UsageError: The directory holds files that no stage wrote, or checkpoints of unfinished other work.
         """
-        started = self.directory / STARTED
+        started, work = self.directory / STARTED, Work.of(stage, config, inputs)
         self._remove_leftovers()
-        same_work = _read_mark(started).get("fingerprint") == fingerprint
+        begun = _read_mark(started)
+        same_work = begun.get("fingerprint") == work.fingerprint
+        if self.resume and not same_work:
+            self._refuse_to_lose(begun, work)
         if not (same_work and self.resume):
             self._clear()
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / LINEAGE).unlink(missing_ok=True)
         # first of all files: it tells that the directory is ours, whenever we are killed
-        write_json(started, {"fingerprint": fingerprint})
+        write_json(started, {"fingerprint": work.fingerprint, **asdict(work)})
         self._work = stage, config
         self._save_recipe()
         forget_peak_rss()
@@ -189,6 +197,21 @@ class StageRun:
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink(missing_ok=True)
+
+    def _refuse_to_lose(self, begun: Mapping[str, Any], work: Work) -> None:
+        if _read_mark(self.directory / LINEAGE) or not any((self.directory / CHECKPOINTS).glob("step-*")):
+            return
+        differing = work.differences(begun)
+        if not differing:
+            raise UsageError(
+                f"{self.directory} holds checkpoints, but {STARTED} does not tell what they are of",
+                "choose another directory with --run, or begin anew with --fresh",
+            )
+        raise UsageError(
+            f"{self.directory} holds checkpoints of a run that is not finished and had other settings: "
+            + ", ".join(differing),
+            "give the old ones to go on, choose another directory with --run, or begin anew with --fresh",
+        )
 
     def _clear(self) -> None:
         if not self.directory.exists():
@@ -303,19 +326,6 @@ def _lock(handle: int) -> None:
 def lock_path(directory: Path) -> Path:
     """The file that is locked while a process works in a stage's directory."""
     return directory.with_name(f".{directory.name}.lock")
-
-
-def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) -> str:
-    """Identity of a piece of work: the stage, its settings, and the content of its inputs.
-
-    Args:
-        stage: The stage's name.
-        config: The resolved settings; the fields named in `inputs` count by content, not by path.
-        inputs: Content hash of each input, by the name of its setting (`models.tune` for an entry of `models`).
-    """
-    by_content = {name.partition(".")[0] for name in inputs}
-    settings = {key: value for key, value in config.result_settings().items() if key not in by_content}
-    return hash_value({"stage": stage, "settings": settings, "inputs": dict(inputs)})
 
 
 def hash_input(path: Path) -> str:
