@@ -11,6 +11,7 @@ from tallow import run as run_module
 from tallow.errors import UsageError
 from tallow.recipe import Section
 from tallow.run import StageRun, hash_input
+from tallow.train.anomaly_log import AnomalyLog
 from tallow.work import fingerprint_stage
 
 
@@ -221,3 +222,37 @@ def test_a_new_price_is_the_price_of_finished_work(tmp_path: Path) -> None:
     ledger = json.loads((tmp_path / "s" / "ledger.json").read_text())
     assert ledger["cost"] == pytest.approx(2 * ledger["wall_s"])
     assert later.finished("f1") is not None
+
+
+@pytest.mark.parametrize("damage", ['{"tokens": 5', '{"tokens": 5, "colour": 1}', '{"tokens": "many"}', "[]"])
+def test_a_damaged_ledger_does_not_block_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    config = Config(source=tmp_path)
+    StageRun(tmp_path / "s").begin("s", config, {})
+    (tmp_path / "s" / "ledger.json").write_text(damage)
+    run = StageRun(tmp_path / "s", price_per_hour=2.0)
+    run.begin("s", config, {})
+    assert (run.ledger.tokens, run.ledger.price_per_hour) == (0, 2.0)
+    assert "ledger.json is damaged" in capsys.readouterr().err
+
+
+def test_damaged_metrics_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = StageRun(tmp_path)
+    run.log(step=1)
+    with run.metrics_path.open("ab") as file:
+        file.write(b'[1]\n\xff\xfe\n{"step": "x"}\n')
+    run.log(step=2)
+    assert [record["step"] for record in run.metrics()] == [1, 2]
+    run.rewind_metrics(1)
+    assert run.metrics() == [{"step": 1}]
+    assert "passed over 3 damaged lines" in capsys.readouterr().err
+
+
+def test_damaged_anomalies_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AnomalyLog(tmp_path)
+    log.path.write_bytes(b'{"action": "skipped"}\n\xff\n')
+    log.rolled_back(3, 1, 2)
+    log.rewind(3, ())
+    assert [record["step"] for record in log.read()] == [3]
+    assert "passed over 2 damaged lines" in capsys.readouterr().err

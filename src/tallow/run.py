@@ -19,10 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import tallow
-from tallow.console import is_main_process
+from tallow.console import is_main_process, say
 from tallow.errors import DataError, UsageError, writing
 from tallow.files import (
     PARTIAL,
@@ -31,6 +33,7 @@ from tallow.files import (
     file_stamps,
     hash_path,
     read_json,
+    read_records,
     write_json,
     write_text,
 )
@@ -54,6 +57,8 @@ class Ledger:
     Times are seconds, memory bytes, energy joules (None where the machine does not tell), cost in
     the currency of `price_per_hour`. `compile_s` is the part of `wall_s` in which the work waited for a compiler.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     tokens: int = 0
     flops: float = 0.0
@@ -234,19 +239,14 @@ class StageRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole records of metrics.jsonl, oldest first."""
-        if not self.metrics_path.exists():
-            return []
-        records = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:  # a line cut short when the process was killed
-                continue
-        return records
+        return read_records(self.metrics_path)[0]
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the records of steps after `step` (a resumed run measures them again)."""
-        kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+        records, damaged = read_records(self.metrics_path)
+        if damaged:
+            say(f"passed over {damaged:,} damaged lines of {self.metrics_path}")
+        kept = [record for record in records if record.get("step", 0) <= step]
         with atomic_file(self.metrics_path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
@@ -266,14 +266,17 @@ class StageRun:
         """Take up the ledger of the interrupted run that this one continues."""
         path = self.directory / "ledger.json"
         if path.exists():
-            saved = read_json(path, "ledger")
-            saved.pop("cost", None)
-            self.ledger = Ledger(**{**saved, "price_per_hour": self.price_per_hour})
+            try:
+                saved = read_json(path, "ledger")
+                saved.pop("cost", None)
+                self.ledger = TypeAdapter(Ledger).validate_python(saved)
+            except (DataError, ValidationError):
+                say(f"{path} is damaged, so the cost is counted from now on")
+            self.ledger.price_per_hour = self.price_per_hour
 
     def reprice(self) -> None:
         """Bring the cost of finished work up to the present price."""
-        saved = read_json(self.directory / "ledger.json", "ledger")
-        if saved["price_per_hour"] != self.price_per_hour:
+        if _read_mark(self.directory / "ledger.json").get("price_per_hour") != self.price_per_hour:
             self._load_ledger()
             write_json(self.directory / "ledger.json", {**asdict(self.ledger), "cost": self.ledger.cost})
 
