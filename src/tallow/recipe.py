@@ -25,12 +25,19 @@ class Section(BaseModel):
     incidental: ClassVar[frozenset[str]] = frozenset()
     """Settings that change how a result comes about, but not the result."""
 
+    finishing: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change the result only when its work is done, so that interrupted work can go on with others."""
+
     def result_settings(self) -> dict[str, Any]:
         """The settings that the result depends on, as JSON values."""
         values = self.model_dump(mode="json", exclude=set(self.incidental))
         return values | {
             name: part.result_settings() for name, part in self if isinstance(part, Section) and name in values
         }
+
+    def work_settings(self) -> dict[str, Any]:
+        """Those of them that what is done before the end depends on."""
+        return {name: value for name, value in self.result_settings().items() if name not in self.finishing}
 
 
 LINE_BREAKS_BEYOND_ASCII = "\x85\u2028\u2029"

@@ -154,6 +154,20 @@ def test_more_bad_batches_than_are_borne_end_the_run(tmp_path: Path) -> None:
         trained(tmp_path / "none", loop_config(anomalies={"budget": 0}), {1})
 
 
+def test_a_run_of_mostly_bad_batches_is_not_done(tmp_path: Path) -> None:
+    config = loop_config(anomalies={"patience": 99})
+    for _ in range(2):  # also when it goes on from its last checkpoint
+        with pytest.raises(TallowError, match="diverged at step 12: 11 of 12 batches were left out"):
+            trained(tmp_path, config, range(2, 13))
+
+
+def test_the_result_tells_what_was_left_out(tmp_path: Path) -> None:
+    config, model = loop_config(), tiny_model()
+    batches = poisoned(model, markov_batches(config), {5, 9})
+    for _ in range(2):
+        assert train(Layout(model), causal, batches, config, new_run(tmp_path))["skipped"] == 2
+
+
 def break_weights(model: Decoder, batches: Batches, at: int) -> Batches:
     """Weights that are not finite any more when this step begins, once."""
     broken = False

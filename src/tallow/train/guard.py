@@ -61,12 +61,26 @@ class Guard:
         return [json.loads(text) for text in self.workers.peers.gather_text(json.dumps(own))]
 
     def take_up(self, step: int, counters: Sequence[Mapping[str, Any]]) -> None:
-        """Go on after `step` with what its checkpoint counted; of other workers than now, as their weights do."""
+        """Go on after `step` with what its checkpoint counted; of other workers than now, as their weights do.
+
+        All processes must call it.
+        """
         own = self._own(counters) if counters else {}
         self.judge.state = AnomalyState.model_validate(own.get("anomalies", {}))
         self.updater.take_up(own.get("loss_scale", {}))
         if self.workers.everyone.is_main:
             self.log.rewind(step, self.judge.state.avoided)
+        self.confer()
+
+    def require_learned(self, steps: int) -> None:
+        """Refuse to call a run done that has left out more than half of its batches.
+
+        Raises:
+            TallowError: It has.
+        """
+        batches = steps * self.workers.count
+        if 2 * self.skipped > batches:
+            raise _diverged(steps, f"{self.skipped:,} of {batches:,} batches were left out", "so few teach nothing")
 
     def _own(self, counters: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         return counters[self.workers.number % len(counters)]
@@ -194,5 +208,5 @@ def _list(rows: Sequence[int]) -> str:
 def _diverged(step: int, complaint: str, why: str) -> TallowError:
     return TallowError(
         f"training diverged at step {step:,}: {complaint}, and {why}",
-        "lower loop.learning_rate or lengthen loop.warmup; anomalies.jsonl lists the batches",
+        "lower loop.learning_rate or lengthen loop.warmup, with --fresh; anomalies.jsonl lists the batches",
     )

@@ -65,12 +65,13 @@ def train(
             parameters' shapes; JSON values.
 
     Returns:
-        `steps`, `tokens` (through the model), `tokens_per_s` (median), the last `loss` and, of what `validate` gave,
-        the last of each metric whose name begins with `validation_`. Empty on all processes but the main one.
+        `steps`, `tokens` (through the model), `skipped` (bad batches), `tokens_per_s` (median), the last `loss` and, of
+        what `validate` gave, the last of each metric whose name begins with `validation_`. Empty on all processes but
+        the main one.
 
     Raises:
         Interrupted: By Ctrl-C or SIGTERM, once the step is finished and saved.
-        TallowError: There are more bad batches than `config.anomalies` bears.
+        TallowError: There are more bad batches than `config.anomalies` bears, or more than good ones.
         DataError: A batch has no target.
         CapacityError: A disk is full.
         UsageError: `config.steps` is not set, the processes differ in what they are to do, or the checkpoint is of a
@@ -186,8 +187,9 @@ def train(
                     f"training stopped after step {step:,} of {steps:,}, which is saved",
                     "run the same command again to go on from there",
                 )
+    guard.require_learned(steps)
     updater.optimizer.use_averages()
-    return _summary(run, steps, meter.tokens) if world.is_main else {}
+    return _summary(run, steps, meter.tokens, guard.skipped) if world.is_main else {}
 
 
 def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World) -> tuple[int, dict[str, Any]]:
@@ -205,7 +207,7 @@ def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World
     return done, counters
 
 
-def _summary(run: StageRun, steps: int, tokens: int) -> dict[str, Any]:
+def _summary(run: StageRun, steps: int, tokens: int, skipped: int) -> dict[str, Any]:
     records = run.metrics()
     last: dict[str, Any] = {}
     for record in records:
@@ -214,6 +216,7 @@ def _summary(run: StageRun, steps: int, tokens: int) -> dict[str, Any]:
     return {
         "steps": steps,
         "tokens": tokens,
+        "skipped": skipped,
         "tokens_per_s": statistics.median(speeds),
         **{key: value for key, value in last.items() if key == "loss" or key.startswith("validation_")},
     }
