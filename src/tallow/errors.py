@@ -97,24 +97,26 @@ def writing(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = no_room(error, str(path))
-        if full is not None:
-            raise full from error
+        if is_full(error):
+            raise no_room(error, str(path)) from error  # no name for it here, or it would keep this frame alive
         if error.errno in NO_PLACE:
             raise UsageError(f"{path} cannot be written: {error.strerror}", "choose another place") from error
         raise
 
 
-def no_room(error: OSError, path: str) -> CapacityError | None:
-    """What to say where the operating system has no room for what is written to `path`; None: that is not it."""
-    if error.errno in NO_SPACE:
-        return CapacityError(
-            f"no space left on the disk while writing {path}",
-            "free some space or choose another place, then run the command again",
-        )
+def is_full(error: OSError) -> bool:
+    """Whether there is no room for what was to be written."""
+    return error.errno in NO_SPACE or error.errno == errno.EFBIG
+
+
+def no_room(error: OSError, path: str) -> CapacityError:
+    """What to say where there is no room for what is written to `path`."""
     if error.errno == errno.EFBIG:
         return CapacityError(
             f"{path} would be larger than the limit on the size of a file",
             "raise it (ulimit -f unlimited) or choose another place, then run the command again",
         )
-    return None
+    return CapacityError(
+        f"no space left on the disk while writing {path}",
+        "free some space or choose another place, then run the command again",
+    )

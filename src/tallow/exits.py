@@ -21,7 +21,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from tallow.console import is_main_process
-from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError, no_room
+from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError, is_full, no_room
 
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 MAIN_SAYS_S = 5.0
@@ -147,8 +147,8 @@ def _as_tallow_error(error: BaseException) -> TallowError:
     if isinstance(error, TyperException):
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
-    if isinstance(error, OSError) and (full := no_room(error, str(error.filename or "the output"))) is not None:
-        return full
+    if isinstance(error, OSError) and is_full(error):
+        return no_room(error, str(error.filename or "the output"))
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
         return UsageError(f"{error.filename}: {error.strerror}", "choose another place")
     if isinstance(error, OSError) and error.filename is not None:
