@@ -4,17 +4,21 @@ import errno
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from tallow.errors import CapacityError, UsageError
+from tallow.files import hash_file, read_json, write_json
 from tallow.parallel import ALONE, ParallelConfig
 from tallow.parallel.mesh import Mesh
 from tallow.train import checkpoint
-from tallow.train.checkpoint import STATE, Checkpoints
+from tallow.train.checkpoint import STATE, Checkpoints, FileRecord
 from tallow.train.checkpoint_files import Shares, write_shares
 from tallow.train.config import LoopConfig
 from tallow.train.optimizer import make_optimizer
@@ -134,6 +138,67 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     said = capsys.readouterr().err
     assert "step-00000004" in said
     assert "passed over" in said
+
+
+def record(path: Path) -> dict[str, object]:
+    return FileRecord(bytes=path.stat().st_size, sha256=hash_file(path)).model_dump()
+
+
+def with_hashes(directory: Path) -> None:
+    """Let a checkpoint's files say that its tensors are as they were written."""
+    part, state = read_json(directory / PART), read_json(directory / STATE)
+    part["tensors"] = record(directory / TENSORS)
+    write_json(directory / PART, part)
+    state["parts"] = {PART: record(directory / PART)}
+    write_json(directory / STATE, state)
+
+
+def no_parts(directory: Path) -> None:
+    write_json(directory / STATE, read_json(directory / STATE) | {"parts": {}})
+
+
+def another_part(directory: Path) -> None:
+    (directory / "part-00009.safetensors").write_bytes(os.urandom(99))
+
+
+def no_tensors(directory: Path) -> None:
+    (directory / TENSORS).write_bytes(os.urandom(99))
+    with_hashes(directory)
+
+
+def endless_header(directory: Path) -> None:
+    (directory / TENSORS).write_bytes((2**62).to_bytes(8, "little") + os.urandom(99))
+    with_hashes(directory)
+
+
+def a_weight_less(directory: Path) -> None:
+    with safe_open(directory / TENSORS, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in list(file.keys())}
+    del tensors["model/layer.bias"]
+    save_file(tensors, directory / TENSORS, metadata)
+    with_hashes(directory)
+
+
+def another_shape(directory: Path) -> None:
+    with safe_open(directory / TENSORS, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in list(file.keys())}
+    tensors["model/layer.bias"] = torch.zeros(5)
+    save_file(tensors, directory / TENSORS, metadata)
+    with_hashes(directory)
+
+
+@pytest.mark.parametrize("forge", [no_parts, another_part, no_tensors, endless_header, a_weight_less, another_shape])
+def test_a_forged_checkpoint_is_passed_over(tmp_path: Path, forge: Callable[[Path], None]) -> None:
+    pair = trained(0)
+    kept = checkpoints(tmp_path, pair)
+    save(kept, 3)
+    expected = {name: parameter.clone() for name, parameter in pair[0].items()}
+    update(*pair, torch.Generator().manual_seed(0))
+    save(kept, 4)
+    forge(tmp_path / "checkpoints" / "step-00000004")
+    other = trained(1)
+    assert checkpoints(tmp_path, other).restore()[0] == 3
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in other[0].items())
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path: Path) -> None:

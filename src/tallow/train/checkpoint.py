@@ -34,6 +34,7 @@ from tallow.train.state_tree import Structure
 
 STATE = "state.json"
 PARTIAL = ".partial"
+TENSORS = ".safetensors"
 
 
 class FileRecord(Section):
@@ -230,7 +231,7 @@ class Checkpoints:
             return
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            path = directory / f"part-{self.world.rank:05d}.safetensors"
+            path = directory / f"part-{self.world.rank:05d}{TENSORS}"
             with self.part.optimizer.passing():
                 write_shares(shares, path)
             part = Part(tensors=_record(path), optimizer=structure, worker=self.part.worker)
@@ -260,9 +261,14 @@ class Checkpoints:
         state = _read(State, path / STATE)
         if state.step != step:
             raise DataError(f"{path / STATE} is of another checkpoint", "")
+        files = {*state.parts, *(Path(name).with_suffix(TENSORS).name for name in state.parts)}
+        if not files or {file.name for file in path.glob("part-*")} != files:
+            raise DataError(f"{path} has other parts than its {STATE} says", "")
         for name, record in self.world.share(list(state.parts.items())):
             _check(path / name, record)
-            _check((path / name).with_suffix(".safetensors"), _read(Part, path / name).tensors)
+            _check((path / name).with_suffix(TENSORS), _read(Part, path / name).tensors)
+        if state.identity == self.identity:  # else it is refused for that
+            self.part.require_weights(path)
         return state
 
 

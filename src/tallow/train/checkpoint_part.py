@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tallow.errors import DataError
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.shares import is_written_here, like_share
-from tallow.train.checkpoint_files import read_shares
+from tallow.train.checkpoint_files import read_shares, stored_tensors
 from tallow.train.optimizers.joint import GROUPS, JointOptimizer
 from tallow.train.outer import OuterOptimizer
 from tallow.train.state_tree import Structure
@@ -64,6 +65,18 @@ class CheckpointPart:
                 tensors |= {f"{MODEL}{name}": tensor for name, tensor in self.outer.start.items()}
                 tensors |= {f"{MOMENTUM}{name}": tensor for name, tensor in self.outer.momenta.items()}
         return {name: tensor for name, tensor in tensors.items() if is_written_here(tensor, self.mesh)}, structure
+
+    def require_weights(self, directory: Path) -> None:
+        """See that there is a weight of the right shape for each parameter.
+
+        Raises:
+            DataError: There is not.
+        """
+        stored = stored_tensors(directory)
+        for name, parameter in self.parameters.items():
+            size, _ = stored.get(f"{MODEL}{name}", (None, None))
+            if size != parameter.shape:
+                raise DataError(f"{directory} has no weight {name} of this model's shape", "")
 
     def load(self, directory: Path, structures: Mapping[int, Sequence[Structure]]) -> None:
         """Take up what all processes have written.
