@@ -58,6 +58,17 @@ def save(kept: Checkpoints, step: int, counters: dict[str, int] | None = None) -
     kept.finish()
 
 
+def saved_twice(directory: Path) -> dict[str, torch.Tensor]:
+    """Leave checkpoints of steps 3 and 4; the weights of the first."""
+    pair = trained(0)
+    kept = checkpoints(directory, pair)
+    save(kept, 3)
+    weights = {name: parameter.clone() for name, parameter in pair[0].items()}
+    update(*pair, torch.Generator().manual_seed(0))
+    save(kept, 4)
+    return weights
+
+
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / "checkpoints").iterdir())
 
@@ -110,12 +121,7 @@ def test_nothing_there_is_step_zero(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
 ) -> None:
-    pair = trained(0)
-    kept = checkpoints(tmp_path, pair)
-    save(kept, 3)
-    expected = {name: parameter.clone() for name, parameter in pair[0].items()}
-    update(*pair, torch.Generator().manual_seed(0))
-    save(kept, 4)
+    expected = saved_twice(tmp_path)
     path = tmp_path / "checkpoints" / "step-00000004" / file
     content = path.read_bytes()
     if damage == "missing":
@@ -171,30 +177,25 @@ def endless_header(directory: Path) -> None:
     with_hashes(directory)
 
 
-def a_weight_less(directory: Path) -> None:
+def with_biases(directory: Path, biases: dict[str, torch.Tensor]) -> None:
     with safe_open(directory / TENSORS, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in list(file.keys())}
     del tensors["model/layer.bias"]
-    save_file(tensors, directory / TENSORS, metadata)
+    save_file(tensors | biases, directory / TENSORS, metadata)
     with_hashes(directory)
+
+
+def a_weight_less(directory: Path) -> None:
+    with_biases(directory, {})
 
 
 def another_shape(directory: Path) -> None:
-    with safe_open(directory / TENSORS, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in list(file.keys())}
-    tensors["model/layer.bias"] = torch.zeros(5)
-    save_file(tensors, directory / TENSORS, metadata)
-    with_hashes(directory)
+    with_biases(directory, {"model/layer.bias": torch.zeros(5)})
 
 
 @pytest.mark.parametrize("forge", [no_parts, another_part, no_tensors, endless_header, a_weight_less, another_shape])
 def test_a_forged_checkpoint_is_passed_over(tmp_path: Path, forge: Callable[[Path], None]) -> None:
-    pair = trained(0)
-    kept = checkpoints(tmp_path, pair)
-    save(kept, 3)
-    expected = {name: parameter.clone() for name, parameter in pair[0].items()}
-    update(*pair, torch.Generator().manual_seed(0))
-    save(kept, 4)
+    expected = saved_twice(tmp_path)
     forge(tmp_path / "checkpoints" / "step-00000004")
     other = trained(1)
     assert checkpoints(tmp_path, other).restore()[0] == 3
