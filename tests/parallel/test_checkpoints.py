@@ -17,6 +17,7 @@ from tallow.objectives.causal import causal
 from tallow.parallel import ALONE, Layout, ParallelConfig, World
 from tallow.train import checkpoint
 from tallow.train.checkpoint import Checkpoints
+from tallow.train.counters import Counters
 from tallow.train.update import Updater
 
 Settings = dict[str, Any]
@@ -35,7 +36,7 @@ def go_on(world: World, directory: Path, kind: str, layers: int, settings: Setti
     done, _ = kept.restore()
     for step in range(done + 1, done + UPDATES + 1):
         update(updater, step, size=4)
-    kept.begin(done + UPDATES, {}, in_background=done > 0)
+    kept.begin(done + UPDATES, Counters(), in_background=done > 0)
     kept.finish()
     world.wait()
     weights = layout.gather()
@@ -85,7 +86,7 @@ def take_up_at_once(world: World, directory: Path) -> None:
     layout = Layout(make("decoder", world.rank, 1), world=world)
     updater = make_updater(layout, "decoder")
     kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 2, layout.mesh)
-    kept.begin(1, {})
+    kept.begin(1, Counters())
     kept.finish()
     assert kept.restore()[0] == 1
 
@@ -104,7 +105,7 @@ def learn_in_groups(world: World, directory: Path, updates: int) -> None:
         kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 2, layout.mesh)
         step = kept.restore()[0] + 1
         updater.update(step, [rows_of(step)], 5 * RATE, "fp32")
-        kept.begin(step, {})
+        kept.begin(step, Counters())
         kept.finish()
         weights = layout.gather()
         if world.is_main:

@@ -15,6 +15,7 @@ from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.shares import own_share
 from tallow.train import optimizer
 from tallow.train.checkpoint import Checkpoints
+from tallow.train.counters import Counters
 from tallow.train.offload import windows
 from tallow.train.offload.mapped_file import MappedFile
 from tallow.train.optimizers.joint import JointOptimizer
@@ -77,12 +78,12 @@ def learn(world: World, directory: Path) -> None:
             checkpoints = Checkpoints(
                 directory / name, updater.parameters, updater.optimizer, {}, 1, updater.layout.mesh
             )
-            assert checkpoints.restore() == (first, {})
+            assert checkpoints.restore() == (first, Counters())
             for step in range(first + 1, first + STEPS // 2 + 1):
                 update(updater, step, size=2)
             if "disk" in way.offload.values():
                 require_on_disk(updater, way)
-            checkpoints.begin(first + STEPS // 2, {})
+            checkpoints.begin(first + STEPS // 2, Counters())
             checkpoints.finish()
             world.wait()
         weights = updater.layout.gather()

@@ -21,6 +21,7 @@ from tallow.train import checkpoint
 from tallow.train.checkpoint import STATE, Checkpoints, FileRecord
 from tallow.train.checkpoint_files import Shares, write_shares
 from tallow.train.config import LoopConfig
+from tallow.train.counters import Counters
 from tallow.train.optimizer import make_optimizer
 from tallow.train.optimizers.joint import JointOptimizer
 
@@ -53,8 +54,8 @@ def checkpoints(
     return Checkpoints(directory / "checkpoints", pair[0], pair[1], {"settings": identity}, keep, mesh)
 
 
-def save(kept: Checkpoints, step: int, counters: dict[str, int] | None = None) -> None:
-    kept.begin(step, counters or {})
+def save(kept: Checkpoints, step: int, counters: Counters | None = None) -> None:
+    kept.begin(step, counters or Counters())
     kept.finish()
 
 
@@ -75,9 +76,9 @@ def names(directory: Path) -> list[str]:
 
 def test_what_is_restored_goes_on_alike_bit_for_bit(tmp_path: Path) -> None:
     first = trained(seed=0)
-    save(checkpoints(tmp_path, first), 3, {"tokens": 48})
+    save(checkpoints(tmp_path, first), 3, Counters(tokens=48))
     second = trained(seed=1, steps=0)
-    assert checkpoints(tmp_path, second).restore() == (3, {"tokens": 48})
+    assert checkpoints(tmp_path, second).restore() == (3, Counters(tokens=48))
     for pair in (first, second):
         generator = torch.Generator().manual_seed(9)
         for _ in range(3):
@@ -113,7 +114,7 @@ def test_damaged_ones_of_later_steps_do_not_count_among_the_newest(tmp_path: Pat
 
 
 def test_nothing_there_is_step_zero(tmp_path: Path) -> None:
-    assert checkpoints(tmp_path, trained(0)).restore() == (0, {})
+    assert checkpoints(tmp_path, trained(0)).restore() == (0, Counters())
 
 
 @pytest.mark.parametrize("file", [TENSORS, PART, STATE])
@@ -193,7 +194,14 @@ def another_shape(directory: Path) -> None:
     with_biases(directory, {"model/layer.bias": torch.zeros(5)})
 
 
-@pytest.mark.parametrize("forge", [no_parts, another_part, no_tensors, endless_header, a_weight_less, another_shape])
+def no_counters(directory: Path) -> None:
+    write_json(directory / STATE, read_json(directory / STATE) | {"counters": {"tokens": -1, "workers": []}})
+
+
+FORGERIES = [no_parts, another_part, no_tensors, endless_header, a_weight_less, another_shape, no_counters]
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
 def test_a_forged_checkpoint_is_passed_over(tmp_path: Path, forge: Callable[[Path], None]) -> None:
     expected = saved_twice(tmp_path)
     forge(tmp_path / "checkpoints" / "step-00000004")
@@ -230,7 +238,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     kept = checkpoints(tmp_path, trained(0), keep=1)
     save(kept, 3)
     monkeypatch.setattr(checkpoint, "write_shares", full_disk)
-    kept.begin(4, {}, in_background=in_background)
+    kept.begin(4, Counters(), in_background=in_background)
     with pytest.raises(CapacityError, match="no space"):
         kept.finish()
     assert names(tmp_path) == ["step-00000003"]
@@ -248,12 +256,12 @@ def test_what_is_written_in_the_background_is_what_there_was_when_it_began(
 
     monkeypatch.setattr(checkpoint, "write_shares", slow)
     kept = checkpoints(tmp_path, pair)
-    kept.begin(3, {"tokens": 5}, in_background=True)
+    kept.begin(3, Counters(tokens=5), in_background=True)
     assert not kept.written
     expected = {name: parameter.clone() for name, parameter in pair[0].items()}
     update(*pair, torch.Generator().manual_seed(0))
     wait.set()
     kept.finish()
     other = trained(1)
-    assert checkpoints(tmp_path, other).restore() == (3, {"tokens": 5})
+    assert checkpoints(tmp_path, other).restore() == (3, Counters(tokens=5))
     assert all(torch.equal(parameter, expected[name]) for name, parameter in other[0].items())

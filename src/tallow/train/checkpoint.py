@@ -28,6 +28,7 @@ from tallow.parallel.mesh import Mesh
 from tallow.recipe import Section
 from tallow.train.checkpoint_files import Shares, take_shares, write_shares
 from tallow.train.checkpoint_part import CheckpointPart
+from tallow.train.counters import Counters
 from tallow.train.optimizers.joint import JointOptimizer
 from tallow.train.outer import OuterOptimizer
 from tallow.train.state_tree import Structure
@@ -70,7 +71,7 @@ class State(Section):
 
     format: Literal["tallow.checkpoint.v3"] = "tallow.checkpoint.v3"
     step: int
-    counters: dict[str, Any]
+    counters: Counters
     identity: dict[str, Any]
     parts: dict[str, FileRecord]
 
@@ -80,7 +81,7 @@ class _Saving:
     """A checkpoint that is being written."""
 
     step: int
-    counters: dict[str, Any]
+    counters: Counters
     written: Future[None]
 
 
@@ -120,9 +121,7 @@ class Checkpoints:
         """Whether this process has written its part of a checkpoint that was begun."""
         return self.pending is not None and self.pending.written.done()
 
-    def begin(
-        self, step: int, counters: Mapping[str, Any], *, in_round: bool = False, in_background: bool = False
-    ) -> None:
+    def begin(self, step: int, counters: Counters, *, in_round: bool = False, in_background: bool = False) -> None:
         """Write this process's part of a checkpoint; it counts when all have called `finish`.
 
         Args:
@@ -135,7 +134,7 @@ class Checkpoints:
         executor = ThreadPoolExecutor(1)
         written = executor.submit(self._write_part, self._path(step, PARTIAL), shares, structure)
         executor.shutdown(wait=not in_background)
-        self.pending = _Saving(step, dict(counters), written)
+        self.pending = _Saving(step, counters, written)
 
     def finish(self) -> None:
         """See the checkpoint that was begun through, if there is one, then remove those that are too old.
@@ -170,11 +169,11 @@ class Checkpoints:
             for old in earlier[: -self.keep]:
                 shutil.rmtree(old)
 
-    def restore(self, before: int | None = None) -> tuple[int, dict[str, Any]]:
+    def restore(self, before: int | None = None) -> tuple[int, Counters]:
         """Load the newest whole checkpoint, or the newest of an earlier step than `before`.
 
         Returns:
-            Its step and counters; (0, {}) if there is none.
+            Its step and counters; step 0 if there is none.
 
         Raises:
             UsageError: It is of a run with other settings.
@@ -195,15 +194,15 @@ class Checkpoints:
             assert state is not None
             self._refuse_other(state, path)
             self._load(path)
-            return step, dict(state.counters)
-        return 0, {}
+            return step, state.counters
+        return 0, Counters()
 
-    def go_back(self, step: int, counters: Mapping[str, Any]) -> None:
+    def go_back(self, step: int, counters: Counters) -> None:
         """Change what the whole checkpoint of a step has counted, then remove those of later steps, newest first."""
         self.world.wait()  # until all have read them
         if self.world.is_main:
             path = self._path(step) / STATE
-            write_json(path, _read(State, path).model_copy(update={"counters": dict(counters)}).model_dump(mode="json"))
+            write_json(path, _read(State, path).model_copy(update={"counters": counters}).model_dump(mode="json"))
             for other, later in reversed(self._present()):
                 if other > step:
                     shutil.rmtree(later)

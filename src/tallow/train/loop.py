@@ -21,6 +21,7 @@ from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.compilation import Compilation
 from tallow.train.config import LoopConfig
+from tallow.train.counters import Counters
 from tallow.train.guard import Guard
 from tallow.train.health import Health, peak_gpu_bytes
 from tallow.train.interruption import listening
@@ -104,7 +105,7 @@ def train(
         run.decide("loop.precision", workload.precision, workload.reason)
     fit_recomputation(layout, lambda packed: updater.rehearse(packed, workload.precision), batches(0)[0], config)
     precision, saved_at = workload.precision, time.monotonic()
-    meter = Meter(counters.get("tokens", 0), workload.flops_per_token)
+    meter = Meter(counters.tokens, workload.flops_per_token)
     health, calls = Health(updater, precision), RollCall(world, config.parallel.timeout_s)
     if world.is_main:
         run.plan(steps)
@@ -113,7 +114,7 @@ def train(
         tracking(config.trackers if world.is_main else (), run, step) as trackers,
         listening("step" if layout.workers.count == 1 else "round") as interruption,
         progress("training", steps, "steps", step) as bar,
-        compilation.going_on(batches(0)[0], updater.rehearse, precision, begun=counters.get("compiled", False)),
+        compilation.going_on(batches(0)[0], updater.rehearse, precision, begun=counters.compiled),
         calls.limiting(),
     ):
         while step < steps:
@@ -175,7 +176,7 @@ def train(
             if stop or due:
                 saved_at = time.monotonic()
                 background = config.save_in_background and not stop and step < steps
-                counters = {"tokens": meter.tokens, "compiled": compilation.done, "workers": guard.counters()}
+                counters = Counters(tokens=meter.tokens, compiled=compilation.done, workers=guard.counters())
                 checkpoints.begin(step, counters, in_round=not rounds.ends(step), in_background=background)
                 if not background:
                     checkpoints.finish()
@@ -192,18 +193,18 @@ def train(
     return _summary(run, steps, meter.tokens, guard.skipped) if world.is_main else {}
 
 
-def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World) -> tuple[int, dict[str, Any]]:
+def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World) -> tuple[int, Counters]:
     """Load what an interrupted run left, if this one is to go on from it; the steps done and what was counted."""
     checkpoints.remove_leftovers()
     if not run.resume:
         checkpoints.clear()
     world.wait()
-    done, counters = checkpoints.restore() if run.resume else (0, {})
+    done, counters = checkpoints.restore() if run.resume else (0, Counters())
     if world.is_main:
         run.rewind_metrics(done)
         if done:
             say(f"going on from step {done:,}")
-    guard.take_up(done, counters.get("workers", ()))
+    guard.take_up(done, counters.workers)
     return done, counters
 
 

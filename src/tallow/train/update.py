@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ LEFT_OUT = Update(loss=math.nan, gradient_norm=math.nan, tokens=0)
 class Updater:
     """What a layout's model learns, and the optimizer of those parameters that require a gradient (`parameters`).
 
-    `moved` are those that change without one.
+    `moved` are those that change without one. A checkpoint keeps `scale`, too.
 
     Args:
         layout: The model.
@@ -91,14 +90,6 @@ class Updater:
                 "choose another optimizer, or set loop.parallel to zero: 3 alone",
             )
         layout.model.train()
-
-    def counters(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights and the optimizer's state, as JSON values."""
-        return self.scale.model_dump(mode="json")
-
-    def take_up(self, counters: Mapping[str, Any]) -> None:
-        """Go on with what a checkpoint kept."""
-        self.scale = LossScale.model_validate(counters)
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step, whatever the gradient is.
