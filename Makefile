@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: quickstart test check docs bench clean help
 help:
-	@echo 'make quickstart  train, tune, compress and try a small language model (about ten minutes)'
+	@echo 'make quickstart  train, tune, compress and try a small language model (about eight minutes)'
 	@echo 'make test        run the tests'
 	@echo 'make check       formatting, lint, types, layers'
 	@echo 'make docs        build the manual into site/'

@@ -1,29 +1,30 @@
 """The best learning rate of models of several widths, with µP and without.
 
-    .venv/bin/python benchmarks/mup.py [--text FILE ...] [--widths N ...] [--rates R ...] [--steps N] [--plot FILE]
+    .venv/bin/python benchmarks/mup.py [--text FILE ...] [--widths N ...] [--rates R ...] [--steps N] [--out DIR]
     .venv/bin/python benchmarks/mup.py --quick
 
 Every width is trained on the same batches with each learning rate, once with the usual initialization and once with µP
 on the narrowest of them, where the two are the same. Heads have 32 entries, so that wider models have more. The table
-has the last loss on held-out text; the best of each width is marked. Without --text it is the diary that comes with the
-package. --quick shows within a minute that all works; its figures say little. Beside other programs that compute,
-OMP_NUM_THREADS=1 is faster for models so small.
+has the last loss on held-out text; the best of each width is marked. --out (build/mup) gets mup.md and mup.png; trials
+that are done are not done again. Without --text it is the diary that comes with the package. --quick shows within a
+minute that all works; its figures say little. Beside other programs that compute, OMP_NUM_THREADS=1 is faster for
+models so small.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tallow.data.encode import EncodeConfig, encode
-from tallow.data.prepare import PrepareConfig, prepare
 from tallow.errors import TallowError
+from tallow.files import write_json, write_text
 from tallow.run import StageRun
-from tallow.tokenizer.train import TokenizerConfig, train_tokenizer
+from tallow.stages import Recipe, run_recipe
 from tallow.train.pretrain import PretrainConfig, pretrain
 
 HEAD, LAYERS, VOCABULARY, BATCH, TOKENS = 32, 4, 2048, 8, 128
@@ -42,34 +43,44 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--plot", type=Path, default=Path("mup.png"))
+    parser.add_argument("--out", type=Path, default=Path("build/mup"))
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if options.quick:
         options = argparse.Namespace(**{**vars(options), **QUICK})
-    with tempfile.TemporaryDirectory() as directory:
-        data = StageRun(Path(directory) / "data")
-        prepare(PrepareConfig.model_validate({"sources": options.text, "split": "paragraphs"}), data)
-        documents, tokenizer = data.directory / "documents", data.directory / "tokenizer"
-        train_tokenizer(TokenizerConfig.model_validate({"documents": documents, "vocab_size": VOCABULARY}), data)
-        encode(EncodeConfig(documents=documents, tokenizer=tokenizer), data)
-        results = {
-            rule: {
-                width: {
-                    rate: learn(data.directory, rule, width, min(options.widths), rate, options.steps)
-                    for rate in options.rates
-                }
-                for width in options.widths
-            }
-            for rule in RULES
+    data = {
+        "prepare": {"sources": options.text, "split": "paragraphs"},
+        "tokenizer": {"vocab_size": VOCABULARY},
+        "encode": {},
+    }
+    run_recipe(Recipe.parse(data), options.out / "data")
+    base = min(options.widths)
+    results = {
+        rule: {
+            width: {rate: learn(options.out, rule, width, base, rate, options.steps) for rate in options.rates}
+            for width in options.widths
         }
-    for rule, losses in results.items():
-        print(f"{markdown(rule, losses)}\n")
-    plot(results, options.plot)
+        for rule in RULES
+    }
+    tables = "\n\n".join(markdown(rule, losses) for rule, losses in results.items())
+    write_text(options.out / "mup.md", tables + "\n")
+    plot(results, options.out / "mup.png")
+    print(tables)
 
 
-def learn(data: Path, rule: str, width: int, base: int, rate: float, steps: int) -> float:
-    """The last loss on held-out text of a model of this width, trained with this learning rate."""
+def learn(out: Path, rule: str, width: int, base: int, rate: float, steps: int) -> float:
+    """The last loss on held-out text of a model of this width, trained with this learning rate now or before."""
+    earlier = out / "trials" / f"{rule}-{width}-{base}-{rate:g}-{steps}.json"
+    if not earlier.exists():
+        earlier.parent.mkdir(exist_ok=True)
+        loss = trained_loss(out, rule, width, base, rate, steps)
+        write_json(earlier, {"loss": loss if math.isfinite(loss) else None})
+    loss = json.loads(earlier.read_text())["loss"]
+    return math.inf if loss is None else loss
+
+
+def trained_loss(out: Path, rule: str, width: int, base: int, rate: float, steps: int) -> float:
+    """The last loss on held-out text; infinite where training diverged."""
     shape = {
         "hidden_size": width,
         "num_layers": LAYERS,
@@ -87,8 +98,8 @@ def learn(data: Path, rule: str, width: int, base: int, rate: float, steps: int)
         "validate_every": steps,
     }
     config = {
-        "tokens": data / "tokens",
-        "tokenizer": data / "tokenizer",
+        "tokens": out / "data/encode/tokens",
+        "tokenizer": out / "data/tokenizer/tokenizer",
         "model": shape,
         "initialization": {"name": "mup", "base": {"hidden_size": base}} if rule == "mup" else None,
         "validation_tokens": 8192,

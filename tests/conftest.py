@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of these compiles tallow's modules again
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
     if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -14,7 +14,14 @@ def start(work: Callable[..., None], *arguments: object) -> ForkServerProcess:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["tallow.train.pretrain", "tests.train.toys", "torch.distributed.pipelining"]
+        [
+            "tallow.train.pretrain",
+            "tests.train.toys",
+            "torch.distributed.pipelining",
+            "tallow.cli",
+            "tallow.serve.server",
+            "tallow.serve.worker",
+        ]
     )  # (slow to import)
     process = context.Process(target=work, args=arguments, daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""The table that `benchmarks/inference.py` prints."""
+"""What the benchmarks print, and that they run."""
 
 from dataclasses import replace
 from math import inf
@@ -13,6 +13,7 @@ from benchmarks.optimizers import markdown as optimizers_table
 from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
 
 from tallow.errors import TallowError
+from tallow.stages import Recipe, run_recipe
 
 FIGURES = Figures("engine 1", 1.0, 1000.0, 100.0, 90.0, 500.0, 200.0, 400.0, 50.0)
 MACHINE = [Machine(10e9, 1e12, 4e11), Machine(5e9, 1e12, 4e11), Machine(10e9, 1e12, 4e11)]
@@ -63,10 +64,10 @@ def test_learning_rates_lie_around_their_centre() -> None:
 
 
 def test_optimizers_stand_by_their_last_loss_with_what_it_took() -> None:
-    worse = Trial(1e-3, {1024: 3.0, 2048: 2.5}, 0.1, 8.0)
-    better = Trial(5e-3, {1024: 3.5, 2048: 2.25}, 0.5, 4.0)
+    worse = Trial(1e-3, {1024: 3.0, 2048: 2.5}, 8.0)
+    better = Trial(5e-3, {1024: 3.5, 2048: 2.25}, 4.0)
     text = optimizers_table(
-        {"adamw": Result(worse, "smallest", (2.5,), ()), "muon": Result(better, "", (2.25, 2.35), (1.0,))}
+        {"adamw": Result(worse, "smallest", (2.5,), (), 0.1), "muon": Result(better, "", (2.25, 2.35), (1.0,), 0.5)}
     )
     assert text.splitlines()[0].startswith("| optimizer | learning rate | loss at 1,024 | loss at 2,048 | seconds |")
     assert text.splitlines()[2:] == [
@@ -96,10 +97,22 @@ def test_an_optimizer_is_tuned_and_its_best_repeated(tmp_path: Path, monkeypatch
         asked.append((rate, seed))
         if rate > 0.01:
             raise TallowError("training diverged")
-        return Trial(rate, {form.steps: 3 - rate - 0.001 * seed}, 0.1, 8.0)
+        return Trial(rate, {form.steps: 3 - rate - 0.001 * seed}, 8.0)
 
     monkeypatch.setattr(optimizers, "learn", learn)
     result = optimizers.tune(tmp_path, "adamw", Form(10, 3, 3.0, 2, 1))
     assert (result.best.learning_rate, result.edge, result.diverged) == (0.005, "", (0.015,))
     assert asked == [(0.00167, 0), (0.005, 0), (0.015, 0), (0.005, 1)]
     assert result.last_losses == pytest.approx((2.995, 2.994))
+
+
+def test_a_trial_trains_with_an_optimizer(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"The fox said to the hen that {i} owls had come home." for i in range(300)))
+    recipe = {"prepare": {"sources": [text], "split": "paragraphs"}, "tokenizer": {"vocab_size": 300}, "encode": {}}
+    run_recipe(Recipe.parse(recipe), tmp_path / "data")
+    trial = optimizers.learn(tmp_path, "lion", 1e-3, Form(4, 1, 2.0, 1, 2))
+    assert list(trial.losses) == [2048, 4096]
+    assert trial.state_bytes == pytest.approx(4, rel=0.01)  # a momentum
+    again = optimizers.learn(tmp_path, "lion", 1e-3, Form(4, 1, 2.0, 1, 2))
+    assert again == trial

@@ -468,9 +468,21 @@ def test_output_that_finds_no_room(workplace: Path, as_json: bool) -> None:
         command = [sys.executable, "-c", "from tallow.cli import main; main()", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 4
-    assert "error: no space left on the disk for the output" in done.stderr
+    assert "error: no space left on the disk while writing the output" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_a_place_where_a_run_cannot_be(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "x.txt").write_text("some text to prepare")
+    (workplace / "r").mkdir()
+    (workplace / "r" / "prepare").write_text("a file")
+    for place, named in (("r", "r/prepare"), ("long" * 100, "longlong")):
+        settings = ["--set", "prepare.sources=[x.txt]", "--set", "prepare.validation_fraction=0"]
+        assert run_tallow(monkeypatch, "prepare", *settings, "--run", place) == 2
+        assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("override", ["limits.requests=5", "nosuch=1", "serve=5"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tallow.errors import CapacityError, DataError, UsageError
-from tallow.files import atomic_directory, atomic_file, hash_path, read_json, write_json
+from tallow.files import atomic_directory, atomic_file, hash_path, read_json, write_json, write_text
+from tallow.models.formats.tensor_files import write_tensors
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:
@@ -49,6 +52,20 @@ def test_a_directory_replaces_the_old_one_whole(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_capacity_error(tmp_path: Path) -> None:
     with pytest.raises(CapacityError, match="no space left"), atomic_file(tmp_path / "f"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_beyond_the_limit_is_a_capacity_error(tmp_path: Path) -> None:
+    tensors = {"weight": torch.zeros(100_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CapacityError, match="larger than the limit on the size of a file"):
+            write_text(tmp_path / "f", "x" * 100_000)
+        with pytest.raises(CapacityError, match="larger than the limit on the size of a file"):
+            write_tensors(tensors, tmp_path / "f")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from tallow.run import StageRun
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "many_machines.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^torchrun .*$", PAGE, re.MULTILINE)
+RESTARTING = "--max-restarts 3 "
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,13 @@ def test_each_setting_that_the_page_names_is_one() -> None:
     assert named | {"timeout_s"} == set(ParallelConfig.model_fields)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_one_command_is_another_that_starts_again() -> None:
+    [restarting] = (command for command in COMMANDS if RESTARTING in command)
+    assert restarting.replace(RESTARTING, "") in COMMANDS
+
+
+# what starts again does, where nothing dies, all that the same command without it does
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--nnodes 2" in c or RESTARTING in c])
 def test_the_command_does_what_one_process_does(command: str, prepared: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     shutil.copytree(prepared, place)

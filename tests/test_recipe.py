@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import PositiveFloat, PositiveInt
 
 from tallow.errors import UsageError
 from tallow.recipe import Section, apply_overrides, dump_recipe, load_recipe, parse_section
@@ -105,3 +107,21 @@ def test_a_dumped_recipe_reads_back(tmp_path_factory: pytest.TempPathFactory, re
     path = tmp_path_factory.mktemp("recipe") / "r.yaml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(path) == recipe
+
+
+class Varied(Section):
+    amount: PositiveFloat | Literal["auto"] | None = None
+    size: str | PositiveInt | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"amount": float("inf")}, "setting s.amount: input should be a finite number, or input should be 'auto'"),
+        ({"size": -5}, "setting s.size: input should be a valid string, or input should be greater than 0"),
+    ],
+)
+def test_what_is_allowed_is_said_of_a_setting_of_several_kinds(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_section(Varied, values, "s")
+    assert caught.value.message == message

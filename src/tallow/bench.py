@@ -22,6 +22,8 @@ from tallow.startup import Moment, exempt_from_collection
 
 if TYPE_CHECKING:
     from tallow.data.batch import Packed
+    from tallow.parallel import Layout
+    from tallow.parallel.compiled_layers import CompiledLayers
 
 REPEATS = 3
 TrainPrecision = Literal["bf16", "fp32", "fp16", "float8"]
@@ -103,17 +105,22 @@ def train(
     steps: int = 5,
     precision: TrainPrecision = "bf16",
     device: Device = "auto",
+    *,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Time whole training steps (forward, backward, AdamW) on random tokens; the median after two to warm up.
+
+    Args:
+        compiled: The layers compute in the form that `torch.compile` makes of them.
 
     Returns:
         `tokens_per_s`; `achieved_flops` a second in matrix products and attention; `matmul_peak_flops`: what a large
         matrix product reaches here in this precision; `mfu`, their ratio; `peak_rss_mb`; `peak_gpu_mb`, 0 on a CPU;
-        the last `loss`.
+        `compile_s`, by which the first step took longer, 0 if not `compiled`; the last `loss`.
 
     Raises:
         UsageError: A number is not positive, the sequences do not fit into the model's context, or there is no such
-            device or precision.
+            device, precision or compiler.
     """
     if min(batch, seq, steps) < 1:
         raise UsageError("batch, sequence length and steps must be at least 1", "raise them")
@@ -140,6 +147,7 @@ def train(
     packed = random_batch(model.config.vocab_size, batch, seq)
     # of one row: in fp32 all of them may need more memory than there is
     flops = batch * count_flops(lambda: updater.rehearse(packed.first_rows(), "fp32"))
+    layers = _compile(layout) if compiled else None
     seconds, loss = [], 0.0
     for step in range(2 + steps):
         start = time.perf_counter()
@@ -148,6 +156,8 @@ def train(
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     step_s = statistics.median(seconds[2:])
+    if layers is not None:
+        layers.forget()
     gpu_bytes = peak_gpu_bytes(layout.device)  # before the peak of products is measured, which takes memory of its own
     peak = matmul_peak(PEAK_DTYPES[precision], layout.device.type)
     return {
@@ -157,8 +167,18 @@ def train(
         "mfu": flops / step_s / peak,
         "peak_rss_mb": peak_rss_bytes() / 1e6,
         "peak_gpu_mb": gpu_bytes / 1e6,
+        "compile_s": max(0.0, seconds[0] - step_s) if compiled else 0.0,
         "loss": loss,
     }
+
+
+def _compile(layout: Layout) -> CompiledLayers:
+    from tallow.parallel.compiled_layers import CompiledLayers, require_compiler
+
+    require_compiler(layout.device)
+    layers = CompiledLayers(layout.layers, any_rows=False)
+    layers.begin()
+    return layers
 
 
 def random_batch(vocab_size: int, batch: int, seq: int) -> Packed:

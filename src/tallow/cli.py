@@ -392,6 +392,7 @@ def bench_train(
         Literal["bf16", "fp32", "fp16", "float8"], typer.Option(help="Precision of the matrix products.")
     ] = "bf16",
     device: DeviceOption = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="With layers compiled by PyTorch.")] = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -399,7 +400,7 @@ def bench_train(
     from tallow.bench import train
 
     set_threads(threads)
-    _print_result(train(model, batch, seq, steps, precision, device), as_json)
+    _print_result(train(model, batch, seq, steps, precision, device, compiled=compiled), as_json)
 
 
 @plan.command("scaling")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 NO_PLACE = frozenset(
     {
         errno.EACCES,
@@ -66,6 +67,10 @@ class Interrupted(TallowError):
     exit_code = 5
 
 
+class WaitedInVain(Interrupted):
+    """Other processes did not come, the main one perhaps: whoever waited says so."""
+
+
 @contextmanager
 def reading(path: Path | str, what: str) -> Iterator[None]:
     """Turn the operating system's complaints while reading `path` into a `DataError`."""
@@ -86,17 +91,32 @@ def writing(path: Path | str) -> Iterator[None]:
     """Turn the operating system's complaints while writing `path` into user errors.
 
     Raises:
-        CapacityError: The disk (or the user's quota) is full.
+        CapacityError: The disk (or the user's quota) is full, or the file larger than any may be.
         UsageError: The place cannot be written.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CapacityError(
-                f"no space left on the disk while writing {path}",
-                "free some space or choose another place, then run the command again",
-            ) from error
+        if is_full(error):
+            raise no_room(error, str(path)) from error  # no name for it here, or it would keep this frame alive
         if error.errno in NO_PLACE:
             raise UsageError(f"{path} cannot be written: {error.strerror}", "choose another place") from error
         raise
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there is no room for what was to be written."""
+    return error.errno in NO_SPACE or error.errno == errno.EFBIG
+
+
+def no_room(error: OSError, path: str) -> CapacityError:
+    """What to say where there is no room for what is written to `path`."""
+    if error.errno == errno.EFBIG:
+        return CapacityError(
+            f"{path} would be larger than the limit on the size of a file",
+            "raise it (ulimit -f unlimited) or choose another place, then run the command again",
+        )
+    return CapacityError(
+        f"no space left on the disk while writing {path}",
+        "free some space or choose another place, then run the command again",
+    )

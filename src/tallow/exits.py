@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,9 +21,11 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from tallow.console import is_main_process
-from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError
+from tallow.errors import CapacityError, DataError, Interrupted, TallowError, UsageError, is_full, no_room
 
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
+MAIN_SAYS_S = 5.0
+"""How long another process waits for the main one to fail, too, before it speaks for itself."""
 
 
 def run_command(command: Callable[[Sequence[str]], Any]) -> int:
@@ -70,18 +74,53 @@ def _report_failure(error: BaseException, as_json: bool) -> int:
     if isinstance(error, TyperException) and not str(error) and not isinstance(error, typer.BadParameter):
         return UsageError.exit_code  # no command was given: the help is printed already
     failure = _as_tallow_error(error)
-    if isinstance(failure, Interrupted) and not is_main_process():
+    if type(failure) is Interrupted and not is_main_process():
         return failure.exit_code  # the main process stops too, and says so
+    if not _said_by_main(failure):
+        _say(failure, error, as_json and is_main_process())
+        _note_said(failure)
+    return failure.exit_code
+
+
+def _say(failure: TallowError, error: BaseException, as_json: bool) -> None:
+    """Print what went wrong: an object on standard output, or sentences on standard error."""
     if failure is not error and isinstance(failure, CapacityError) and isinstance(error, OSError):
         _give_up_output()
     elif as_json and _prints(failure.as_json()):
-        return failure.exit_code
+        return
     with suppress(OSError):
         console = Console(stderr=True, highlight=False)
         console.print(f"[red]error:[/red] {escape(failure.message)}", soft_wrap=True)
         if failure.hint:
             console.print(f"[dim]→ {escape(failure.hint)}[/dim]", soft_wrap=True)
-    return failure.exit_code
+
+
+def _said_by_main(failure: TallowError) -> bool:
+    """Whether the main process of this machine's `torchrun` says the same, for which another one waits a moment."""
+    said = _said_path()
+    if is_main_process() or said is None:
+        return False
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others as soon as one has failed
+    deadline = time.monotonic() + MAIN_SAYS_S
+    while time.monotonic() < deadline:
+        with suppress(OSError, ValueError):
+            return json.loads(said.read_text(encoding="utf-8")) == failure.as_json()
+        time.sleep(0.05)
+    return False
+
+
+def _note_said(failure: TallowError) -> None:
+    """Let the other processes know what the main one has said."""
+    said = _said_path()
+    if is_main_process() and said is not None:
+        with suppress(OSError):
+            said.write_text(json.dumps(failure.as_json()), encoding="utf-8")
+
+
+def _said_path() -> Path | None:
+    """A file in the directory that torchrun makes for each start of its processes; None: they are not torchrun's."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(own).parent.parent / "said.json" if own else None
 
 
 def _prints(value: dict[str, Any]) -> bool:
@@ -108,8 +147,10 @@ def _as_tallow_error(error: BaseException) -> TallowError:
     if isinstance(error, TyperException):
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapacityError("no space left on the disk for the output", "free some space or write it elsewhere")
+    if isinstance(error, OSError) and is_full(error):
+        return no_room(error, str(error.filename or "the output"))
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
+        return UsageError(f"{error.filename}: {error.strerror}", "choose another place")
     if isinstance(error, OSError) and error.filename is not None:
         return DataError(f"{error.filename}: {error.strerror}", "check that it exists and may be read")
     if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory", str(error), re.IGNORECASE):

@@ -108,6 +108,24 @@ def read_json(path: Path | str, what: str = "file") -> dict[str, Any]:
     return value
 
 
+def read_records(path: Path | str) -> tuple[list[dict[str, Any]], int]:
+    """Read a file of one JSON object a line, none if there is no such file.
+
+    Returns:
+        The objects whose `step`, if they have one, is a whole number, and how many other lines there are.
+    """
+    path, records = Path(path), list[dict[str, Any]]()
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and isinstance(value.get("step", 0), int):
+            records.append(value)
+    return records, len(lines) - len(records)
+
+
 def hash_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()

@@ -25,12 +25,19 @@ class Section(BaseModel):
     incidental: ClassVar[frozenset[str]] = frozenset()
     """Settings that change how a result comes about, but not the result."""
 
+    finishing: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change the result only when its work is done, so that interrupted work can go on with others."""
+
     def result_settings(self) -> dict[str, Any]:
         """The settings that the result depends on, as JSON values."""
         values = self.model_dump(mode="json", exclude=set(self.incidental))
         return values | {
             name: part.result_settings() for name, part in self if isinstance(part, Section) and name in values
         }
+
+    def work_settings(self) -> dict[str, Any]:
+        """Those of them that what is done before the end depends on."""
+        return {name: value for name, value in self.result_settings().items() if name not in self.finishing}
 
 
 LINE_BREAKS_BEYOND_ASCII = "\x85\u2028\u2029"
@@ -66,7 +73,11 @@ def load_recipe(path: Path | str) -> dict[str, Any]:
     return values
 
 
-class _Loader(yaml.SafeLoader):
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""That of libyaml, which reads ten times as fast; PyYAML may have been built without it."""
+
+
+class _Loader(_SafeLoader):
     """Refuses a key that is there twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -124,8 +135,13 @@ def parse_section(kind: type[SectionType], values: Mapping[str, Any] | None, nam
     try:
         return kind.model_validate(values or {})
     except ValidationError as error:
-        problems = [_describe(kind, name, problem) for problem in error.errors()[:3]]
-        raise UsageError("; ".join(problems), "correct it in the recipe, or by --set") from error
+        problems: dict[str, list[str]] = {}
+        for problem in error.errors():
+            place, complaint = _describe(kind, name, problem, values or {})
+            problems.setdefault(place, []).append(complaint)
+        # of a setting that may be one of several kinds, each kind complains
+        said = [place + ", or ".join(complaints) for place, complaints in problems.items()]
+        raise UsageError("; ".join(said[:3]), "correct it in the recipe, or by --set") from error
 
 
 def replace_settings(section: SectionType, settings: Mapping[str, Any]) -> SectionType:
@@ -150,14 +166,24 @@ def dump_recipe(values: Mapping[str, Any]) -> str:
     return text
 
 
-def _describe(kind: type[Section], name: str, problem: Any) -> str:
-    place = ".".join([name, *(str(part) for part in problem["loc"])])
+def _describe(kind: type[Section], name: str, problem: Any, values: Mapping[str, Any]) -> tuple[str, str]:
+    """The setting that a problem is with, and the complaint."""
+    parts, value = [name], values
+    for part in problem["loc"]:
+        if not isinstance(value, Mapping | list | tuple):
+            break  # what follows is pydantic's name of a kind of value
+        parts.append(str(part))
+        if isinstance(value, Mapping):
+            value = value.get(part, value)
+        elif isinstance(part, int) and part < len(value):
+            value = value[part]
+    place = ".".join(parts)
     if problem["type"] == "extra_forbidden":
         known = ", ".join(sorted(kind.model_fields)) if len(problem["loc"]) == 1 else ""
-        return f"unknown setting {place}" + (f" (known: {known})" if known else "")
+        return f"unknown setting {place}", f" (known: {known})" if known else ""
     if problem["type"] == "missing":
-        return f"setting {place} is required"
-    return f"setting {place}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        return f"setting {place}", " is required"
+    return f"setting {place}: ", f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
 def _copy(values: Any) -> Any:

@@ -19,10 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import tallow
-from tallow.console import is_main_process
+from tallow.console import is_main_process, say
 from tallow.errors import DataError, UsageError, writing
 from tallow.files import (
     PARTIAL,
@@ -30,18 +32,20 @@ from tallow.files import (
     atomic_file,
     file_stamps,
     hash_path,
-    hash_value,
     read_json,
+    read_records,
     write_json,
     write_text,
 )
 from tallow.recipe import Section, dump_recipe, replace_settings
+from tallow.work import Work, fingerprint_stage
 
 RAPL = Path("/sys/class/powercap")
 RECIPE = "recipe.yaml"
 STARTED = "started.json"
 PLAN = "plan.json"
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.02
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 LINEAGE = "lineage.json"
 
@@ -51,13 +55,16 @@ class Ledger:
     """What a stage has cost so far; it adds up over interruptions.
 
     Times are seconds, memory bytes, energy joules (None where the machine does not tell), cost in
-    the currency of `price_per_hour`.
+    the currency of `price_per_hour`. `compile_s` is the part of `wall_s` in which the work waited for a compiler.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     tokens: int = 0
     flops: float = 0.0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    compile_s: float = 0.0
     peak_rss_bytes: int = 0
     peak_gpu_bytes: int = 0
     energy_j: float | None = None
@@ -123,24 +130,31 @@ class StageRun:
         finally:
             os.close(handle)
 
-    def begin(self, stage: str, config: Section, fingerprint: str) -> None:
+    def begin(self, stage: str, config: Section, inputs: Mapping[str, str]) -> None:
         """Make the directory ready for one piece of work.
 
-        What an interrupted run of the same work left is kept, to be resumed; what other work left is removed.
+        What a run of the same work left is kept, to be gone on from, whatever `config.finishing` says; what other work
+        left is removed, but for checkpoints of work that is not finished.
+
+        Args:
+            inputs: Content hash of each input, as `fingerprint_stage` takes them.
 
         Raises:
-            UsageError: The directory holds files that no stage wrote.
+            UsageError: The directory holds files that no stage wrote, or checkpoints of unfinished other work.
         """
-        started = self.directory / STARTED
+        started, work = self.directory / STARTED, Work.of(stage, config, inputs)
         self._remove_leftovers()
-        same_work = _read_mark(started).get("fingerprint") == fingerprint
+        begun = _read_mark(started)
+        same_work = begun.get("fingerprint") == work.fingerprint
+        if self.resume and not same_work:
+            self._refuse_to_lose(begun, work)
         if not (same_work and self.resume):
             self._clear()
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / LINEAGE).unlink(missing_ok=True)
         # first of all files: it tells that the directory is ours, whenever we are killed
-        write_json(started, {"fingerprint": fingerprint})
+        write_json(started, {"fingerprint": work.fingerprint, **asdict(work)})
         self._work = stage, config
         self._save_recipe()
         forget_peak_rss()
@@ -189,6 +203,21 @@ class StageRun:
                 else:
                     leftover.unlink(missing_ok=True)
 
+    def _refuse_to_lose(self, begun: Mapping[str, Any], work: Work) -> None:
+        if _read_mark(self.directory / LINEAGE) or not any((self.directory / CHECKPOINTS).glob("step-*")):
+            return
+        differing = work.differences(begun)
+        if not differing:
+            raise UsageError(
+                f"{self.directory} holds checkpoints, but {STARTED} does not tell what they are of",
+                "choose another directory with --run, or begin anew with --fresh",
+            )
+        raise UsageError(
+            f"{self.directory} holds checkpoints of a run that is not finished and had other settings: "
+            + ", ".join(differing),
+            "give the old ones to go on, choose another directory with --run, or begin anew with --fresh",
+        )
+
     def _clear(self) -> None:
         if not self.directory.exists():
             return
@@ -210,19 +239,14 @@ class StageRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole records of metrics.jsonl, oldest first."""
-        if not self.metrics_path.exists():
-            return []
-        records = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:  # a line cut short when the process was killed
-                continue
-        return records
+        return read_records(self.metrics_path)[0]
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the records of steps after `step` (a resumed run measures them again)."""
-        kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+        records, damaged = read_records(self.metrics_path)
+        if damaged:
+            say(f"passed over {damaged:,} damaged lines of {self.metrics_path}")
+        kept = [record for record in records if record.get("step", 0) <= step]
         with atomic_file(self.metrics_path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
@@ -242,14 +266,17 @@ class StageRun:
         """Take up the ledger of the interrupted run that this one continues."""
         path = self.directory / "ledger.json"
         if path.exists():
-            saved = read_json(path, "ledger")
-            saved.pop("cost", None)
-            self.ledger = Ledger(**{**saved, "price_per_hour": self.price_per_hour})
+            try:
+                saved = read_json(path, "ledger")
+                saved.pop("cost", None)
+                self.ledger = TypeAdapter(Ledger).validate_python(saved)
+            except (DataError, ValidationError):
+                say(f"{path} is damaged, so the cost is counted from now on")
+            self.ledger.price_per_hour = self.price_per_hour
 
     def reprice(self) -> None:
         """Bring the cost of finished work up to the present price."""
-        saved = read_json(self.directory / "ledger.json", "ledger")
-        if saved["price_per_hour"] != self.price_per_hour:
+        if _read_mark(self.directory / "ledger.json").get("price_per_hour") != self.price_per_hour:
             self._load_ledger()
             write_json(self.directory / "ledger.json", {**asdict(self.ledger), "cost": self.ledger.cost})
 
@@ -302,19 +329,6 @@ def _lock(handle: int) -> None:
 def lock_path(directory: Path) -> Path:
     """The file that is locked while a process works in a stage's directory."""
     return directory.with_name(f".{directory.name}.lock")
-
-
-def fingerprint_stage(stage: str, config: Section, inputs: Mapping[str, str]) -> str:
-    """Identity of a piece of work: the stage, its settings, and the content of its inputs.
-
-    Args:
-        stage: The stage's name.
-        config: The resolved settings; the fields named in `inputs` count by content, not by path.
-        inputs: Content hash of each input, by the name of its setting (`models.tune` for an entry of `models`).
-    """
-    by_content = {name.partition(".")[0] for name in inputs}
-    settings = {key: value for key, value in config.result_settings().items() if key not in by_content}
-    return hash_value({"stage": stage, "settings": settings, "inputs": dict(inputs)})
 
 
 def hash_input(path: Path) -> str:

@@ -15,7 +15,8 @@ from tallow.console import is_main_process, say
 from tallow.errors import DataError, UsageError
 from tallow.files import write_text
 from tallow.recipe import Section, apply_overrides, dump_recipe, load_recipe, parse_section
-from tallow.run import RECIPE, StageRun, fingerprint_stage, hash_input
+from tallow.run import RECIPE, StageRun, hash_input
+from tallow.work import fingerprint_stage
 
 StageFunction = Callable[[Any, StageRun], dict[str, Any]]
 
@@ -285,7 +286,7 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
             say(f"{name}: done before, unchanged")
             return earlier
         say(f"{name}: {run.directory}")
-        run.begin(name, config, fingerprint)
+        run.begin(name, config, inputs)
         main_says(True)
         try:
             result = STAGES[name].load()[1](config, run)

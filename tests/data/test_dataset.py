@@ -169,6 +169,7 @@ def test_nothing_is_mapped_into_memory_as_a_whole(tmp_path: Path) -> None:
         ("shorter", "does not hold the 6 values of type uint16"),
         ("pickled", "damaged"),
         ("starts past the end", "does not fit its token shard"),
+        ("starts that do not rise", "does not fit its token shard"),
         ("count", "do not add up"),
     ],
 )
@@ -195,6 +196,8 @@ def test_damage_is_a_data_error(tmp_path: Path, damage: str, message: str) -> No
             np.save(tokens, np.array([{}] * 6, dtype=object), allow_pickle=True)
         case "starts past the end":
             np.save(starts, np.array([0, 6], dtype=np.uint64))
+        case "starts that do not rise":
+            np.save(starts, np.array([0, 0], dtype=np.uint64))
         case _:
             manifest = json.loads((directory / "manifest.json").read_text())
             manifest["splits"]["train"]["tokens"] += 1

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from torch._C._distributed_c10d import TCPStore
 from tallow.data.batch import Packed
 from tallow.errors import Interrupted
 from tallow.files import read_json, write_json
+from tallow.objectives import Example
 from tallow.objectives.causal import causal
 from tallow.parallel import Layout, World
 from tallow.run import StageRun
@@ -47,17 +49,48 @@ def hang(world: World, directory: Path) -> None:
         os._exit(error.exit_code)
 
 
-def test_a_process_that_hangs_is_named_with_what_it_does(tmp_path: Path) -> None:
+def stop(world: World, directory: Path) -> None:
+    """The second process is stopped while it computes what the first one waits for."""
+    config = loop_config(parallel={"timeout_s": 4.0, "zero": 3})
+    layout, seen = Layout(tiny_model(), config.parallel, world), 0
+
+    def objective(packed: Packed) -> Example:
+        nonlocal seen
+        seen += 1
+        if seen == 12 and not world.is_main:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return causal(packed)
+
+    try:
+        train(layout, objective, markov_batches(config), config, new_run(directory))
+    except Interrupted as error:
+        write_json(directory / "said.json", {"message": error.message})
+        os._exit(error.exit_code)
+
+
+def said_by_the_first(work: Callable[[World, Path], None], place: Path) -> str:
+    """What the first of two processes says when it gives the second one up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    first, second = (start(join, hang, rank, 2, port, tmp_path) for rank in range(2))
+    first, second = (start(join, work, rank, 2, port, place) for rank in range(2))
     first.join(timeout=120)
     second.kill()
     assert first.exitcode == 5
-    said = read_json(tmp_path / "said.json")["message"]
+    return str(read_json(place / "said.json")["message"])
+
+
+def test_a_process_that_hangs_is_named_with_what_it_does(tmp_path: Path) -> None:
+    said = said_by_the_first(hang, tmp_path)
     assert said.startswith("process 0 has waited 6 s for others in the gradients of step 3; process 1 has been in")
     assert "in the batch of step 3 for" in said
+    assert "sign of life" not in said
+
+
+def test_a_process_that_is_stopped_within_the_same_work_is_named(tmp_path: Path) -> None:
+    said = said_by_the_first(stop, tmp_path)
+    assert "; process 1 has been in the gradients of step" in said
+    assert said.endswith(" s and shows no sign of life")
 
 
 def recipe(steps: int) -> str:

@@ -48,9 +48,12 @@ def context_of(kind: str, tokens: int) -> SequenceContext:
     ("tokens", "heads", "kv_heads", "size"),
     [(2, 4, 4, 16), (63, 3, 1, 64), (64, 2, 2, 34), (65, 4, 2, 80), (200, 2, 1, 32), (130, 1, 1, 128)],
 )
+@pytest.mark.parametrize("together", [False, True])
 def test_equals_attention_in_fp32_and_its_gradients(
-    tokens: int, heads: int, kv_heads: int, size: int, kind: str
+    tokens: int, heads: int, kv_heads: int, size: int, kind: str, together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "ENOUGH_GROUPS", 1 if together else 1000)
+    assert module._together(*random_qkv(1, heads, kv_heads)[:2]) == (heads // kv_heads if together else 1)
     q, k, v = random_qkv(tokens, heads, kv_heads, size)
     context = context_of(kind, tokens)
     spec = AttentionSpec(layer=0, scale=size**-0.5, window=max(1, tokens // 3) if kind == "window" else None)

@@ -97,6 +97,16 @@ def test_rms_norm(rows: int, size: int, seed: int) -> None:
     assert_alike(lambda x, weight: fused.rms_norm(x, weight, 0.01), [x, weight_D])
 
 
+def test_rms_norm_rounds_what_it_gives_and_nothing_else() -> None:
+    x, weight_D = random(2, 30, 70, seed=0), random(70, seed=1)
+    with using("fast"):
+        assert fused.rms_norm(x, weight_D, 0.01, torch.float16).dtype == torch.float16  # by the reference
+        rounded = results(lambda x, weight: fused.rms_norm(x, weight, 0.01, torch.bfloat16), [x, weight_D])
+        later = results(lambda x, weight: fused.rms_norm(x, weight, 0.01).bfloat16(), [x, weight_D])
+    assert [found.dtype for found in rounded] == [torch.bfloat16, torch.float32, torch.float32]
+    assert all(torch.equal(*both) for both in zip(rounded, later, strict=True))
+
+
 @DTYPES
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("shape", [(3, 7), (5, 4096 + 33)])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.parallel.layouts import alone, layers_for, make, make_updater, together, update
+from tests.parallel.layouts import RATE, alone, layers_for, make, make_updater, rows_of, together, update
+from tests.train.toys import loop_config
 
+from tallow.files import publish_directory
+from tallow.objectives.causal import causal
 from tallow.parallel import ALONE, Layout, ParallelConfig, World
+from tallow.train import checkpoint
 from tallow.train.checkpoint import Checkpoints
+from tallow.train.counters import Counters
+from tallow.train.update import Updater
 
 Settings = dict[str, Any]
 UPDATES = 5
@@ -29,7 +36,7 @@ def go_on(world: World, directory: Path, kind: str, layers: int, settings: Setti
     done, _ = kept.restore()
     for step in range(done + 1, done + UPDATES + 1):
         update(updater, step, size=4)
-    kept.begin(done + UPDATES, {}, in_background=done > 0)
+    kept.begin(done + UPDATES, Counters(), in_background=done > 0)
     kept.finish()
     world.wait()
     weights = layout.gather()
@@ -68,3 +75,47 @@ def test_goes_on_in_another_layout(kind: str, way: str, tmp_path: Path) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, atol=2e-4, rtol=0)
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def take_up_at_once(world: World, directory: Path) -> None:
+    def publish_late(temporary: Path, path: Path) -> None:
+        time.sleep(0.5)
+        publish_directory(temporary, path)
+
+    checkpoint.__dict__["publish_directory"] = publish_late
+    layout = Layout(make("decoder", world.rank, 1), world=world)
+    updater = make_updater(layout, "decoder")
+    kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 2, layout.mesh)
+    kept.begin(1, Counters())
+    kept.finish()
+    assert kept.restore()[0] == 1
+
+
+def test_all_see_the_newest_however_long_the_main_process_takes_for_it(tmp_path: Path) -> None:
+    together(2, take_up_at_once, tmp_path)
+
+
+def learn_in_groups(world: World, directory: Path, updates: int) -> None:
+    """So many updates, each of what goes on from the checkpoint of the one before."""
+    factors = {"embed*": 0.1, "layers.1.*proj.weight": 3.0, "lm_head*": 0.5}
+    config = loop_config(optimizer="muon", weight_decay=0.5, learning_rate_factors=factors)
+    for _ in range(updates):
+        layout = Layout(make("untied", world.rank, 2), ParallelConfig(pipeline=world.size), world)
+        updater = Updater(layout, causal, config)
+        kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 2, layout.mesh)
+        step = kept.restore()[0] + 1
+        updater.update(step, [rows_of(step)], 5 * RATE, "fp32")
+        kept.begin(step, Counters())
+        kept.finish()
+        weights = layout.gather()
+        if world.is_main:
+            save_file(weights, directory / "weights.safetensors")
+
+
+def test_stages_whose_parameters_fall_into_other_groups(tmp_path: Path) -> None:
+    learn_in_groups(ALONE, tmp_path / "alone", 3)
+    together(2, learn_in_groups, tmp_path / "stages", 2)
+    learn_in_groups(ALONE, tmp_path / "stages", 1)
+    expected, found = (load_file(tmp_path / way / "weights.safetensors") for way in ("alone", "stages"))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-3, rtol=0)

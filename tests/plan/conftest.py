@@ -16,7 +16,8 @@ from tallow.plan.dial import SizedPretrainConfig
 from tallow.plan.hyper_laws import LEARNING_RATE
 from tallow.plan.loss_law import LossLaw
 from tallow.plan.shapes import count_parameters
-from tallow.run import StageRun, fingerprint_stage, hash_input
+from tallow.run import StageRun, hash_input
+from tallow.work import fingerprint_stage
 
 LAW = LossLaw(irreducible=1.8, parameters_factor=60, parameters_exponent=0.3, tokens_factor=700, tokens_exponent=0.4)
 VOCABULARY = 300
@@ -76,7 +77,7 @@ class Pretender:
         if earlier is not None:
             return earlier
         self.done.append(directory)
-        run.begin("pretrain", config, fingerprint)
+        run.begin("pretrain", config, inputs)
         result = self.result(config)
         run.log(step=1, tokens_per_s=result["tokens_per_s"])
         product = directory / "model"

@@ -110,9 +110,10 @@ def test_a_rate_that_diverges_is_left(config: SizedPretrainConfig, tmp_path: Pat
 def test_what_cannot_be_planned_is_refused(config: SizedPretrainConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="minutes are too few"):
         Sweep(config, tmp_path / "short", Pretender()).run(1)
-    little = make_config(make_tokens(tmp_path / "little", 1000))
+    little, pretender = make_config(make_tokens(tmp_path / "little", 1000)), Pretender()
     with pytest.raises(UsageError, match="too few for small runs"):
-        Sweep(little, tmp_path / "little-runs", Pretender()).run(3600)
+        Sweep(little, tmp_path / "little-runs", pretender).run(3600)
+    assert pretender.done == []
     blind = make_config(make_tokens(tmp_path / "blind", 10**9, validation=0))
     with pytest.raises(DataError, match="no held-out text"):
         Sweep(blind, tmp_path, Pretender())

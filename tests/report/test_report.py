@@ -27,19 +27,19 @@ def run(tmp_path: Path) -> Path:
     """A run of three stages."""
     directory = tmp_path / "my run"
     pretrain = StageRun(directory / "pretrain", price_per_hour=36000.0)
-    pretrain.begin("pretrain", Config(), "f")
+    pretrain.begin("pretrain", Config(), {})
     for step in range(1, 6):
         pretrain.log(step=step * 10, loss=5.0 / step, learning_rate=1e-3, validation_loss=6.0 / step)
     (directory / "pretrain" / "model").mkdir()
     (directory / "pretrain" / "model" / "config.json").write_text("{}")
     pretrain.finish("f", {"tokens": "ab" * 32}, directory / "pretrain" / "model", {"parameters": 5475584, "loss": 1.0})
     evaluate = StageRun(directory / "evaluate")
-    evaluate.begin("evaluate", Config(), "f")
+    evaluate.begin("evaluate", Config(), {})
     score = {"bits_per_byte": 1.2345, "perplexity": 9.5, "tokens": 1000}
     write_json(directory / "evaluate" / "evaluation.json", {"pretrain": score})
     evaluate.finish("f", {}, directory / "evaluate" / "evaluation.json", {"pretrain_bits_per_byte": 1.2345})
     sample = StageRun(directory / "sample")
-    sample.begin("sample", Config(), "f")
+    sample.begin("sample", Config(), {})
     answers = [{"prompt": "Who <b>are</b> you?", "answer": "[red]I & you[/red]", "finish_reason": "stop"}]
     write_json(directory / "sample" / "samples.json", {"model": "m", "samples": answers})
     sample.finish("f", {}, directory / "sample" / "samples.json", {"samples": 1})

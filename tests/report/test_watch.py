@@ -110,7 +110,7 @@ def test_of_a_run_the_stage_at_work_is_shown_or_the_last(run: StageRun) -> None:
 def test_what_a_real_run_leaves_is_understood(tmp_path: Path) -> None:
     config = loop_config(steps=6)
     run = new_run(tmp_path / "toy")
-    run.begin("toy", Section(), "fingerprint")
+    run.begin("toy", Section(), {})
     train(Layout(tiny_model()), causal, markov_batches(config), config, run)
     found = Watch(tmp_path).look().as_json()
     assert (found["stage"], found["step"], found["steps"], found["eta_s"]) == ("toy", 6, 6, 0)

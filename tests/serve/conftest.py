@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.engine.conftest import make_model, make_tokenizer, tiny
+from tests.serve.forked import Forked
 
 from tallow.models.formats import save_model
 
@@ -33,7 +33,7 @@ class Served:
     """
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log: Path
 
     def client(self, key: str | None = None, **options: object) -> httpx.Client:
@@ -50,13 +50,14 @@ class Served:
 
 
 @contextmanager
-def serving(log: Path, *arguments: str) -> Iterator[Served]:
-    """`tallow serve` with these arguments, ready."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tallow", "serve", "--port", "0", *arguments], stderr=errors, env=environment
-        )
+def serving(log: Path, *arguments: str, by_command: bool = False) -> Iterator[Served]:
+    """`tallow serve` with these arguments, ready.
+
+    Args:
+        by_command: Whether it is started as a user does, not forked.
+    """
+    log.touch()
+    process = command(log, *arguments) if by_command else Forked(["--port", "0", *arguments], log)
     try:
         served = Served(_url(process, log), process, log)
         deadline = time.monotonic() + START_S
@@ -73,6 +74,14 @@ def serving(log: Path, *arguments: str) -> Iterator[Served]:
             process.wait()
 
 
+def command(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """The command, started as a user does."""
+    with log.open("wb") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "tallow", "serve", "--port", "0", *arguments], stderr=errors
+        )
+
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with a token for each byte and a ChatML template; its answers are noise."""
@@ -84,22 +93,24 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def served(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server without keys; its model is `tiny`."""
-    with serving(tmp_path_factory.mktemp("log") / "serve.log", f"--model=tiny={model_path}") as found:
+    log = tmp_path_factory.mktemp("log") / "serve.log"
+    with serving(log, f"--model=tiny={model_path}", by_command=True) as found:
         yield found
 
 
 @pytest.fixture
 def serve(tmp_path: Path, model_path: Path) -> Iterator[Callable[..., Served]]:
-    """Starts a server of one's own with more arguments."""
-    from contextlib import ExitStack
-
+    """Starts a server of one's own with more arguments, as `serving` has them."""
     with ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(
-            serving(tmp_path / f"serve{time.monotonic_ns()}.log", f"--model=tiny={model_path}", *arguments)
-        )
+
+        def start(*arguments: str, by_command: bool = False) -> Served:
+            log = tmp_path / f"serve{time.monotonic_ns()}.log"
+            return stack.enter_context(serving(log, f"--model=tiny={model_path}", *arguments, by_command=by_command))
+
+        yield start
 
 
-def _url(process: subprocess.Popen[bytes], log: Path) -> str:
+def _url(process: subprocess.Popen[bytes] | Forked, log: Path) -> str:
     deadline = time.monotonic() + START_S
     while " at http" not in (said := log.read_text()):
         assert process.poll() is None, said

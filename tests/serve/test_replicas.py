@@ -28,7 +28,7 @@ def replicated(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     directory = tmp_path_factory.mktemp("replicas")
     (directory / "keys").write_text(f"alpha:{KEY}\nbeta:{OTHER_KEY}\n")
     arguments = [f"--model=tiny={model_path}", f"--keys-file={directory / 'keys'}", *SETTINGS]
-    with serving(directory / "log", *arguments) as served:
+    with serving(directory / "log", *arguments, by_command=True) as served:
         yield served
 
 

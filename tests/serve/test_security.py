@@ -532,5 +532,5 @@ def test_nothing_is_imported_from_the_working_directory(
     for name in ("numpy", "ntpath", "nt", "safetensors", "tallow"):
         (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     monkeypatch.chdir(tmp_path)
-    assert post(serve(), CHAT).status_code == 200
+    assert post(serve(by_command=True), CHAT).status_code == 200
     assert not marker.exists()

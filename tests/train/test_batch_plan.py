@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -45,6 +46,30 @@ def test_each_row_is_taken_once_by_batches_that_never_shrink(
 def test_steps_can_be_given_instead(steps: int, batch_size: int, start: int | None, share: float) -> None:
     plan = plan_batches(loop(batch_size, start, share, steps), rows=1)
     assert plan.steps == steps
+
+
+@given(
+    rows=st.integers(1, 20_000),
+    batch_size=st.integers(1, 100),
+    start=st.integers(1, 100),
+    share=st.floats(1e-6, 1),
+)
+def test_each_batch_is_as_large_as_the_line_says(rows: int, batch_size: int, start: int, share: float) -> None:
+    start = min(start, batch_size)
+    plan, growing_rows = BatchPlan(rows, loop(batch_size, start, share)), share * rows
+    row = step = 0
+    while row < growing_rows:
+        size = int(start + (batch_size - start) * row / growing_rows) // start * start
+        assert plan.rows(step) == range(row, row + size)
+        row, step = row + size, step + 1
+    assert plan.rows(step) == range(row, row + batch_size)
+
+
+def test_a_billion_steps_take_no_time_to_plan() -> None:
+    began = time.process_time()
+    plan = plan_batches(loop(64, 1, 0.5, steps=10**9), rows=1)
+    assert plan.steps == 10**9
+    assert time.process_time() - began < 1
 
 
 def test_they_grow_over_the_share_that_is_asked_for() -> None:

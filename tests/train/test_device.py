@@ -171,3 +171,9 @@ def test_a_gpu_learns_what_a_cpu_learns_and_goes_on_from_there(tmp_path: Path, p
         lay_out(tiny_model(), config, ALONE), causal, markov_batches(config), config, new_run(tmp_path / "cpu")
     )
     assert again["steps"] == 12
+
+
+def test_compressed_sums_need_no_gpu_to_be_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    layout = lay_out(tiny_model(), loop_config(device="cpu", parallel={"compress": "powersgd"}), ALONE)
+    assert layout.device.type == "cpu"

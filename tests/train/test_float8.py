@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.toys import loop_config, markov_batches, new_run, tiny_model, transition_matrix
+from tests.train.toys import loop_config, markov_batches, new_run, tiny_model, transition_matrix, weights
 from torch import Tensor, nn
 
 from tallow.errors import UsageError
 from tallow.models.formats import load_model, save_model
 from tallow.objectives.causal import causal
 from tallow.parallel import ALONE
+from tallow.parallel.recompute import Recompute
 from tallow.train.float8 import Float8Linear, use_float8
 from tallow.train.loop import train
 from tallow.train.placing import lay_out
+from tallow.train.update import Updater
 
 CPU = torch.device("cpu")
 
@@ -69,6 +71,18 @@ def test_under_autocast_it_reads_and_writes_bfloat16() -> None:
     assert x.grad is not None
     assert layer.weight.grad is not None
     assert layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", ["selective", "block"])
+def test_what_layers_compute_again_is_the_same(how: Recompute) -> None:
+    config, learned = loop_config(precision="float8"), list[Tensor]()
+    for recompute in ("none", how):
+        model = tiny_model()
+        layout = lay_out(model, config, ALONE)
+        layout.recompute(recompute)
+        Updater(layout, causal, config).update(1, markov_batches(config)(0), 1e-2, "float8")
+        learned.append(weights(model))
+    assert torch.equal(*learned)
 
 
 def test_what_is_not_finite_is_seen_in_the_result() -> None:

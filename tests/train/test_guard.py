@@ -21,7 +21,7 @@ from tests.train.toys import (
 from torch import Tensor, nn
 
 from tallow.data.batch import Packed
-from tallow.errors import Interrupted, TallowError
+from tallow.errors import DataError, Interrupted, TallowError
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder, initialize
 from tallow.objectives.causal import causal
@@ -134,6 +134,14 @@ def test_a_spike_is_left_out(tmp_path: Path) -> None:
     assert noted["loss"] > 1.5
 
 
+def test_a_model_that_is_broken_from_the_start_is_named(tmp_path: Path) -> None:
+    config, model = loop_config(), tiny_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(DataError, match="model that training starts from"):
+        train(Layout(model), causal, markov_batches(config), config, new_run(tmp_path))
+
+
 def test_more_bad_batches_than_are_borne_end_the_run(tmp_path: Path) -> None:
     config = loop_config(anomalies={"budget": 2})
     with pytest.raises(
@@ -144,6 +152,20 @@ def test_more_bad_batches_than_are_borne_end_the_run(tmp_path: Path) -> None:
     assert "learning_rate" in ended.value.hint
     with pytest.raises(TallowError, match="step 1"):
         trained(tmp_path / "none", loop_config(anomalies={"budget": 0}), {1})
+
+
+def test_a_run_of_mostly_bad_batches_is_not_done(tmp_path: Path) -> None:
+    config = loop_config(anomalies={"patience": 99})
+    for _ in range(2):  # also when it goes on from its last checkpoint
+        with pytest.raises(TallowError, match="diverged at step 12: 11 of 12 batches were left out"):
+            trained(tmp_path, config, range(2, 13))
+
+
+def test_the_result_tells_what_was_left_out(tmp_path: Path) -> None:
+    config, model = loop_config(), tiny_model()
+    batches = poisoned(model, markov_batches(config), {5, 9})
+    for _ in range(2):
+        assert train(Layout(model), causal, batches, config, new_run(tmp_path))["skipped"] == 2
 
 
 def break_weights(model: Decoder, batches: Batches, at: int) -> Batches:

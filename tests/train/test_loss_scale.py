@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,36 @@ def test_gradients_too_large_for_fp16_are_computed_again_and_change_nothing() ->
     assert found.loss == expected.loss
     assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-2)
     torch.testing.assert_close(weights(models[0]), weights(models[1]), atol=1e-2, rtol=0)
+
+
+def test_gradients_that_no_scale_makes_finite_leave_it_as_it_is() -> None:
+    config, model = loop_config(), tiny_model()
+    [packed] = markov_batches(config)(0)
+    updater = Updater(Layout(model), causal, config)
+    updater.scale = scale = LossScale(factor=4.0, updates=3)
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("nan")
+
+    handle = next(model.parameters()).register_hook(spoil)
+    assert math.isnan(updater.find(1, [packed], 1e-2, "fp16").gradient_norm)
+    updater.discard()
+    assert updater.scale == scale
+    handle.remove()
+    assert math.isfinite(updater.find(1, [packed], 1e-2, "fp16").gradient_norm)
+
+
+def test_an_estimate_of_curvature_too_large_for_fp16_is_made_again() -> None:
+    config = loop_config(optimizer={"name": "sophia", "every": 1})
+    [packed] = markov_batches(config)(0)
+    updater = Updater(Layout(tiny_model()), causal, config)
+    updater.find(1, [packed], 1e-2, "fp16")
+    updater.scale = LossScale(factor=2.0**24)  # as if what the model draws had far larger gradients
+    updater.apply(1, [packed], 1e-2, "fp16")
+    assert updater.scale.factor < 2.0**24
+    curvatures = [value for name, value in updater.optimizer.state()[0].items() if name.endswith("/curvature")]
+    assert all(curvature.isfinite().all() for curvature in curvatures)
+    assert any(curvature.any() for curvature in curvatures)
 
 
 def test_the_scale_is_taken_out_again() -> None:

@@ -4,6 +4,7 @@ import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from tallow.errors import CapacityError
 from tallow.kernels import memory
@@ -30,6 +31,19 @@ def test_what_is_on_disk_does_not_count() -> None:
     )
     assert plain - state == 8 * 6_163_712
     assert state - both == 4 * (6_163_712 - embeddings)
+
+
+def test_of_a_gpu_what_is_in_the_memory_of_the_cpu_does_not_count() -> None:
+    embeddings, weights = 4096 * 256 + 256, 6_163_712
+    gpu = torch.device("cuda", 0)
+    for offload, spared in (
+        ({"state": "cpu"}, 8 * weights),
+        ({"parameters": "cpu"}, 8 * weights + 8 * (weights - embeddings)),
+    ):
+        loop = LoopConfig.model_validate({"offload": offload})
+        plain = training_bytes(SMALL, LoopConfig())
+        assert training_bytes(SMALL, loop) == plain
+        assert plain - training_bytes(SMALL, loop, gpu) == spared
 
 
 def test_all_experts_are_state_and_the_chosen_ones_compute() -> None:

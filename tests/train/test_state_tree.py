@@ -17,6 +17,7 @@ TREES = st.recursive(
     lambda parts: (
         st.lists(parts) | st.lists(parts).map(tuple) | st.dictionaries(KEYS, parts, min_size=1)  # an empty one is lost
     ),
+    max_leaves=20,
 )
 
 

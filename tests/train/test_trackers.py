@@ -26,7 +26,7 @@ from tallow.train.trackers import tracking
 
 def toy(directory: Path, **settings: object) -> StageRun:
     config, run = loop_config(**settings), new_run(directory)
-    run.begin("toy", Section(), "fingerprint")
+    run.begin("toy", Section(), {})
     train(Layout(tiny_model()), causal, markov_batches(config), config, run)
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -41,16 +42,21 @@ def transition_matrix() -> Tensor:
     return (3 * torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(5))).softmax(-1)
 
 
+@cache
+def chain(step: int, rows: int, length: int) -> Tensor:
+    """Text of that chain, the same each time: as many tests learn from it, it takes long to draw."""
+    matrix, generator = transition_matrix(), torch.Generator().manual_seed(step)
+    columns = [torch.randint(0, VOCABULARY, (rows,), generator=generator)]
+    for _ in range(length):
+        columns.append(torch.multinomial(matrix[columns[-1]], 1, generator=generator)[:, 0])
+    return torch.stack(columns, dim=1)
+
+
 def markov_batches(config: LoopConfig) -> Callable[[int], list[Packed]]:
     """Batches of that chain, as micro-batches of the configured size."""
-    matrix = transition_matrix()
 
     def batches(step: int) -> list[Packed]:
-        generator = torch.Generator().manual_seed(step)
-        columns = [torch.randint(0, VOCABULARY, (config.batch_size,), generator=generator)]
-        for _ in range(config.sequence_length):
-            columns.append(torch.multinomial(matrix[columns[-1]], 1, generator=generator)[:, 0])
-        tokens_BT = torch.stack(columns, dim=1)
+        tokens_BT = chain(step, config.batch_size, config.sequence_length).clone()
         size = config.micro_batch_size or config.batch_size
         return [pack(tokens) for tokens in tokens_BT.split(size)]
 

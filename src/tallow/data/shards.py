@@ -106,7 +106,8 @@ class Shard:
         path = tokens_path(directory, record.name)
         tokens = _map(path, dtype, record.tokens)
         starts = _map(starts_path(directory, record.name), "uint64", record.documents)
-        if record.documents and (starts[0] != 0 or starts[-1] >= record.tokens):
+        rise = bool((starts[1:] > starts[:-1]).all())
+        if record.documents and (starts[0] != 0 or starts[-1] >= record.tokens or not rise):
             raise DataError(f"{starts_path(directory, record.name)} does not fit its token shard", HINT)
         return cls(path, tokens, starts)
 

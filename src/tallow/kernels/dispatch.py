@@ -43,7 +43,8 @@ def prefers_fast() -> bool:
 class Operation(Generic[Parameters, Result]):
     """A function of a tensor and more; the first tensor's device and dtype choose the version that runs.
 
-    A fast version returns None for a call that does not suit it (an odd shape, say); then the reference runs.
+    A fast version returns None for a call that does not suit it (an odd shape, say); then the reference runs. In what
+    `torch.compile` compiles it is the reference always: the compiler looks into it, and joins it with what is around.
     """
 
     def __init__(self, reference: Callable[Concatenate[Tensor, Parameters], Result]) -> None:
@@ -54,7 +55,7 @@ class Operation(Generic[Parameters, Result]):
     def __call__(self, x: Tensor, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         device = "cpu" if x.is_cpu else x.device.type  # the short way for the device where a microsecond counts
         fast = self._fast.get((device, x.dtype))
-        if fast is not None and prefers_fast():
+        if fast is not None and not _is_compiling() and prefers_fast():
             result = fast(x, *args, **kwargs)
             if result is not None:
                 return result
@@ -76,6 +77,12 @@ class Operation(Generic[Parameters, Result]):
             return version
 
         return register
+
+
+def _is_compiling() -> bool:
+    import torch  # there by now, whoever calls an operation
+
+    return torch.compiler.is_compiling()
 
 
 @functools.cache

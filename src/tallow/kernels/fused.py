@@ -26,12 +26,13 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 
 @Operation
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """`x / rms(x) · weight` over the last dimension (arXiv 1910.07467).
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """`x / rms(x) · weight` over the last dimension (arXiv 1910.07467), rounded to `dtype` if there is one.
 
     The normalized value is rounded to x's dtype before it is multiplied, as most families were trained.
     """
-    return weight_D * F.rms_norm(x, weight_D.shape, eps=eps)
+    normed = weight_D * F.rms_norm(x, weight_D.shape, eps=eps)
+    return normed if dtype is None else normed.to(dtype)
 
 
 @Operation
@@ -43,6 +44,8 @@ def gate(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 def gated(gate_up: tuple[Tensor, Tensor], activation: Activation, down: Callable[[Tensor], Tensor]) -> Tensor:
     """`down(gate(…))`; the product between them, which costs next to nothing, is made again for the backward pass."""
     product = gate(*gate_up, activation)
+    if torch.compiler.is_compiling():  # the compiler chooses by itself what is kept
+        return down(product)
     with training.making_again(product):
         return down(product)
 
@@ -59,8 +62,14 @@ def operand(x: Tensor) -> Tensor:
 
     Under autocast each of them would round it for itself, and keep that for the backward pass.
     """
+    dtype = operand_dtype(x)
+    return x if dtype is None else x.to(dtype)
+
+
+def operand_dtype(x: Tensor) -> torch.dtype | None:
+    """What `operand` rounds to, if anything."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 @Operation

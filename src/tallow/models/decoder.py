@@ -38,9 +38,10 @@ class Layer(nn.Module):
         self.attention = Attention(config, index)
         self.feed_forward = Mixture(config) if config.num_experts else FeedForward(config)
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
-        self.attention_norm = make_norm(config) if before else nn.Identity()
+        self.attention_norm = make_norm(config, operand=True) if before else nn.Identity()
         self.attention_post_norm = make_norm(config) if after else nn.Identity()
-        self.feed_forward_norm = make_norm(config) if before else nn.Identity()
+        # a router reads what has not been rounded
+        self.feed_forward_norm = make_norm(config, operand=not config.num_experts) if before else nn.Identity()
         self.feed_forward_post_norm = make_norm(config) if after else nn.Identity()
         self.parallel_residual = config.parallel_residual
 

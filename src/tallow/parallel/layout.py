@@ -53,21 +53,29 @@ class Layout:
         config: How.
         world: Everyone.
         device: Where this process computes, to which the model goes; of each process a GPU of its own, or the CPU.
+        layers_on_host: The layers' parameters stay in the memory of the CPU. With `zero` they come to the device when
+            they are wanted; without, who made this layout sees to it.
 
     Raises:
         UsageError: The processes, or the model, cannot be divided like that.
     """
 
     def __init__(
-        self, model: Layered, config: ParallelConfig = PLAIN, world: World = ALONE, device: torch.device = CPU
+        self,
+        model: Layered,
+        config: ParallelConfig = PLAIN,
+        world: World = ALONE,
+        device: torch.device = CPU,
+        *,
+        layers_on_host: bool = False,
     ) -> None:
         assert isinstance(model, nn.Module)
         world.require_alike("devices", device.type)
         shapes = {name: (list(value.shape), value.requires_grad) for name, value in model.named_parameters()}
         world.require_alike("models or settings of loop.parallel", f"{config.model_dump_json()} {shapes}")
-        self.device = device
+        self.device, self.layers_on_host = device, layers_on_host
         self.workers = make_workers(Mesh(config, world))
-        model.to(device)
+        _move(model, device, layers_stay=layers_on_host)
         world.copy_from_main([*model.parameters(), *model.buffers()])
         if self.workers.count > 1:
             config = config.model_copy(update={"replicas": 1})  # the others are other workers
@@ -95,7 +103,6 @@ class Layout:
         if config.context > 1:
             refuse_indivisible(model, config)
         if config.zero and world.size > 1:
-            moved = dict(model.moved_parameters()) if isinstance(model, Balancing) else {}
             for part in parts:
                 shard(
                     part,
@@ -103,9 +110,10 @@ class Layout:
                     sharding_mesh(self.mesh.grid),
                     experts=[module for module in part.modules() if isinstance(module, SharedExperts)],
                     experts_mesh=sharding_mesh(self.mesh.expert_grid) if experts else None,
-                    whole=set(moved.values()),
+                    whole=_moved(model),
                     # a pipeline needs them for one micro-batch after the other
                     free_weights=config.zero == 3 and self._pipeline is None,
+                    on_host=layers_on_host,
                 )
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """What is trained, by name: of each parameter this process's share."""
@@ -283,6 +291,18 @@ class Layout:
         for parameter in self.parameters.values():
             if parameter.grad is not None:
                 own_gradient(parameter)
+
+
+def _moved(model: nn.Module) -> set[nn.Parameter]:
+    """Parameters that change without a gradient."""
+    return {value for _, value in model.moved_parameters()} if isinstance(model, Balancing) else set()
+
+
+def _move(model: Layered, device: torch.device, *, layers_stay: bool) -> None:
+    """Bring a model to a device, in place, but for what its layers compute with, where that is to stay."""
+    assert isinstance(model, nn.Module)
+    staying = set(model.layers.parameters()) - _moved(model) if layers_stay else set[Tensor]()
+    model._apply(lambda tensor: tensor if tensor in staying else tensor.to(device))
 
 
 def _pipeline(model: Layered, config: ParallelConfig, mesh: Mesh) -> Pipeline:

@@ -41,7 +41,7 @@ class Mesh:
         if size % apart:
             named = f"pipeline × context × tensor is {config.pipeline} × {config.context} × {config.tensor}"
             raise UsageError(
-                f"{size} processes cannot be divided: {named}",
+                f"{size} process{'es' * (size > 1)} cannot be divided: {named}",
                 f"start a multiple of {apart} processes with torchrun, or change loop.parallel",
             )
         for name, number, of in (

@@ -33,22 +33,22 @@ def own_gradient(parameter: nn.Parameter) -> Tensor:
 
 def squared_norm(tensors: Iterable[Tensor]) -> float:
     """Sum of the squares of all entries; of a tensor that is divided, of all its shares. All processes must call it."""
-    shares: dict[tuple[DeviceMesh, tuple[int, ...]] | None, list[Tensor]] = defaultdict(list)
+    shares: dict[tuple[torch.device, tuple[DeviceMesh, tuple[int, ...]] | None], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         if isinstance(tensor, DTensor):
             divided = tuple(number for number, place in enumerate(tensor.placements) if not place.is_replicate())
-            shares[tensor.device_mesh, divided].append(tensor.to_local())
+            shares[tensor.device, (tensor.device_mesh, divided)].append(tensor.to_local())
         else:
-            shares[None].append(tensor)
-    squares: list[Tensor] = []
-    for where, parts in shares.items():
+            shares[tensor.device, None].append(tensor)
+    squares: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for (device, where), parts in shares.items():
         square = torch.nn.utils.get_total_norm(parts).double().square()
         if where is not None:
             mesh, dimensions = where
             for dimension in dimensions:
                 dist.all_reduce(square, group=mesh.get_group(dimension))
-        squares.append(square)
-    return sum(torch.stack(squares).tolist()) if squares else 0.0  # at once, since it waits for a GPU
+        squares[device].append(square)
+    return sum(sum(torch.stack(found).tolist()) for found in squares.values())  # at once, since it waits for a GPU
 
 
 def is_written_here(tensor: Tensor, mesh: Mesh) -> bool:
@@ -78,7 +78,8 @@ def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tens
         return torch.empty_like(parameter.detach(), dtype=dtype)
     divided = {place.dim for place in parameter.placements if isinstance(place, Shard | _StridedShard)}
     if len(shape) == parameter.ndim and all(shape[number] == parameter.shape[number] for number in divided):
-        return zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
+        empty = zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
+        return empty.to(parameter.device)  # which need not be that of the mesh
     return torch.empty(shape, dtype=dtype, device=parameter.device)
 
 
@@ -91,8 +92,16 @@ def with_share(tensor: Tensor, share: Tensor) -> Tensor:
     """A tensor divided as another one, of which this process has this share; the share where that one is whole."""
     if not isinstance(tensor, DTensor):
         return share
-    mesh, places = tensor.device_mesh, tensor.placements
-    return DTensor.from_local(share, mesh, places, run_check=False, shape=tensor.size(), stride=tensor.stride())
+    # `from_local` would bring a share on the CPU to the GPUs of the mesh
+    return DTensor(share, tensor._spec, requires_grad=False)
+
+
+def put_share(tensor: Tensor, share: Tensor) -> None:
+    """Let a tensor be where a share of it is that has the same values as its own."""
+    if isinstance(tensor, DTensor):
+        tensor._local_tensor = share
+    else:
+        tensor.data = share
 
 
 def whole_tensor(tensor: DTensor) -> Tensor:

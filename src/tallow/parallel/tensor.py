@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
@@ -35,6 +34,7 @@ from tallow.models.blocks.context import Context
 from tallow.models.blocks.mixture import Mixture
 from tallow.models.skeletons import Layered
 from tallow.parallel.cut_vocabulary import CutVocabulary
+from tallow.parallel.whole import gather, share_of, share_sum
 
 Call = Callable[..., Tensor]
 OUTPUTS, INPUTS, WHOLE = Shard(0), Shard(1), Replicate()
@@ -204,10 +204,9 @@ def _at_some_places(through: Call, mesh: DeviceMesh) -> Call:
 
     def at_some_places(x_BTD: Tensor, context: Context, layers: range) -> Tensor:
         length = x_BTD.shape[1]
-        each = -(-length // mesh.size())
-        start = min(each * mesh.get_local_rank(), length)
-        x_BtD = x_BTD[:, start : start + each]
-        return _gather(through(x_BtD, context, layers), 1, length, mesh)
+        own = share_of(length, mesh.get_local_rank(), mesh.size())
+        x_BtD = x_BTD[:, own.start : own.stop]
+        return gather(through(x_BtD, context, layers), 1, length, mesh.get_group())
 
     return at_some_places
 
@@ -217,9 +216,8 @@ def _at_all_places(block: Call, mesh: DeviceMesh) -> Call:
 
     def at_all_places(x_BtD: Tensor, *rest: Any) -> Tensor:
         context: Context = rest[-1]
-        length = context.positions_BT.shape[1]
-        part_BTD = block(_gather(x_BtD, 1, length, mesh), *rest)
-        return DTensor.from_local(part_BTD, mesh, [Partial()]).redistribute(placements=[Shard(1)]).to_local()
+        group, length = mesh.get_group(), context.positions_BT.shape[1]
+        return share_sum(block(gather(x_BtD, 1, length, group), *rest), 1, group)
 
     return at_all_places
 
@@ -229,7 +227,7 @@ def _over_all_heads(norm: Call, mesh: DeviceMesh) -> Call:
 
     def over_all_heads(x_BTD: Tensor) -> Tensor:
         size = x_BTD.shape[-1]
-        whole_BTD = norm(_gather(x_BTD, 2, size * mesh.size(), mesh))
+        whole_BTD = norm(gather(x_BTD, 2, size * mesh.size(), mesh.get_group()))
         return whole_BTD.narrow(-1, size * mesh.get_local_rank(), size)
 
     return over_all_heads
@@ -244,8 +242,7 @@ def _over_all_tokens(embed: nn.Module, mesh: DeviceMesh) -> Call:
         places_BT = ids_BT - first
         here_BT = (places_BT >= 0) & (places_BT < len(embed.get_parameter("weight")))
         part_BTD = look_up(places_BT * here_BT) * here_BT[..., None]
-        whole = DTensor.from_local(part_BTD, mesh, [Partial()]).redistribute(placements=[Replicate()])
-        return whole.to_local(grad_placements=[Partial()])
+        return gather(share_sum(part_BTD, 1, mesh.get_group()), 1, ids_BT.shape[1], mesh.get_group())
 
     return over_all_tokens
 
@@ -253,11 +250,3 @@ def _over_all_tokens(embed: nn.Module, mesh: DeviceMesh) -> Call:
 def _first_token(embed: nn.Module, mesh: DeviceMesh) -> int:
     """The first token of this process's share of the vocabulary."""
     return -(-len(embed.get_parameter("weight")) // mesh.size()) * mesh.get_local_rank()
-
-
-def _gather(share: Tensor, dimension: int, length: int, mesh: DeviceMesh) -> Tensor:
-    """All shares along a dimension, of this whole length, one after the other."""
-    shape = torch.Size((*share.shape[:dimension], length, *share.shape[dimension + 1 :]))
-    stride = torch.empty(shape, device="meta").stride()
-    cut = DTensor.from_local(share.contiguous(), mesh, [Shard(dimension)], shape=shape, stride=stride)
-    return cut.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])

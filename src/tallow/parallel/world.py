@@ -231,10 +231,11 @@ def _common_name(store: Store, world: World) -> str:
 
 
 def buckets(tensors: Sequence[AnyTensor], size: int = BUCKET_BYTES) -> Iterator[list[AnyTensor]]:
-    """Neighbours of one dtype, together about `size` bytes: few messages, little memory."""
+    """Neighbours of one dtype and device, together about `size` bytes: few messages, little memory."""
     bucket: list[AnyTensor] = []
     for tensor in tensors:
-        if bucket and (tensor.dtype != bucket[0].dtype or sum(t.nbytes for t in bucket) >= size):
+        unlike = bucket and (tensor.dtype, tensor.device) != (bucket[0].dtype, bucket[0].device)
+        if unlike or sum(t.nbytes for t in bucket) >= size:
             yield bucket
             bucket = []
         bucket.append(tensor)

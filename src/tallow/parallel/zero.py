@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 
@@ -24,6 +24,7 @@ def shard(
     experts_mesh: DeviceMesh | None = None,
     whole: set[nn.Parameter],
     free_weights: bool,
+    on_host: bool = False,
 ) -> None:
     """Divide the parameters of a module over the processes of a mesh, in place.
 
@@ -35,15 +36,23 @@ def shard(
         experts_mesh: Those processes, likewise.
         whole: Parameters that each process keeps whole.
         free_weights: Others' weights are given back between forward and backward pass.
+        on_host: This process's shares, and its gradients, are in the memory of the CPU while they are not used.
     """
+    place = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if on_host else OffloadPolicy()
     for module in experts:
         assert experts_mesh is not None
         across = _across_experts(module, experts_mesh["shard"].size())
-        fully_shard(module, mesh=experts_mesh, reshard_after_forward=free_weights, shard_placement_fn=across)
+        fully_shard(
+            module,
+            mesh=experts_mesh,
+            reshard_after_forward=free_weights,
+            shard_placement_fn=across,
+            offload_policy=place,
+        )
     for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=free_weights, ignored_params=whole)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=free_weights, offload_policy=place, ignored_params=whole)
     # the last part's weights are wanted again at once, so they stay
-    fully_shard(learner, mesh=mesh, reshard_after_forward=False, ignored_params=whole)
+    fully_shard(learner, mesh=mesh, reshard_after_forward=False, offload_policy=place, ignored_params=whole)
     for module in learner.modules():
         if isinstance(module, FSDPModule):
             # gradients are of the summed loss; their mean is taken once the number of targets is known

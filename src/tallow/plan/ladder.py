@@ -72,12 +72,8 @@ def plan_ladder(seconds: float, speed: Speed, smallest: float, unique: float) ->
     Raises:
         UsageError: The time or the text is too little for any.
     """
+    require_text(smallest, unique)
     low, high = MIN_SPAN * smallest, MAX_EPOCHS * unique / RATIOS[0]
-    if high < low:
-        raise UsageError(
-            f"{format_size(unique)} tokens of text are too few for small runs with this vocabulary",
-            f"prepare at least {format_size(low * RATIOS[0] / MAX_EPOCHS)} tokens, or train a smaller tokenizer",
-        )
     least = ladder_seconds(rungs(low, smallest, unique), speed)
     if least > seconds:
         raise UsageError(
@@ -90,3 +86,17 @@ def plan_ladder(seconds: float, speed: Speed, smallest: float, unique: float) ->
         fits = ladder_seconds(rungs(middle, smallest, unique), speed) <= seconds
         low, high = (middle, high) if fits else (low, middle)
     return rungs(low, smallest, unique)
+
+
+def require_text(smallest: float, unique: float) -> None:
+    """See to it that there is text enough for a ladder.
+
+    Raises:
+        UsageError: There is not.
+    """
+    least = MIN_SPAN * smallest * RATIOS[0] / MAX_EPOCHS
+    if unique < least:
+        raise UsageError(
+            f"{format_size(unique)} tokens of text are too few for small runs with this vocabulary",
+            f"prepare at least {format_size(least)} tokens, or train a smaller tokenizer",
+        )

@@ -117,7 +117,7 @@ def fit_loss_law(parameters_R: Array, tokens_R: Array, losses_R: Array, seed: in
     sizes, budgets = len(np.unique(parameters_R)), len(np.unique(tokens_R))
     if len(losses_R) < MIN_RUNS or sizes < MIN_LEVELS or budgets < MIN_LEVELS:
         raise UsageError(
-            f"{len(losses_R)} runs of {sizes} sizes and {budgets} token budgets are too few for a fit",
+            f"runs: {len(losses_R)}, sizes: {sizes}, token budgets: {budgets}; that is too few for a fit",
             f"it takes {MIN_RUNS} runs, {MIN_LEVELS} sizes and {MIN_LEVELS} budgets at least",
         )
     logs = np.log(parameters_R), np.log(tokens_R), np.log(losses_R)

@@ -14,7 +14,7 @@ from tallow.files import hash_value, read_json, write_json
 from tallow.plan.budget import fit_speed
 from tallow.plan.dial import SHAPE_FIELDS, SizedPretrainConfig, open_settings
 from tallow.plan.hyper_laws import BATCH_TOKENS, LEARNING_RATE, PowerLaw
-from tallow.plan.ladder import Rung, plan_ladder, tuned
+from tallow.plan.ladder import Rung, plan_ladder, require_text, tuned
 from tallow.plan.runs import SmallRun, read_run
 from tallow.plan.scaling import DEFAULT_RATIO, fit_learning_rate
 from tallow.plan.shapes import smallest_size
@@ -108,6 +108,7 @@ class Sweep:
 
     def _measured(self, seconds: float) -> Ladder:
         """A ladder for the speed of this machine, and the precision that is faster at the largest size."""
+        require_text(self.smallest, self.unique)
         sizes = [self.smallest, self.smallest * PROBE_SPAN]
         parameters, speeds, precision = [], [], "fp32"
         planned: list[Rung] = []

@@ -42,6 +42,8 @@ class AnomalyConfig(Section):
         horizon: Steps that `budget` is for.
     """
 
+    incidental = frozenset(("budget", "horizon"))
+
     threshold: PositiveFloat | None = 10.0
     window: PositiveInt = 128
     warmup: PositiveInt = 64

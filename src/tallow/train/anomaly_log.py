@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from tallow.console import say
 from tallow.errors import writing
-from tallow.files import atomic_file
+from tallow.files import atomic_file, read_records
 
 ANOMALIES = "anomalies.jsonl"
 
@@ -34,19 +35,17 @@ class AnomalyLog:
 
     def read(self) -> list[dict[str, Any]]:
         """All whole records, oldest first."""
-        records = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                records.append(json.loads(line))
-            except ValueError:  # a line cut short when the process was killed
-                continue
-        return records
+        return [record for record in read_records(self.path)[0] if "step" in record]
 
     def rewind(self, step: int, avoided: Collection[int]) -> None:
         """Drop what was noted after `step`, for a resumed run finds it again, unless it leaves these steps out."""
         if not self.path.exists():
             return
-        kept = [record for record in self.read() if record["step"] <= step or record["step"] in avoided]
+        whole, (records, damaged) = self.read(), read_records(self.path)
+        damaged += len(records) - len(whole)
+        if damaged:
+            say(f"passed over {damaged:,} damaged lines of {self.path}")
+        kept = [record for record in whole if record["step"] <= step or record["step"] in avoided]
         with atomic_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 

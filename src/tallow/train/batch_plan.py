@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from typing import NamedTuple
 
 from tallow.errors import UsageError
-from tallow.train.config import LoopConfig
+from tallow.train.config import BatchRamp, LoopConfig
+
+
+class Stretch(NamedTuple):
+    """Successive batches of one size.
+
+    Args:
+        step: Of the first of them.
+        row: The first of that batch.
+        size: Rows of each.
+    """
+
+    step: int
+    row: int
+    size: int
 
 
 class BatchPlan:
@@ -21,23 +37,16 @@ class BatchPlan:
 
     def __init__(self, rows: int, config: LoopConfig) -> None:
         self.batch_size = config.batch_size
-        self._ramp: list[range] = []
-        self._ramp_rows = 0
-        if config.batch_ramp is not None:
-            start, growing_rows = config.batch_ramp.start, config.batch_ramp.share * rows
-            while self._ramp_rows < growing_rows:
-                wanted = start + (self.batch_size - start) * self._ramp_rows / growing_rows
-                size = int(wanted) // start * start
-                self._ramp.append(range(self._ramp_rows, self._ramp_rows + size))
-                self._ramp_rows += size
-        self.steps = len(self._ramp) + max(0, math.ceil((rows - self._ramp_rows) / self.batch_size))
+        ramp = config.batch_ramp
+        self._stretches = _ramp(ramp, ramp.share * rows, self.batch_size) if ramp else [Stretch(0, 0, self.batch_size)]
+        last = self._stretches[-1]
+        self.steps = last.step + max(0, -((last.row - rows) // self.batch_size))
 
     def rows(self, step: int) -> range:
         """The rows of a step, counted from 0."""
-        if step < len(self._ramp):
-            return self._ramp[step]
-        first = self._ramp_rows + (step - len(self._ramp)) * self.batch_size
-        return range(first, first + self.batch_size)
+        stretch = self._stretches[bisect_right(self._stretches, step, key=lambda stretch: stretch.step) - 1]
+        first = stretch.row + (step - stretch.step) * stretch.size
+        return range(first, first + stretch.size)
 
     def check_shares(self, processes: int) -> None:
         """See to it that each process gets rows of each batch.
@@ -60,3 +69,24 @@ def plan_batches(config: LoopConfig, rows: int) -> BatchPlan:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if BatchPlan(middle, config).steps <= config.steps else (low, middle - 1)
     return BatchPlan(low, config)
+
+
+def _ramp(ramp: BatchRamp, growing_rows: float, largest: int) -> list[Stretch]:
+    """Stretches of growing batches, and the endless one of the largest: as many as sizes, however many steps."""
+    start, found, step, row = ramp.start, list[Stretch](), 0, 0
+
+    def size_at(row: int) -> int:
+        return int(start + (largest - start) * row / growing_rows) // start * start
+
+    while row < growing_rows:
+        size, end = size_at(row), math.ceil(growing_rows)
+        if size + start <= largest:  # the line reaches the next size there, but for rounding
+            end = math.ceil(size * growing_rows / (largest - start))
+            while size_at(end - 1) > size:
+                end -= 1
+            while size_at(end) == size and end < growing_rows:
+                end += 1
+        found.append(Stretch(step, row, size))
+        batches = -((row - end) // size)
+        step, row = step + batches, row + batches * size
+    return [*found, Stretch(step, row, largest)]

@@ -28,12 +28,14 @@ from tallow.parallel.mesh import Mesh
 from tallow.recipe import Section
 from tallow.train.checkpoint_files import Shares, take_shares, write_shares
 from tallow.train.checkpoint_part import CheckpointPart
+from tallow.train.counters import Counters
 from tallow.train.optimizers.joint import JointOptimizer
 from tallow.train.outer import OuterOptimizer
 from tallow.train.state_tree import Structure
 
 STATE = "state.json"
 PARTIAL = ".partial"
+TENSORS = ".safetensors"
 
 
 class FileRecord(Section):
@@ -67,9 +69,9 @@ class State(Section):
         parts: The `.json` files of all processes.
     """
 
-    format: Literal["tallow.checkpoint.v2"] = "tallow.checkpoint.v2"
+    format: Literal["tallow.checkpoint.v3"] = "tallow.checkpoint.v3"
     step: int
-    counters: dict[str, Any]
+    counters: Counters
     identity: dict[str, Any]
     parts: dict[str, FileRecord]
 
@@ -79,7 +81,7 @@ class _Saving:
     """A checkpoint that is being written."""
 
     step: int
-    counters: dict[str, Any]
+    counters: Counters
     written: Future[None]
 
 
@@ -119,9 +121,7 @@ class Checkpoints:
         """Whether this process has written its part of a checkpoint that was begun."""
         return self.pending is not None and self.pending.written.done()
 
-    def begin(
-        self, step: int, counters: Mapping[str, Any], *, in_round: bool = False, in_background: bool = False
-    ) -> None:
+    def begin(self, step: int, counters: Counters, *, in_round: bool = False, in_background: bool = False) -> None:
         """Write this process's part of a checkpoint; it counts when all have called `finish`.
 
         Args:
@@ -134,7 +134,7 @@ class Checkpoints:
         executor = ThreadPoolExecutor(1)
         written = executor.submit(self._write_part, self._path(step, PARTIAL), shares, structure)
         executor.shutdown(wait=not in_background)
-        self.pending = _Saving(step, dict(counters), written)
+        self.pending = _Saving(step, counters, written)
 
     def finish(self) -> None:
         """See the checkpoint that was begun through, if there is one, then remove those that are too old.
@@ -164,18 +164,21 @@ class Checkpoints:
             write_json(temporary / STATE, state.model_dump(mode="json"))
             with writing(path):
                 publish_directory(temporary, path)
-            for _, old in self._present()[: -self.keep]:
+            # what is of a later step was passed over as damaged: it must not be kept in the place of better ones
+            earlier = [present for step, present in self._present() if step <= saving.step]
+            for old in earlier[: -self.keep]:
                 shutil.rmtree(old)
 
-    def restore(self, before: int | None = None) -> tuple[int, dict[str, Any]]:
+    def restore(self, before: int | None = None) -> tuple[int, Counters]:
         """Load the newest whole checkpoint, or the newest of an earlier step than `before`.
 
         Returns:
-            Its step and counters; (0, {}) if there is none.
+            Its step and counters; step 0 if there is none.
 
         Raises:
             UsageError: It is of a run with other settings.
         """
+        self.world.wait()  # until the main process has put the newest in its place
         for step, path in reversed(self._present()):
             if before is not None and step >= before:
                 continue
@@ -191,15 +194,15 @@ class Checkpoints:
             assert state is not None
             self._refuse_other(state, path)
             self._load(path)
-            return step, dict(state.counters)
-        return 0, {}
+            return step, state.counters
+        return 0, Counters()
 
-    def go_back(self, step: int, counters: Mapping[str, Any]) -> None:
+    def go_back(self, step: int, counters: Counters) -> None:
         """Change what the whole checkpoint of a step has counted, then remove those of later steps, newest first."""
         self.world.wait()  # until all have read them
         if self.world.is_main:
             path = self._path(step) / STATE
-            write_json(path, _read(State, path).model_copy(update={"counters": dict(counters)}).model_dump(mode="json"))
+            write_json(path, _read(State, path).model_copy(update={"counters": counters}).model_dump(mode="json"))
             for other, later in reversed(self._present()):
                 if other > step:
                     shutil.rmtree(later)
@@ -227,7 +230,7 @@ class Checkpoints:
             return
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            path = directory / f"part-{self.world.rank:05d}.safetensors"
+            path = directory / f"part-{self.world.rank:05d}{TENSORS}"
             with self.part.optimizer.passing():
                 write_shares(shares, path)
             part = Part(tensors=_record(path), optimizer=structure, worker=self.part.worker)
@@ -257,9 +260,14 @@ class Checkpoints:
         state = _read(State, path / STATE)
         if state.step != step:
             raise DataError(f"{path / STATE} is of another checkpoint", "")
+        files = {*state.parts, *(Path(name).with_suffix(TENSORS).name for name in state.parts)}
+        if not files or {file.name for file in path.glob("part-*")} != files:
+            raise DataError(f"{path} has other parts than its {STATE} says", "")
         for name, record in self.world.share(list(state.parts.items())):
             _check(path / name, record)
-            _check((path / name).with_suffix(".safetensors"), _read(Part, path / name).tensors)
+            _check((path / name).with_suffix(TENSORS), _read(Part, path / name).tensors)
+        if state.identity == self.identity:  # else it is refused for that
+            self.part.require_weights(path)
         return state
 
 

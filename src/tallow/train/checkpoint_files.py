@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 
+from tallow.errors import DataError
 from tallow.models.formats.tensor_files import write_tensors
 
 SHARDING = "DCP_SHARDING_INFO"
@@ -70,6 +72,23 @@ def write_shares(shares: Shares, path: Path) -> None:
     write_tensors(shares.tensors, path, {SHARDING: json.dumps(sharding)})
 
 
+def stored_tensors(directory: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Whole shape and dtype of the tensors in all files of a directory, by name.
+
+    Raises:
+        DataError: One of them is not a file of tensors.
+    """
+    try:
+        stored = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DataError(f"a file of tensors in {directory} is damaged", "") from error
+    found: dict[str, tuple[torch.Size, torch.dtype]] = {}
+    for name, description in stored.items():
+        assert isinstance(description, TensorStorageMetadata)
+        found[name] = description.size, description.properties.dtype
+    return found
+
+
 def read_shares(directory: Path, place: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
     """Read the tensors of all files of a directory.
 
@@ -77,11 +96,9 @@ def read_shares(directory: Path, place: Callable[[str, torch.Size, torch.dtype],
         place: Where the tensor of a name, shape and dtype is to go; a DTensor is given this process's share. None: it
             is not wanted here.
     """
-    stored = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
     wanted: dict[str, Tensor] = {}
-    for name, description in stored.items():
-        assert isinstance(description, TensorStorageMetadata)
-        target = place(name, description.size, description.properties.dtype)
+    for name, (size, dtype) in stored_tensors(directory).items():
+        target = place(name, size, dtype)
         if target is not None:
             wanted[name] = target
     with warnings.catch_warnings():

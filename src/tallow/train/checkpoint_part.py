@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tallow.errors import DataError
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.shares import is_written_here, like_share
-from tallow.train.checkpoint_files import read_shares
+from tallow.train.checkpoint_files import read_shares, stored_tensors
 from tallow.train.optimizers.joint import GROUPS, JointOptimizer
 from tallow.train.outer import OuterOptimizer
 from tallow.train.state_tree import Structure
@@ -65,6 +66,18 @@ class CheckpointPart:
                 tensors |= {f"{MOMENTUM}{name}": tensor for name, tensor in self.outer.momenta.items()}
         return {name: tensor for name, tensor in tensors.items() if is_written_here(tensor, self.mesh)}, structure
 
+    def require_weights(self, directory: Path) -> None:
+        """See that there is a weight of the right shape for each parameter.
+
+        Raises:
+            DataError: There is not.
+        """
+        stored = stored_tensors(directory)
+        for name, parameter in self.parameters.items():
+            size, _ = stored.get(f"{MODEL}{name}", (None, None))
+            if size != parameter.shape:
+                raise DataError(f"{directory} has no weight {name} of this model's shape", "")
+
     def load(self, directory: Path, structures: Mapping[int, Sequence[Structure]]) -> None:
         """Take up what all processes have written.
 
@@ -84,6 +97,12 @@ class CheckpointPart:
             places |= {f"{prefix}{name}": tensor for name, tensor in weights.items()}
 
         tensors = read_shares(directory, lambda key, *_: places.get(key))
+        if self.outer is not None:
+            in_round = any(key.startswith(f"{prefix}{MODEL}") for key in tensors)
+            if not in_round:
+                self.outer.go_back()
+            elif saved != self.workers:
+                self.outer.step_from(lambda worker: self._weights(directory, worker), saved)
         start = f"{prefix}{OPTIMIZER}"
 
         def read(names: Collection[str]) -> dict[str, Tensor]:
@@ -98,13 +117,6 @@ class CheckpointPart:
             return {key.removeprefix(start): tensor for key, tensor in read_shares(directory, place).items()}
 
         self.optimizer.load_state(read, Structure.union(structures[source]))
-        if self.outer is None:
-            return
-        in_round = any(key.startswith(f"{prefix}{MODEL}") for key in tensors)
-        if not in_round:
-            self.outer.go_back()
-        elif saved != self.workers:
-            self.outer.step_from(lambda worker: self._weights(directory, worker), saved)
 
     def _weights(self, directory: Path, worker: int) -> dict[str, Tensor]:
         """What a worker had come to in the midst of a round."""

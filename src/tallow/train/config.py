@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tallow.engine.choices import Device
 from tallow.errors import UsageError
@@ -64,6 +64,9 @@ class LoopConfig(Section):
             with it, which is measured, and written into `recipe.yaml`. With `fp16` the loss is scaled as its gradients
             need it. `float8`, for GPUs from Ada and Hopper on, is bf16 with products of 8-bit floats in the linear
             layers (arXiv 2209.05433). Weights and their updates are always fp32.
+        compile: Whether layers compute in the form that `torch.compile` makes of them: never (`none`), from the first
+            step on, before which training waits (`ahead`), or as soon as another process has compiled them
+            (`background`). It pays on a GPU; on a CPU tallow's own kernels are faster. Needs a C++ compiler.
         anomalies: What becomes of bad batches.
         trackers: Programs that get the records, too: `tensorboard` (files in `tensorboard/`) and `wandb` (Weights &
             Biases, in `wandb/`; offline, unless the variable `WANDB_MODE` says `online`).
@@ -87,6 +90,7 @@ class LoopConfig(Section):
     incidental = frozenset(
         (
             "device",
+            "compile",
             "micro_batch_size",
             "trackers",
             "log_every",
@@ -120,6 +124,7 @@ class LoopConfig(Section):
     clip_norm: PositiveFloat = 1.0
     device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16", "float8"] = "auto"
+    compile: Literal["none", "ahead", "background"] = "none"
     anomalies: AnomalyConfig = AnomalyConfig()
 
     trackers: tuple[TrackerName, ...] = ()
@@ -133,7 +138,7 @@ class LoopConfig(Section):
     activation_mb: PositiveFloat | Literal["auto"] | None = None
     offload: OffloadConfig = OffloadConfig()
     parallel: ParallelConfig = ParallelConfig()
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
     @property
     def own_schedule(self) -> str:
@@ -170,6 +175,18 @@ class LoopConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimizer_fits_division(self) -> Self:
+        parallel = self.parallel
+        divides = {"zero": parallel.zero > 0, "tensor": parallel.tensor > 1, "expert": parallel.expert > 1}
+        for setting in self.optimizer.cannot_divide:
+            if divides[setting]:
+                raise UsageError(
+                    f"{self.optimizer.name} needs whole matrices, which loop.parallel.{setting} divides",
+                    "choose another optimizer, such as muon, or divide by loop.parallel.pipeline or context",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _can_recompute(self) -> Self:
         if self.activation_mb is not None and self.recompute == "none":
             raise UsageError(
@@ -189,18 +206,72 @@ class LoopConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_compile(self) -> Self:
+        if self.compile == "none":
+            return self
+        for setting in ("pipeline", "tensor"):
+            if getattr(self.parallel, setting) > 1:
+                raise UsageError(
+                    f"loop.compile {self.compile} is for layers that a process has whole, but loop.parallel.{setting} "
+                    "divides them",
+                    "leave one of them out",
+                )
+        if self.recompute == "selective":
+            raise UsageError(
+                "compiled layers choose by themselves what they compute again rather than keep, which loop.recompute "
+                "selective would forbid them",
+                "set loop.recompute to none or block, or loop.compile to none",
+            )
+        if self.compile == "background" and self.parallel.compress != "none":
+            raise UsageError(
+                "loop.compile background tries the compiled layers in the midst of the run, which what "
+                f"loop.parallel.compress {self.parallel.compress} remembers does not survive",
+                "set loop.compile to ahead",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_offload(self) -> Self:
         if self.offload.state != "none" and self.optimizer.updates_in_backward:
             raise UsageError(
                 f"{self.optimizer.name} keeps next to no state that could be offloaded",
                 "leave loop.offload.state out",
             )
+        place, parallel = self.offload.parameters, self.parallel
+        if place != "none" and (parallel.zero in (1, 2) or (parallel.zero and parallel.pipeline > 1)):
+            raise UsageError(
+                f"loop.offload.parameters {place} keeps few layers where they compute, but loop.parallel.zero "
+                f"{parallel.zero}{' in a pipeline' if parallel.pipeline > 1 else ''} gathers all of them there",
+                "set loop.parallel.zero to 3, without a pipeline, or to 0",
+            )
+        if place == "cpu":
+            self._can_have_layers_on_host()
         if self.offload.to_disk and self.save_in_background:
             raise UsageError(
                 "loop.save_in_background copies weights and state in memory, which loop.offload keeps out of it",
                 "leave one of them out",
             )
         return self
+
+    def _can_have_layers_on_host(self) -> None:
+        parallel = self.parallel
+        if self.optimizer.updates_in_backward:
+            raise UsageError(
+                f"{self.optimizer.name} updates weights where their gradients are computed, but with "
+                "loop.offload.parameters cpu they are elsewhere",
+                "choose another optimizer",
+            )
+        if parallel.tensor * parallel.pipeline * parallel.expert > 1 or parallel.compress != "none":
+            raise UsageError(
+                "loop.offload.parameters cpu is for layers that a process computes whole and whose gradients are "
+                "exchanged as they are, so not for loop.parallel.tensor, pipeline, expert and compress",
+                "leave one of them out",
+            )
+        if self.activation_mb is not None:
+            raise UsageError(
+                "loop.activation_mb is measured on layers whose weights stay, but loop.offload.parameters is cpu",
+                "leave it out: then all layers compute again",
+            )
 
     @model_validator(mode="after")
     def _trackers_are_there(self) -> Self:

@@ -53,9 +53,11 @@ def product(a_MK: Rounded, b_NK: Rounded, dtype: torch.dtype, *, fast: bool) -> 
         dtype: Of the result.
         fast: A GPU may sum with fewer bits than fp32 has.
     """
-    return torch.ops.aten._scaled_mm(
-        a_MK.values, b_NK.values.t(), a_MK.scale, b_NK.scale, out_dtype=dtype, use_fast_accum=fast
-    )
+    # on a CPU autocast would reach what the product is made of, and round it once more
+    with torch.autocast(a_MK.values.device.type, enabled=False):
+        return torch.ops.aten._scaled_mm(
+            a_MK.values, b_NK.values.t(), a_MK.scale, b_NK.scale, out_dtype=dtype, use_fast_accum=fast
+        )
 
 
 class Float8Linear(nn.Linear):

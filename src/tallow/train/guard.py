@@ -6,21 +6,20 @@ for itself, and tell each other when they meet; whether they go back they decide
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tallow.console import say
 from tallow.data.batch import Packed
-from tallow.errors import TallowError
+from tallow.errors import DataError, TallowError
 from tallow.parallel import World
 from tallow.parallel.shares import own_share
 from tallow.run import StageRun
-from tallow.train.anomaly import AnomalyConfig, AnomalyState, Judge
+from tallow.train.anomaly import AnomalyConfig, Judge
 from tallow.train.anomaly_log import AnomalyLog
 from tallow.train.anomaly_report import LeftOut, Report, report_of
 from tallow.train.checkpoint import Checkpoints
+from tallow.train.counters import WorkerCounters
 from tallow.train.precision import Precision
 from tallow.train.update import LEFT_OUT, Update, Updater
 
@@ -55,20 +54,34 @@ class Guard:
         """Bad batches since the run began, until then, of all workers."""
         return sum(report.skipped for report in self._reports)
 
-    def counters(self) -> list[dict[str, Any]]:
-        """What a checkpoint keeps of each worker, as JSON values. All processes must call it."""
-        own = {"anomalies": self.judge.state.model_dump(mode="json"), "loss_scale": self.updater.counters()}
-        return [json.loads(text) for text in self.workers.peers.gather_text(json.dumps(own))]
+    def counters(self) -> tuple[WorkerCounters, ...]:
+        """What a checkpoint keeps of each worker. All processes must call it."""
+        own = WorkerCounters(anomalies=self.judge.state, loss_scale=self.updater.scale)
+        texts = self.workers.peers.gather_text(own.model_dump_json())
+        return tuple(WorkerCounters.model_validate_json(text) for text in texts)
 
-    def take_up(self, step: int, counters: Sequence[Mapping[str, Any]]) -> None:
-        """Go on after `step` with what its checkpoint counted; of other workers than now, as their weights do."""
-        own = self._own(counters) if counters else {}
-        self.judge.state = AnomalyState.model_validate(own.get("anomalies", {}))
-        self.updater.take_up(own.get("loss_scale", {}))
+    def take_up(self, step: int, counters: Sequence[WorkerCounters]) -> None:
+        """Go on after `step` with what its checkpoint counted; of other workers than now, as their weights do.
+
+        All processes must call it.
+        """
+        own = self._own(counters)
+        self.judge.state, self.updater.scale = own.anomalies, own.loss_scale
         if self.workers.everyone.is_main:
             self.log.rewind(step, self.judge.state.avoided)
+        self.confer()
 
-    def _own(self, counters: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    def require_learned(self, steps: int) -> None:
+        """Refuse to call a run done that has left out more than half of its batches.
+
+        Raises:
+            TallowError: It has.
+        """
+        batches = steps * self.workers.count
+        if 2 * self.skipped > batches:
+            raise _diverged(steps, f"{self.skipped:,} of {batches:,} batches were left out", "so few teach nothing")
+
+    def _own(self, counters: Sequence[WorkerCounters]) -> WorkerCounters:
         return counters[self.workers.number % len(counters)]
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
@@ -139,7 +152,8 @@ class Guard:
             The step to go on after, and the tokens until then; None if there is no such checkpoint.
 
         Raises:
-            TallowError: There is none, and the weights are not finite.
+            DataError: The weights that the run began with are not finite.
+            TallowError: There is no such checkpoint, and the weights are not finite.
         """
         checkpoints.finish()
         everyone = self.workers.everyone
@@ -153,20 +167,25 @@ class Guard:
             done, counters = checkpoints.restore(before=done)
         if not done:
             if self._weights_broken(everyone):
+                if first_bad == 1:  # before any update
+                    raise DataError(
+                        "the model that training starts from has weights that are not finite",
+                        "take another one, or mend it",
+                    )
                 raise _diverged(step, "the weights are not finite", "no checkpoint has better ones")
             return None
         self.weights_broken = False
-        own = self._own(counters["workers"])
-        self.judge.take_up(AnomalyState.model_validate(own["anomalies"]), done, suspect, step)
-        self.updater.take_up(own["loss_scale"])
+        own = self._own(counters.workers)
+        self.judge.take_up(own.anomalies, done, suspect, step)
+        self.updater.scale = own.loss_scale
         self._reports = [self._report()]
         # so that the steps that are left out are known, whenever the run is killed from now on
-        checkpoints.go_back(done, {**counters, "workers": self.counters()})
+        checkpoints.go_back(done, counters.model_copy(update={"workers": self.counters()}))
         if everyone.is_main:
             self.run.rewind_metrics(done)
             self.log.rolled_back(step, done, suspect)
             say(f"going back to step {done:,}, and on without the batches of steps {suspect:,} to {step:,}")
-        return done, counters["tokens"]
+        return done, counters.tokens
 
     def _weights_broken(self, world: World) -> bool:
         broken = any(not bool(own_share(value).isfinite().all()) for value in self.updater.parameters.values())
@@ -188,5 +207,5 @@ def _list(rows: Sequence[int]) -> str:
 def _diverged(step: int, complaint: str, why: str) -> TallowError:
     return TallowError(
         f"training diverged at step {step:,}: {complaint}, and {why}",
-        "lower loop.learning_rate or lengthen loop.warmup; anomalies.jsonl lists the batches",
+        "lower loop.learning_rate or lengthen loop.warmup, with --fresh; anomalies.jsonl lists the batches",
     )

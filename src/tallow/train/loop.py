@@ -19,7 +19,9 @@ from tallow.parallel import Layout, World
 from tallow.parallel.roll_call import RollCall
 from tallow.run import StageRun
 from tallow.train.checkpoint import Checkpoints
+from tallow.train.compilation import Compilation
 from tallow.train.config import LoopConfig
+from tallow.train.counters import Counters
 from tallow.train.guard import Guard
 from tallow.train.health import Health, peak_gpu_bytes
 from tallow.train.interruption import listening
@@ -64,12 +66,13 @@ def train(
             parameters' shapes; JSON values.
 
     Returns:
-        `steps`, `tokens` (through the model), `tokens_per_s` (median), the last `loss` and, of what `validate` gave,
-        the last of each metric whose name begins with `validation_`. Empty on all processes but the main one.
+        `steps`, `tokens` (through the model), `skipped` (bad batches), `tokens_per_s` (median), the last `loss` and, of
+        what `validate` gave, the last of each metric whose name begins with `validation_`. Empty on all processes but
+        the main one.
 
     Raises:
         Interrupted: By Ctrl-C or SIGTERM, once the step is finished and saved.
-        TallowError: There are more bad batches than `config.anomalies` bears.
+        TallowError: There are more bad batches than `config.anomalies` bears, or more than good ones.
         DataError: A batch has no target.
         CapacityError: A disk is full.
         UsageError: `config.steps` is not set, the processes differ in what they are to do, or the checkpoint is of a
@@ -92,7 +95,8 @@ def train(
         rounds.outer,
     )
     guard = Guard(updater, config.anomalies, run)
-    step, tokens = _take_up(checkpoints, guard, run, world)
+    step, counters = _take_up(checkpoints, guard, run, world)
+    compilation = Compilation(layout, config, batches, steps, run.ledger)
     workload = settle_workload(
         config.precision, updater.rehearse, batches(0)[0], run.directory / "workload.json", layout
     )
@@ -100,7 +104,8 @@ def train(
         say(f"training in {workload.precision}, the better precision here")
         run.decide("loop.precision", workload.precision, workload.reason)
     fit_recomputation(layout, lambda packed: updater.rehearse(packed, workload.precision), batches(0)[0], config)
-    precision, meter, saved_at = workload.precision, Meter(tokens, workload.flops_per_token), time.monotonic()
+    precision, saved_at = workload.precision, time.monotonic()
+    meter = Meter(counters.tokens, workload.flops_per_token)
     health, calls = Health(updater, precision), RollCall(world, config.parallel.timeout_s)
     if world.is_main:
         run.plan(steps)
@@ -109,6 +114,7 @@ def train(
         tracking(config.trackers if world.is_main else (), run, step) as trackers,
         listening("step" if layout.workers.count == 1 else "round") as interruption,
         progress("training", steps, "steps", step) as bar,
+        compilation.going_on(batches(0)[0], updater.rehearse, precision, begun=counters.compiled),
         calls.limiting(),
     ):
         while step < steps:
@@ -148,7 +154,7 @@ def train(
             record: dict[str, float] = {}
             if recorded:
                 record |= update.metrics() | {"learning_rate": rate, "skipped": guard.skipped} | meter.read()
-                record |= health.read(meter.own_s, record["flops_per_s"])
+                record |= health.read(meter.own_s, record["flops_per_s"]) | compilation.read()
             if validate is not None and rounds.due(step, config.validate_every):
                 with updater.scoring(precision):
                     record |= validate(layout)
@@ -160,13 +166,17 @@ def train(
             calls.note(f"the checkpoint of step {step:,}")
             # while batches are bad the weights are in doubt, and must not take the place of better ones
             due = step == steps or (not guard.streak and (overdue or step % config.save_every == 0))
-            stop, due, written = world.sum(interruption.requested, due, checkpoints.written)
+            signs = (interruption.requested, due, checkpoints.written, compilation.look())
+            stop, due, written, compiled = world.sum(*signs)
+            if compiled == world.size:
+                calls.note(f"the compilation after step {step:,}")
+                compilation.take_up(step)
             if stop or due or written == world.size:
                 checkpoints.finish()
             if stop or due:
                 saved_at = time.monotonic()
                 background = config.save_in_background and not stop and step < steps
-                counters = {"tokens": meter.tokens, "workers": guard.counters()}
+                counters = Counters(tokens=meter.tokens, compiled=compilation.done, workers=guard.counters())
                 checkpoints.begin(step, counters, in_round=not rounds.ends(step), in_background=background)
                 if not background:
                     checkpoints.finish()
@@ -178,26 +188,27 @@ def train(
                     f"training stopped after step {step:,} of {steps:,}, which is saved",
                     "run the same command again to go on from there",
                 )
+    guard.require_learned(steps)
     updater.optimizer.use_averages()
-    return _summary(run, steps, meter.tokens) if world.is_main else {}
+    return _summary(run, steps, meter.tokens, guard.skipped) if world.is_main else {}
 
 
-def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World) -> tuple[int, int]:
-    """Load what an interrupted run left, if this one is to go on from it; the steps done and their tokens."""
+def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World) -> tuple[int, Counters]:
+    """Load what an interrupted run left, if this one is to go on from it; the steps done and what was counted."""
     checkpoints.remove_leftovers()
     if not run.resume:
         checkpoints.clear()
     world.wait()
-    done, counters = checkpoints.restore() if run.resume else (0, {})
+    done, counters = checkpoints.restore() if run.resume else (0, Counters())
     if world.is_main:
         run.rewind_metrics(done)
         if done:
             say(f"going on from step {done:,}")
-    guard.take_up(done, counters.get("workers", ()))
-    return done, counters.get("tokens", 0)
+    guard.take_up(done, counters.workers)
+    return done, counters
 
 
-def _summary(run: StageRun, steps: int, tokens: int) -> dict[str, Any]:
+def _summary(run: StageRun, steps: int, tokens: int, skipped: int) -> dict[str, Any]:
     records = run.metrics()
     last: dict[str, Any] = {}
     for record in records:
@@ -206,6 +217,7 @@ def _summary(run: StageRun, steps: int, tokens: int) -> dict[str, Any]:
     return {
         "steps": steps,
         "tokens": tokens,
+        "skipped": skipped,
         "tokens_per_s": statistics.median(speeds),
         **{key: value for key, value in last.items() if key == "loss" or key.startswith("validation_")},
     }

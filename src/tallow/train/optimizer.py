@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tallow.parallel.shares import own_share
 from tallow.train.config import LoopConfig
@@ -16,11 +17,14 @@ from tallow.train.optimizers.method import Common, Parameters
 from tallow.train.optimizers.on_host import HostOptimizer
 
 
-def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile | None = None) -> JointOptimizer:
+def make_optimizer(
+    parameters: Parameters, config: LoopConfig, file: MappedFile | None = None, names: Collection[str] | None = None
+) -> JointOptimizer:
     """The optimizer that the settings name.
 
     Args:
         file: Where that lies, or is to lie, which the settings want on disk.
+        names: Of all parameters that are trained, where other processes have some of them; None: there are no others.
 
     Raises:
         UsageError: A factor on learning rates is of no parameter.
@@ -31,12 +35,14 @@ def make_optimizer(parameters: Parameters, config: LoopConfig, file: MappedFile 
         weight_decay=config.weight_decay,
         betas=config.betas or config.optimizer.own_betas,
         epsilon=config.epsilon,
-        rate_factors=match_factors(config.learning_rate_factors, parameters),
+        rate_factors=match_factors(config.learning_rate_factors, names or parameters),
     )
     place = config.offload.state
-    elsewhere = any(parameter.device.type != "cpu" for parameter in parameters.values())
-    kind = HostOptimizer if elsewhere and place != "none" else JointOptimizer
-    return kind(parameters, config.optimizer, common, file, state_to_file=place == "disk")
+    elsewhere = {name: parameter for name, parameter in parameters.items() if parameter.device.type != "cpu"}
+    if elsewhere and (place != "none" or len(elsewhere) < len(parameters)):
+        at_home = parameters.keys() - elsewhere.keys()
+        return HostOptimizer(parameters, config.optimizer, common, file, state_to_file=place == "disk", at_home=at_home)
+    return JointOptimizer(parameters, config.optimizer, common, file, state_to_file=place == "disk")
 
 
 def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: float, max_norm: float) -> None:
@@ -45,7 +51,10 @@ def average_and_clip(parameters: Iterable[nn.Parameter], count: float, norm: flo
     Source of clipping by global norm: arXiv 1211.5063, section 3.2.
     """
     scale = min(1.0, max_norm / norm) / count if norm > 0 else 1.0
-    shares = [own_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    if shares:
+    shares: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            shares[parameter.grad.device].append(own_share(parameter.grad))
+    for found in shares.values():
         # in few calls, since to give a GPU each takes long; the name is public to those who write optimizers
-        torch._foreach_mul_(shares, scale)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(found, scale)  # pyright: ignore[reportPrivateImportUsage]

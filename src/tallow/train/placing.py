@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
-from tallow.errors import UsageError
 from tallow.models.skeletons import Layered
 from tallow.parallel import Layout, World
 from tallow.parallel.device import training_device
@@ -21,11 +18,7 @@ def lay_out(model: Layered, config: LoopConfig, world: World) -> Layout:
             that.
     """
     device = training_device(config.device)
-    if config.parallel.compress == "powersgd" and device.type == "cpu" and torch.cuda.is_available():
-        raise UsageError(
-            "PyTorch's PowerSGD does not run on the CPU of a machine with a GPU",
-            "hide the GPU from it (CUDA_VISIBLE_DEVICES=), or set loop.parallel.compress to none",
-        )
     if config.precision == "float8":
         use_float8(model, device, config.parallel.tensor)
-    return Layout(model, config.parallel, world, device)
+    on_host = config.offload.parameters == "cpu" and device.type != "cpu"
+    return Layout(model, config.parallel, world, device, layers_on_host=on_host)

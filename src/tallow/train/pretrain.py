@@ -64,6 +64,9 @@ class PretrainConfig(Section):
         loop: Settings of the training loop.
     """
 
+    incidental = frozenset(("validation_tokens",))
+    finishing = frozenset(("save_dtype",))
+
     tokens: Path
     tokenizer: Path
     init: Path | None = None

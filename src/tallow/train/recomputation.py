@@ -49,8 +49,8 @@ def fit_recomputation(layout: Layout, rehearse: Callable[[Packed], object], pack
 
 
 def spare_bytes(layout: Layout, config: LoopConfig) -> float:
-    """Memory that this process's device has for what layers keep, once gradients and optimizer state are there; not
-    more than 0 where it has none."""
+    """Memory that this process's device has for what layers keep, once gradients, and optimizer state if it is to be
+    there, have come; not more than 0 where it has none."""
     device = layout.device
     if device.type == "cuda":
         kept_by_torch = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -58,5 +58,6 @@ def spare_bytes(layout: Layout, config: LoopConfig) -> float:
     else:
         free = free_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     weights = sum(own_share(parameter).numel() for parameter in layout.parameters.values())
-    to_come = weights * (GRADIENT_BYTES + HALF_BYTES + config.optimizer.state_bytes)
+    state_bytes = config.optimizer.state_bytes if config.offload.state_is_with(device) else 0
+    to_come = weights * (GRADIENT_BYTES + HALF_BYTES + state_bytes)
     return KEPT_SHARE * (free - to_come)

@@ -32,6 +32,7 @@ class Rounds:
         parallel = config.parallel
         self.workers, self.local_steps = layout.workers, parallel.local_steps
         self.steps, self.save_every = steps, config.save_every
+        self.optimizer = updater.optimizer
         self.outer = (
             OuterOptimizer(
                 updater.parameters,
@@ -81,3 +82,4 @@ class Rounds:
         """End a round, if one ends with this step: all workers go on from the same weights."""
         if self.outer is not None and self.ends(step):
             self.outer.step()
+            self.optimizer.take_weights()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,6 +19,8 @@ from tallow.train.config import LoopConfig
 from tallow.train.loss_scale import LossScale
 from tallow.train.offload.layer_weights import LayerWeights
 from tallow.train.offload.mapped_file import MappedFile
+from tallow.train.offload.weights_on_disk import WeightsOnDisk
+from tallow.train.offload.weights_on_host import WeightsOnHost
 from tallow.train.optimizer import average_and_clip, make_optimizer
 from tallow.train.precision import Precision, autocast, half_precision
 
@@ -51,7 +52,7 @@ LEFT_OUT = Update(loss=math.nan, gradient_norm=math.nan, tokens=0)
 class Updater:
     """What a layout's model learns, and the optimizer of those parameters that require a gradient (`parameters`).
 
-    `moved` are those that change without one.
+    `moved` are those that change without one. A checkpoint keeps `scale`, too.
 
     Args:
         layout: The model.
@@ -67,8 +68,10 @@ class Updater:
         offload = config.offload
         file = MappedFile(offload.directory or directory) if offload.to_disk else None
         if file is not None and offload.parameters == "disk":
-            LayerWeights(layout.layers, file)
-        self.optimizer = make_optimizer(self.parameters, config, file)
+            LayerWeights(layout.layers, WeightsOnDisk(file))
+        if layout.layers_on_host and not layout.config.zero:
+            LayerWeights(layout.layers, WeightsOnHost(layout.device))
+        self.optimizer = make_optimizer(self.parameters, config, file, layout.shapes)
         self.balancing = layout.model if isinstance(layout.model, Balancing) else None
         self.moved = dict(self.balancing.moved_parameters()) if self.balancing is not None else {}
         self.device = layout.device
@@ -87,14 +90,6 @@ class Updater:
                 "choose another optimizer, or set loop.parallel to zero: 3 alone",
             )
         layout.model.train()
-
-    def counters(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights and the optimizer's state, as JSON values."""
-        return self.scale.model_dump(mode="json")
-
-    def take_up(self, counters: Mapping[str, Any]) -> None:
-        """Go on with what a checkpoint kept."""
-        self.scale = LossScale.model_validate(counters)
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step, whatever the gradient is.
@@ -116,14 +111,7 @@ class Updater:
         """
         if self.updates_in_backward:
             return self._update_in_backward(step, micro_batches, learning_rate, precision)
-        loss, count = self.layout.sum(*self._backpropagate(micro_batches, precision))
-        norm = self.layout.gradient_norm()
-        while precision == "fp16" and math.isfinite(loss) and not math.isfinite(norm) and self.scale.factor > 1:
-            # the gradients were too large for fp16, not bad: once more with smaller ones
-            self.discard()
-            self.scale = self.scale.smaller()
-            loss, count = self.layout.sum(*self._backpropagate(micro_batches, precision))
-            norm = self.layout.gradient_norm()
+        loss, count, norm = self._gradients(micro_batches, precision)
         [tokens] = self.layout.mesh.data.sum(sum(packed.tokens_BT[:, 1:].numel() for packed in micro_batches))
         if count == 0:
             raise DataError(f"step {step:,} has no token to learn", "look at what the loss mask leaves of the data")
@@ -174,6 +162,26 @@ class Updater:
         if self.balancing is not None:
             self.balancing.take_loads()
 
+    def _gradients(
+        self, micro_batches: Sequence[Packed], precision: Precision, *, drawn_targets: bool = False
+    ) -> tuple[float, float, float]:
+        """Compute summed gradients; the summed loss, the number of targets, and the norm, times the loss's scale."""
+        before = self.scale
+        while True:
+            loss, count = self.layout.sum(*self._backpropagate(micro_batches, precision, drawn_targets=drawn_targets))
+            norm = self.layout.gradient_norm()
+            if precision != "fp16" or math.isfinite(norm) or not math.isfinite(loss):
+                return loss, count, norm
+            if self.scale.factor == 1.0:
+                self.scale = before  # what is bad whatever the scale says nothing of it
+                return loss, count, norm
+            # the gradients were too large for fp16, not bad: once more with smaller ones
+            if drawn_targets:
+                self.optimizer.zero_grad()
+            else:
+                self.discard()
+            self.scale = self.scale.smaller()
+
     def _backpropagate(
         self, micro_batches: Sequence[Packed], precision: Precision, *, drawn_targets: bool = False
     ) -> tuple[float, int]:
@@ -193,10 +201,10 @@ class Updater:
         gradients = [parameter.grad for parameter in self.parameters.values()]
         for parameter in self.parameters.values():
             parameter.grad = None
-        _, targets = self._backpropagate(micro_batches, precision, drawn_targets=True)
-        [count] = self.layout.sum(targets)
+        _, count, norm = self._gradients(micro_batches, precision, drawn_targets=True)
         scale = self.scale.factor if precision == "fp16" else 1.0
-        self.optimizer.add_curvature(lambda gradient: (gradient / scale).square() / max(1.0, count))
+        if math.isfinite(norm):  # else the optimizer would remember it for ever
+            self.optimizer.add_curvature(lambda gradient: (gradient / scale).square() / max(1.0, count))
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
 

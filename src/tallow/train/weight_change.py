@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -27,16 +28,15 @@ class WeightChange:
 
     def squares(self) -> tuple[float, float]:
         """Sum of squares of the change since then, and of the weights then, as the sample has it; of this process's."""
-        squares: list[Tensor] = []
+        squares: dict[torch.device, list[Tensor]] = defaultdict(list)
         for parameter, before in zip(self._parameters, self._before, strict=True):
             share = before.numel() / max(1, own_share(parameter).numel())
             if share:
                 both = torch.stack([(_sample(parameter) - before).square().sum(), before.square().sum()])
-                squares.append(both.double() / share)
-        if not squares:
-            return 0.0, 0.0
-        change, weights = torch.stack(squares).sum(0).tolist()  # at once, since it waits for a GPU
-        return change, weights
+                squares[both.device].append(both.double() / share)
+        # at once, since it waits for a GPU
+        sums = [(0.0, 0.0), *(torch.stack(found).sum(0).tolist() for found in squares.values())]
+        return sum(change for change, _ in sums), sum(weights for _, weights in sums)
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:

@@ -48,6 +48,28 @@ def test_nothing_changes_also_across_a_checkpoint(tmp_path: Path, name: str, mon
         assert scores == validation
 
 
+@pytest.mark.parametrize("dies_at", [None, 2, 3])
+def test_copies_follow_what_the_outer_optimizer_makes_of_the_weights(
+    tmp_path: Path, dies_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a run goes on: from a checkpoint in the midst of a round, and from one at its end."""
+    config = loop_config(steps=6, save_every=1, parallel={"local_steps": 3, "outer_learning_rate": 0.5})
+    plain, expected, model = markov_batches(config), tiny_model(), tiny_model()
+
+    def batches(step: int) -> list[Packed]:
+        if step == dies_at:
+            raise Stop
+        return plain(step)
+
+    train(Layout(expected, config.parallel), causal, plain, config, new_run(tmp_path / "plain"))
+    monkeypatch.setattr(optimizer, "JointOptimizer", HostOptimizer)
+    if dies_at is not None:
+        with pytest.raises(Stop):
+            train(Layout(tiny_model(), config.parallel), causal, batches, config, new_run(tmp_path / "host"))
+    train(Layout(model, config.parallel), causal, plain, config, new_run(tmp_path / "host"))
+    assert torch.equal(weights(model), weights(expected))
+
+
 def test_what_is_optimized_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer, "JointOptimizer", HostOptimizer)
     parameter = nn.Parameter(torch.ones(3, 3))

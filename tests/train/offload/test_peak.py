@@ -17,6 +17,7 @@ from tallow.objectives.causal import causal
 from tallow.parallel import Layout
 from tallow.run import forget_peak_rss, peak_rss_bytes
 from tallow.train.checkpoint import Checkpoints
+from tallow.train.counters import Counters
 from tallow.train.offload import windows
 from tallow.train.update import Updater
 
@@ -39,10 +40,10 @@ def work(directory: Path, name: str, offload: dict[str, Any]) -> None:
     updater.update(2, batches(1), 1e-3, "fp32")
     update = peak_rss_bytes()
     checkpoints = Checkpoints(directory / name, updater.parameters, updater.optimizer, {}, 1, layout.mesh)
-    checkpoints.begin(2, {})
+    checkpoints.begin(2, Counters())
     checkpoints.finish()
     forget_peak_rss()
-    assert checkpoints.restore() == (2, {})
+    assert checkpoints.restore() == (2, Counters())
     write_json(directory / f"{name}.json", {"update": update, "restoration": peak_rss_bytes()})
 
 

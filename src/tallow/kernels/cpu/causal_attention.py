@@ -17,6 +17,8 @@ from tallow.kernels.cpu.training import is_plain
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.threads import num_threads
 
+ENOUGH_GROUPS = 8
+
 
 def is_suited(q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor) -> bool:
     """Whether this is the faster way for these: when bfloat16 is trained here."""
@@ -90,10 +92,24 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     outer_BHTd = outer_BHTd if outer_BHTd.stride(3) == 1 else outer_BHTd.contiguous()
     by_q_BHTd = torch.empty(q_BHTd.shape, dtype=q_BHTd.dtype)
-    by_heads = [torch.empty(q_BHTd.shape) for _ in range(2)]
+    batch, heads, tokens, size = q_BHTd.shape
+    groups = heads // _together(q_BHTd, k_BKTd)
+    by_heads = [torch.empty(batch, groups, tokens, size) for _ in range(2)]
     _run(first_BT, scale, [q_BHTd, k_BKTd, v_BKTd, out_BHTd], log_sums_BHT, [outer_BHTd, by_q_BHTd], by_heads)
-    by_k, by_v = (x.unflatten(1, (k_BKTd.shape[1], -1)).sum(2).to(k_BKTd.dtype) for x in by_heads)
+    if groups > k_BKTd.shape[1]:
+        by_heads = [x.unflatten(1, (k_BKTd.shape[1], -1)).sum(2) for x in by_heads]
+    by_k, by_v = (x.to(k_BKTd.dtype) for x in by_heads)
     return by_q_BHTd, by_k, by_v
+
+
+def _together(q_BHTd: Tensor, k_BKTd: Tensor) -> int:
+    """Heads of queries that one thread computes together: all that read the same keys and values.
+
+    Where that would leave little for each thread, each head is computed alone; which one must not depend on the number
+    of threads, since sums do not come out the same.
+    """
+    batch, kv_heads = k_BKTd.shape[:2]
+    return q_BHTd.shape[1] // kv_heads if batch * kv_heads >= ENOUGH_GROUPS else 1
 
 
 def _token_by_token(like_BHTd: Tensor) -> Tensor:
@@ -118,6 +134,7 @@ def _run(
     extension.attend_heads(
         operations(operation_set()),
         (batch, heads, given[1].shape[1], tokens, size),
+        _together(given[0], given[1]),
         scale,
         first_BT.data_ptr(),
         [_places(x) for x in given],

@@ -247,16 +247,17 @@ struct Ops {
     int32_t (*choose)(const float *logits, int64_t size, const Draw &, Candidates &);
     // Of training (ops_training.h).
     float (*cross_entropy)(Number, const void *logits, int64_t size, int64_t target, void *gradient);
-    float (*rms_forward)(const float *x, const float *weight, int64_t size, float eps, float *out);
-    void (*rms_backward)(const float *x, const float *weight, float inverse, const float *gradient, int64_t size,
+    float (*rms_forward)(const float *x, const float *weight, int64_t size, float eps, Number, void *out);
+    void (*rms_backward)(const float *x, const float *weight, float inverse, Number, const void *gradient, int64_t size,
                          float *by_x, float *by_weight);
     void (*gate_forward)(Number, Activation, const void *gate, const void *up, int64_t size, void *out);
     void (*gate_backward)(Number, Activation, const void *gate, const void *up, const void *gradient, int64_t size,
                           void *by_gate, void *by_up);
     void (*rotate_head)(Number, const void *from, const float *cosines, const float *sines, float sign, int64_t half,
                         int64_t size, void *to);
-    void (*attention_forward)(const CausalHead &, void *scratch);
-    void (*attention_backward)(const CausalHead &, void *scratch);
+    // Of heads with the same keys and values, whose gradient is that of all of them and goes where the first one says.
+    void (*attention_forward)(const CausalHead *heads, int64_t count, void *scratch);
+    void (*attention_backward)(const CausalHead *heads, int64_t count, void *scratch);
 };
 
 // Those that this processor has, best first.

@@ -58,35 +58,40 @@ float cross_entropy(Number number, const void *logits, int64_t size, int64_t tar
     });
 }
 
-// out = x / rms(x) · weight; gives 1 / rms(x).
-float rms_forward(const float *x, const float *weight, int64_t size, float eps, float *out) {
+// out = x / rms(x) · weight, in this number; gives 1 / rms(x).
+float rms_forward(const float *x, const float *weight, int64_t size, float eps, Number number, void *out) {
     F squares = fzero();
     over_vectors(size, [&](int64_t i, int lanes) {
         const F value = load_lanes(x + i, lanes);
         squares = fma(value, value, squares);
     });
     const float inverse = 1 / std::sqrt(fsum(squares) / float(size) + eps);
-    over_vectors(size, [&](int64_t i, int lanes) {
-        const F normalized = fmul(load_lanes(x + i, lanes), fset(inverse));
-        store_lanes(out + i, fmul(normalized, load_lanes(weight + i, lanes)), lanes);
+    typed(number, [&]<typename T>(T) {
+        over_vectors(size, [&](int64_t i, int lanes) {
+            const F normalized = fmul(load_lanes(x + i, lanes), fset(inverse));
+            store_lanes(static_cast<T *>(out) + i, fmul(normalized, load_lanes(weight + i, lanes)), lanes);
+        });
     });
     return inverse;
 }
 
 // Of the gradient by the output those by x (stored) and by the weight (added).
-void rms_backward(const float *x, const float *weight, float inverse, const float *gradient, int64_t size, float *by_x,
-                  float *by_weight) {
-    F products = fzero();
-    over_vectors(size, [&](int64_t i, int lanes) {
-        const F normalized = fmul(load_lanes(x + i, lanes), fset(inverse)), outer = load_lanes(gradient + i, lanes);
-        products = fma(fmul(outer, load_lanes(weight + i, lanes)), normalized, products);
-        store_lanes(by_weight + i, fma(outer, normalized, load_lanes(by_weight + i, lanes)), lanes);
-    });
-    const F mean = fset(fsum(products) / float(size));
-    over_vectors(size, [&](int64_t i, int lanes) {
-        const F normalized = fmul(load_lanes(x + i, lanes), fset(inverse));
-        const F inner = fmul(load_lanes(gradient + i, lanes), load_lanes(weight + i, lanes));
-        store_lanes(by_x + i, fmul(fset(inverse), fsub(inner, fmul(mean, normalized))), lanes);
+void rms_backward(const float *x, const float *weight, float inverse, Number number, const void *gradient, int64_t size,
+                  float *by_x, float *by_weight) {
+    typed(number, [&]<typename T>(T) {
+        const T *by_out = static_cast<const T *>(gradient);
+        F products = fzero();
+        over_vectors(size, [&](int64_t i, int lanes) {
+            const F normalized = fmul(load_lanes(x + i, lanes), fset(inverse)), outer = load_lanes(by_out + i, lanes);
+            products = fma(fmul(outer, load_lanes(weight + i, lanes)), normalized, products);
+            store_lanes(by_weight + i, fma(outer, normalized, load_lanes(by_weight + i, lanes)), lanes);
+        });
+        const F mean = fset(fsum(products) / float(size));
+        over_vectors(size, [&](int64_t i, int lanes) {
+            const F normalized = fmul(load_lanes(x + i, lanes), fset(inverse));
+            const F inner = fmul(load_lanes(by_out + i, lanes), load_lanes(weight + i, lanes));
+            store_lanes(by_x + i, fmul(fset(inverse), fsub(inner, fmul(mean, normalized))), lanes);
+        });
     });
 }
 

@@ -1,5 +1,5 @@
-// Causal attention of training in bfloat16, forward and backward, one head of one sequence at a time, in blocks of queries
-// and keys that stay in the processor's caches: FlashAttention-2 (Dao, arXiv 2307.08691, algorithms 1 and 2).
+// Causal attention of training in bfloat16, forward and backward, in blocks of queries and keys that stay in the processor's
+// caches: FlashAttention-2 (Dao, arXiv 2307.08691, algorithms 1 and 2). Heads that read the same keys and values come together.
 //
 // All products are of the form C = A · B, where A has rows of bfloat16 and B pairs of rows, word by word: [row / 2][column][2].
 
@@ -78,7 +78,7 @@ struct Room {
     }
 };
 
-// What of a head all blocks of queries need: keys and values, padded, and in pairs.
+// What all blocks of queries need: keys and values, padded, and in pairs.
 struct KeysAndValues {
     int64_t tokens, width;         // whole blocks; whole tiles
     uint16_t *keys, *values;       // [tokens][width]
@@ -125,9 +125,7 @@ struct Visible {
 
 inline int64_t first_block(const CausalHead &head, int64_t query) { return head.first[query] / kSquare; }
 
-void attention_forward(const CausalHead &head, void *scratch) {
-    Room room{static_cast<uint8_t *>(scratch)};
-    const KeysAndValues seen(head, false, room);
+void forward_of_head(const CausalHead &head, const KeysAndValues &seen, Room room) {
     uint16_t *queries = room.take<uint16_t>(kSquare * seen.width), *weights = room.take<uint16_t>(kSquare * kSquare);
     float *scores = room.take<float>(kSquare * kSquare), *out = room.take<float>(kSquare * seen.width);
     for (int64_t begin = 0; begin < head.tokens; begin += kSquare) {
@@ -171,9 +169,14 @@ void attention_forward(const CausalHead &head, void *scratch) {
     }
 }
 
-void attention_backward(const CausalHead &head, void *scratch) {
+void attention_forward(const CausalHead *heads, int64_t count, void *scratch) {
     Room room{static_cast<uint8_t *>(scratch)};
-    const KeysAndValues seen(head, true, room);
+    const KeysAndValues seen(heads[0], false, room);
+    for (int64_t i = 0; i < count; ++i) forward_of_head(heads[i], seen, room);
+}
+
+// by_keys and by_values, [entry][token], are added to.
+void backward_of_head(const CausalHead &head, const KeysAndValues &seen, float *by_keys, float *by_values, Room room) {
     const int64_t width = seen.width, tokens = seen.tokens;
     uint16_t *queries = room.take<uint16_t>(kSquare * width), *outer = room.take<uint16_t>(kSquare * width);
     uint32_t *pairs = room.take<uint32_t>(kSquare / 2 * width);
@@ -183,9 +186,6 @@ void attention_backward(const CausalHead &head, void *scratch) {
     uint16_t *slope_rows = room.take<uint16_t>(kSquare * kSquare);
     float *scores = room.take<float>(kSquare * kSquare), *by_weight = room.take<float>(kSquare * kSquare);
     float *by_queries = room.take<float>(kSquare * width);
-    float *by_keys = room.take<float>(width * tokens), *by_values = room.take<float>(width * tokens);  // [entry][token]
-    std::memset(by_keys, 0, size_t(width * tokens) * sizeof(float));
-    std::memset(by_values, 0, size_t(width * tokens) * sizeof(float));
     for (int64_t begin = 0; begin < head.tokens; begin += kSquare) {
         const int64_t count = least(kSquare, head.tokens - begin);
         copy_padded(head.queries + begin * head.query_stride, head.query_stride, count, head.size, kSquare, width, queries);
@@ -233,6 +233,17 @@ void attention_backward(const CausalHead &head, void *scratch) {
                 store_lanes(head.by_queries + (begin + row) * head.by_query_stride + i, fload(by_queries + row * width + i), lanes);
             });
     }
+}
+
+void attention_backward(const CausalHead *heads, int64_t count, void *scratch) {
+    const CausalHead &head = heads[0];
+    Room room{static_cast<uint8_t *>(scratch)};
+    const KeysAndValues seen(head, true, room);
+    const int64_t width = seen.width, tokens = seen.tokens;
+    float *by_keys = room.take<float>(width * tokens), *by_values = room.take<float>(width * tokens);
+    std::memset(by_keys, 0, size_t(width * tokens) * sizeof(float));
+    std::memset(by_values, 0, size_t(width * tokens) * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) backward_of_head(heads[i], seen, by_keys, by_values, room);
     for (const auto [from, to] : {std::pair{by_keys, head.by_keys}, std::pair{by_values, head.by_values}}) {
         float *rows = reinterpret_cast<float *>(seen.keys_by_entry);  // which are not needed any more: [tokens][width / 2]
         for (int64_t half = 0; half < width; half += width / 2) {

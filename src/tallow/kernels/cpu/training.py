@@ -24,11 +24,13 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor | None:
     return _CrossEntropy.apply(logits_NV, targets_N)
 
 
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor | None:
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor | None:
     """`tallow.kernels.fused.rms_norm`; None for what it does not take."""
     if not _suits(x, weight_D) or weight_D.dtype != x.dtype or weight_D.dim() != 1:
         return None
-    return _RMSNorm.apply(x, weight_D, eps)
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        return None
+    return _RMSNorm.apply(x, weight_D, eps, dtype or x.dtype)
 
 
 def gate(gate: Tensor, up: Tensor, activation: str) -> Tensor | None:
@@ -96,10 +98,11 @@ class _CrossEntropy(torch.autograd.Function):
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        out, inverses_N = torch.empty_like(x), torch.empty(x.shape[:-1])
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        out, inverses_N = torch.empty_like(x, dtype=dtype), torch.empty(x.shape[:-1])
         _extension().rms_forward(
             _ops(),
+            dtype == torch.bfloat16,
             x.data_ptr(),
             weight_D.data_ptr(),
             inverses_N.numel(),
@@ -119,6 +122,7 @@ class _RMSNorm(torch.autograd.Function):
         by_x, by_weight_D = torch.empty_like(x), torch.empty_like(weight_D)
         _extension().rms_backward(
             _ops(),
+            gradient.dtype == torch.bfloat16,
             x.data_ptr(),
             weight_D.data_ptr(),
             inverses_N.data_ptr(),
@@ -129,7 +133,7 @@ class _RMSNorm(torch.autograd.Function):
             by_weight_D.data_ptr(),
             num_threads(),
         )
-        return by_x, by_weight_D, None
+        return by_x, by_weight_D, None, None
 
 
 class _Gate(torch.autograd.Function):

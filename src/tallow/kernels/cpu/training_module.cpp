@@ -48,23 +48,28 @@ void cross_entropy(const Ops &ops, bool bfloat16, uintptr_t logits, uintptr_t ta
     });
 }
 
-void rms_forward(const Ops &ops, uintptr_t x, uintptr_t weight, int64_t rows, int64_t size, float eps, uintptr_t out,
-                 uintptr_t inverses, int threads) {
+// What comes out is bfloat16, or float32 as all else is.
+void rms_forward(const Ops &ops, bool bfloat16, uintptr_t x, uintptr_t weight, int64_t rows, int64_t size, float eps,
+                 uintptr_t out, uintptr_t inverses, int threads) {
+    const int64_t stride = size * bytes_of(bfloat16);
     over_rows(rows, size, threads, [&](int64_t begin, int64_t end, int) {
         for (int64_t row = begin; row < end; ++row)
-            at(inverses)[row] = ops.rms_forward(at(x) + row * size, at(weight), size, eps, at(out) + row * size);
+            at(inverses)[row] = ops.rms_forward(at(x) + row * size, at(weight), size, eps, number_of(bfloat16),
+                                                at<uint8_t>(out) + row * stride);
     });
 }
 
-void rms_backward(const Ops &ops, uintptr_t x, uintptr_t weight, uintptr_t inverses, uintptr_t gradient, int64_t rows,
-                  int64_t size, uintptr_t by_x, uintptr_t by_weight, int threads) {
+// The gradient by what came out is bfloat16, or float32 as all else is.
+void rms_backward(const Ops &ops, bool bfloat16, uintptr_t x, uintptr_t weight, uintptr_t inverses, uintptr_t gradient,
+                  int64_t rows, int64_t size, uintptr_t by_x, uintptr_t by_weight, int threads) {
+    const int64_t stride = size * bytes_of(bfloat16);
     std::vector<std::vector<float>> sums(size_t(std::max(1, threads)));
     over_rows(rows, size, threads, [&](int64_t begin, int64_t end, int thread) {
         std::vector<float> &sum = sums[size_t(thread)];
         sum.assign(size_t(size), 0.0f);
         for (int64_t row = begin; row < end; ++row)
-            ops.rms_backward(at(x) + row * size, at(weight), at(inverses)[row], at(gradient) + row * size, size,
-                             at(by_x) + row * size, sum.data());
+            ops.rms_backward(at(x) + row * size, at(weight), at(inverses)[row], number_of(bfloat16),
+                             at<uint8_t>(gradient) + row * stride, size, at(by_x) + row * size, sum.data());
     });
     std::fill_n(at(by_weight), size, 0.0f);
     for (const std::vector<float> &sum : sums)
@@ -127,24 +132,30 @@ using PlacesTuple = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
 
 Places places(const PlacesTuple &tuple) { return std::make_from_tuple<Places>(tuple); }
 
-// One head at a time, forward if there is no gradient. What keys and values get is left for each head, in float32.
-void attend_heads(const Ops &ops, const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> &shape, float scale,
-                  uintptr_t first, const std::vector<PlacesTuple> &given, uintptr_t log_sums,
+// Some heads with the same keys and values at a time (`together`, which divides their number), forward if there is no
+// gradient. What keys and values get is left for each such group, in float32.
+void attend_heads(const Ops &ops, const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> &shape, int64_t together,
+                  float scale, uintptr_t first, const std::vector<PlacesTuple> &given, uintptr_t log_sums,
                   const std::vector<PlacesTuple> &gradients, uintptr_t by_keys, uintptr_t by_values, uintptr_t scratch,
                   int threads) {
     const auto [batch, heads, kv_heads, tokens, size] = shape;
     const Places queries = places(given[0]), keys = places(given[1]), values = places(given[2]), out = places(given[3]);
     const bool backward = !gradients.empty();
     const Places by_out = backward ? places(gradients[0]) : Places{}, by_queries = backward ? places(gradients[1]) : Places{};
-    over_rows(batch * heads, tokens * size, threads, [&](int64_t begin, int64_t end, int thread) {
+    const int64_t groups = heads / together;
+    over_rows(batch * groups, tokens * size * together, threads, [&](int64_t begin, int64_t end, int thread) {
+        std::vector<CausalHead> group;
         for (int64_t row = begin; row < end; ++row) {
-            const int64_t b = row / heads, h = row % heads, group = h / (heads / kv_heads);
-            const CausalHead head{tokens, size, scale, at<int32_t>(first) + b * tokens, queries.of(b, h), keys.of(b, group),
-                                  values.of(b, group), queries.token, keys.token, values.token, out.of(b, h), out.token,
-                                  at(log_sums) + row * tokens, by_out.of(b, h), by_out.token, by_queries.of(b, h),
-                                  by_queries.token, at(by_keys) + row * tokens * size, at(by_values) + row * tokens * size};
+            const int64_t b = row / groups, first_head = row % groups * together, kv = first_head / (heads / kv_heads);
+            group.clear();
+            for (int64_t h = first_head; h < first_head + together; ++h)
+                group.push_back({tokens, size, scale, at<int32_t>(first) + b * tokens, queries.of(b, h), keys.of(b, kv),
+                                 values.of(b, kv), queries.token, keys.token, values.token, out.of(b, h), out.token,
+                                 at(log_sums) + (b * heads + h) * tokens, by_out.of(b, h), by_out.token,
+                                 by_queries.of(b, h), by_queries.token, at(by_keys) + row * tokens * size,
+                                 at(by_values) + row * tokens * size});
             (backward ? ops.attention_backward : ops.attention_forward)(
-                head, at<uint8_t>(scratch) + thread * attention_scratch(tokens, size));
+                group.data(), together, at<uint8_t>(scratch) + thread * attention_scratch(tokens, size));
         }
     });
 }

@@ -6,21 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tallow.kernels.fused import rms_norm
+from tallow.kernels.fused import operand_dtype, rms_norm
 from tallow.models.config import DecoderConfig
 
 
 class RMSNorm(nn.Module):
-    """`x / rms(x) · weight` (arXiv 1910.07467); with `offset`, `· (1 + weight)` as Gemma stores it."""
+    """`x / rms(x) · weight` (arXiv 1910.07467); with `offset`, `· (1 + weight)` as Gemma stores it.
 
-    def __init__(self, size: int, eps: float, offset: bool = False) -> None:
+    Args:
+        operand: Only matrix products read the result, so it may be rounded as they round it.
+    """
+
+    def __init__(self, size: int, eps: float, offset: bool = False, operand: bool = False) -> None:
         super().__init__()
-        self.eps, self.offset = eps, offset
+        self.eps, self.offset, self.operand = eps, offset, operand
         self.weight = nn.Parameter(torch.zeros(size) if offset else torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.offset:
-            return rms_norm(x, self.weight, self.eps)
+            return rms_norm(x, self.weight, self.eps, operand_dtype(x) if self.operand else None)
         # these round once, after the multiplication
         return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
 
@@ -32,9 +36,9 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(size, eps=eps, bias=bias)
 
 
-def make_norm(config: DecoderConfig, size: int | None = None) -> RMSNorm | LayerNorm:
-    """The norm that `config` names, over `size` (default: the hidden size)."""
+def make_norm(config: DecoderConfig, size: int | None = None, operand: bool = False) -> RMSNorm | LayerNorm:
+    """The norm that `config` names, over `size` (default: the hidden size); `operand` as of `RMSNorm`."""
     size = size or config.hidden_size
     if config.norm == "rms":
-        return RMSNorm(size, config.norm_eps, config.norm_offset)
+        return RMSNorm(size, config.norm_eps, config.norm_offset, operand)
     return LayerNorm(size, config.norm_eps, config.norm_bias)

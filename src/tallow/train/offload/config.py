@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from tallow.recipe import Section
 
 
@@ -16,15 +18,20 @@ class OffloadConfig(Section):
         state: Where the optimizer's state is: with the weights (`none`); in the memory of the CPU (`cpu`), where the
             update of weights that are on a GPU is then computed; or in a file of which that memory has a few tensors
             at a time, while the next are read ahead (`disk`).
-        parameters: Where the weights of the layers are: in memory (`none`), or in that file, of which memory has about
-            three layers at a time (`disk`). They must not be divided (`zero`, `tensor`, `expert`). Gradients stay.
+        parameters: Where the weights of the layers are: with the model (`none`); in the memory of the CPU, with their
+            gradients and all updates, while a GPU has copies of about two layers at a time (`cpu`; on a CPU it does
+            nothing); or in that file, while the memory of the CPU, on which they must be, has about three (`disk`).
         directory: Where the file is; None: in the run's directory. It has no name there, so that it is gone when the
             process is, however that ends; checkpoints hold what a run goes on from.
     """
 
     state: Literal["none", "cpu", "disk"] = "none"
-    parameters: Literal["none", "disk"] = "none"
+    parameters: Literal["none", "cpu", "disk"] = "none"
     directory: Path | None = None
+
+    def state_is_with(self, device: torch.device) -> bool:
+        """Whether the state of what is trained on a device is in that device's memory."""
+        return self.state != "disk" and (device.type == "cpu" or "cpu" not in (self.state, self.parameters))
 
     @property
     def to_disk(self) -> bool:

@@ -15,12 +15,15 @@ from tallow.train.optimizers.method import Common, Method, Parameters
 class AdafactorMethod(Method):
     """Adafactor (arXiv 1804.04235). Its learning rate is relative to the size of a matrix's weights.
 
+    It needs whole matrices: neither `zero` nor `tensor` nor `expert` of `loop.parallel` goes with it.
+
     Args:
         name: The optimizer.
         clip_threshold: Largest root mean square of an update, before the learning rate (section 6).
     """
 
     state_bytes: ClassVar[int] = 0
+    cannot_divide: ClassVar[tuple[str, ...]] = ("zero", "tensor", "expert")
 
     name: Literal["adafactor"]
     clip_threshold: PositiveFloat = 1.0

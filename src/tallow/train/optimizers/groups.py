@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -39,20 +39,23 @@ def rate_groups(parameters: Parameters, common: Common, weight_decay: float) -> 
     return by_factor
 
 
-def match_factors(patterns: Mapping[str, float], parameters: Parameters) -> dict[str, float]:
+def match_factors(patterns: Mapping[str, float], names: Collection[str]) -> dict[str, float]:
     """The factor of each parameter: the product of those of all patterns that match its name, where it is not 1.
+
+    Args:
+        names: Of all parameters that are trained, also of those that other processes have.
 
     Raises:
         UsageError: A pattern matches no parameter.
     """
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in parameters):
+        if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(
                 f"loop.learning_rate_factors names {pattern}, which is no parameter that is trained",
-                f"there is, for example, {next(iter(parameters))}; * stands for anything",
+                f"there is, for example, {next(iter(names))}; * stands for anything",
             )
     factors = {
-        name: prod(factor for pattern, factor in patterns.items() if fnmatchcase(name, pattern)) for name in parameters
+        name: prod(factor for pattern, factor in patterns.items() if fnmatchcase(name, pattern)) for name in names
     }
     return {name: factor for name, factor in factors.items() if factor != 1.0}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -163,6 +163,9 @@ class JointOptimizer:
             for parameter, value in zip(self.parameters.values(), trained, strict=bool(averaging)):
                 parameter.copy_(value)
 
+    def take_weights(self) -> None:
+        """Go on from the weights that the parameters have by now, which someone else has changed."""
+
     def state(self) -> tuple[dict[str, Tensor], Structure]:
         """All that it remembers; the tensors of a parameter are named `<parameter>/<slot>`."""
         state: dict[str, Any] = {
@@ -171,11 +174,13 @@ class JointOptimizer:
             for name, parameter in self.parameters.items()
             if parameter in part.state
         }
-        state[GROUPS] = [
-            {key: value for key, value in group.items() if key != "params"}
+        # by the name of a parameter, for other processes may have other groups: of a pipeline's stages each has its own
+        state[GROUPS] = {
+            names[0]: {**group, "params": dict.fromkeys(names)}
             for part in self.parts
             for group in part.param_groups
-        ]
+            for names in [self._names(group["params"])]
+        }
         return flatten(state, self.state_classes())
 
     def passing(self) -> AbstractContextManager[None]:
@@ -194,21 +199,24 @@ class JointOptimizer:
             CapacityError: The disk that the state goes to is full.
         """
         classes = self.state_classes()
-        groups = [group for part in self.parts for group in part.param_groups]
         saved_groups = unflatten(read([GROUPS]), structure.of([GROUPS]), classes)[GROUPS]
-        for group, saved in zip(groups, saved_groups, strict=True):
-            group.update(saved)
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
+        group_of = {name: saved for saved in saved_groups.values() for name in saved.pop("params")}
+        for group in (group for part in self.parts for group in part.param_groups):
+            group.update(group_of[self._names(group["params"])[0]])
         for part in self.parts:
             of_part = [parameter for group in part.param_groups for parameter in group["params"]]
             for parameters in [of_part] if self.windows is None else windows_of(of_part):
-                chosen = [names[parameter] for parameter in parameters]
+                chosen = self._names(parameters)
                 state = unflatten(read(chosen), structure.of(chosen), classes)
                 for name, parameter in zip(chosen, parameters, strict=True):
                     if name in state:
                         part.state[parameter] = state[name]
                 if self.windows is not None:
                     self.windows.settle(part, parameters)
+
+    def _names(self, parameters: Sequence[Tensor]) -> list[str]:
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.parameters.items()}
+        return [names[parameter] for parameter in parameters]
 
     def _run(self, part: Optimizer, act: Callable[[], object]) -> None:
         """Let a part do something to its parameters."""

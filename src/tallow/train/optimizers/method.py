@@ -49,6 +49,9 @@ class Method(Section):
     averages_weights: ClassVar[bool] = False
     """Whether the weights to use are not those to train with; such an optimizer wants no falling learning rate."""
 
+    cannot_divide: ClassVar[tuple[str, ...]] = ()
+    """Settings of `loop.parallel` that would leave it shares of matrices that it needs whole."""
+
     @abstractmethod
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
         """Optimizers that together have each parameter once."""

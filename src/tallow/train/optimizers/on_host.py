@@ -28,6 +28,7 @@ class HostOptimizer(JointOptimizer):
         common: Settings of all of them.
         file: As `JointOptimizer` has it.
         state_to_file: Likewise.
+        at_home: Which parameters are in the memory of the CPU already: they are updated there, without a copy.
 
     Raises:
         CapacityError: The disk is full.
@@ -41,9 +42,12 @@ class HostOptimizer(JointOptimizer):
         file: MappedFile | None = None,
         *,
         state_to_file: bool = False,
+        at_home: Collection[str] = (),
     ) -> None:
-        self._pairs = {name: (parameter, _copy_on_host(parameter)) for name, parameter in parameters.items()}
-        twins = {name: twin for name, (_, twin) in self._pairs.items()}
+        twins = {
+            name: parameter if name in at_home else _copy_on_host(parameter) for name, parameter in parameters.items()
+        }
+        self._pairs = {name: (parameters[name], twin) for name, twin in twins.items() if name not in at_home}
         super().__init__(twins, method, common, file, state_to_file=state_to_file)
         devices = {own.device for own in map(own_share, parameters.values()) if own.is_cuda}
         self._streams = {device: torch.cuda.Stream(device) for device in devices}
@@ -80,6 +84,10 @@ class HostOptimizer(JointOptimizer):
     def load_state(self, read: Callable[[Collection[str]], Mapping[str, Tensor]], structure: Structure) -> None:
         """Go on from what was remembered, with the weights that the device has by now."""
         super().load_state(read, structure)
+        self.take_weights()
+
+    def take_weights(self) -> None:
+        """Go on from the weights that the parameters have by now, which someone else has changed."""
         self._copy([(twin, parameter) for parameter, twin in self._pairs.values()])
 
     def _take_gradients(self) -> None:
@@ -117,4 +125,4 @@ def _copy_on_host(parameter: nn.Parameter) -> nn.Parameter:
 
 def _room(like: Tensor) -> Tensor:
     """Memory of the CPU for a tensor, from which a GPU can copy by itself."""
-    return torch.empty_like(like, device="cpu", pin_memory=like.is_cuda)
+    return torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)

@@ -16,6 +16,8 @@ from tallow.train.optimizers.method import Common, Method, Parameters
 class ShampooMethod(Method):
     """Shampoo (arXiv 1802.09568, 2002.09018) for the matrices of the layers, AdamW for all else.
 
+    It needs whole matrices: neither `zero` nor `tensor` of `loop.parallel` goes with it.
+
     Args:
         name: The optimizer.
         every: Steps between computations of the inverse roots.
@@ -23,6 +25,7 @@ class ShampooMethod(Method):
     """
 
     state_bytes: ClassVar[int] = 12
+    cannot_divide: ClassVar[tuple[str, ...]] = ("zero", "tensor")
 
     name: Literal["shampoo"]
     every: PositiveInt = 10

@@ -16,6 +16,9 @@ from tallow.train.optimizers.method import Common, Method, Parameters
 class SoapMethod(Method):
     """SOAP (arXiv 2409.11321) for the matrices of the layers, AdamW for all else. Its first step only measures.
 
+    It needs whole matrices: neither `zero` nor `tensor` of `loop.parallel` goes with it. Its eigenbases amplify
+    rounding, so that layouts and sizes of micro-batches differ by more than with others.
+
     Args:
         name: The optimizer.
         every: Steps between renewals of the eigenbases.
@@ -23,6 +26,7 @@ class SoapMethod(Method):
     """
 
     own_betas: ClassVar[tuple[float, float]] = (0.95, 0.95)
+    cannot_divide: ClassVar[tuple[str, ...]] = ("zero", "tensor")
 
     name: Literal["soap"]
     every: PositiveInt = 10

@@ -19,6 +19,9 @@ TINY = 1e-12
 class SophiaMethod(Method):
     """Sophia-G (arXiv 2305.14342): every few steps a second backward pass estimates the curvature of the loss.
 
+    It does so with targets that it draws (algorithm 2), others in each layout and with each size of micro-batches: what
+    is learned is then the same in distribution only.
+
     Args:
         name: The optimizer.
         every: Steps between estimates.
