@@ -1,0 +1,10 @@
+// The operations on texts, each bound where it is defined.
+#include <nanobind/nanobind.h>
+
+namespace tallow {
+void bind_characters(nanobind::module_ &);
+}  // namespace tallow
+
+NB_MODULE(_text, m) {
+    tallow::bind_characters(m);
+}
