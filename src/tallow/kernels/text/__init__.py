@@ -22,7 +22,7 @@ def native() -> ModuleType | None:
 
 
 def places(texts: pa.StringArray) -> tuple[int, int, int]:
-    """Addresses of the offsets and of the bytes of some texts, and their number, as the extension's functions take them.
+    """Addresses of the offsets and the bytes of some texts, and their number, as the extension takes them.
 
     They hold while the array is there. A text that is null is empty.
     """
