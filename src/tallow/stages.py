@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, NonNegativeFloat
 
 from tallow.console import is_main_process, say
+from tallow.data.work.cluster import ClusterConfig
 from tallow.errors import DataError, UsageError
 from tallow.files import write_text
 from tallow.recipe import Section, apply_overrides, dump_recipe, load_recipe, parse_section
@@ -122,10 +123,12 @@ class RunSettings(Section):
     Args:
         name: The run's directory below `runs/`.
         price_per_hour: What an hour of this machine costs, in any currency; it is multiplied into the ledger.
+        cluster: Who does the work of stages that processes share through files (prepare).
     """
 
     name: str = Field(default="run", pattern=r"^[\w-][\w.-]*$")
     price_per_hour: NonNegativeFloat = 0.0
+    cluster: ClusterConfig = ClusterConfig()
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,10 @@ def resolve(recipe: Recipe, name: str, directory: Path) -> Section:
     for setting, file in stage.found.items():
         if values.get(setting) is None and (directory / file).exists():
             values[setting] = str(directory / file)
-    return parse_section(stage.load()[0], values, name)
+    config = stage.load()[0]
+    if "cluster" in config.model_fields:
+        values.setdefault("cluster", recipe.settings.cluster.model_dump(mode="json"))
+    return parse_section(config, values, name)
 
 
 def resolve_all(recipe: Recipe, directory: Path) -> dict[str, Section]:

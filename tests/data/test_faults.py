@@ -46,6 +46,11 @@ def void(_result: object) -> None:
     return None
 
 
+def products(run: Path) -> list[str]:
+    """What is in a run's directory besides what is kept to go on with."""
+    return [path.name for path in run.iterdir() if path.name != "work"]
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for 64 KiB, where this process may mount one."""
@@ -61,7 +66,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk(tiny_disk: Path, stage: Stage) -> None:
     with pytest.raises(CapacityError, match="no space left on the disk"):
         stage(tiny_disk / "run")
-    assert list((tiny_disk / "run").iterdir()) == []
+    assert products(tiny_disk / "run") == []
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_write_that_finds_no_space(tmp_path: Path, stage: Stage, monkeypatch: py
     monkeypatch.setattr(write, full)
     with pytest.raises(CapacityError, match="no space left on the disk"):
         stage(tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert products(tmp_path / "run") == []
 
 
 def test_place_that_is_no_directory(tmp_path: Path, stage: Stage) -> None:
@@ -149,7 +154,7 @@ def test_killed_process_leaves_no_half_product(
     run = tmp_path / "killed"
     child = [sys.executable, "-c", KILLED, stage_name, instant, str(run), *inputs]
     assert subprocess.run(child, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert [path.name for path in run.iterdir() if not path.name.endswith(".partial")] == []
+    assert [name for name in products(run) if not name.endswith(".partial")] == []
 
     if stage_name == "prepare":
         prepare(prepare_config, StageRun(run))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -16,6 +17,7 @@ from tallow.data.documents import read_documents_split
 from tallow.data.manifest import load_document_manifest
 from tallow.data.prepare import PrepareConfig, prepare
 from tallow.data.read import read_records
+from tallow.data.work.cluster import ClusterConfig
 from tallow.errors import DataError, TallowError, UsageError
 from tallow.files import hash_file, hash_path
 from tallow.recipe import dump_recipe, parse_section
@@ -113,7 +115,7 @@ def test_two_documents_are_enough_and_one_is_not(tmp_path: Path, run_prepare: Pr
 def test_nothing_long_enough_is_a_data_error(tmp_path: Path, run_prepare: Prepare) -> None:
     with pytest.raises(DataError, match="no document is left"):
         run_prepare(write_jsonl(tmp_path / "a.jsonl", ["short", "texts"]), min_chars=10)
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["work"]
 
 
 def test_same_input_same_bytes(tmp_path: Path, run_prepare: Prepare) -> None:
@@ -151,7 +153,7 @@ def test_a_failed_run_leaves_the_earlier_product(tmp_path: Path, run_prepare: Pr
     with pytest.raises(TallowError):
         run_prepare(path)
     assert hash_path(tmp_path / "run" / "documents") == before
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["documents"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["documents", "work"]
 
 
 def test_shipped_diary_prepares(run_prepare: Prepare) -> None:
@@ -177,3 +179,22 @@ def test_large_documents_make_several_row_groups(tmp_path: Path, run_prepare: Pr
     pq.write_table(pa.table({"text": [f"{number}" * 600_000 for number in range(9, 19)]}), path)
     directory = run_prepare(path, validation_fraction=0)
     assert pq.ParquetFile(directory / "train" / "part-00000.parquet").num_row_groups == 3
+
+
+@pytest.mark.shared_data
+def test_any_number_of_processes_and_ray_write_the_same_bytes(
+    shared_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_prepare: Prepare
+) -> None:
+    sources = [
+        *sorted(shared_data("corpus_handbook", "handbook.de-DE.jsonl.xz").parent.glob("*.xz")),
+        shared_data("corpus_russian_modern", "ud_gsd.ru.jsonl.xz"),
+    ]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"), prepend=os.pathsep)
+    clusters = {"one": {"processes": 1}, "two": {"processes": 2}, "ray": {"engine": "ray"}}
+    made = {
+        name: hash_path(run_prepare(*sources, name=name, cluster=ClusterConfig(**cluster), part_mb=0.3))
+        for name, cluster in clusters.items()
+    }
+    assert len(set(made.values())) == 1
+    assert len({hash_path(tmp_path / name / "work") for name in clusters}) == 1
+    assert len(list((tmp_path / "one" / "work").glob("*.arrow"))) > 50

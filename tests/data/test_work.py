@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from tests.data.toy_steps import ADD, BY_REST, COUNT, Numbers, Plus
 
-from tallow.data.work import Input, Part, Work
-from tallow.data.work.engines import ClusterConfig, Engine, LocalEngine
+from tallow.data.work.cluster import ClusterConfig
+from tallow.data.work.engines import Engine, LocalEngine
+from tallow.data.work.step import Input, Part
+from tallow.data.work.work import Work
 from tallow.errors import CapacityError, DataError
 from tallow.files import hash_path
 

@@ -55,7 +55,7 @@ def _by_rest(_: Plus, tables: Sequence[pa.Table]) -> Iterator[Made]:
     xs = np.sort(tables[0].column("x").to_numpy() % 3, kind="stable")
     order = np.argsort(tables[0].column("x").to_numpy() % 3, kind="stable")
     starts = np.searchsorted(xs, range(3)).tolist()
-    yield Made(pa.Table.from_batches(list(pieces(tables[0].take(order), starts))))
+    yield Made(pieces(tables[0].take(order), starts))
 
 
 COUNT = Step(f"{__name__}:COUNT", 1, Numbers, _count)

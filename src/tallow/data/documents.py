@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -39,13 +41,20 @@ class DocumentWriter:
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Append documents (columns as in `SCHEMA`)."""
-        size = text_bytes(batch)
+        ends = text_sizes(batch).cumsum()
         self.documents += batch.num_rows
-        self.bytes += size
-        self._pending.append(batch)
-        self._pending_bytes += size
-        if self._pending_bytes >= self.row_group_bytes:
-            self._flush()
+        begin = 0
+        while begin < batch.num_rows:
+            before = int(ends[begin - 1]) if begin else 0
+            full = before + self.row_group_bytes - self._pending_bytes
+            end = min(int(np.searchsorted(ends, full)) + 1, batch.num_rows)
+            size = int(ends[end - 1]) - before
+            self.bytes += size
+            self._pending.append(batch.slice(begin, end - begin))
+            self._pending_bytes += size
+            if self._pending_bytes >= self.row_group_bytes:
+                self._flush()
+            begin = end
 
     def close(self) -> DocumentCounts:
         """Write what is left; the counts for the manifest."""
@@ -99,4 +108,9 @@ def read_documents_split(directory: Path, counts: DocumentCounts, rows: int) -> 
 
 def text_bytes(batch: pa.RecordBatch) -> int:
     """Bytes of the column `text` in UTF-8."""
-    return int(pc.call_function("binary_length", [batch.column("text")]).to_numpy().sum())
+    return int(text_sizes(batch).sum())
+
+
+def text_sizes(batch: pa.RecordBatch) -> npt.NDArray[np.int32]:
+    """Bytes of each text of the column `text` in UTF-8."""
+    return pc.call_function("binary_length", [batch.column("text")]).to_numpy()

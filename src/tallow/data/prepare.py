@@ -1,29 +1,37 @@
-"""The stage `prepare`: raw files → documents, exact duplicates dropped, a validation set held out."""
+"""The stage `prepare`: raw files → documents, exact duplicates dropped, a validation set held out.
+
+The work is done in steps on parts of bounded size, by as many processes as there are, and what each has made is kept
+in `work/`: a run that was interrupted, or that is to go on with other settings, does only what is missing.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from pydantic import Field
 
-from tallow.console import progress, say
-from tallow.data.documents import SCHEMA, DocumentWriter
+from tallow.console import say
+from tallow.data.documents import DocumentWriter
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
-from tallow.data.read import Document, ReadSettings, read_documents
-from tallow.data.records import Rejected
-from tallow.data.sources import SourceNames, find_sources
-from tallow.data.split import Keys, choose_held_out, survivors
+from tallow.data.read import ReadSettings
+from tallow.data.sources import Source, SourceNames, find_sources
+from tallow.data.split import held_out_below
+from tallow.data.steps.filter import FILTER, TOO_SHORT, FilterConfig
+from tallow.data.steps.read import READ, ReadConfig
+from tallow.data.steps.split import SPLIT, SplitConfig
+from tallow.data.steps.tally import TALLY, TallyConfig
+from tallow.data.steps.unique import unique
+from tallow.data.work.cluster import ClusterConfig
+from tallow.data.work.step import Input, Part
+from tallow.data.work.work import Work
+from tallow.errors import writing
 from tallow.files import atomic_directory, hash_file
 from tallow.run import StageRun
 
-BATCH_BYTES = 1 << 20
-BATCH_DOCUMENTS = 1024
+DUPLICATE = "duplicate"
 
 
 class PrepareConfig(ReadSettings):
@@ -34,19 +42,26 @@ class PrepareConfig(ReadSettings):
         validation_fraction: Share of the documents held out, chosen by the hash of their text; 0 holds out none.
         deduplicate: Keep one of the documents with the same text: the one with the smallest id.
         min_chars: Drop documents with fewer characters, white space at the ends not counted.
+        part_mb: Text that a process works on at once, in MB; it needs several times as much memory.
+        cluster: Who does the work.
     """
+
+    incidental = frozenset(("cluster",))
 
     sources: SourceNames = Field(min_length=1)
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     deduplicate: bool = True
     min_chars: int = Field(default=1, ge=1)
+    part_mb: float = Field(default=16.0, gt=0, le=1024)
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def part_bytes(self) -> int:
+        return int(self.part_mb * 2**20)
 
 
 def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
     """Read the sources and write `documents/`.
-
-    Everything is read once, into a spool; then, the hash of every text known, it is decided for each document
-    whether it stays and on which side. Memory: 32 bytes a document.
 
     Returns:
         `documents`, `train_documents`, `validation_documents`, `bytes`, `duplicates`, `too_short`, `rejected`.
@@ -56,100 +71,126 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         CapacityError: The disk is full.
         UsageError: The directory cannot be written.
     """
-    sources = find_sources(config.sources)
+    with config.cluster.make() as engine:
+        work = Work(run.directory / "work", engine)
+        sources = _hashed(find_sources(config.sources))
+        parts, rejected = _read(config, work, sources)
+        verdicts = _judge(config, work, parts)
+        beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
+        tallies = [made.counts for [made] in work.each(TALLY, [(TallyConfig(), inputs) for inputs in beside])]
+        ends = [[int(tally[end]) for tally in tallies if end in tally] for end in ("smallest", "largest")]
+        bound = held_out_below(config.validation_fraction, min(ends[0], default=None), max(ends[1], default=None))
+        sides = work.each(SPLIT, [(SplitConfig(bound=bound), inputs) for inputs in beside])
     with atomic_directory(run.directory / "documents") as directory:
-        rejected = Rejected(directory / "rejected.jsonl")
-        spool = _Spool(directory / "spool.arrow")
-        spool.fill(read_documents(sources, config, rejected), config.min_chars)
-        keys = spool.keys()
-        keep = survivors(keys) if config.deduplicate else np.ones(len(keys), dtype=bool)
-        held_out = choose_held_out(keys, config.validation_fraction)
-        sides = {"train": keep & ~held_out, "validation": keep & held_out}
+        splits = {
+            split: _write([made[number] for made in sides], directory / split)
+            for number, split in enumerate(("train", "validation"))
+        }
+        if rejected.bad:
+            _write_rejected(rejected, directory / "rejected.jsonl")
         manifest = DocumentManifest(
-            splits={split: spool.copy(directory / split, chosen) for split, chosen in sides.items()},
+            splits=splits,
             sources=tuple(
                 SourceRecord(
                     name=source.name,
-                    sha256=hash_file(source.path),
-                    documents=spool.documents[source.name],
-                    bytes=spool.bytes[source.name],
+                    sha256=sha256,
+                    documents=_sum(f"documents {source.name}", parts),
+                    bytes=_sum(f"bytes {source.name}", parts),
                 )
-                for source in sources
+                for source, sha256 in sources.items()
             ),
-            duplicates=len(keep) - int(keep.sum()),
-            too_short=spool.too_short,
+            duplicates=sum(int(tally.get(DUPLICATE, 0)) for tally in tallies),
+            too_short=sum(int(tally.get(TOO_SHORT, 0)) for tally in tallies),
             rejected=rejected.bad,
         )
-        spool.path.unlink()
         save_manifest(manifest, directory)
+    work.sweep()
     if rejected.bad:
         say(f"{rejected.bad:,} records set aside, see {run.directory / 'documents' / 'rejected.jsonl'}")
-    counts = manifest.splits
     return {
-        "documents": sum(split.documents for split in counts.values()),
-        **{f"{name}_documents": split.documents for name, split in counts.items()},
-        "bytes": sum(split.bytes for split in counts.values()),
+        "documents": sum(split.documents for split in splits.values()),
+        **{f"{name}_documents": split.documents for name, split in splits.items()},
+        "bytes": sum(split.bytes for split in splits.values()),
         "duplicates": manifest.duplicates,
         "too_short": manifest.too_short,
         "rejected": manifest.rejected,
     }
 
 
-class _Spool:
-    """All documents in one Arrow file, to be copied out selectively once their hashes are known."""
+@dataclass(frozen=True)
+class _Rejected:
+    """Records that were set aside."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.documents: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.too_short = 0
-        self._keys = bytearray()
-
-    def fill(self, documents: Iterable[Document], min_chars: int) -> None:
-        """Write all documents that are long enough."""
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        batch: list[Document] = []
-        batch_bytes = 0
-        with (
-            open(self.path, "wb") as file,
-            pa.ipc.new_file(file, SCHEMA, options=options) as writer,
-            progress("prepare", None, "documents") as bar,
-        ):
-            for document in documents:
-                size = len(document.text.encode())
-                self.documents[document.source] += 1
-                self.bytes[document.source] += size
-                if len(document.text.strip()) < min_chars:
-                    self.too_short += 1
-                    continue
-                self._keys += document.digest[:16] + bytes.fromhex(document.id)
-                batch.append(document)
-                batch_bytes += size
-                if batch_bytes >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
-                    writer.write_batch(_record_batch(batch))
-                    bar.advance(len(batch))
-                    batch, batch_bytes = [], 0
-            writer.write_batch(_record_batch(batch))
-            bar.advance(len(batch))
-
-    def keys(self) -> Keys:
-        return np.frombuffer(self._keys, dtype=">u8").astype(np.uint64).reshape(-1, 4)
-
-    def copy(self, directory: Path, chosen: npt.NDArray[np.bool_]) -> DocumentCounts:
-        """Write the chosen documents into `directory`."""
-        writer = DocumentWriter(directory)
-        start = 0
-        with pa.memory_map(str(self.path)) as file:
-            reader = pa.ipc.open_file(file)
-            for index in range(reader.num_record_batches):
-                batch = reader.get_batch(index)
-                writer.add(batch.filter(pa.array(chosen[start : start + batch.num_rows])))
-                start += batch.num_rows
-        return writer.close()
+    good: int
+    bad: int
+    records: list[Part]
 
 
-def _record_batch(documents: Sequence[Document]) -> pa.RecordBatch:
-    columns = [[getattr(document, name) for document in documents] for name in SCHEMA.names]
-    return pa.RecordBatch.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
-    )
+def _hashed(sources: Iterable[Source]) -> dict[Source, str]:
+    return {source: hash_file(source.path) for source in sources}
+
+
+def _read(config: PrepareConfig, work: Work, sources: Mapping[Source, str]) -> tuple[list[Part], _Rejected]:
+    """All documents, in parts, and what was set aside.
+
+    Raises:
+        DataError: A source is unusable, or too many records are.
+    """
+    settings = {name: getattr(config, name) for name in ReadSettings.model_fields}
+    given = [
+        ReadConfig(
+            names=tuple(source.name for source in group),
+            hashes=tuple(sources[source] for source in group),
+            kinds=tuple(source.kind for source in group),
+            paths=tuple(source.path for source in group),
+            part_bytes=config.part_bytes,
+            **settings,
+        )
+        for group in _groups(sources, config.part_bytes)
+    ]
+    made = work.each(READ, [(each, ()) for each in given])
+    records = [tables[-1] for tables in made]
+    rejected = _Rejected(_sum("good", records), _sum("bad", records), [part for part in records if part.rows])
+    return [part for tables in made for part in tables[:-1]], rejected
+
+
+def _groups(sources: Iterable[Source], part_bytes: int) -> Iterator[list[Source]]:
+    """Sources that follow one another and are together no longer than a part, or single ones."""
+    group: list[Source] = []
+    size = 0
+    for source in sources:
+        length = source.path.stat().st_size
+        if group and size + length > part_bytes:
+            yield group
+            group, size = [], 0
+        group.append(source)
+        size += length
+    if group:
+        yield group
+
+
+def _judge(config: PrepareConfig, work: Work, parts: Sequence[Part]) -> list[Part]:
+    """What drops which documents."""
+    too_short = FilterConfig(min_chars=config.min_chars)
+    verdicts = [made for [made] in work.each(FILTER, [(too_short, [Input(part)]) for part in parts])]
+    if config.deduplicate:
+        verdicts = unique(work, parts, verdicts, parts, "digest", DUPLICATE, config.part_bytes)
+    return verdicts
+
+
+def _write(parts: Iterable[Part], directory: Path) -> DocumentCounts:
+    writer = DocumentWriter(directory)
+    for part in parts:
+        for batch in part.read().to_batches():
+            writer.add(batch)
+    return writer.close()
+
+
+def _write_rejected(rejected: _Rejected, path: Path) -> None:
+    with writing(path), open(path, "w", encoding="utf-8") as file:
+        for part in rejected.records:
+            file.writelines(f"{line}\n" for line in part.read().column("record").to_pylist())
+
+
+def _sum(name: str, parts: Iterable[Part]) -> int:
+    return sum(int(part.counts.get(name, 0)) for part in parts)

@@ -47,10 +47,11 @@ class Rejected:
     Args:
         path: Where bad records go (`source`; `line`, or the number of the row or record; `reason`; `start`: the
             first bytes); None: nowhere.
+        records: Gets them, too.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, records: list[dict[str, Any]] | None = None) -> None:
+        self.path, self.records = path, records
         self.good = 0
         self.bad = 0
         self.first = ""
@@ -59,9 +60,11 @@ class Rejected:
         """Set aside the record at `place`."""
         self.bad += 1
         self.first = self.first or f"{place}: {reason}"
+        start = raw[:REJECTED_BYTES].decode("utf-8", errors="backslashreplace")
+        record = {"source": place.source.name, "line": place.number, "reason": reason, "start": start}
+        if self.records is not None:
+            self.records.append(record)
         if self.path is not None:
-            start = raw[:REJECTED_BYTES].decode("utf-8", errors="backslashreplace")
-            record = {"source": place.source.name, "line": place.number, "reason": reason, "start": start}
             with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

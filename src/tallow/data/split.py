@@ -1,59 +1,33 @@
-"""Which documents stay and which are held out, decided by content alone.
+"""What is held out for validation, decided by the digests of texts alone.
 
 So neither the order of the files nor the number of processes matters, and texts that are the same always fall on
-the same side.
+the same side. Sets are nested: what is held out at a small fraction is held out at any larger one.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 from tallow.errors import DataError
 
-Keys = npt.NDArray[np.uint64]
-"""A row a document: two words of the SHA-256 of its text, two words of its id."""
+DIGEST_BITS = 128
 
 
-def is_held_out(digest: bytes, fraction: float) -> bool:
-    """Whether a text with this SHA-256 belongs to the validation set.
+def held_out_below(fraction: float, smallest: int | None, largest: int | None) -> int:
+    """The digest below which texts are held out; if that would leave a side empty, the nearest text changes sides.
 
-    Sets are nested: what is held out at a small fraction is held out at any larger one.
-    """
-    return int.from_bytes(digest[:8]) < _threshold(fraction)
-
-
-def choose_held_out(keys: Keys, fraction: float) -> npt.NDArray[np.bool_]:
-    """`is_held_out` for many texts; if that leaves a side empty, the nearest text changes sides.
+    Args:
+        fraction: Of the texts.
+        smallest, largest: Digests of texts there are, as numbers of 128 bits; None: there are none.
 
     Raises:
         DataError: There are no documents, or something is to be held out of a single text.
     """
-    texts = np.unique(keys[:, :2], axis=0)  # sorted
-    if len(texts) == 0:
+    if smallest is None or largest is None:
         raise DataError("no document is left", "give more text, or lower min_chars")
     if fraction == 0:
-        return np.zeros(len(keys), dtype=bool)
-    if len(texts) == 1:
+        return 0
+    if smallest == largest:
         raise DataError(
             "there is only one document, so none can be held out for validation",
             "set prepare.split to paragraphs or lines, or prepare.validation_fraction to 0",
         )
-    count = int((texts[:, 0] < np.uint64(_threshold(fraction))).sum())
-    last = texts[min(max(count, 1), len(texts) - 1) - 1]
-    return (keys[:, 0] < last[0]) | ((keys[:, 0] == last[0]) & (keys[:, 1] <= last[1]))
-
-
-def survivors(keys: Keys) -> npt.NDArray[np.bool_]:
-    """Of the documents with the same text, the one with the smallest id."""
-    order = np.lexsort(keys.T[::-1])
-    texts = keys[order, :2]
-    first = np.ones(len(keys), dtype=bool)
-    first[1:] = (texts[1:] != texts[:-1]).any(axis=1)
-    keep = np.zeros(len(keys), dtype=bool)
-    keep[order[first]] = True
-    return keep
-
-
-def _threshold(fraction: float) -> int:
-    return int(fraction * 2**64)
+    return min(max(int(fraction * 2**DIGEST_BITS), smallest + 1), largest)

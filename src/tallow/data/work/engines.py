@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import deque
@@ -11,43 +10,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, Literal, Protocol
-
-from pydantic import Field
+from typing import Any, Protocol, Self
 
 from tallow import errors
-from tallow.data.work import worker
-from tallow.data.work.step import Task
+from tallow.data.work.step import Task, worker
 from tallow.errors import CapacityError, TallowError, UsageError
-from tallow.recipe import Section
 
 AHEAD = 2
 """Tasks that wait for each process."""
 
 
-class ClusterConfig(Section):
-    """Who does the work.
-
-    Args:
-        engine: Processes of this machine, or those of a Ray cluster (`ray` must be installed; where no cluster runs,
-            one is started on this machine).
-        processes: How many on this machine; None: one a processor.
-        address: Of the Ray cluster, as `ray.init` takes it; None: the environment tells, or there is none.
-    """
-
-    incidental = frozenset(("engine", "processes", "address"))
-
-    engine: Literal["local", "ray"] = "local"
-    processes: int | None = Field(default=None, ge=1)
-    address: str | None = None
-
-    def make(self) -> Engine:
-        if self.engine == "ray":
-            return RayEngine(self.address)
-        return LocalEngine(self.processes or len(os.sched_getaffinity(0)))
-
-
 class Engine(Protocol):
+    """Used as a context, which ends what it has started."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
     def run(self, tasks: Sequence[Task]) -> Iterator[None]:
         """Perform the tasks; yields for each of them, in their order, when it is done.
 
@@ -62,6 +41,14 @@ class LocalEngine:
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._workers:
+            self._workers.pop().close()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[None]:
         if self.processes == 1 or len(tasks) <= 1:
@@ -70,9 +57,9 @@ class LocalEngine:
                 yield
             return
         count = min(self.processes, len(tasks))
-        workers = [_Worker() for _ in range(count)]
+        self._workers += [_Worker() for _ in range(count - len(self._workers))]
         free: SimpleQueue[_Worker] = SimpleQueue()
-        for worker_process in workers:
+        for worker_process in self._workers:
             free.put(worker_process)
 
         def perform(task: Task) -> None:
@@ -83,12 +70,14 @@ class LocalEngine:
                 free.put(worker_process)
 
         with ThreadPoolExecutor(count) as pool:
+            done = False
             try:
                 yield from in_order(pool, perform, tasks, AHEAD * count)
+                done = True
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for worker_process in workers:
-                    worker_process.close()
+                if not done:  # else what is under way would have to be waited for
+                    self.__exit__()
 
 
 class RayEngine:
@@ -96,6 +85,12 @@ class RayEngine:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The cluster goes on: it may not be ours, and what comes next may want it."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[None]:
         try:

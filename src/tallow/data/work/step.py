@@ -6,7 +6,7 @@ out of date, work that is done is found again after a kill at any instant, and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -25,9 +25,9 @@ HINT = "remove it, and run the same command again"
 
 
 class Made(NamedTuple):
-    """A table that a step has made, and what it counted on the way."""
+    """A table that a step has made, or pieces of one that can be read apart, and what it counted on the way."""
 
-    table: pa.Table
+    table: pa.Table | Sequence[pa.RecordBatch]
     counts: Counts = MappingProxyType({})
 
 
@@ -140,29 +140,37 @@ class Task:
         tables = [part.read(batch) for part, batch in self.inputs]
         parts = []
         for number, (table, counts) in enumerate(self.step.function(self.config, tables)):
-            write_table(table, self._path(number))
-            parts.append({"rows": table.num_rows, "counts": dict(counts)})
+            batches = table.to_batches() or [_empty(table.schema)] if isinstance(table, pa.Table) else table
+            write_batches(batches, self._path(number))
+            parts.append({"rows": sum(batch.num_rows for batch in batches), "counts": dict(counts)})
         write_json(self.record, {"step": self.step.name, "parts": parts})
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{self.key}-{number:05}.arrow"
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table as an Arrow file, each of its chunks a piece of its own."""
+def write_batches(batches: Sequence[pa.RecordBatch], path: Path) -> None:
+    """Write an Arrow file."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         writing(path),
         atomic_file(path) as temporary,
         open(temporary, "wb") as file,
-        pa.ipc.new_file(file, table.schema, options=options) as writer,
+        pa.ipc.new_file(file, batches[0].schema, options=options) as writer,
     ):
-        writer.write_table(table)
+        for batch in batches:
+            writer.write_batch(batch)
 
 
-def pieces(table: pa.Table, starts: Sequence[int]) -> Iterator[pa.RecordBatch]:
+def pieces(table: pa.Table, starts: Sequence[int]) -> list[pa.RecordBatch]:
     """Rows from each start to the next one, in a batch of their own, also where there are none."""
-    for begin, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
-        yield from table.slice(begin, end - begin).combine_chunks().to_batches() or [
-            pa.RecordBatch.from_pylist([], schema=table.schema)
-        ]
+    whole = table.combine_chunks()
+    return [
+        batch
+        for begin, end in zip(starts, [*starts[1:], whole.num_rows], strict=True)
+        for batch in whole.slice(begin, end - begin).to_batches() or [_empty(whole.schema)]
+    ]
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=schema)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tallow.console import progress
 from tallow.data.work.engines import Engine
 from tallow.data.work.step import AnyConfig, Input, Part, Step, Task
+from tallow.errors import writing
 
 
 class Work:
@@ -20,7 +21,8 @@ class Work:
 
     def __init__(self, directory: Path, engine: Engine) -> None:
         self.directory, self.engine = directory, engine
-        directory.mkdir(parents=True, exist_ok=True)
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         self.used: set[str] = set()
 
     def each(self, step: Step[AnyConfig], given: Iterable[tuple[AnyConfig, Sequence[Input]]]) -> list[list[Part]]:

@@ -1,0 +1,1 @@
+"""The steps of preparation: each takes parts of documents, or columns beside them, and gives others."""
