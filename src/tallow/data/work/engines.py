@@ -13,7 +13,8 @@ from queue import SimpleQueue
 from typing import Any, Protocol, Self
 
 from tallow import errors
-from tallow.data.work.step import Task, worker
+from tallow.data.work import worker
+from tallow.data.work.step import Task
 from tallow.errors import CapacityError, TallowError, UsageError
 
 AHEAD = 2
