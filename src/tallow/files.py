@@ -20,10 +20,14 @@ PARTIAL, REPLACED = ".partial", ".old"
 
 
 @contextmanager
-def atomic_file(path: Path | str) -> Iterator[Path]:
+def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes the name `path`.
 
     On any exception the temporary file is removed and what stood at `path` is untouched.
+
+    Args:
+        path: Of the file.
+        durable: Wait until it is on the disk. Otherwise a machine that loses its power may leave some of it, or none.
 
     Raises:
         CapacityError: The disk is full.
@@ -37,10 +41,12 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            _sync(temporary)
+            if durable:
+                _sync(temporary)
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
-            _sync(path.parent)
+            if durable:
+                _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from tallow.errors import DataError, writing
-from tallow.files import atomic_file, hash_value, read_json, write_json
+from tallow.files import atomic_file, hash_value
 from tallow.recipe import Section
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
@@ -54,6 +55,21 @@ class Step(Generic[AnyConfig]):
         assert isinstance(step, Step)
         assert step.name == name
         return step
+
+
+class PartRecord(Section):
+    """What is noted of a table that was made: size of its file, rows, and what was counted."""
+
+    bytes: int
+    rows: int
+    counts: dict[str, int | float]
+
+
+class Record(Section):
+    """What is noted of a task that is done."""
+
+    step: str
+    parts: tuple[PartRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -126,10 +142,14 @@ class Task:
 
     def done(self) -> list[Part] | None:
         """What was made, if all of it was."""
-        if not self.record.is_file():
+        try:
+            record = Record.model_validate_json(self.record.read_bytes())
+            sizes = [self._path(number).stat().st_size for number in range(len(record.parts))]
+        except (OSError, ValidationError):
             return None
-        parts = [Part(self._path(number), **part) for number, part in enumerate(read_json(self.record)["parts"])]
-        return parts if all(part.path.is_file() for part in parts) else None
+        if sizes != [part.bytes for part in record.parts]:
+            return None
+        return [Part(self._path(number), part.rows, part.counts) for number, part in enumerate(record.parts)]
 
     def perform(self) -> None:
         """Do the work.
@@ -138,28 +158,32 @@ class Task:
             TallowError: What the step says of its tables, or there is no room for what it makes.
         """
         tables = [part.read(batch) for part, batch in self.inputs]
-        parts = []
+        parts: list[PartRecord] = []
         for number, (table, counts) in enumerate(self.step.function(self.config, tables)):
             batches = table.to_batches() or [_empty(table.schema)] if isinstance(table, pa.Table) else table
-            write_batches(batches, self._path(number))
-            parts.append({"rows": sum(batch.num_rows for batch in batches), "counts": dict(counts)})
-        write_json(self.record, {"step": self.step.name, "parts": parts})
+            size = write_batches(batches, self._path(number))
+            rows = sum(batch.num_rows for batch in batches)
+            parts.append(PartRecord(bytes=size, rows=rows, counts=dict(counts)))
+        record = Record(step=self.step.name, parts=tuple(parts))
+        with writing(self.record), atomic_file(self.record, durable=False) as temporary:
+            temporary.write_text(record.model_dump_json(), encoding="utf-8")
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{self.key}-{number:05}.arrow"
 
 
-def write_batches(batches: Sequence[pa.RecordBatch], path: Path) -> None:
-    """Write an Arrow file."""
+def write_batches(batches: Sequence[pa.RecordBatch], path: Path) -> int:
+    """Write an Arrow file, which need not outlive a loss of power; its size in bytes."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         writing(path),
-        atomic_file(path) as temporary,
+        atomic_file(path, durable=False) as temporary,
         open(temporary, "wb") as file,
         pa.ipc.new_file(file, batches[0].schema, options=options) as writer,
     ):
         for batch in batches:
             writer.write_batch(batch)
+    return path.stat().st_size
 
 
 def pieces(table: pa.Table, starts: Sequence[int]) -> list[pa.RecordBatch]:
