@@ -151,6 +151,18 @@ def test_steps_follow_from_the_tokens(tmp_path: Path, config: Make) -> None:
     assert once["steps"] == 5  # a good 10,000 tokens
 
 
+def test_documents_packed_whole_are_learned_in_as_many_rows_as_they_need(
+    tmp_path: Path, config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = {"steps": None, "sequence_length": 400}
+    result = pretrain(config(loop, packing="best_fit"), StageRun(tmp_path / "whole"))
+    assert result["steps"] == 9  # some 32 documents of about 292 tokens, a row each
+    assert "best fit: 3" in capsys.readouterr().err
+    cut = pretrain(config(loop, packing="concatenate"), StageRun(tmp_path / "cut"))
+    assert cut["steps"] < result["steps"]
+    assert result["validation_loss"] < 5
+
+
 def test_growing_batches_take_the_same_tokens_in_more_steps(tmp_path: Path, config: Make) -> None:
     run = StageRun(tmp_path)
     ramp = {"batch_size": 8, "batch_ramp": {"start": 2, "share": 0.5}, "log_every": 1}

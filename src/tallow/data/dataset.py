@@ -11,26 +11,28 @@ import torch
 
 from tallow.data.batch import PADDING_DOCUMENT, Packed, collate
 from tallow.data.manifest import load_manifest
+from tallow.data.packing import BestFit, Packing
 from tallow.data.permutation import Permutation
 from tallow.data.shards import HINT, Shard
 from tallow.errors import DataError, UsageError
 
 
 class TokenDataset:
-    """One split of a directory of tokens, cut into windows.
+    """One split of a directory of tokens, laid into sequences of `sequence_length` + 1 tokens.
 
-    A window has `sequence_length` + 1 tokens and starts `sequence_length` tokens after the one before, so every token
-    but the very first is a target once. Windows run across documents and shards; the last is padded.
+    Those of `split` and `concatenate` are windows, each of which starts `sequence_length` tokens after the one before,
+    so every token but the very first is a target once. Windows run across documents and shards; the last is padded.
 
-    An epoch goes through all windows in an order of its own; epochs follow one another without a gap, and batches
-    run across them. What a step's batch holds depends on `seed`, step and size alone. A row is a window in an epoch:
-    its number is `epoch * num_sequences + window`.
+    An epoch goes through all sequences in an order of its own; epochs follow one another without a gap, and batches
+    run across them. What a step's batch holds depends on `seed`, step and size alone. A row is a sequence in an epoch:
+    its number is `epoch * num_sequences + sequence`.
 
     Args:
         directory: What the stage encode has written.
         split: `train` or `validation`.
         sequence_length: Tokens that the model sees.
         seed: Names the order.
+        packing: How documents come to lie in sequences.
 
     Raises:
         DataError: The directory is not one of tokens, a shard does not match the manifest, or the split has
@@ -38,7 +40,9 @@ class TokenDataset:
         UsageError: There is no such split, or the sequence length is not positive.
     """
 
-    def __init__(self, directory: Path, split: str, sequence_length: int, seed: int) -> None:
+    def __init__(
+        self, directory: Path, split: str, sequence_length: int, seed: int, packing: Packing = "split"
+    ) -> None:
         manifest = load_manifest(directory)
         if split not in manifest.splits:
             raise UsageError(f"{directory} has no split {split}", f"it has {', '.join(manifest.splits)}")
@@ -59,29 +63,59 @@ class TokenDataset:
             raise DataError(f"the shards of {self.directory} do not add up to the tokens of the manifest", HINT)
         if self.num_tokens < 2:
             raise DataError(f"{self.directory} has too few tokens ({self.num_tokens})", "prepare more text")
+        self.packing: Packing = packing
+        self._best_fit: BestFit | None = None
         self.num_sequences = -(-(self.num_tokens - 1) // sequence_length)
+        self.num_padding = self.num_sequences * sequence_length - (self.num_tokens - 1)
+        if packing == "best_fit":
+            self._best_fit = BestFit(self._begins(), self.num_tokens, sequence_length + 1)
+            self.num_sequences, self.num_padding = self._best_fit.num_rows, self._best_fit.padding
+            if self.num_sequences == 0:
+                raise DataError(f"no document in {self.directory} has two tokens", "prepare longer ones")
+
+    @property
+    def tokens_per_sequence(self) -> float:
+        """On average."""
+        return self.sequence_length if self._best_fit is None else self.num_tokens / self.num_sequences
 
     def sequence(self, number: int) -> Packed:
-        """The row of this number; those of epoch 0 are the windows in the order of the text. B is 1.
+        """The row of this number; windows of epoch 0 are in the order of the text. B is 1.
 
         Raises:
             DataError: A token id lies outside the vocabulary.
         """
-        start = number % self.num_sequences * self.sequence_length
-        stop = min(start + self.sequence_length + 1, self.num_tokens)
         tokens = np.zeros(self.sequence_length + 1, dtype=np.int64)
         documents = np.full(self.sequence_length + 1, PADDING_DOCUMENT, dtype=np.int32)
         begins = np.zeros(self.sequence_length + 1, dtype=np.int32)
-        place = start
-        while place < stop:
-            place = self._copy_piece(place, stop, tokens[place - start :], begins[place - start :])
-        begins[0] = 0
-        documents[: stop - start] = np.cumsum(begins)[: stop - start]
+        filled = 0
+        for place, stop in self._pieces(number % self.num_sequences):
+            first = filled
+            while place < stop:
+                end = self._copy_piece(place, stop, tokens[filled:], begins[filled:])
+                filled, place = filled + end - place, end
+            begins[first] = 1
+        if self.packing == "concatenate":
+            begins[1:] = 0
+        documents[:filled] = np.cumsum(begins[:filled]) - 1
         return Packed(
             torch.from_numpy(tokens)[None],
             torch.from_numpy(documents)[None],
             torch.from_numpy(documents != PADDING_DOCUMENT)[None],
             torch.tensor([number]),
+        )
+
+    def _pieces(self, sequence: int) -> list[tuple[int, int]]:
+        """Where among all tokens the pieces of a sequence begin and end."""
+        if self._best_fit is not None:
+            return self._best_fit.pieces(sequence)
+        start = sequence * self.sequence_length
+        return [(start, min(start + self.sequence_length + 1, self.num_tokens))]
+
+    def _begins(self) -> npt.NDArray[np.int64]:
+        """Where each document begins among all tokens."""
+        bases = [0, *self._ends[:-1].tolist()]
+        return np.concatenate(
+            [shard.starts.astype(np.int64) + base for shard, base in zip(self.shards, bases, strict=True)]
         )
 
     def _copy_piece(self, place: int, stop: int, tokens: npt.NDArray[np.int64], begins: npt.NDArray[np.int32]) -> int:

@@ -15,6 +15,7 @@ from tallow.console import say
 from tallow.data.batch import Packed
 from tallow.data.dataset import TokenDataset
 from tallow.data.manifest import MANIFEST, load_manifest
+from tallow.data.packing import Packing
 from tallow.errors import DataError, UsageError
 from tallow.files import hash_file
 from tallow.models.config import DecoderConfig
@@ -57,6 +58,9 @@ class PretrainConfig(Section):
         encoder: Shape of a new encoder, by default a small BERT; likewise.
         initialization: The random weights of a new model: a name, or a name with settings; None: `depth_scaled` for
             decoders, `plain` for encoders.
+        packing: How documents come to lie in rows. `split`: one after another, cut where a row is full, attention
+            within documents; `concatenate`: likewise, attention across documents; `best_fit`: no document is cut that
+            fits into a row. Held-out text is scored as with `split`.
         token_budget: Tokens to train on, if `loop.steps` is not set; None: all of the training split, once.
         validation_tokens: Held-out tokens that a validation scores.
         save_dtype: How the model is saved. `fp32` is what was trained, so that tuning goes on from just that;
@@ -75,6 +79,7 @@ class PretrainConfig(Section):
     model: DecoderConfig | None = None
     encoder: EncoderConfig | None = None
     initialization: AnyInitialization | None = None
+    packing: Packing = "split"
     token_budget: PositiveInt | None = None
     validation_tokens: PositiveInt = 65536
     save_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -143,9 +148,12 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
         )
     objective = OBJECTIVES[config.objective](tokenizer, config.loop.seed)
     model = _make(config, tokenizer) if config.init is None else _load(config, tokenizer)
-    dataset = TokenDataset(config.tokens, "train", config.loop.sequence_length, config.loop.seed)
+    dataset = TokenDataset(config.tokens, "train", config.loop.sequence_length, config.loop.seed, config.packing)
+    if config.packing == "best_fit":
+        share = dataset.num_padding / (dataset.num_sequences * (config.loop.sequence_length + 1))
+        say(f"best fit: {dataset.num_sequences:,} rows, of which {share:.2%} are padding")
     tokens = config.token_budget or dataset.num_tokens
-    plan = plan_batches(config.loop, rows=math.ceil(tokens / config.loop.sequence_length))
+    plan = plan_batches(config.loop, rows=math.ceil(tokens / dataset.tokens_per_sequence))
     loop = config.loop.model_copy(
         update={
             "steps": config.loop.steps or plan.steps,
