@@ -62,6 +62,8 @@ bench = typer.Typer(no_args_is_help=True, help="Measure speed, beside the machin
 app.add_typer(bench, name="bench")
 plan = typer.Typer(no_args_is_help=True, help="Know before you spend: what a run will come to.")
 app.add_typer(plan, name="plan")
+data = typer.Typer(no_args_is_help=True, help="Look at prepared data: what is in it, and where it came from.")
+app.add_typer(data, name="data")
 
 STAGE_HELP = {
     "prepare": "Read raw files into clean, deduplicated documents.",
@@ -401,6 +403,19 @@ def bench_train(
 
     set_threads(threads)
     _print_result(train(model, batch, seq, steps, precision, device, compiled=compiled), as_json)
+
+
+@data.command("trace")
+def data_trace(
+    shard: Annotated[Path, typer.Argument(metavar="SHARD", help="tokens/train/shard-00000, say, of a run.")],
+    token: Annotated[int, typer.Argument(metavar="TOKEN", help="Number of a token in it, from 0.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="What tells its text \\[default: the run's].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where a token came from: its document, the file, and where in it."""
+    from tallow.data.trace import trace
+
+    _print_result(trace(shard, token, tokenizer).as_json(), as_json)
 
 
 @plan.command("scaling")

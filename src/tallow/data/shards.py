@@ -82,7 +82,7 @@ class ShardWriter:
         starts = np.concatenate(self._starts)
         np.save(starts_path(self.directory, name), starts, allow_pickle=False)
         lineage = pa.Table.from_batches(self._lineage, LINEAGE_SCHEMA)
-        path = self.directory / f"{name}.lineage.parquet"
+        path = lineage_path(self.directory, name)
         pq.write_table(lineage, path, compression="zstd", use_dictionary=False, write_statistics=False)
         self.shards.append(ShardRecord(name=name, tokens=self._tokens, documents=len(starts)))
         self._begin()
@@ -118,6 +118,10 @@ def tokens_path(directory: Path, name: str) -> Path:
 
 def starts_path(directory: Path, name: str) -> Path:
     return directory / f"{name}.documents.npy"
+
+
+def lineage_path(directory: Path, name: str) -> Path:
+    return directory / f"{name}.lineage.parquet"
 
 
 def _map(path: Path, dtype: str, length: int) -> npt.NDArray[Any]:
