@@ -1,0 +1,85 @@
+"""Byte-pair encoding learned from counted words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from tallow.kernels.dispatch import prefers_fast
+from tallow.kernels.text import native
+
+
+class Merge(NamedTuple):
+    """Two symbols that become one, and how often they followed one another by then.
+
+    `merged` is a symbol that was there before if two ways lead to the same text.
+    """
+
+    left: int
+    right: int
+    merged: int
+    count: int
+
+
+def learn_merges(
+    words: Sequence[Sequence[int]], counts: Sequence[int], names: Sequence[bytes], vocab_size: int, min_count: int
+) -> list[Merge]:
+    """Which pairs of symbols become one, the most frequent first, of equals that of the smallest symbols.
+
+    Counts are exact up to 2^63. Source: arXiv 1508.07909, section 3.2.
+
+    Args:
+        words: Symbols of each word.
+        counts: How often each occurs.
+        names: The text of each symbol there is to begin with.
+        vocab_size: Merging ends when there are so many symbols,
+        min_count: or when no two follow one another so often.
+    """
+    extension = native() if prefers_fast() else None
+    if extension is None:
+        return _reference(words, counts, names, vocab_size, min_count)
+    ends = np.cumsum([len(word) for word in words], dtype=np.int64)
+    symbols = np.fromiter((symbol for word in words for symbol in word), np.int32, int(ends[-1]) if len(ends) else 0)
+    times = np.asarray(counts, dtype=np.int64)
+    # addresses of arrays that this frame keeps
+    places = symbols.ctypes.data, ends.ctypes.data, times.ctypes.data
+    found = extension.learn_merges(*places, len(ends), list(names), vocab_size, max(1, min_count))
+    return [Merge(*merge) for merge in found]
+
+
+def _reference(
+    words: Sequence[Sequence[int]], counts: Sequence[int], names: Sequence[bytes], vocab_size: int, min_count: int
+) -> list[Merge]:
+    names, words = list(names), [list(word) for word in words]
+    known = {name: symbol for symbol, name in reversed(list(enumerate(names)))}
+    merges: list[Merge] = []
+    while len(known) < vocab_size:
+        pairs: Counter[tuple[int, int]] = Counter()
+        for word, count in zip(words, counts, strict=True):
+            for pair in pairwise(word):
+                pairs[pair] += count
+        if not pairs:
+            break
+        (left, right), count = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        if count < max(1, min_count):
+            break
+        name = names[left] + names[right]
+        merged = known.setdefault(name, len(names))
+        if merged == len(names):
+            names.append(name)
+        merges.append(Merge(left, right, merged, count))
+        for word in words:
+            _merge(word, left, right, merged)
+    return merges
+
+
+def _merge(word: list[int], left: int, right: int, merged: int) -> None:
+    at = 0
+    while at + 1 < len(word):
+        if word[at] == left and word[at + 1] == right:
+            word[at : at + 2] = [merged]
+        at += 1
