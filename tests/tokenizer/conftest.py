@@ -9,9 +9,10 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tallow.kernels.text.word_counts import split_pattern
 from tallow.tokenizer.chat import CHATML
 from tallow.tokenizer.tokenizer import Tokenizer
-from tallow.tokenizer.train import SPECIAL_TOKENS, split_pattern
+from tallow.tokenizer.train import SPECIAL_TOKENS
 
 TEXT = """\
 It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.

@@ -6,19 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
 from pydantic import Field, model_validator
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from tallow.console import progress, say
 from tallow.errors import DataError, UsageError, reading
 from tallow.files import atomic_directory
+from tallow.kernels.text.merges import learn_merges
+from tallow.kernels.text.word_counts import WordCounter, WordCounts, split_pattern
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
+from tallow.tokenizer.spelling import byte_alphabet
 from tallow.tokenizer.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document, and fills up batches
@@ -36,8 +40,7 @@ class TokenizerConfig(Section):
         pretrained: A directory with `tokenizer.json` to adopt instead of training.
         vocab_size: Tokens of the vocabulary, special tokens included. Little text may yield fewer.
         min_frequency: A pair of tokens is merged only if it occurs at least that often.
-        max_bytes: Train on at most that much text, taken evenly from all documents. (The library counts pairs in
-            32 bits, hence the upper bound.)
+        max_bytes: Train on at most that much text, taken evenly from all documents.
         max_digits: Longest run of digits in one token. llama.cpp knows 1 and 3; with 2, it will take other tokens for
             some numbers.
         special_tokens: Further special tokens beside `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`.
@@ -50,7 +53,7 @@ class TokenizerConfig(Section):
     pretrained: str | None = None
     vocab_size: int = Field(4096, ge=1)
     min_frequency: int = Field(2, ge=1)
-    max_bytes: int = Field(100_000_000, ge=1, le=2_000_000_000)
+    max_bytes: int = Field(100_000_000, ge=1)
     max_digits: Literal[1, 2, 3] = 1
     special_tokens: tuple[str, ...] = ()
     mask_token: str | None = Field(None, min_length=1)
@@ -110,25 +113,51 @@ def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
     }
 
 
-def split_pattern(max_digits: int) -> str:
-    """Where text is cut before merging: GPT-4's rule (cl100k_base of tiktoken) with its own limit for digits.
-
-    In this order: English contractions; letters with one character before them; digits; punctuation with a space
-    before and line ends behind it; line ends; spaces. With one digit or three this is, character for character, what
-    llama.cpp does for `tokenizer.ggml.pre` of `deepseek-r1-qwen` and `dbrx`.
-    """
-    digits = r"\p{N}" if max_digits == 1 else rf"\p{{N}}{{1,{max_digits}}}"
-    return (
-        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        rf"{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
 def _train(config: TokenizerConfig, documents: Path) -> tuple[tokenizers.Tokenizer, int]:
     available = _text_bytes(documents, "train")
     if available == 0:
         raise DataError(f"the documents in {documents / 'train'} hold no text", "check what prepare has kept")
-    backend = tokenizers.Tokenizer(models.BPE())
+    counter = WordCounter(config.max_digits)
+    training_bytes = 0
+    with progress("tokenizer", min(available, config.max_bytes), "bytes") as bar:
+        for piece in _evenly(documents, "train", config.max_bytes / available):
+            counter.add(pa.array([piece]))
+            size = len(piece.encode())
+            training_bytes += size
+            bar.advance(size)
+    backend = _backend(config, counter.counts())
+    if backend.get_vocab_size() < config.vocab_size:
+        say(
+            f"the text yields only {backend.get_vocab_size():,} tokens of the {config.vocab_size:,} asked for: "
+            f"no other pair of tokens occurs {config.min_frequency} times"
+        )
+    return backend, training_bytes
+
+
+def _backend(config: TokenizerConfig, words: WordCounts) -> tokenizers.Tokenizer:
+    """Byte-level BPE: symbols are bytes, each of which a letter stands for."""
+    alphabet = byte_alphabet()
+    letters = sorted(alphabet)
+    symbol_of_byte = np.zeros(len(letters), dtype=np.int32)
+    symbol_of_byte[[alphabet[letter] for letter in letters]] = np.arange(len(letters))
+    special = config.all_special_tokens()
+    merges = learn_merges(
+        symbol_of_byte[np.frombuffer(words.bytes, dtype=np.uint8)],
+        words.ends,
+        words.counts,
+        [letter.encode() for letter in letters],
+        config.vocab_size - len(special),
+        config.min_frequency,
+    )
+    tokens = list(letters)
+    pairs: list[tuple[str, str]] = []
+    for merge in merges:
+        pairs.append((tokens[merge.left], tokens[merge.right]))
+        if merge.merged == len(tokens):
+            tokens.append("".join(pairs[-1]))
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab={token: id for id, token in enumerate([*special, *tokens])}, merges=pairs)
+    )
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(split_pattern(config.max_digits)), behavior="isolated"),
@@ -136,31 +165,8 @@ def _train(config: TokenizerConfig, documents: Path) -> tuple[tokenizers.Tokeniz
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        min_frequency=config.min_frequency,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in config.all_special_tokens()],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    training_bytes = 0
-    with progress("tokenizer", min(available, config.max_bytes), "bytes") as bar:
-
-        def pieces() -> Iterator[str]:
-            nonlocal training_bytes
-            for piece in _evenly(documents, "train", config.max_bytes / available):
-                yield piece
-                size = len(piece.encode())
-                training_bytes += size
-                bar.advance(size)
-
-        backend.train_from_iterator(pieces(), trainer)
-    if backend.get_vocab_size() < config.vocab_size:
-        say(
-            f"the text yields only {backend.get_vocab_size():,} tokens of the {config.vocab_size:,} asked for: "
-            f"no other pair of tokens occurs {config.min_frequency} times"
-        )
-    return backend, training_bytes
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return backend
 
 
 def _measure(tokenizer: Tokenizer, documents: Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +14,18 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from tallow.data.builtin import builtin
 from tallow.kernels.dispatch import using
-from tallow.kernels.text.merges import Merge, learn_merges
+from tallow.kernels.text import merges as module
+from tallow.kernels.text.merges import Merge
 
 LETTERS = [bytes([letter]) for letter in b"abcd"]
+
+
+def learn_merges(
+    words: Sequence[Sequence[int]], counts: Sequence[int], names: Sequence[bytes], vocab_size: int, min_count: int
+) -> list[Merge]:
+    symbols = np.array([symbol for word in words for symbol in word], dtype=np.int32)
+    ends = np.cumsum([len(word) for word in words], dtype=np.int64)
+    return module.learn_merges(symbols, ends, np.array(counts, dtype=np.int64), names, vocab_size, min_count)
 
 
 @given(

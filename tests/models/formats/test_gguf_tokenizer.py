@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tallow.errors import DataError, UsageError
+from tallow.kernels.text.word_counts import split_pattern
 from tallow.models.formats.gguf_splits import SPLIT_RULES, find_rule
 from tallow.models.formats.gguf_tokenizer import WHOLE, read_tokenizer, write_tokenizer
 from tallow.tokenizer.tokenizer import Tokenizer
-from tallow.tokenizer.train import TokenizerConfig, split_pattern
+from tallow.tokenizer.train import TokenizerConfig
 
 PATH = Path("model.gguf")
 TEXT = [

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.text import native
@@ -26,14 +27,20 @@ class Merge(NamedTuple):
 
 
 def learn_merges(
-    words: Sequence[Sequence[int]], counts: Sequence[int], names: Sequence[bytes], vocab_size: int, min_count: int
+    symbols: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+    names: Sequence[bytes],
+    vocab_size: int,
+    min_count: int,
 ) -> list[Merge]:
     """Which pairs of symbols become one, the most frequent first, of equals that of the smallest symbols.
 
     Counts are exact up to 2^63. Source: arXiv 1508.07909, section 3.2.
 
     Args:
-        words: Symbols of each word.
+        symbols: Of all words, one after another.
+        ends: Where each word ends.
         counts: How often each occurs.
         names: The text of each symbol there is to begin with.
         vocab_size: Merging ends when there are so many symbols,
@@ -41,20 +48,17 @@ def learn_merges(
     """
     extension = native() if prefers_fast() else None
     if extension is None:
-        return _reference(words, counts, names, vocab_size, min_count)
-    ends = np.cumsum([len(word) for word in words], dtype=np.int64)
-    symbols = np.fromiter((symbol for word in words for symbol in word), np.int32, int(ends[-1]) if len(ends) else 0)
-    times = np.asarray(counts, dtype=np.int64)
-    # addresses of arrays that this frame keeps
-    places = symbols.ctypes.data, ends.ctypes.data, times.ctypes.data
+        words = [word.tolist() for word in np.split(symbols, ends[:-1])] if len(ends) else []
+        return _reference(words, counts.tolist(), names, vocab_size, min_count)
+    places = symbols.ctypes.data, ends.ctypes.data, counts.ctypes.data
     found = extension.learn_merges(*places, len(ends), list(names), vocab_size, max(1, min_count))
     return [Merge(*merge) for merge in found]
 
 
 def _reference(
-    words: Sequence[Sequence[int]], counts: Sequence[int], names: Sequence[bytes], vocab_size: int, min_count: int
+    words: list[list[int]], counts: Sequence[int], names: Sequence[bytes], vocab_size: int, min_count: int
 ) -> list[Merge]:
-    names, words = list(names), [list(word) for word in words]
+    names = list(names)
     known = {name: symbol for symbol, name in reversed(list(enumerate(names)))}
     merges: list[Merge] = []
     while len(known) < vocab_size:

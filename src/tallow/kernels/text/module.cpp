@@ -4,9 +4,11 @@
 namespace tallow {
 void bind_characters(nanobind::module_ &);
 void bind_merges(nanobind::module_ &);
+void bind_word_counter(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
     tallow::bind_characters(m);
     tallow::bind_merges(m);
+    tallow::bind_word_counter(m);
 }
