@@ -30,7 +30,7 @@ from tallow.train.pretrain import PretrainConfig, pretrain
 HEAD, LAYERS, VOCABULARY, BATCH, TOKENS = 32, 4, 2048, 8, 128
 RULES = ("usual", "mup")
 WIDTHS = (64, 128, 256, 512)
-RATES = tuple(2.0**exponent for exponent in range(-10, -3))
+RATES = tuple(2.0**exponent for exponent in range(-12, -4))
 QUICK: Mapping[str, Any] = {"widths": [64, 128], "rates": [2.0**-9, 2.0**-7, 2.0**-5], "steps": 10}
 
 Losses = Mapping[int, Mapping[float, float]]
