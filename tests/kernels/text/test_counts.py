@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.kernels.text.strange import texts
 
 from tallow.kernels.dispatch import Versions, using
 from tallow.kernels.text.classes import ALONE, LETTER, LOWER, MARK, SPACE, TERMINAL, WORD, character_tables
 from tallow.kernels.text.counts import COUNTS, count_texts
 from tallow.kernels.text.words import folded, words
-from tests.kernels.text.strange import texts
 
 VERSIONS: tuple[Versions, ...] = ("fast", "reference")
 

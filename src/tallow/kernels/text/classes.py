@@ -63,7 +63,7 @@ TERMINALS = (
 
 
 class CharacterTables(NamedTuple):
-    """Kinds of all characters (bits), and what those below `FOLDED` are folded to (0 for those that are passed over)."""
+    """Kinds of all characters (bits), and what those below `FOLDED` are folded to (0 for what is passed over)."""
 
     kinds: npt.NDArray[np.uint8]
     folds: npt.NDArray[np.uint32]
@@ -108,7 +108,7 @@ def kind(character: str) -> int:
 
 
 def fold(character: str) -> str:
-    """A letter without case and accents, 0 for a decimal digit; nothing for what is no part of a word or only an accent."""
+    """A letter without case and accents, 0 for a decimal digit; nothing for accents and what is no part of a word."""
     category = unicodedata.category(character)
     if category == "Nd":
         return "0"

@@ -52,11 +52,11 @@ def count_texts(texts: pa.StringArray, stop_words: Sequence[str] = ()) -> Counts
     - `words` are those of `words.py`; `plain_` ones are no symbols, `letter_words` have a letter. `stop_words` is how
       many different ones of those given are there, as they are written.
     - `hashes` are `#`; `ellipses` are `…` and three points in a row.
-    - `lines` are what newlines part (the last piece only if it is not empty); `filled_` ones hold more than white space.
-      A bullet (`-` or `•`), an ellipsis and a sentence's end are looked for without white space at the line's ends.
+    - `lines` are what newlines part (the last piece only if it is not empty); `filled_` ones have more than white
+      space. A bullet (`-` or `•`), an ellipsis and a sentence's end are looked for within the white space at its ends.
       `short_lines` are filled and have at most 30 characters.
-    - `duplicate_lines` are filled lines that were there before: of three that are the same, two. `paragraphs` are filled
-      lines without others between them.
+    - `duplicate_lines` are filled lines that were there before: of three that are the same, two. `paragraphs` are
+      filled lines without others between them.
     - `top_n_gram_characters`: those of the most common n words in a row times its copies, which may overlap (the first
       of several that are equally common), a space between words that white space parts. `duplicate_n_gram_characters`:
       of n words in a row that were there before; the search goes on behind them, so that each word counts once.

@@ -4,9 +4,13 @@
 namespace tallow {
 void bind_characters(nanobind::module_ &);
 void bind_counts(nanobind::module_ &);
+void bind_kept_lines(nanobind::module_ &);
+void bind_minhash(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
     tallow::bind_characters(m);
     tallow::bind_counts(m);
+    tallow::bind_kept_lines(m);
+    tallow::bind_minhash(m);
 }
