@@ -108,7 +108,7 @@ def keep_lines(texts: pa.StringArray, rules: LineRules) -> KeptLines:
 
 
 def _keep(text: str, rules: LineRules) -> tuple[str, list[int]]:
-    counts = dict.fromkeys(LINE_COUNTS, 0)
+    counts: dict[str, int] = dict.fromkeys(LINE_COUNTS, 0)
     kept = []
     for whole in text.split("\n"):
         line = whole.strip()
