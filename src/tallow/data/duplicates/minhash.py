@@ -16,6 +16,7 @@ so all pieces together find the same, however many there are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +116,9 @@ def split_rows(rows: pa.Table, pieces: int) -> list[pa.Table]:
     assert 1 <= pieces <= 2**32
     upper = rows["key"].to_numpy() >> np.uint64(32)
     piece = (upper * np.uint64(pieces)) >> np.uint64(32)
-    return [rows.filter(pa.array(piece == number)) for number in range(pieces)]
+    ordered = rows.take(pa.array(np.argsort(piece, kind="stable")))
+    bounds = [0, *np.cumsum(np.bincount(piece.astype(np.int64), minlength=pieces)).tolist()]
+    return [ordered.slice(begin, end - begin) for begin, end in pairwise(bounds)]
 
 
 def same_sets(signed: pa.Table) -> SameSets:
@@ -173,7 +176,7 @@ def compare(shared: pa.Table, documents: DocumentSets, settings: MinHashSettings
     for firsts, seconds in _pairs_of_small(numbers, starts, counts, settings.exhaustive):
         comparisons += len(firsts)
         pairs.append(np.stack([firsts, seconds], axis=1))
-    different = np.unique(np.concatenate(pairs), axis=0)
+    different = _different(pairs, len(documents.ids))
     similarities = jaccard(documents.sets, different[:, 0], different[:, 1])
     found = [different[similarities >= settings.threshold]]
     for start, count in zip(starts, counts, strict=True):
@@ -182,7 +185,7 @@ def compare(shared: pa.Table, documents: DocumentSets, settings: MinHashSettings
             found.append(similar)
             comparisons += compared
             uncompared += left
-    verified = np.unique(np.concatenate(found), axis=0)
+    verified = _different(found, len(documents.ids))
     similarities = jaccard(documents.sets, verified[:, 0], verified[:, 1])
     table = _pairs(documents.ids, verified[:, 0], verified[:, 1], similarities)
     return Compared(table, {"comparisons": comparisons, "uncompared": uncompared})
@@ -195,6 +198,12 @@ def _pairs_of_small(numbers: Rows, starts: Rows, counts: Rows, exhaustive: int) 
         if len(begins):
             one, other = np.triu_indices(size, 1)
             yield numbers[begins[:, None] + one].ravel(), numbers[begins[:, None] + other].ravel()
+
+
+def _different(pairs: list[Rows], documents: int) -> Rows:
+    """Sorted pairs of numbers below `documents`, none twice."""
+    firsts, seconds = np.concatenate(pairs).T
+    return np.stack(np.divmod(np.unique(firsts * documents + seconds), documents), axis=1)
 
 
 def _by_representatives(bucket: Rows, sets: Sets, settings: MinHashSettings) -> tuple[Rows, int, int]:

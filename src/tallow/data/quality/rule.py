@@ -69,7 +69,7 @@ class Verdicts(NamedTuple):
 
     def first(self) -> pa.StringArray:
         """The first rule that drops each document; null for those that stay."""
-        dropped = self.drops_DR.any(axis=1)
+        dropped: npt.NDArray[np.bool_] = np.any(self.drops_DR, axis=1)
         numbers = pa.array(self.drops_DR.argmax(axis=1) if self.rules else np.zeros(len(dropped), np.int64))
         names = pa.array([*self.rules, None], pa.string())
         return pc.call_function(
