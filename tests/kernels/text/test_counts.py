@@ -86,6 +86,12 @@ def test_counts_of_words() -> None:
     )
 
 
+def test_lone_symbols() -> None:
+    check("a, b -- c !? (d) ...", lone_symbols=3)
+    check("-a- 中。", lone_symbols=0)
+    check("", lone_symbols=0)
+
+
 def test_counts_of_lines() -> None:
     check("", lines=0, filled_lines=0, newlines=0, paragraphs=0)
     check("\n\n", lines=2, filled_lines=0, newlines=2, paragraphs=0)

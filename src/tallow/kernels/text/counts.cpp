@@ -23,7 +23,7 @@ namespace {
 
 // In the order of `COUNTS`.
 struct Counts {
-    int64_t characters = 0, words = 0, plain_words = 0, plain_characters = 0, letter_words = 0, stop_words = 0;
+    int64_t characters = 0, words = 0, plain_words = 0, plain_characters = 0, letter_words = 0, lone_symbols = 0, stop_words = 0;
     int64_t hashes = 0, ellipses = 0;
     int64_t lines = 0, bullet_lines = 0, ellipsis_lines = 0;
     int64_t filled_lines = 0, terminal_lines = 0, short_lines = 0, newlines = 0;
@@ -135,7 +135,13 @@ private:
         words_.clear();
         characters_.assign(1, 0);
         spaces_.assign(1, 0);
+        bool symbols = false;  // since the last white space, and nothing else
         scan_words(text, kinds_, Exactly{}, [&](const Word &word) {
+            if (word.spaced || words_.empty()) {
+                counts.lone_symbols += symbols;
+                symbols = true;
+            }
+            symbols &= !word.plain;
             words_.push_back(word.hash);
             characters_.push_back(characters_.back() + word.characters);
             spaces_.push_back(spaces_.back() + word.spaced);
@@ -146,6 +152,7 @@ private:
                 stop_words_.see(word.bytes);
             }
         });
+        counts.lone_symbols += symbols;
         counts.words = int64_t(words_.size());
         counts.stop_words = stop_words_.take();
     }

@@ -24,6 +24,7 @@ COUNTS = (
     "plain_words",
     "plain_characters",
     "letter_words",
+    "lone_symbols",
     "stop_words",
     "hashes",
     "ellipses",
@@ -49,7 +50,8 @@ Counts = dict[str, npt.NDArray[np.int64]]
 def count_texts(texts: pa.StringArray, stop_words: Sequence[str] = ()) -> Counts:
     """Count all of `COUNTS` in each text.
 
-    - `words` are those of `words.py`; `plain_` ones are no symbols, `letter_words` have a letter. `stop_words` is how
+    - `words` are those of `words.py`; `plain_` ones are no symbols, `letter_words` have a letter. `lone_symbols` are
+      symbols, one or more, that white space parts from all words. `stop_words` is how
       many different ones of those given are there, as they are written.
     - `hashes` are `#`; `ellipses` are `…` and three points in a row.
     - `lines` are what newlines part (the last piece only if it is not empty); `filled_` ones have more than white
@@ -91,6 +93,7 @@ def _count(text: str, stop_words: Sequence[str]) -> list[int]:
         len(plain),
         sum(map(len, plain)),
         sum(any(map(str.isalpha, word)) for word in plain),
+        _lone_symbols(found),
         len(set(plain) & set(stop_words)),
         text.count("#"),
         text.count("...") + text.count("…"),
@@ -107,6 +110,15 @@ def _count(text: str, stop_words: Sequence[str]) -> list[int]:
         *(_top_gram(found, n) for n in TOP_GRAMS),
         *(_duplicate_grams(found, n) for n in DUPLICATE_GRAMS),
     ]
+
+
+def _lone_symbols(found: Sequence[Word]) -> int:
+    chunks: list[bool] = []
+    for word in found:
+        if word.spaced or not chunks:
+            chunks.append(False)
+        chunks[-1] |= word.plain
+    return chunks.count(False)
 
 
 def _copies(pieces: Sequence[str]) -> tuple[int, int]:
