@@ -3,12 +3,18 @@
 
 namespace tallow {
 void bind_characters(nanobind::module_ &);
+void bind_counts(nanobind::module_ &);
+void bind_kept_lines(nanobind::module_ &);
 void bind_merges(nanobind::module_ &);
+void bind_minhash(nanobind::module_ &);
 void bind_word_counter(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
     tallow::bind_characters(m);
+    tallow::bind_counts(m);
+    tallow::bind_kept_lines(m);
     tallow::bind_merges(m);
+    tallow::bind_minhash(m);
     tallow::bind_word_counter(m);
 }

@@ -1,0 +1,1 @@
+"""Documents that are nearly the same: found by MinHash, verified by what they share, one of each cluster kept."""
