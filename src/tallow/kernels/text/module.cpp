@@ -2,9 +2,11 @@
 #include <nanobind/nanobind.h>
 
 namespace tallow {
+void bind_candidates(nanobind::module_ &);
 void bind_characters(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
+    tallow::bind_candidates(m);
     tallow::bind_characters(m);
 }
