@@ -1,0 +1,40 @@
+"""IPv4 and IPv6 addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import IPv6Address, ip_address
+
+from tallow.data.privacy.span import Span, is_near
+
+_VERSION = re.compile(r"(?:\bv|version|release|верси\w*|نسخه|版本)[ .:]{0,2}\Z", re.IGNORECASE)
+_JOINED = re.compile(r"[^\W\u0590-\U0010ffff]")
+_TAIL = re.compile(r"(?:\.[0-9]{1,3}){3}(?![0-9]|\.[0-9])")
+
+
+def find(text: str, start: int, end: int, private: bool) -> Iterator[Span]:
+    """The address at a place.
+
+    Args:
+        private: Whether addresses that are nobody's on the internet count.
+    """
+    tail = _TAIL.match(text, end) if ":" in text[start:end] else None  # an IPv4 address within an IPv6 one
+    end = tail.end() if tail else end
+    if end < len(text) and _JOINED.match(text[end]):
+        return
+    if start and (_JOINED.match(text[start - 1]) or is_near(_VERSION, text, start, end, before=16)):
+        return
+    while text[start] == ":" and not text.startswith("::", start):  # what goes before an address: "address:fe80::1"
+        start += 1
+    if text[end - 1] == ":" and not text.endswith("::", start, end):
+        end -= 1
+    try:
+        address = ip_address(text[start:end])
+    except ValueError:
+        return
+    if isinstance(address, IPv6Address) and "::" in text[start:end] and text.find(":", start, end) < start + 3:
+        return  # `a::b` of a program; addresses that are given out begin with three digits or four
+    mine = address.is_private or address.is_loopback or address.is_link_local
+    if not (mine or address.is_multicast or address.is_unspecified) or (mine and private):
+        yield Span(start, end, "ip", address.compressed)
