@@ -18,7 +18,7 @@ from stdnum.ru import inn
 from stdnum.us import ssn
 
 from tallow.data.privacy.config import Country
-from tallow.data.privacy.span import AFTER, BEFORE, Span, is_near
+from tallow.data.privacy.span import AFTER, BEFORE, Span, is_near, whole_words
 
 BEFORE_DIGITS, LONGEST = 12, 24
 """Characters of an id that may go before seven digits in a row, and of the longest one."""
@@ -39,7 +39,11 @@ def is_iranian(number: str) -> bool:
 def is_nir(number: str) -> bool:
     """Whether it has the key and a month that is given (1–12; 20, 30–42 and 50 and more where it is not known)."""
     month = int(number[3:5])
-    return (1 <= month <= 12 or month == 20 or 30 <= month <= 42 or month >= 50) and nir.is_valid(number)
+    return (
+        number[0] in "123478"
+        and (1 <= month <= 12 or month == 20 or 30 <= month <= 42 or month >= 50)
+        and nir.is_valid(number)
+    )
 
 
 class Form(NamedTuple):
@@ -47,7 +51,7 @@ class Form(NamedTuple):
 
     Args:
         pattern: Of what surely is one if `is_valid`.
-        bare: Of what is one behind one of `words`.
+        bare: Of what is one behind one of `words` (as `whole_words` takes them).
         is_valid: Of its letters and ASCII digits, in upper case.
     """
 
@@ -58,12 +62,10 @@ class Form(NamedTuple):
 
 
 FORMS: dict[Country, Sequence[Form]] = {
-    "us": [
-        Form(r"\d{3}-\d{2}-\d{4}", ssn.is_valid, r"\d{9}|\d{3} \d{2} \d{4}", r"\bssn\b|social.security|\bsoc\.? ?sec")
-    ],
+    "us": [Form(r"\d{3}-\d{2}-\d{4}", ssn.is_valid, r"\d{9}|\d{3} \d{2} \d{4}", r"<ssn>|social.security|<soc\.? ?sec")],
     "ru": [
         Form(r"\d{3}-\d{3}-\d{3}[ \xa0-]\d{2}", is_snils, r"\d{11}|\d{3} \d{3} \d{3} \d{2}", r"снилс|snils"),
-        Form("", inn.is_valid, r"\d{12}|\d{10}", r"\bинн\b|\binn\b"),
+        Form("", inn.is_valid, r"\d{12}|\d{10}", r"<(?:инн|inn)>"),
     ],
     "ir": [
         Form(
@@ -79,12 +81,12 @@ FORMS: dict[Country, Sequence[Form]] = {
             "",
             idnr.is_valid,
             r"\d{11}|\d{2} \d{3} \d{3} \d{3}",
-            r"steuer.?id|identifikationsnummer|id.?nr|steuernummer|\btin\b|tax.?(?:id|number)",
+            r"steuer.?id|identifikationsnummer|id.?nr|steuernummer|<tin>|tax.?(?:id|number)",
         )
     ],
     "fr": [
         Form(
-            r"[1-478][ \xa0]?\d{2}[ \xa0]?\d{2}[ \xa0]?(?:\d{2}|2[AB])[ \xa0]?\d{3}[ \xa0]?\d{3}[ \xa0]?\d{2}",
+            r"\d[ \xa0]?\d{2}[ \xa0]?\d{2}[ \xa0]?\d[\dAB][ \xa0]?\d{3}[ \xa0]?\d{3}[ \xa0]?\d{2}",
             is_nir,
         )
     ],
@@ -98,7 +100,7 @@ _PATTERNS = {
         (
             re.compile(f"{BEFORE}(?:{'|'.join(filter(None, [form.pattern, form.bare]))}){AFTER}"),
             re.compile(form.pattern or "(?!)"),
-            re.compile(form.words or "(?!)", re.IGNORECASE),
+            whole_words(form.words or "(?!)"),
             form.is_valid,
         )
         for form in forms

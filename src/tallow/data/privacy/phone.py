@@ -9,23 +9,20 @@ from functools import lru_cache
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberFormat
 
-from tallow.data.privacy.span import Span, digits, is_near
+from tallow.data.privacy.span import Span, digits, is_near, whole_words
 
 MIN_DIGITS, MAX_DIGITS = 7, 17
 """Of a number as it is dialled: at most 15 (ITU-T E.164) behind a 00."""
 LONGEST = 3 * MAX_DIGITS
 
-_WORDS = re.compile(
-    r"phone|\btel\b|\bcall|\bcell\b|\bfax\b|mobile|office|whatsapp|contact|\breach\b|answering|\bdial\b|\btext\b|\bsms\b"
-    r"|telefon|handy|\bruf|téléphone|appel|portable|teléfono|móvil|llam[ae]|\bтел\b|телефон|звон|факс|\bмоб"
-    r"|تلفن|موبایل|تماس|همراه|فکس|نمابر|شماره|电话|電話|手机|手機|联系|聯繫|致电|传真|热线",
-    re.IGNORECASE,
+_WORDS = whole_words(
+    r"phone|<tel>|<call|<cell>|<fax>|mobile|office|whatsapp|contact|<reach>|answering|<dial>|<text>|<sms>"
+    r"|telefon|handy|<ruf|téléphone|appel|portable|teléfono|móvil|llam[ae]|<тел>|телефон|звон|факс|<моб"
+    r"|تلفن|موبایل|تماس|همراه|فکس|نمابر|شماره|电话|電話|手机|手機|联系|聯繫|致电|传真|热线"
 )
-_NOT_A_PHONE = re.compile(
-    r"(?:19|20)\d\d([-./])\d{1,2}\1\d{1,2}(?!\d)|\d{1,2}([-./])\d{1,2}\2(?:19|20)?\d\d(?!\d)|97[89][- ]\d"  # date, ISBN
-)
-_OTHERS = re.compile(
-    r"\bинн\b|снилс|\bssn\b|\binn\b|isbn|issn|کد.?ملی|کد.?پستی|\border\b|\binvoice\b|\bid\b", re.IGNORECASE
+_OTHERS = whole_words(r"<(?:инн|inn|ssn|order|invoice|id)>|снилс|isbn|issn|کد.?ملی|کد.?پستی")
+_NOT_A_PHONE = re.compile(  # a date, an ISBN
+    r"(?:(?:19|20)\d\d([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2(?:19|20)?\d\d)(?!\d|[-./]\d)|97[89][- ]\d"
 )
 _EXTENSION = re.compile(r"[ ,]{0,2}(?:x|ext\.?|extension|доб\.?|داخلی|转)[ ]?\d{1,6}(?!\w)", re.IGNORECASE)
 _LEAD = re.compile(r"\(?[+＋]?\(?")
@@ -84,7 +81,7 @@ def _number(raw: str, near: bool, regions: tuple[str, ...], possible: bool) -> s
     groups = re.findall(r"\d+", raw)
     plain = digits(raw)
     plus = raw.lstrip("(")[0] in "+＋"
-    if not plus and not near and (len(groups) == 1 or _NOT_A_PHONE.match(raw)):
+    if not plus and (_NOT_A_PHONE.match(raw) or (not near and len(groups) == 1)):
         return None
     if plus or plain.startswith("00"):
         number = _parse("+" + (plain if plus else plain[2:]), None)
@@ -94,7 +91,7 @@ def _number(raw: str, near: bool, regions: tuple[str, ...], possible: bool) -> s
         number = _parse(raw, region)
         if number is not None and phonenumbers.is_valid_number(number) and (near or _is_usual(groups, number)):
             return _international(number)
-    if near and possible and not _NOT_A_PHONE.match(raw):
+    if near and possible:
         for region in regions:
             number = _parse(raw, region)
             if number is not None and _fits(number):

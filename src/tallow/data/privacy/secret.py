@@ -34,8 +34,9 @@ _KEY = re.compile(
 )
 _PEM = re.compile(r"-----BEGIN ((?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?)-----")
 _VALUE = re.compile(
-    r"""[ \t]{0,3}(?:(?:Bearer|Basic)[ ])?(?:"([^"\n<>]{8,256})"|'([^'\n<>]{8,256})'|([^\s"'`<>,;&，。；]{8,256}))"""
+    r"""[ \t]{0,3}(?:(?:Bearer|Basic)[ ])?(?:"([^"\n<>]{8,256})"|'([^'\n<>]{8,256})'|([^\s"'`<>,;&=，。；]{8,256}={0,2}))"""
 )
+_REST = re.compile(r"""[^\s"'`<>,;&，。；]*""")
 _OF_A_PROGRAM = re.compile(r"[$%{(/\[.*]|https?:|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?:[\[(]|\Z)|[A-Za-z_]\w*[\[(]")
 _DIGIT = re.compile(r"\d")
 _USER = re.compile(r"[^\s/:@<>]{0,128}:([^\s/@<>]{1,128})\Z")
@@ -57,10 +58,14 @@ def find_value(text: str, end: int) -> Iterator[Span]:
     match = _VALUE.match(text, end)
     if match is None:
         return
-    group = match.lastindex or 0
-    value = match[group].rstrip(".!?)") if group == 3 else match[group]
-    if len(value) >= 8 and " " not in value and not _OF_A_PROGRAM.match(value) and is_password(value):
-        yield Span(match.start(group), match.start(group) + len(value), "secret", value)
+    value = match[match.lastindex or 0]
+    if " " in value or _OF_A_PROGRAM.match(value) or not is_password(value):
+        return
+    start = match.start(match.lastindex or 0)
+    if match[3]:
+        rest = _REST.match(text, match.end())
+        value = (value + rest[0] if rest else value).rstrip(".!?)")
+    yield Span(start, start + len(value), "secret", value)
 
 
 def find_pem(text: str, start: int) -> Iterator[Span]:

@@ -54,3 +54,9 @@ def is_near(words: re.Pattern[str], text: str, start: int, end: int, before: int
     behind = text[max(0, start - before) : start].rpartition("\n")[2]
     ahead = text[end : end + after].partition("\n")[0]
     return words.search(behind) is not None or (after > 0 and words.search(ahead) is not None)
+
+
+def whole_words(pattern: str) -> re.Pattern[str]:
+    """A pattern in which `<` and `>` stand for where a word begins and ends, beside Chinese too; cases are alike."""
+    letter = r"[^\W\u0590-\U0010ffff]"
+    return re.compile("".join({"<": f"(?<!{letter})", ">": f"(?!{letter})"}.get(c, c) for c in pattern), re.IGNORECASE)

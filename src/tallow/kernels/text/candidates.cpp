@@ -42,11 +42,22 @@ constexpr std::array<uint8_t, 256> CLASSES = make_classes();
 bool is(char byte, int classes) { return CLASSES[uint8_t(byte)] & classes; }
 
 struct Finder {
-    const std::string_view words;  // what secrets are called, lower case, each ended by a line break
+    std::vector<std::string_view> words;    // what secrets are called, lower case
+    std::array<bool, 256> last_of_word{};  // the bytes that they end in, as they may be written
     const char *begin = nullptr, *end = nullptr, *mark = nullptr;
     const char *number_end = nullptr, *ipv6_end = nullptr, *dashes_end = nullptr;
     int32_t text = 0, characters = 0;  // the number of the text, and characters before the mark
     std::vector<int32_t> found;
+
+    // `lines`: the words, each ended by a line break.
+    explicit Finder(std::string_view lines) {
+        for (size_t from = 0, to; from < lines.size(); from = to + 1) {
+            to = lines.find('\n', from);
+            words.push_back(lines.substr(from, to - from));
+            const uint8_t last = uint8_t(words.back().back());
+            last_of_word[last] = last_of_word[is(char(last), LETTER) ? last ^ 0x20 : last] = true;
+        }
+    }
 
     // Characters from one place to a later one.
     static int32_t count(const char *from, const char *to) {
@@ -147,15 +158,14 @@ struct Finder {
         const char *last = at;
         while (last > begin && at - last < 2 && last[-1] == ' ') --last;
         if (last > begin && (last[-1] == '"' || last[-1] == '\'')) --last;
-        for (size_t from = 0; from < words.size();) {
-            const size_t length = words.find('\n', from) - from;
-            if (size_t(last - begin) >= length &&
-                std::equal(last - length, last, words.begin() + from, [](char byte, char letter) {
-                    return (byte >= 'A' && byte <= 'Z' ? byte | 0x20 : byte) == letter;
-                }))
-                return add(ASSIGNMENT, at, at, at + bytes);
-            from += length + 1;
-        }
+        if (last == begin || !last_of_word[uint8_t(last[-1])]) return;
+        const auto ends_with = [&](std::string_view word) {
+            return size_t(last - begin) >= word.size() &&
+                   std::equal(word.begin(), word.end(), last - word.size(), [](char letter, char byte) {
+                       return (byte >= 'A' && byte <= 'Z' ? byte | 0x20 : byte) == letter;
+                   });
+        };
+        if (std::any_of(words.begin(), words.end(), ends_with)) add(ASSIGNMENT, at, at, at + bytes);
     }
 
     void dashes(const char *at) {
@@ -197,7 +207,7 @@ struct Finder {
 };
 
 nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words) {
-    Finder finder{{words.c_str(), words.size()}};
+    Finder finder(std::string_view(words.c_str(), words.size()));
     {
         nb::gil_scoped_release release;
         const Texts texts(places);
