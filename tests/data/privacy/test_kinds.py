@@ -91,7 +91,7 @@ VALID = [
     ("secret", "password=", "hunter2!Xy"),
     ("secret", '"api_key": "', "0a1b2c3d4e5f6a7b8c9d"),
     ("secret", "Authorization token: Bearer ", "0a1b2c3d4e5f6a7b8c9d"),
-    ("secret", "session_token=", "FwoGZXIvYXdzEBY" * 40 + "=="),
+    ("secret", "session_token=", "FwoGZXIvYXdzE1BY" * 40 + "=="),
     ("secret", "пароль: ", "Sol0vey-R4zb"),
     ("secret", "密码：", "Qw3rty!uiop"),
     ("secret", "postgres://anna:", "t0psecret"),
