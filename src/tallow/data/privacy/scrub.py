@@ -47,26 +47,18 @@ def scrub(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder |
     Raises:
         UsageError: A library that this needs is not installed.
     """
-    find = _finders()
-    documents: dict[int, _Document] = {}
-    rows = _by_text(find_candidates(texts))
-    names = find_names([text or "" for text in texts.to_pylist()]) if find_names and "name" in config.sought else None
-    for number in sorted(rows.keys() | {number for number, places in enumerate(names or ()) if places}):
-        text = texts[number].as_py()
-        spans = find(text, rows.get(number, ()), config)
-        spans += [Span(*place, "name", text[slice(*place)]) for place in (names[number] if names else ())]
-        document = _Document(text, config)
-        if document.add(spans):
-            documents[number] = document
-    pending = list(documents)
-    while pending:
-        again = _by_text(find_candidates(pa.array([documents[number].scrubbed for number in pending], pa.string())))
-        pending = [
-            pending[place]
-            for place, candidates in again.items()
-            if documents[pending[place]].add(find(documents[pending[place]].scrubbed, candidates, config))
-        ]
+    documents = _search(texts, config, find_names)
     return Scrubbed(_replaced(texts, documents), _counts(len(texts), documents, config))
+
+
+def locate(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None = None) -> list[list[Span]]:
+    """Where in each text the things are that `scrub` replaces or counts; for measuring it, since values are told here.
+
+    Raises:
+        UsageError: A library that this needs is not installed.
+    """
+    documents = _search(texts, config, find_names)
+    return [documents[number].spans if number in documents else [] for number in range(len(texts))]
 
 
 def too_many(counts: Counts, config: PrivacyConfig) -> npt.NDArray[np.bool_]:
@@ -82,6 +74,31 @@ def _finders() -> Callable[[str, Sequence[tuple[int, int, int]], PrivacyConfig],
     except ImportError as error:
         raise UsageError(f"privacy needs a library that is not there: {error}", "pip install 'tallow[data]'") from error
     return find
+
+
+def _search(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None) -> dict[int, _Document]:
+    """The documents in which something was found, scrubbed."""
+    find = _finders()
+    documents: dict[int, _Document] = {}
+    rows = _by_text(find_candidates(texts))
+    names = find_names([text or "" for text in texts.to_pylist()]) if find_names and "name" in config.sought else None
+    pending = sorted(rows.keys() | {number for number, places in enumerate(names or ()) if places})
+    for number in pending:
+        text = texts[number].as_py()
+        spans = find(text, rows.get(number, ()), config)
+        spans += [Span(*place, "name", text[slice(*place)]) for place in (names[number] if names else ())]
+        if spans:
+            documents[number] = _Document(text, config)
+            documents[number].add(spans)
+    pending = list(documents)
+    while pending:
+        again = _by_text(find_candidates(pa.array([documents[number].scrubbed for number in pending], pa.string())))
+        pending = [
+            pending[place]
+            for place, candidates in again.items()
+            if documents[pending[place]].add(find(documents[pending[place]].scrubbed, candidates, config))
+        ]
+    return documents
 
 
 class _Document:
