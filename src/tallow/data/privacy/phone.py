@@ -28,7 +28,9 @@ _EXTENSION = re.compile(r"[ ,]{0,2}(?:x|ext\.?|extension|доб\.?|داخلی|�
 _LEAD = re.compile(r"\(?[+＋]?\(?")
 _BRACKETED = re.compile(r"\([^(]*\d")
 _PIECE = re.compile(r"[\d(][^ \xa0]*\d")
-_JOINED = re.compile(r"[^\W\u0590-\U0010ffff]|\d")
+_GOES_ON_BEFORE = re.compile(r"(?:[^\W\u0590-\U0010ffff]|[\d$€£#/\\]|\d[.,:-])\Z")
+_GOES_ON = re.compile(r"[^\W\u0590-\U0010ffff]|[\d%€$£]|\.[A-Za-z]")
+"""A longer number, an amount, the name of a file."""
 
 
 def find(text: str, start: int, end: int, regions: Sequence[str], possible: bool) -> Iterator[Span]:
@@ -60,13 +62,8 @@ def _find(text: str, start: int, end: int, regions: Sequence[str], possible: boo
     start -= len(lead[0]) if lead else 0
     if text[start] == "(" and text.count("(", start, end) > text.count(")", start, end):
         start += 1  # of a parenthesis around it
-    before, behind = text[max(0, start - 2) : start], text[end : end + 1]
-    if before and (
-        before[-1] in "$€£#" or _JOINED.match(before[-1]) or (before[-1] in ".,-:/" and before[0].isdecimal())
-    ):
-        return None
     extension = _EXTENSION.match(text, end)
-    if extension is None and behind and (behind in "%€$£" or _JOINED.match(behind)):
+    if _GOES_ON_BEFORE.search(text[max(0, start - 2) : start]) or (not extension and _GOES_ON.match(text, end)):
         return None
     near = is_near(_WORDS, text, start, end, after=12) and not is_near(_OTHERS, text, start, end, before=20)
     value = _number(text[start:end], near, tuple(regions), possible)
