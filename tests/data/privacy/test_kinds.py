@@ -227,6 +227,7 @@ def test_cards_have_the_first_digits_and_the_length_of_an_issuer() -> None:
 
 def test_settings_widen_what_is_found() -> None:
     assert scrubbed("at 10.0.0.1, ::1", private_ips=True) == "at <IP_1>, ::1"
+    assert scrubbed("8.8.8.8 is at\n8.8.8.8") == "<IP_1> is at\n<IP_1>"
     assert scrubbed("at fe80::1", private_ips=True) == "at <IP_1>"
     here = {"phone_regions": ["US"]}
     assert scrubbed("call 123-456-7890 now", **here) == "call 123-456-7890 now"

@@ -14,7 +14,7 @@ _NUMBERED = whole_words(
 )
 """What goes before a version or the number of a section."""
 _BEGIN = re.compile(r"(?:^|\n)[ \t#*]*\Z")
-_HEADING = re.compile(r"\.?[ \xa0]")
+_HEADING = re.compile(r"\.[ \xa0]|[ \xa0](?=[^\W\d_])(?![a-zа-яё])")
 _JOINED = re.compile(r"[^\W\u0590-\U0010ffff]")
 _TAIL = re.compile(r"(?:\.[0-9]{1,3}){3}(?![0-9]|\.[0-9])")
 
