@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+from pyarrow.compute import call_function
 
 from tallow.data.privacy.config import PrivacyConfig
 from tallow.data.privacy.span import KINDS, Kind, Span, choose
@@ -177,14 +177,13 @@ def _replaced(texts: pa.StringArray, documents: Mapping[int, _Document]) -> pa.S
         return texts
     mask = np.zeros(len(texts), np.bool_)
     mask[list(changed)] = True
-    return pc.replace_with_mask(
-        texts, pa.array(mask), pa.array([changed[number] for number in sorted(changed)], pa.string())
-    )
+    replacements = pa.array([changed[number] for number in sorted(changed)], pa.string())
+    return call_function("replace_with_mask", [texts, pa.array(mask), replacements])
 
 
 def _counts(length: int, documents: Mapping[int, _Document], config: PrivacyConfig) -> Counts:
-    counts = {kind: np.zeros(length, np.int32) for kind in config.sought}
+    counts = dict[Kind, npt.NDArray[np.int32]]((kind, np.zeros(length, np.int32)) for kind in config.sought)
     for number, document in documents.items():
-        for kind, count in Counter(span.kind for span in document.spans).items():
-            counts[kind][number] = count
+        for span in document.spans:
+            counts[span.kind][number] += 1
     return counts
