@@ -42,7 +42,8 @@ def scrub(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder |
 
     Args:
         texts: Of documents; what is null stays so.
-        find_names: Finds names; it is asked once, for all texts. None: names are not sought.
+        find_names: Finds names; it is asked once, for all texts, so whether scrubbing twice finds more is up to it.
+            None: names are not sought.
 
     Raises:
         UsageError: A library that this needs is not installed.

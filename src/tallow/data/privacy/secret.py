@@ -70,7 +70,7 @@ def find_value(text: str, end: int) -> Iterator[Span]:
 
 
 def find_pem(text: str, start: int) -> Iterator[Span]:
-    """The private key whose block begins at a place; one without an end is all text up to it."""
+    """The private key whose block begins at a place, if the block ends."""
     begin = _PEM.match(text, start)
     if begin is None:
         return
