@@ -11,6 +11,8 @@ from benchmarks.mup import markdown as mup_table
 from benchmarks.optimizers import Form, Result, Trial
 from benchmarks.optimizers import markdown as optimizers_table
 from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
+from benchmarks.privacy import Place, Score, score
+from benchmarks.privacy import table as privacy_table
 
 from tallow.errors import TallowError
 from tallow.stages import Recipe, run_recipe
@@ -116,3 +118,13 @@ def test_a_trial_trains_with_an_optimizer(tmp_path: Path) -> None:
     assert trial.state_bytes == pytest.approx(4, rel=0.01)  # a momentum
     again = optimizers.learn(tmp_path, "lion", 1e-3, Form(4, 1, 2.0, 1, 2))
     assert again == trial
+
+
+def test_found_places_are_scored_by_kind() -> None:
+    found = [[Place("email", 0, 5), Place("email", 9, 12)], [Place("ip", 0, 3), Place("phone", 4, 9)]]
+    labels = [[Place("email", 3, 8)], [Place("phone", 0, 4), Place("phone", 5, 6)]]
+    scores = score(found, labels)
+    assert scores["email"] == Score(labelled=1, found=2, recalled=1, right=1)
+    assert scores["ip"] == Score(labelled=0, found=1, recalled=0, right=0)
+    assert (scores["phone"].precision, scores["phone"].recall) == (1, 0.5)
+    assert "| phone | 2 | 1.000 | 0.500 |" in privacy_table({"tallow": scores}).splitlines()

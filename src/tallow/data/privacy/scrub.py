@@ -1,0 +1,190 @@
+"""Texts with what is private in them replaced by placeholders, and how much of each kind there was.
+
+A placeholder names the kind and numbers its values by their first appearance in the document: `<EMAIL_1>`. Where a
+text has such placeholders already, new numbers are above those. Scrubbed texts are searched again until there is
+nothing, so scrubbing twice changes nothing; what was found is never kept.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow.compute import call_function
+
+from tallow.data.privacy.config import PrivacyConfig
+from tallow.data.privacy.span import KINDS, Kind, Span, choose
+from tallow.errors import UsageError
+from tallow.kernels.text.candidates import find_candidates
+
+NameFinder = Callable[[Sequence[str]], Sequence[Sequence[tuple[int, int]]]]
+"""From texts to where names are in each: the first character, and that behind the last."""
+
+Counts = Mapping[Kind, npt.NDArray[np.int32]]
+PLACEHOLDER = re.compile(rf"<({'|'.join(kind.upper() for kind in KINDS)})_([0-9]{{1,9}})>")
+
+
+class Scrubbed(NamedTuple):
+    """Texts without what was private, and for each kind that was sought how many there were in each text."""
+
+    texts: pa.StringArray
+    counts: Counts
+
+
+def scrub(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None = None) -> Scrubbed:
+    """Replace what is private, as `config` says.
+
+    Args:
+        texts: Of documents; what is null stays so.
+        find_names: Finds names; it is asked once, for all texts, so whether scrubbing twice finds more is up to it.
+            None: names are not sought.
+
+    Raises:
+        UsageError: A library that this needs is not installed.
+    """
+    documents = _search(texts, config, find_names)
+    return Scrubbed(_replaced(texts, documents), _counts(len(texts), documents, config))
+
+
+def locate(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None = None) -> list[list[Span]]:
+    """Where in each text the things are that `scrub` replaces or counts; for measuring it, since values are told here.
+
+    Raises:
+        UsageError: A library that this needs is not installed.
+    """
+    documents = _search(texts, config, find_names)
+    return [documents[number].spans if number in documents else [] for number in range(len(texts))]
+
+
+def too_many(counts: Counts, config: PrivacyConfig) -> npt.NDArray[np.bool_]:
+    """The documents that have more of a kind than they may."""
+    beyond = [found > limit for kind, found in counts.items() if (limit := config.of(kind).drop_beyond) is not None]
+    length = len(next(iter(counts.values()), ()))
+    return np.any(beyond, axis=0) if beyond else np.zeros(length, np.bool_)
+
+
+def _finders() -> Callable[[str, Sequence[tuple[int, int, int]], PrivacyConfig], list[Span]]:
+    try:
+        from tallow.data.privacy.finders import find  # python-stdnum and phonenumbers, which come with an extra
+    except ImportError as error:
+        raise UsageError(f"privacy needs a library that is not there: {error}", "pip install 'tallow[data]'") from error
+    return find
+
+
+def _search(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None) -> dict[int, _Document]:
+    """The documents in which something was found, scrubbed."""
+    find = _finders()
+    documents: dict[int, _Document] = {}
+    rows = _by_text(find_candidates(texts))
+    names = find_names([text or "" for text in texts.to_pylist()]) if find_names and "name" in config.sought else None
+    pending = sorted(rows.keys() | {number for number, places in enumerate(names or ()) if places})
+    for number in pending:
+        text = texts[number].as_py()
+        spans = find(text, rows.get(number, ()), config)
+        spans += [Span(*place, "name", text[slice(*place)]) for place in (names[number] if names else ())]
+        if spans:
+            documents[number] = _Document(text, config)
+            documents[number].add(spans)
+    pending = list(documents)
+    while pending:
+        again = _by_text(find_candidates(pa.array([documents[number].scrubbed for number in pending], pa.string())))
+        pending = [
+            pending[place]
+            for place, candidates in again.items()
+            if documents[pending[place]].add(find(documents[pending[place]].scrubbed, candidates, config))
+        ]
+    return documents
+
+
+class _Document:
+    """A text, and what was found in it so far."""
+
+    def __init__(self, text: str, config: PrivacyConfig) -> None:
+        self.original = self.scrubbed = text
+        self._config = config
+        self._starts = [(0, 0)]  # of what is left of the original: in the scrubbed text, in the original
+        self._last: dict[str, int] = defaultdict(int)  # numbers that the text has already
+        for kind, number in PLACEHOLDER.findall(text):
+            self._last[kind] = max(self._last[kind], int(number))
+        self.spans: list[Span] = []
+
+    def add(self, spans: Sequence[Span]) -> bool:
+        """Take up what was found in the scrubbed text; whether it has changed."""
+        places = [(match.start(), match.end()) for match in PLACEHOLDER.finditer(self.scrubbed)]
+        free = [span for span in choose(spans) if not _overlaps(span.start, span.end, places)]
+        moved = [
+            span._replace(start=span.start + shift, end=span.end + shift)
+            for span in free
+            for shift in [self._shift(span)]
+        ]
+        known = [(span.start, span.end) for span in self.spans]
+        new = [span for span in moved if not _overlaps(span.start, span.end, known)]
+        self.spans = sorted([*self.spans, *new])
+        if any(self._config.of(span.kind).action == "replace" for span in new):
+            self._render()
+            return True
+        return False
+
+    def _shift(self, span: Span) -> int:
+        scrubbed, original = self._starts[bisect_right(self._starts, (span.start, len(self.original))) - 1]
+        return original - scrubbed
+
+    def _render(self) -> None:
+        numbers: dict[tuple[Kind, str], int] = {}
+        last = self._last.copy()
+        parts: list[str] = []
+        self._starts = [(0, 0)]
+        length = end = 0
+        for span in self.spans:
+            if self._config.of(span.kind).action != "replace":
+                continue
+            name = span.kind.upper()
+            if (span.kind, span.value) not in numbers:
+                last[name] += 1
+                numbers[span.kind, span.value] = last[name]
+            placeholder = f"<{name}_{numbers[span.kind, span.value]}>"
+            parts += [self.original[end : span.start], placeholder]
+            length += span.start - end + len(placeholder)
+            end = span.end
+            self._starts.append((length, end))
+        self.scrubbed = "".join([*parts, self.original[end:]])
+
+
+def _overlaps(start: int, end: int, places: Sequence[tuple[int, int]]) -> bool:
+    """Whether one of some places, which are in their order and do not overlap, has characters of another."""
+    before = bisect_right(places, (end - 1, end)) - 1
+    return before >= 0 and places[before][1] > start
+
+
+def _by_text(rows: npt.NDArray[np.int32]) -> dict[int, list[tuple[int, int, int]]]:
+    """Candidates of each text that has some."""
+    found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for number, kind, start, end in rows.tolist():
+        found[number].append((kind, start, end))
+    return found
+
+
+def _replaced(texts: pa.StringArray, documents: Mapping[int, _Document]) -> pa.StringArray:
+    changed = {
+        number: document.scrubbed for number, document in documents.items() if document.scrubbed != document.original
+    }
+    if not changed:
+        return texts
+    mask = np.zeros(len(texts), np.bool_)
+    mask[list(changed)] = True
+    replacements = pa.array([changed[number] for number in sorted(changed)], pa.string())
+    return call_function("replace_with_mask", [texts, pa.array(mask), replacements])
+
+
+def _counts(length: int, documents: Mapping[int, _Document], config: PrivacyConfig) -> Counts:
+    counts = dict[Kind, npt.NDArray[np.int32]]((kind, np.zeros(length, np.int32)) for kind in config.sought)
+    for number, document in documents.items():
+        for span in document.spans:
+            counts[span.kind][number] += 1
+    return counts

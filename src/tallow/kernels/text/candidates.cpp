@@ -1,0 +1,223 @@
+// Where in texts something private may be: places that are cheap to find, for others to look at exactly.
+// Each is defined by its pattern in candidates.py. Each byte is visited once, and looked at again by a search that went
+// on from an earlier one at most once a kind: a search ends where that of its kind ended, or after so many bytes.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "texts.h"
+#include "utf8.h"
+
+namespace nb = nanobind;
+
+namespace tallow {
+namespace {
+
+enum Kind : int32_t { AT, NUMBER, IPV4, IPV6, TOKEN, IBAN, ASSIGNMENT, PEM };
+
+constexpr uint8_t DIGIT = 1, LETTER = 2, HEX = 4, WORD = 8, ANCHOR = 16;
+constexpr int64_t MIN_DIGITS = 7, MAX_BETWEEN = 3, MIN_TOKEN = 15, MIN_IPV6 = 6, MAX_IPV6 = 45, MAX_LABEL = 63;
+
+constexpr std::array<uint8_t, 256> make_classes() {
+    std::array<uint8_t, 256> classes{};
+    for (int byte = 0; byte < 256; ++byte) {
+        const int lower = byte | 0x20;
+        const bool digit = byte >= '0' && byte <= '9', letter = byte < 0x80 && lower >= 'a' && lower <= 'z';
+        if (digit) classes[byte] |= DIGIT | HEX | WORD | ANCHOR;
+        if (letter) classes[byte] |= LETTER | WORD;
+        if (letter && lower <= 'f') classes[byte] |= HEX;
+        if (byte == '_' || byte == '-') classes[byte] |= WORD;
+        // the digits of Arabic and Persian and wide ones begin with the last three, the wide colon with the last
+        for (int anchor : {int('@'), int(':'), int('='), int('-'), 0xD9, 0xDB, 0xEF})
+            if (byte == anchor) classes[byte] |= ANCHOR;
+    }
+    return classes;
+}
+constexpr std::array<uint8_t, 256> CLASSES = make_classes();
+
+bool is(char byte, int classes) { return CLASSES[uint8_t(byte)] & classes; }
+
+struct Finder {
+    std::vector<std::string_view> words;    // what secrets are called, lower case
+    std::array<bool, 256> last_of_word{};  // the bytes that they end in, as they may be written
+    const char *begin = nullptr, *end = nullptr, *mark = nullptr;
+    const char *number_end = nullptr, *ipv6_end = nullptr, *dashes_end = nullptr;
+    int32_t text = 0, characters = 0;  // the number of the text, and characters before the mark
+    std::vector<int32_t> found;
+
+    // `lines`: the words, each ended by a line break.
+    explicit Finder(std::string_view lines) {
+        for (size_t from = 0, to; from < lines.size(); from = to + 1) {
+            to = lines.find('\n', from);
+            words.push_back(lines.substr(from, to - from));
+            const uint8_t last = uint8_t(words.back().back());
+            last_of_word[last] = last_of_word[is(char(last), LETTER) ? last ^ 0x20 : last] = true;
+        }
+    }
+
+    // Characters from one place to a later one.
+    static int32_t count(const char *from, const char *to) {
+        return int32_t(std::count_if(from, to, [](char byte) { return !continues(byte); }));
+    }
+
+    int32_t character(const char *at) const { return at >= mark ? characters + count(mark, at) : characters - count(at, mark); }
+
+    void add(Kind kind, const char *at, const char *from, const char *to) {
+        characters += count(mark, at);  // the mark follows the scan, so that no byte is counted often
+        mark = at;
+        found.insert(found.end(), {text, kind, character(from), character(to)});
+    }
+
+    // Bytes of the digit at a place, 0 if there is none.
+    int digit(const char *at) const {
+        if (at == end) return 0;
+        const uint8_t first = uint8_t(at[0]);
+        if (first < 0x80) return is(at[0], DIGIT);
+        const uint8_t second = end - at > 1 ? uint8_t(at[1]) : 0;
+        if (first == 0xD9) return second >= 0xA0 && second <= 0xA9 ? 2 : 0;
+        if (first == 0xDB) return second >= 0xB0 && second <= 0xB9 ? 2 : 0;
+        if (first != 0xEF || second != 0xBC || end - at < 3) return 0;
+        return uint8_t(at[2]) >= 0x90 && uint8_t(at[2]) <= 0x99 ? 3 : 0;
+    }
+
+    // Bytes of what may stand between digits of a number, 0 if it is something else.
+    int between(const char *at) const {
+        if (at == end) return 0;
+        if (std::strchr(" ()./-", *at) && *at) return 1;
+        if (end - at > 1 && std::memcmp(at, "\xC2\xA0", 2) == 0) return 2;
+        return end - at > 2 && std::memcmp(at, "\xE2\x80\x91", 3) == 0 ? 3 : 0;
+    }
+
+    void number(const char *at) {
+        if (at < number_end) return;
+        int64_t digits = 0;
+        const char *last = at;
+        for (const char *next = at;;) {
+            const int bytes = digit(next);
+            if (!bytes) break;
+            digits += 1;
+            last = next += bytes;
+            for (int64_t i = 0; i < MAX_BETWEEN && !digit(next); ++i) next += between(next);
+        }
+        number_end = std::max(last, at + 1);
+        if (digits >= MIN_DIGITS) add(NUMBER, at, at, last);
+    }
+
+    void ipv4(const char *at) {
+        if (at > begin && (is(at[-1], DIGIT) || at[-1] == '.')) return;
+        const char *next = at;
+        for (int part = 0; part < 4; ++part) {
+            if (part && (next == end || *next++ != '.')) return;
+            const char *first = next;
+            while (next < end && is(*next, DIGIT) && next - first < 4) ++next;
+            if (next == first || next - first > 3) return;
+        }
+        if (end - next > 1 && next[0] == '.' && is(next[1], DIGIT)) return;
+        add(IPV4, at, at, next);
+    }
+
+    void iban(const char *at) {
+        if (at - begin < 2 || !is(at[-1], LETTER) || !is(at[-2], LETTER)) return;
+        if (at - begin > 2 && is(at[-3], LETTER | DIGIT)) return;
+        if (end - at < 3 || !is(at[1], DIGIT)) return;
+        const char *next = at + 2 + (at[2] == ' ' || at[2] == '-');
+        if (next < end && is(*next, LETTER | DIGIT)) add(IBAN, at, at - 2, at + 2);
+    }
+
+    void ipv6(const char *at) {
+        if (at < ipv6_end) return;
+        const char *first = at, *last = at, *limit = std::max(begin, ipv6_end);
+        while (first > limit && is(first[-1], HEX)) --first;
+        int colons = 0;
+        bool doubled = false;
+        for (; last < end && (*last == ':' || is(*last, HEX)); ++last) {
+            colons += *last == ':';
+            doubled |= *last == ':' && last > at && last[-1] == ':';
+        }
+        ipv6_end = last;
+        if (last - first < MIN_IPV6 || last - first > MAX_IPV6 || (!doubled && colons < 6)) return;
+        const bool joined = (first > begin && (is(first[-1], LETTER | DIGIT) || first[-1] == '_')) ||
+                            (last < end && (is(*last, LETTER | DIGIT) || *last == '_'));
+        if (!joined) add(IPV6, at, first, last);
+    }
+
+    void mail(const char *at) {
+        if (at == begin || uint8_t(at[-1]) <= ' ' || at[-1] == '@' || at[-1] == 0x7F) return;
+        const char *next = at + 1;
+        while (next < end && next - at <= MAX_LABEL && (is(*next, LETTER | DIGIT) || *next == '-' || uint8_t(*next) >= 0x80)) ++next;
+        if (next == at + 1 || end - next < 2 || !std::strchr(".:/", *next) || !*next) return;
+        if (is(next[1], LETTER | DIGIT) || uint8_t(next[1]) >= 0x80) add(AT, at, at, at + 1);
+    }
+
+    // What ends with a colon or an equals sign of `bytes` bytes: the name of a secret?
+    void assignment(const char *at, int bytes) {
+        const char *last = at;
+        while (last > begin && at - last < 2 && last[-1] == ' ') --last;
+        if (last > begin && (last[-1] == '"' || last[-1] == '\'')) --last;
+        if (last == begin || !last_of_word[uint8_t(last[-1])]) return;
+        const auto ends_with = [&](std::string_view word) {
+            return size_t(last - begin) >= word.size() &&
+                   std::equal(word.begin(), word.end(), last - word.size(), [](char letter, char byte) {
+                       return (byte >= 'A' && byte <= 'Z' ? byte | 0x20 : byte) == letter;
+                   });
+        };
+        if (std::any_of(words.begin(), words.end(), ends_with)) add(ASSIGNMENT, at, at, at + bytes);
+    }
+
+    void dashes(const char *at) {
+        if (at < dashes_end) return;
+        const char *next = at;
+        while (next < end && *next == '-') ++next;
+        dashes_end = next;
+        if (next - at >= 5 && end - next >= 6 && std::memcmp(next, "BEGIN ", 6) == 0) add(PEM, at, next - 5, next + 6);
+    }
+
+    void scan(std::string_view bytes, int32_t number_of_text) {
+        text = number_of_text, characters = 0;
+        begin = mark = number_end = ipv6_end = dashes_end = bytes.data();
+        end = begin + bytes.size();
+        const char *word = begin;
+        for (const char *at = begin; at <= end; ++at) {
+            const uint8_t classes = at < end ? CLASSES[uint8_t(*at)] : 0;
+            if (!(classes & WORD)) {
+                if (at - word >= MIN_TOKEN) add(TOKEN, at, word, at);
+                word = at + 1;
+            }
+            if (!(classes & ANCHOR)) continue;
+            if (classes & DIGIT) {
+                number(at), ipv4(at), iban(at);
+            } else if (*at == '@') {
+                mail(at);
+            } else if (*at == '-') {
+                dashes(at);
+            } else if (*at == ':' || *at == '=') {
+                assignment(at, 1);
+                if (*at == ':') ipv6(at);
+            } else if (digit(at)) {
+                number(at);
+            } else if (end - at > 2 && std::memcmp(at, "\xEF\xBC\x9A", 3) == 0) {
+                assignment(at, 3);
+            }
+        }
+    }
+};
+
+nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words) {
+    Finder finder(std::string_view(words.c_str(), words.size()));
+    {
+        nb::gil_scoped_release release;
+        const Texts texts(places);
+        for (int64_t i = 0; i < texts.count; ++i) finder.scan(texts[i], int32_t(i));
+    }
+    return nb::bytes(reinterpret_cast<const char *>(finder.found.data()), finder.found.size() * sizeof(int32_t));
+}
+
+}  // namespace
+
+void bind_candidates(nb::module_ &m) { m.def("find_candidates", &find_candidates); }
+
+}  // namespace tallow
