@@ -3,8 +3,10 @@
 
 namespace tallow {
 void bind_characters(nanobind::module_ &);
+void bind_labels(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
     tallow::bind_characters(m);
+    tallow::bind_labels(m);
 }

@@ -1,0 +1,1 @@
+"""How good texts are: scores beside the documents, by which others decide."""
