@@ -56,7 +56,7 @@ def random_texts(count: int) -> list[str]:
 
 
 def test_its_training_keeps_to_its_memory() -> None:
-    config, texts = NgramConfig(order=5, memory_mb=8), pa.array(random_texts(2000))
+    config, texts = NgramConfig(order=5, memory_mb=4), pa.array(random_texts(600))
     tracemalloc.start()
     try:
         model = train_ngrams([texts], config)

@@ -78,7 +78,7 @@ class Classifier:
 def train_classifier(good: pa.StringArray, bad: pa.StringArray, config: ClassifierConfig) -> Classifier:
     """Learn to tell good texts from bad ones.
 
-    Memory: 16 bytes for each n-gram that is new in its text, and three times as much for a moment of the training.
+    Memory: about 20 bytes for each n-gram that is new in its text, and three times as much for a moment.
 
     Args:
         good: Examples of what has a high probability.

@@ -197,6 +197,7 @@ def _words(text: str, most_bytes: int) -> Iterator[int]:
     yield END
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def _kind(character: int) -> int:
     for first, last, kind in reversed(_RANGES):
         if first <= character <= last:
