@@ -1,1 +1,1 @@
-"""Published quality rules: metrics beside each document first, thresholds on these columns afterwards."""
+"""Which documents are good: published rules, a classifier that the user trains, and perplexity."""

@@ -5,9 +5,12 @@ namespace tallow {
 void bind_candidates(nanobind::module_ &);
 void bind_characters(nanobind::module_ &);
 void bind_counts(nanobind::module_ &);
+void bind_hashed_grams(nanobind::module_ &);
 void bind_kept_lines(nanobind::module_ &);
+void bind_labels(nanobind::module_ &);
 void bind_merges(nanobind::module_ &);
 void bind_minhash(nanobind::module_ &);
+void bind_ngrams(nanobind::module_ &);
 void bind_word_counter(nanobind::module_ &);
 }  // namespace tallow
 
@@ -15,8 +18,11 @@ NB_MODULE(_text, m) {
     tallow::bind_candidates(m);
     tallow::bind_characters(m);
     tallow::bind_counts(m);
+    tallow::bind_hashed_grams(m);
     tallow::bind_kept_lines(m);
+    tallow::bind_labels(m);
     tallow::bind_merges(m);
     tallow::bind_minhash(m);
+    tallow::bind_ngrams(m);
     tallow::bind_word_counter(m);
 }

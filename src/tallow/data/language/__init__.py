@@ -1,0 +1,1 @@
+"""What language texts are in."""

