@@ -50,7 +50,7 @@ def test_damaged_packed_file_is_a_data_error(tmp_path: Path, name: str, damage: 
 def test_directory_gives_its_data_files_sorted(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / ".git").mkdir()
-    for name in ("b.txt", "deep/a.jsonl.xz", "a.md", "notes.pdf", ".hidden.txt", ".git/x.txt", "c.parquet.gz"):
+    for name in ("b.txt", "deep/a.jsonl.xz", "a.md", "notes.docx", ".hidden.txt", ".git/x.txt", "c.parquet.gz"):
         (tmp_path / name).write_text("x")
     found = find_sources([tmp_path])
     assert [Path(source.name).relative_to(tmp_path).as_posix() for source in found] == [
@@ -58,7 +58,7 @@ def test_directory_gives_its_data_files_sorted(tmp_path: Path) -> None:
         "b.txt",
         "deep/a.jsonl.xz",
     ]
-    assert [source.kind for source in found] == ["text", "text", "jsonl"]
+    assert [source.kind for source in found] == ["markdown", "text", "jsonl"]
 
 
 def test_a_file_named_twice_comes_once(tmp_path: Path) -> None:

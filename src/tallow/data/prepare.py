@@ -56,7 +56,7 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         CapacityError: The disk is full.
         UsageError: The directory cannot be written.
     """
-    sources = find_sources(config.sources)
+    sources = find_sources(config.sources, config.directories)
     with atomic_directory(run.directory / "documents") as directory:
         rejected = Rejected(directory / "rejected.jsonl")
         spool = _Spool(directory / "spool.arrow")
