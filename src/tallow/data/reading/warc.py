@@ -18,6 +18,8 @@ from tallow.data.records import Place, Rejected
 
 HTML = ("text/html", "application/xhtml+xml")
 PLAIN = "text/plain"
+READ = ("response", "resource", "conversion")
+LEFT_OUT = ("warcinfo", "request", "metadata", "revisit", "continuation")
 MAX_URL = 2000
 
 
@@ -62,13 +64,13 @@ def _within(piece: Piece, found: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def _document(reader: Any, frame: Frame, settings: ReadSettings, rejected: Rejected) -> Text | None:
-    if record_size(frame.raw) != len(frame.raw.rstrip(b"\r\n")) and not _fits(frame.raw):
+    if not _fits(frame.raw):
         raise Unusable("cut short, or longer or shorter than its header says")
     try:
         record = next(reader.ArchiveIterator(io.BytesIO(frame.raw), parse_http=True, auto_decode="all"))
-        kind = record.record_type.name
-        if kind not in ("response", "resource", "conversion"):
-            rejected.note(f"WARC record left out: {kind}")
+        kind = (record.headers.get("WARC-Type") or "").lower()
+        if kind not in READ:
+            rejected.note(f"WARC record left out: {kind if kind in LEFT_OUT else 'of another type'}")
             return None
         if kind == "response":
             headers = record.http_headers

@@ -22,8 +22,8 @@ GZIP = b"\x1f\x8b\x08"
 MEMBER_PROBE_BYTES = 512
 END = b"\r\n\r\n"
 BEGIN = b"WARC/"
-BEGINNING = re.compile(rb"\nWARC/[01]\.\d{1,2}\r?\n")
-LONGEST_BEGINNING = 16
+BEGINNING = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[\w-]{1,64}:")
+LONGEST_BEGINNING = 80
 LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,15})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -133,7 +133,7 @@ def records(file: IO[bytes], begin: int, limit: int, seekable: bool) -> Iterator
             head += more
             end = head.find(END)
         size = record_size(head)
-        if size is None or not BEGINNING.match(b"\n" + head[:LONGEST_BEGINNING]):
+        if size is None or not BEGINNING.match(head):
             what = "no length in the header" if head.startswith(BEGIN) else "no record begins here"
             yield Frame(offset, head, what)
             stream.back(head[1:])
@@ -202,7 +202,7 @@ class _Stream:
         while raw := self.read(CHUNK_BYTES):
             window += raw
             if found := BEGINNING.search(window):
-                self.back(window[found.start() + 1 :])
+                self.back(window[found.start() :])
                 return True
             window = window[-LONGEST_BEGINNING:]
         return False
