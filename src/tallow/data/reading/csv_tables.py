@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
@@ -108,11 +109,11 @@ def _fields(text: str, delimiter: str) -> list[str]:
 def _delimiter(source: Source, settings: ReadSettings, encoding: str, column: str | None) -> str:
     if source.kind == "tsv":
         return "\t"
-    sample = [
-        decode(framed.raw, encoding, framed.offset)
-        for framed in islice(_frame(source, settings), SAMPLE_RECORDS)
-        if len(framed.raw) <= settings.max_document_bytes
-    ]
+    sample = []
+    for framed in islice(_frame(source, settings), SAMPLE_RECORDS):
+        if len(framed.raw) <= settings.max_document_bytes:
+            with suppress(Unusable):  # which is told when it is read
+                sample.append(decode(framed.raw, encoding, framed.offset))
     return max(DELIMITERS, key=lambda delimiter: _fitness(sample, delimiter, column))
 
 

@@ -13,7 +13,7 @@ from tallow.data.sources import Source
 
 SAMPLE_BYTES = 2**16
 MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, with which it begins
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -106,7 +106,7 @@ def decode(raw: bytes, encoding: str, offset: int = 0) -> str:
 
 def count(encoding: str, settings: ReadSettings, rejected: Rejected) -> None:
     """Note what was decided on, where it was not what everybody expects."""
-    if settings.encoding == AUTO and encoding not in ("utf-8", "utf-8-sig"):
+    if settings.encoding == AUTO and encoding != "utf-8":
         rejected.note(f"read as {encoding}")
 
 

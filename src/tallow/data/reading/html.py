@@ -1,8 +1,8 @@
 """HTML: the text of a page, without what leads to other pages.
 
-resiliparse finds the main content (docs/decisions.md says why it does); headings, paragraphs and list items stay, each
-on lines of its own. It and its parser take time quadratic in how deeply elements are nested and in how many attributes
-one has, so that pages with more of them than anybody writes are refused before.
+resiliparse reads and renders it: headings, paragraphs and list items each on lines of their own. It takes time
+quadratic in how deeply elements are nested and in how many attributes one has, so that pages with more of them than
+anybody writes are refused before.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tallow.data.reading.encodings import count, decide, decode
+from tallow.data.reading.navigation import drop_navigation
 from tallow.data.reading.settings import Piece, ReadSettings, Text, Unusable, empty, extra
 from tallow.data.records import Rejected
 
@@ -77,7 +78,9 @@ def extract(raw: bytes, settings: ReadSettings, rejected: Rejected, declared: st
     count(encoding, settings, rejected)
     extracting: Any = extra("resiliparse.extract.html2text", "HTML")
     tree = extra("resiliparse.parse.html", "HTML").HTMLTree.parse(page)
-    text = extracting.extract_plain_text(tree, main_content=settings.html_content == "main", alt_texts=False)
+    if settings.html_content == "main" and tree.body is not None:
+        drop_navigation(tree.body)
+    text = extracting.extract_plain_text(tree, main_content=False, alt_texts=False)
     title = " ".join((tree.title or "").split())
     return text.strip(), {"title": title} if title else {}
 
