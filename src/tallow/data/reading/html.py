@@ -81,6 +81,8 @@ def extract(raw: bytes, settings: ReadSettings, rejected: Rejected, declared: st
     if settings.html_content == "main" and tree.body is not None:
         drop_navigation(tree.body)
     text = extracting.extract_plain_text(tree, main_content=False, alt_texts=False)
+    if len(text) > settings.max_document_bytes:
+        raise Unusable(settings.too_long)  # lists in lists are indented
     title = " ".join((tree.title or "").split())
     return text.strip(), {"title": title} if title else {}
 
