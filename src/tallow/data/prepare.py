@@ -84,6 +84,8 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         save_manifest(manifest, directory)
     if rejected.bad:
         say(f"{rejected.bad:,} records set aside, see {run.directory / 'documents' / 'rejected.jsonl'}")
+    for decision, times in sorted(rejected.notes.items()):
+        say(f"{times:,} × {decision}")
     counts = manifest.splits
     return {
         "documents": sum(split.documents for split in counts.values()),

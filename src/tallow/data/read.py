@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 from tallow.data.reading.code import read_code
@@ -61,10 +60,10 @@ class Document:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, text: str, source: str, offset: int, metadata: Mapping[str, str] = MappingProxyType({})) -> Document:
+    def make(cls, text: str, source: str, offset: int, metadata: Mapping[str, str] | None = None) -> Document:
         digest = sha256(text.encode()).digest()
         identity = json.dumps([source, offset, digest.hex()]).encode()
-        return cls(sha256(identity).hexdigest()[:ID_LENGTH], text, source, offset, digest, metadata)
+        return cls(sha256(identity).hexdigest()[:ID_LENGTH], text, source, offset, digest, metadata or {})
 
 
 def read_records(
@@ -121,7 +120,7 @@ def read_piece(piece: Piece, settings: ReadSettings, rejected: Rejected) -> Iter
         found = READERS[piece.source.kind](piece, settings, rejected)
     for text, offset, metadata in _usable(piece, found, rejected):
         rejected.good += 1
-        yield Document.make(text, piece.source.name, offset, metadata)
+        yield Document.make(text, piece.source.name, offset, dict(metadata))
 
 
 def _usable(piece: Piece, found: Iterator[Found], rejected: Rejected) -> Iterator[Found]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallow.data.read import Document, Piece, ReadSettings, cut, read_piece
+from tallow.data.read import Document, Piece, ReadSettings, cut, read_documents, read_piece
 from tallow.data.records import Rejected
 from tallow.data.sources import find_sources
 
@@ -123,3 +125,30 @@ def test_a_bad_record_in_a_piece_is_named_by_its_byte(tmp_path: Path) -> None:
     assert rejected.first.startswith(f"{path}, byte 14: not JSON")
     record = json.loads((tmp_path / "rejected.log").read_text())
     assert (record["offset"], "line" in record) == (14, False)
+
+
+SHARE = """
+import json, sys
+from tallow.data.read import ReadSettings, cut, read_documents, read_piece
+from tallow.data.records import Rejected
+from tallow.data.sources import find_sources
+directory, share = sys.argv[1], int(sys.argv[2])
+settings, rejected = ReadSettings(split="paragraphs"), Rejected()
+pieces = list(cut(find_sources([directory]), settings, 1000))
+for number in range(share, len(pieces), 2):
+    print(json.dumps([number, [document.id for document in read_piece(pieces[number], settings, rejected)]]))
+"""
+
+
+def test_two_processes_give_what_one_does(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"paragraph {number}\nof text\n\n" for number in range(300)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(300)))
+    shares = [
+        subprocess.Popen([sys.executable, "-c", SHARE, str(tmp_path), str(share)], stdout=subprocess.PIPE, text=True)
+        for share in range(2)
+    ]
+    answers = [json.loads(line) for share in shares for line in share.communicate()[0].splitlines()]
+    sources = find_sources([tmp_path])
+    whole = read_documents(sources, ReadSettings(split="paragraphs"), Rejected())
+    assert len(answers) > 10
+    assert [one for _, ids in sorted(answers) for one in ids] == [document.id for document in whole]

@@ -1,11 +1,11 @@
 """What of a page leads to other pages or is on every page of its site, taken out of its tree.
 
-Three rules, by what HTML itself says or by link density, the share of an element's text that is links (Kohlschütter et
+Four rules, by what HTML itself says or by link density, the share of an element's text that is links (Kohlschütter et
 al. 2010, "Boilerplate Detection using Shallow Text Features"):
 - elements that HTML has for it (`nav`, `footer`, forms, …) go;
 - lists and tables go that are mostly links;
-- elements named for it (`class="breadcrumb"`) go if they are short or have many links, and boxes beside the text if they
-  have many links.
+- elements named for it (`class="breadcrumb"`) go if they are short or have many links;
+- boxes beside the text (`class="sidebar"`) go if they have many links.
 What holds a heading of the first level, an `article` or a `main`, or half of the text, is the page and stays.
 """
 
