@@ -19,15 +19,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
 
-    def one(repository: str, path: str, **options: Any) -> str:
-        asked.append((repository, path, options["revision"]))
-        return str(tmp_path / path)
-
     def many(repository: str, allow_patterns: list[str], **options: Any) -> str:
         asked.append((repository, allow_patterns, options["revision"]))
         return str(tmp_path)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", one)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", many)
     return asked
 
@@ -36,7 +31,7 @@ def test_a_file_of_the_hub(hub: list[Any], tmp_path: Path) -> None:
     name = "hf://datasets/owner/some-set@v1.0/train/a.jsonl"
     (source,) = find_sources(expand_globs([name]))
     assert (source.name, source.path, source.kind) == (name, tmp_path / "train/a.jsonl", "jsonl")
-    assert hub == [("owner/some-set", "train/a.jsonl", "v1.0")]
+    assert hub == [("owner/some-set", ["train/a.jsonl"], "v1.0")]
 
 
 def test_all_data_files_below_a_path_of_the_hub(hub: list[Any]) -> None:
@@ -50,8 +45,9 @@ def test_all_data_files_below_a_path_of_the_hub(hub: list[Any]) -> None:
         "hf://datasets/owner/set/train/b.jsonl",
     ]
     assert hub == [("owner/set", ["train/*"], None), ("owner/set", ["*"], None)]
-    with pytest.raises(DataError, match="holds no data file"):
-        find_sources(["hf://datasets/owner/set/nothing"])
+    for name in ("nothing", "nothing.txt"):
+        with pytest.raises(DataError, match="holds no data file"):
+            find_sources([f"hf://datasets/owner/set/{name}"])
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), ConnectionError("no route")])
@@ -59,7 +55,7 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, error: Exception) ->
     def fail(*_: Any, **__: Any) -> str:
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(DataError, match="there is no network") as caught:
         find_sources(["hf://datasets/owner/set/a.jsonl"])
     assert "HF_HOME" in caught.value.hint

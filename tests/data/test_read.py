@@ -132,6 +132,22 @@ def test_gigantic_line_costs_no_memory_and_the_next_is_read(tmp_path: Path) -> N
     assert (tmp_path / "rejected.jsonl").stat().st_size < 1000
 
 
+def test_a_line_that_unpacks_without_end_ends_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "before"}\n' + bytes(3_000_000) + b'\n{"text": "after"}\n'))
+    rejected = Rejected()
+    documents = read(path, rejected, max_document_bytes=1000, max_bad_fraction=0.5)
+    assert [document.text for document in documents] == ["before"]
+    assert "what follows is not read" in rejected.first
+
+
+def test_a_packed_array_that_unpacks_to_too_much_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b" " * 1_000_000 + b"]"))
+    with pytest.raises(DataError, match="unpacks to a JSON array of more than 16,000 bytes"):
+        read(path, max_document_bytes=1000)
+
+
 @pytest.mark.parametrize("split", ["lines", "paragraphs"])
 def test_gigantic_piece_of_text_is_set_aside(tmp_path: Path, split: str) -> None:
     path = write_lines(tmp_path / "a.txt", b"before", b"", *[b"x" * 60] * 5, b"y" * 101, b"", b"after")

@@ -34,16 +34,22 @@ def fetch(name: str, wanted: Callable[[Path], bool]) -> list[tuple[str, Path]]:
         raise UsageError(
             f"{name} does not name data on the hub", "write hf://datasets/OWNER/NAME/FILE, or without a file for all"
         )
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, stem = f"{parts['owner']}/{parts['name']}", name.removesuffix(path).rstrip("/")
-    options = {"repo_type": "dataset", "revision": parts["revision"]}
+    one = wanted(Path(path))
+    below = path if one or not path else path.rstrip("/") + "/"
     try:
-        if wanted(Path(path)):
-            return [(name, Path(hf_hub_download(repository, path, **options)))]
-        below = path.rstrip("/") + "/" if path else ""
-        root = Path(snapshot_download(repository, allow_patterns=[below + "*"], **options))
+        # also for one file: asked for by itself, it is asked for again and again where there is no network
+        root = Path(
+            snapshot_download(
+                repository,
+                repo_type="dataset",
+                revision=parts["revision"],
+                allow_patterns=[below if one else below + "*"],
+            )
+        )
     except (LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, HfHubHTTPError):
             raise DataError(
@@ -55,11 +61,13 @@ def fetch(name: str, wanted: Callable[[Path], bool]) -> list[tuple[str, Path]]:
         ) from error
     except HFValidationError as error:
         raise UsageError(f"{name} does not name data on the hub ({_first_line(error)})", "check the name") from error
-    files = sorted(file for file in root.rglob("*") if file.is_file() and wanted(file))
-    files = [file for file in files if file.relative_to(root).as_posix().startswith(below)]
-    if not files:
-        raise DataError(f"{name} holds no data file", "name one of its files")
-    return [(f"{stem}/{file.relative_to(root).as_posix()}", file) for file in files]
+    names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file() and wanted(file))
+    names = [file for file in names if (file == path if one else file.startswith(below))]
+    if not names:
+        raise DataError(
+            f"{name} holds no data file, or there is no network to fetch it", "name a file that is on the hub"
+        )
+    return [(f"{stem}/{file}", root / file) for file in names]
 
 
 def _first_line(error: Exception) -> str:

@@ -99,7 +99,6 @@ def _refuse_hostile(page: str) -> None:
             depth += 1
             if depth > MAX_DEPTH:
                 raise Unusable(f"nested more than {MAX_DEPTH} elements deep")
-        attributes = tag["attributes"]
-        long = attributes is not None and len(attributes) > MAX_ATTRIBUTES
-        if long and sum(1 for _ in ONE_ATTRIBUTE.finditer(attributes)) > MAX_ATTRIBUTES:
+        attributes = tag["attributes"] or ""
+        if len(attributes) > MAX_ATTRIBUTES and sum(1 for _ in ONE_ATTRIBUTE.finditer(attributes)) > MAX_ATTRIBUTES:
             raise Unusable(f"a tag with more than {MAX_ATTRIBUTES} attributes")
