@@ -23,7 +23,7 @@ WIDE = ("utf-16", "utf-32")
 SEVEN_BIT = ("iso-2022", "iso2022", "hz")
 """What is written in these is also ASCII, so that only a declaration tells them."""
 MIN_CONFIDENCE = 0.1
-"""Of what is right about one in a hundred is below, and of what is wrong most (docs/decisions.md)."""
+"""Below it are guesses from a few characters (docs/decisions.md)."""
 BOM = "\ufeff"
 
 
