@@ -31,9 +31,15 @@ class Section(BaseModel):
     def result_settings(self) -> dict[str, Any]:
         """The settings that the result depends on, as JSON values."""
         values = self.model_dump(mode="json", exclude=set(self.incidental))
-        return values | {
-            name: part.result_settings() for name, part in self if isinstance(part, Section) and name in values
-        }
+        for name, part in self:
+            if name in values and isinstance(part, Section):
+                values[name] = part.result_settings()
+            elif name in values and isinstance(part, tuple):
+                values[name] = [
+                    each.result_settings() if isinstance(each, Section) else value
+                    for each, value in zip(part, values[name], strict=True)
+                ]
+        return values
 
     def work_settings(self) -> dict[str, Any]:
         """Those of them that what is done before the end depends on."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from hashlib import sha256
@@ -131,6 +132,22 @@ def test_gigantic_line_costs_no_memory_and_the_next_is_read(tmp_path: Path) -> N
     assert (tmp_path / "rejected.jsonl").stat().st_size < 1000
 
 
+def test_a_line_that_unpacks_without_end_ends_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "before"}\n' + bytes(3_000_000) + b'\n{"text": "after"}\n'))
+    rejected = Rejected()
+    documents = read(path, rejected, max_document_bytes=1000, max_bad_fraction=0.5)
+    assert [document.text for document in documents] == ["before"]
+    assert "what follows is not read" in rejected.first
+
+
+def test_a_packed_array_that_unpacks_to_too_much_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b" " * 1_000_000 + b"]"))
+    with pytest.raises(DataError, match="unpacks to a JSON array of more than 16,000 bytes"):
+        read(path, max_document_bytes=1000)
+
+
 @pytest.mark.parametrize("split", ["lines", "paragraphs"])
 def test_gigantic_piece_of_text_is_set_aside(tmp_path: Path, split: str) -> None:
     path = write_lines(tmp_path / "a.txt", b"before", b"", *[b"x" * 60] * 5, b"y" * 101, b"", b"after")
@@ -141,6 +158,21 @@ def test_gigantic_piece_of_text_is_set_aside(tmp_path: Path, split: str) -> None
     assert kept[-1] == "after"
     assert rejected.bad == 1
     assert len(kept) == (7 if split == "lines" else 2)
+
+
+def test_bad_files_among_good_ones_are_set_aside(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.txt").write_text(f"good {number}")
+    (tmp_path / "03.txt").write_bytes(b"\0binary")
+    (tmp_path / "07.txt").write_bytes(b"")
+    (tmp_path / "05.jsonl.gz").write_bytes(gzip.compress(b'{"text": "before the damage"}\n' * 500)[:-20])
+    rejected = Rejected(tmp_path / "rejected.log")
+    documents = list(read_documents(find_sources([tmp_path]), ReadSettings(max_bad_fraction=0.2), rejected))
+    assert len({document.source for document in documents} - {(tmp_path / "05.jsonl.gz").as_posix()}) == 18
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejected.log").read_text().splitlines()]
+    assert [reason.split(" ", 1)[0] for reason in reasons] == ["is", "data", "is"]
+    assert "cut short" in reasons[1]
+    assert rejected.bad == 3
 
 
 def test_too_many_bad_lines_end_the_reading(tmp_path: Path) -> None:
@@ -171,7 +203,7 @@ def test_unusable_file_is_a_data_error(tmp_path: Path, name: str, raw: bytes, me
     path = tmp_path / name
     path.write_bytes(raw)
     with pytest.raises(DataError, match=message) as caught:
-        read(path)
+        read(path, encoding="utf-8")
     assert str(path) in caught.value.message
     assert hint in caught.value.hint
 

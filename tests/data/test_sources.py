@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,10 +48,32 @@ def test_damaged_packed_file_is_a_data_error(tmp_path: Path, name: str, damage: 
     assert str(path) in caught.value.message
 
 
+def test_xz_in_several_streams_with_padding_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(lzma.compress(b"one ") + bytes(8) + lzma.compress(TEXT) + bytes(4))
+    (source,) = find_sources([path])
+    with source.open() as stream:
+        assert stream.read() == b"one " + TEXT
+
+
+def test_xz_that_wants_too_much_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.xz"
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2**20}]
+    raw = bytearray(lzma.compress(TEXT, filters=filters, check=lzma.CHECK_NONE))
+    at = raw.index(b"\x21\x01", 12)  # the filter's id and the size of its properties; then the size of the dictionary
+    raw[at + 2] = 38  # 2 GiB
+    size = 4 * (raw[12] + 1)
+    raw[12 + size - 4 : 12 + size] = zlib.crc32(raw[12 : 12 + size - 4]).to_bytes(4, "little")
+    path.write_bytes(raw)
+    (source,) = find_sources([path])
+    with pytest.raises(DataError, match=r"damaged .*[Mm]emory"), source.open() as stream:
+        stream.read()
+
+
 def test_directory_gives_its_data_files_sorted(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / ".git").mkdir()
-    for name in ("b.txt", "deep/a.jsonl.xz", "a.md", "notes.pdf", ".hidden.txt", ".git/x.txt", "c.parquet.gz"):
+    for name in ("b.txt", "deep/a.jsonl.xz", "a.md", "notes.docx", ".hidden.txt", ".git/x.txt", "c.parquet.gz"):
         (tmp_path / name).write_text("x")
     found = find_sources([tmp_path])
     assert [Path(source.name).relative_to(tmp_path).as_posix() for source in found] == [
@@ -58,7 +81,7 @@ def test_directory_gives_its_data_files_sorted(tmp_path: Path) -> None:
         "b.txt",
         "deep/a.jsonl.xz",
     ]
-    assert [source.kind for source in found] == ["text", "text", "jsonl"]
+    assert [source.kind for source in found] == ["markdown", "text", "jsonl"]
 
 
 def test_a_file_named_twice_comes_once(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ in `work/`: a run that was interrupted, or that is to go on with other settings,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from pydantic import Field
 from tallow.console import say
 from tallow.data.documents import DocumentWriter
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
-from tallow.data.read import ReadSettings
+from tallow.data.read import Piece, ReadSettings, cut
+from tallow.data.records import Rejected
 from tallow.data.sources import Source, SourceNames, find_sources
 from tallow.data.split import held_out_below
 from tallow.data.steps.filter import FILTER, TOO_SHORT, FilterConfig
-from tallow.data.steps.read import READ, ReadConfig
+from tallow.data.steps.read import NOTE, READ, FilePiece, ReadConfig
 from tallow.data.steps.split import SPLIT, SplitConfig
 from tallow.data.steps.tally import TALLY, TallyConfig
 from tallow.data.steps.unique import unique
@@ -73,8 +73,8 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
     """
     with config.cluster.make() as engine:
         work = Work(run.directory / "work", engine)
-        sources = _hashed(find_sources(config.sources))
-        parts, rejected = _read(config, work, sources)
+        sources = _hashed(find_sources(config.sources, config.directories))
+        parts, rejected, records = _read(config, work, sources)
         verdicts = _judge(config, work, parts)
         beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
         tallies = [made.counts for [made] in work.each(TALLY, [(TallyConfig(), inputs) for inputs in beside])]
@@ -87,7 +87,7 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
             for number, split in enumerate(("train", "validation"))
         }
         if rejected.bad:
-            _write_rejected(rejected, directory / "rejected.jsonl")
+            _write_rejected(records, directory / "rejected.jsonl")
         manifest = DocumentManifest(
             splits=splits,
             sources=tuple(
@@ -107,6 +107,8 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
     work.sweep()
     if rejected.bad:
         say(f"{rejected.bad:,} records set aside, see {run.directory / 'documents' / 'rejected.jsonl'}")
+    for decision, times in sorted(rejected.notes.items()):
+        say(f"{times:,} × {decision}")
     return {
         "documents": sum(split.documents for split in splits.values()),
         **{f"{name}_documents": split.documents for name, split in splits.items()},
@@ -117,21 +119,12 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Rejected:
-    """Records that were set aside."""
-
-    good: int
-    bad: int
-    records: list[Part]
-
-
 def _hashed(sources: Iterable[Source]) -> dict[Source, str]:
     return {source: hash_file(source.path) for source in sources}
 
 
-def _read(config: PrepareConfig, work: Work, sources: Mapping[Source, str]) -> tuple[list[Part], _Rejected]:
-    """All documents, in parts, and what was set aside.
+def _read(config: PrepareConfig, work: Work, sources: Mapping[Source, str]) -> tuple[list[Part], Rejected, list[Part]]:
+    """All documents, in parts; what was set aside, in numbers and as records.
 
     Raises:
         DataError: A source is unusable, or too many records are.
@@ -139,31 +132,49 @@ def _read(config: PrepareConfig, work: Work, sources: Mapping[Source, str]) -> t
     settings = {name: getattr(config, name) for name in ReadSettings.model_fields}
     given = [
         ReadConfig(
-            names=tuple(source.name for source in group),
-            hashes=tuple(sources[source] for source in group),
-            kinds=tuple(source.kind for source in group),
-            paths=tuple(source.path for source in group),
+            pieces=tuple(
+                FilePiece(
+                    name=piece.source.name,
+                    sha256=sources[piece.source],
+                    kind=piece.source.kind,
+                    begin=piece.begin,
+                    end=piece.end,
+                    path=piece.source.path,
+                    root=piece.source.root,
+                )
+                for piece in group
+            ),
             part_bytes=config.part_bytes,
             **settings,
         )
-        for group in _groups(sources, config.part_bytes)
+        for group in _groups(cut(sources, config, config.part_bytes), config.part_bytes)
     ]
     made = work.each(READ, [(each, ()) for each in given])
-    records = [tables[-1] for tables in made]
-    rejected = _Rejected(_sum("good", records), _sum("bad", records), [part for part in records if part.rows])
-    return [part for tables in made for part in tables[:-1]], rejected
+    rejected = Rejected()
+    for counts in (tables[-1].counts for tables in made):
+        rejected.good += int(counts["good"])
+        rejected.bad += int(counts["bad"])
+        rejected.notes.update(
+            {name.removeprefix(NOTE): int(times) for name, times in counts.items() if name.startswith(NOTE)}
+        )
+    records = [tables[-1] for tables in made if tables[-1].rows]
+    if records:
+        first = records[0].read().slice(0, 1).to_pylist()[0]
+        rejected.first, rejected.hint = first["first"], first["hint"]
+    rejected.check(config.max_bad_fraction)
+    return [part for tables in made for part in tables[:-1]], rejected, records
 
 
-def _groups(sources: Iterable[Source], part_bytes: int) -> Iterator[list[Source]]:
-    """Sources that follow one another and are together no longer than a part, or single ones."""
-    group: list[Source] = []
+def _groups(pieces: Iterable[Piece], part_bytes: int) -> Iterator[list[Piece]]:
+    """Pieces that follow one another and are together no longer than a part, or single ones."""
+    group: list[Piece] = []
     size = 0
-    for source in sources:
-        length = source.path.stat().st_size
+    for piece in pieces:
+        length = (piece.source.path.stat().st_size if piece.end is None else piece.end) - piece.begin
         if group and size + length > part_bytes:
             yield group
             group, size = [], 0
-        group.append(source)
+        group.append(piece)
         size += length
     if group:
         yield group
@@ -186,9 +197,9 @@ def _write(parts: Iterable[Part], directory: Path) -> DocumentCounts:
     return writer.close()
 
 
-def _write_rejected(rejected: _Rejected, path: Path) -> None:
+def _write_rejected(records: Iterable[Part], path: Path) -> None:
     with writing(path), open(path, "w", encoding="utf-8") as file:
-        for part in rejected.records:
+        for part in records:
             file.writelines(f"{line}\n" for line in part.read().column("record").to_pylist())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +20,23 @@ class Place:
 
     Args:
         source: The file.
-        unit: What is counted in it: lines of text and JSON lines, rows of parquet, records of a JSON array.
-        number: Which one it is, from 1.
-        offset: Byte offset in the unpacked file; of a row or record how many are before it.
+        unit: What is counted in it: lines of text, JSON lines and CSV, rows of parquet, records of a JSON array, pages
+            of PDF; or it is the file as a whole, or bytes of WARC.
+        number: Which one it is, from 1; None where nobody has counted, as within a piece of a file.
+        offset: Of lines and CSV the byte offset in the unpacked file, of WARC in the file as it lies there if each
+            record is packed by itself; of a row, record or page how many are before it.
     """
 
     source: Source
-    unit: Literal["line", "row", "record"]
-    number: int
+    unit: Literal["line", "row", "record", "page", "byte", "file"]
+    number: int | None
     offset: int
 
     def __str__(self) -> str:
+        if self.unit == "file":
+            return self.source.name
+        if self.number is None:
+            return f"{self.source.name}, byte {self.offset:,}"
         return f"{self.source.name}, {self.unit} {self.number}"
 
 
@@ -45,8 +52,8 @@ class Rejected:
     """Counts good records and bad ones, and keeps the bad ones in a JSONL file.
 
     Args:
-        path: Where bad records go (`source`; `line`, or the number of the row or record; `reason`; `start`: the
-            first bytes); None: nowhere.
+        path: Where bad records go (`source`; `offset`; `line`, or the number of the row, record or page, where it is
+            known; `reason`; `start`: the first bytes); None: nowhere.
         records: Gets them, too.
     """
 
@@ -55,18 +62,31 @@ class Rejected:
         self.good = 0
         self.bad = 0
         self.first = ""
+        self.hint = ""
+        self.notes: Counter[str] = Counter()
 
-    def add(self, place: Place, reason: str, raw: bytes) -> None:
-        """Set aside the record at `place`."""
+    def add(self, place: Place, reason: str, raw: bytes, hint: str = "") -> None:
+        """Set aside the record at `place`; the hint says what can be done about it."""
         self.bad += 1
-        self.first = self.first or f"{place}: {reason}"
+        if not self.first:
+            self.first, self.hint = f"{place}: {reason}", hint
         start = raw[:REJECTED_BYTES].decode("utf-8", errors="backslashreplace")
-        record = {"source": place.source.name, "line": place.number, "reason": reason, "start": start}
+        record = {
+            "source": place.source.name,
+            "offset": place.offset,
+            **({} if place.number is None else {"line": place.number}),
+            "reason": reason,
+            "start": start,
+        }
         if self.records is not None:
             self.records.append(record)
         if self.path is not None:
             with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def note(self, decision: str) -> None:
+        """Count what a reader has decided on or left out, of which nothing is wrong."""
+        self.notes[decision] += 1
 
     def check(self, max_bad_fraction: float) -> None:
         """Say whether what was read is good enough.
@@ -76,7 +96,8 @@ class Rejected:
         """
         total = self.good + self.bad
         if self.bad and (self.good == 0 or self.bad > max_bad_fraction * total):
+            mend = self.hint or "mend the data"
             raise DataError(
                 f"{self.bad:,} of {total:,} records cannot be used (first: {self.first})",
-                "mend the data, or allow more with max_bad_fraction" if self.good else "mend the data",
+                f"{mend}, or allow more with max_bad_fraction" if self.good else mend,
             )

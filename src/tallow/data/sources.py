@@ -17,18 +17,34 @@ import pyarrow as pa
 from pydantic import BeforeValidator
 
 from tallow.data.builtin import PREFIX, builtin
+from tallow.data.hub import HUB, fetch
+from tallow.data.languages import LANGUAGES, language
 from tallow.errors import DataError, UsageError, reading
 
-Kind = Literal["text", "jsonl", "json", "parquet"]
+Kind = Literal["text", "markdown", "jsonl", "json", "parquet", "csv", "tsv", "html", "pdf", "warc", "code"]
 KINDS: dict[str, Kind] = {
     ".txt": "text",
-    ".md": "text",
+    ".md": "markdown",
     ".jsonl": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".pdf": "pdf",
+    ".warc": "warc",
+    ".wet": "warc",
 }
 PACKED = (".gz", ".xz", ".zst")
 KNOWN_NAMES = f"known are {', '.join(KINDS)}, all but parquet also with {', '.join(PACKED)}"
+XZ_MEMORY = 2**28
+"""A file that wants more to be unpacked than `xz -9` does, four times over, is refused."""
+
+
+class Damaged(DataError):
+    """A file whose content is not what its name says, or ends before it should."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +55,24 @@ class Source:
         name: What lineage calls it: the path as the user wrote it, or `tallow:<name>`.
         path: Where it lies.
         kind: What is in it, known from its name; `json` may be an array or lines.
+        root: Of source code the directory that holds all of it.
     """
 
     name: str
     path: Path
     kind: Kind
+    root: Path | None = None
+
+    @property
+    def packed(self) -> bool:
+        return self.path.suffix.lower() in PACKED
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """The bytes of the file, unpacked as they are read.
 
         Raises:
-            DataError: The file cannot be read, or it is cut short or damaged, found out at any later read.
+            DataError: The file cannot be read, or (`Damaged`) it is cut short or damaged, found out at any later read.
         """
         with self.reading_errors(), open(self.path, "rb") as file:
             yield _unpack(file, self.path.suffix)
@@ -62,24 +84,30 @@ class Source:
             try:
                 yield
             except EOFError as error:
-                raise DataError(f"data file {self.path} is cut short", "fetch or make it again") from error
+                raise Damaged(f"data file {self.path} is cut short", "fetch or make it again") from error
             except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
                 if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the content
                     raise
                 cause = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-                raise DataError(f"data file {self.path} is damaged ({cause})", "fetch or make it again") from error
+                raise Damaged(f"data file {self.path} is damaged ({cause})", "fetch or make it again") from error
 
 
-def find_sources(names: Iterable[str | Path]) -> list[Source]:
-    """All files that the names stand for: a file, every data file below a directory, a glob, or `tallow:<name>`.
+def find_sources(names: Iterable[str | Path], directories: Literal["data", "code"] = "data") -> list[Source]:
+    """All files that the names stand for.
 
-    The order is that of the names, and within a directory or glob that of the sorted paths; a file that is named
-    twice comes once. In a directory hidden files and files of other kinds are passed over.
+    A name is a file, a directory, a glob, `tallow:<name>`, or `hf://datasets/<owner>/<name>[@<revision>][/<path>]`, of
+    which the file, or every data file below the path, is brought from the hub into its cache. The order is that of the
+    names, and within a directory or glob that of the sorted paths; a file that is named twice comes once. In a
+    directory hidden files and files of other kinds are passed over.
+
+    Args:
+        names: What is sought.
+        directories: What is taken below a directory: data files, or source code.
 
     Raises:
         DataError: A name stands for no file, or for one whose kind its name does not tell.
     """
-    return list(dict.fromkeys(source for name in names for source in _find(str(name))))
+    return list(dict.fromkeys(source for name in names for source in _find(str(name), directories)))
 
 
 def expand_globs(names: Iterable[str]) -> list[str | Path]:
@@ -92,7 +120,7 @@ def expand_globs(names: Iterable[str]) -> list[str | Path]:
     for name in names:
         if not name.strip():
             raise UsageError("the name of a source is empty", "name a file, a directory or a glob; . is this directory")
-        if name.startswith(PREFIX):
+        if name.startswith((PREFIX, HUB)):
             result.append(name)
         elif has_magic(name) and not Path(name).exists():
             result.extend(_match(name))
@@ -111,16 +139,25 @@ SourceNames = Annotated[tuple[Path | str, ...], BeforeValidator(_one_or_many)]
 recipe is run again."""
 
 
-def _find(name: str) -> list[Source]:
+def _find(name: str, directories: Literal["data", "code"]) -> list[Source]:
     if name.startswith(PREFIX):
         path = builtin(name)
         return [Source(name, path, _kind(path))]
+    if name.startswith(HUB):
+        return [
+            Source(hub_name, path, _kind(path)) for hub_name, path in fetch(name, lambda path: bool(known_kind(path)))
+        ]
     path = Path(name)
     if has_magic(name) and not path.exists():
-        return [source for match in _match(name) for source in _find(str(match))]
+        return [source for match in _match(name) for source in _find(str(match), directories)]
     if path.is_dir():
         with reading(path, "data directory"):
             below = sorted(file for file in path.rglob("*") if not _hidden(file.relative_to(path)))
+        if directories == "code":
+            files = [file for file in below if language(file) and file.is_file()]
+            if not files:
+                raise DataError(f"directory {path} holds no source code", f"known are {', '.join(LANGUAGES)}")
+            return [Source(file.as_posix(), file, "code", path) for file in files]
         files = [file for file in below if known_kind(file) and file.is_file()]
         if not files:
             raise DataError(f"data directory {path} holds no data file", KNOWN_NAMES)
@@ -162,9 +199,40 @@ def _unpack(file: IO[bytes], suffix: str) -> IO[bytes]:
         case ".gz":
             return cast(IO[bytes], gzip.GzipFile(fileobj=file))
         case ".xz":
-            return lzma.LZMAFile(file)
+            return io.BufferedReader(cast(io.RawIOBase, _BoundedXz(file)))
         case ".zst":
             stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
             return io.BufferedReader(cast(io.RawIOBase, stream))
         case _:
             return file
+
+
+class _BoundedXz(io.RawIOBase):
+    """Unpacks .xz, one stream after another, as `lzma.LZMAFile` does, which cannot bound the memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._stream: lzma.LZMADecompressor | None = None
+        self._ahead = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._stream is not None and self._stream.eof:
+                self._ahead, self._stream = self._stream.unused_data.lstrip(b"\0"), None
+            if not self._ahead and (self._stream is None or self._stream.needs_input):
+                self._ahead = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if self._stream is None:
+                    self._ahead = self._ahead.lstrip(b"\0")  # streams may be padded
+                    if not self._ahead:
+                        return 0
+                elif not self._ahead:
+                    raise EOFError
+            if self._stream is None:
+                self._stream = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+            data, self._ahead = self._stream.decompress(self._ahead, len(buffer)), b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)

@@ -32,6 +32,7 @@ def _make(config: Texts, _: Sequence[pa.Table]) -> list[Made]:
         "text": [document.text for document in documents],
         "source": [document.source for document in documents],
         "offset": [document.offset for document in documents],
+        "metadata": [None for _ in documents],
     }
     return [Made(pa.table(columns, schema=PART))]
 

@@ -15,15 +15,16 @@ PART = pa.schema(
         ("text", pa.string()),
         ("source", pa.string()),
         ("offset", pa.int64()),
+        ("metadata", pa.string()),
     ]
 )
-"""Documents: `digest` is the first half of the SHA-256 of the text."""
+"""Documents: `digest` is the first half of the SHA-256 of the text, `metadata` a JSON object."""
 
 VERDICTS = pa.schema([("dropped_by", pa.string())])
 """Beside a part: what has dropped each document; null: nothing so far."""
 
-REJECTED = pa.schema([("record", pa.string())])
-"""Lines of `rejected.jsonl`."""
+REJECTED = pa.schema([("record", pa.string()), ("first", pa.string()), ("hint", pa.string())])
+"""Lines of `rejected.jsonl`; of the first one what is said of it, and what can be done about it."""
 
 
 def words(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
