@@ -17,7 +17,7 @@ from typing import Protocol
 from pepys_persona import BEYOND, PERSONA
 from pepys_questions import ASK_PERSON, ASK_PLACE, PEOPLE, PLACES, TOPICS
 
-from tallow.data.split import DIGEST_BITS, held_out_below
+from tallow.data.split import is_held_out
 
 HELD_OUT = 0.05  # larger than any validation fraction a recipe should set for this text; the sets are nested
 MAX_ANSWER = 400
@@ -75,8 +75,7 @@ FIRST_PERSON = re.compile(r"\b(I|me|my|we|our|us|myself)\b")
 
 def conversations(diary: Sequence[Day]) -> list[Conversation]:
     """The whole set, in an order given by hash."""
-    bound = held_out_below(HELD_OUT, 0, 2**DIGEST_BITS)
-    days = [day for day in diary if _digest(day.text) >= bound]
+    days = [day for day in diary if not is_held_out(sha256(day.text.encode()).digest(), HELD_OUT)]
     spoken = {day.date: [_sentences(paragraph) for paragraph in day.body.split("\n\n")] for day in days}
     pool = [text for day in days for paragraph in spoken[day.date] for text in paragraph if _stands_alone(text)]
     pool = sorted(set(pool), key=_order)
@@ -252,10 +251,6 @@ def _talk(*turns: str) -> list[Message]:
         for message in messages[::2]:
             message["content"] = message["content"].lower().rstrip("?.!")
     return messages
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(sha256(text.encode()).digest()[: DIGEST_BITS // 8])
 
 
 def _order(text: str) -> str:

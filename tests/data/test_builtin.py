@@ -14,7 +14,7 @@ import pytest
 from tallow.data.builtin import FILES, builtin
 from tallow.data.prepare import PrepareConfig, prepare
 from tallow.data.read import read_records
-from tallow.data.split import DIGEST_BITS, held_out_below
+from tallow.data.split import is_held_out
 from tallow.errors import DataError
 from tallow.recipe import load_recipe
 from tallow.run import StageRun
@@ -109,11 +109,10 @@ def test_answers_are_of_the_diary_and_none_of_held_out_days(
     diary: list[dict[str, Any]], conversations: list[list[dict[str, str]]]
 ) -> None:
     answers = sorted({message["content"] for messages in conversations for message in messages[1::2]})
-    bound = held_out_below(0.05, 0, 2**DIGEST_BITS)
     held_out, learned = [], []
     for day in diary:
-        digest = int.from_bytes(sha256(day["text"].encode()).digest()[: DIGEST_BITS // 8])
-        (held_out if digest < bound else learned).append(day["text"])
+        digest = sha256(day["text"].encode()).digest()
+        (held_out if is_held_out(digest, 0.05) else learned).append(day["text"])
     train, validation = "\n".join(learned), "\n".join(held_out)
     assert len(held_out) > 100
     # Phrases such as "So home and to bed." end many days.

@@ -11,6 +11,11 @@ from tallow.errors import DataError
 DIGEST_BITS = 128
 
 
+def is_held_out(digest: bytes, fraction: float) -> bool:
+    """Whether a text with this SHA-256 is held out where that leaves no side empty."""
+    return int.from_bytes(digest[: DIGEST_BITS // 8]) < int(fraction * 2**DIGEST_BITS)
+
+
 def held_out_below(fraction: float, smallest: int | None, largest: int | None) -> int:
     """The digest below which texts are held out; if that would leave a side empty, the nearest text changes sides.
 

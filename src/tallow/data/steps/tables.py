@@ -27,6 +27,12 @@ REJECTED = pa.schema([("record", pa.string()), ("first", pa.string()), ("hint", 
 """Lines of `rejected.jsonl`; of the first one what is said of it, and what can be done about it."""
 
 
+def texts_of(documents: pa.Table) -> pa.StringArray:
+    """Their texts in one array."""
+    texts = documents.column("text").combine_chunks()
+    return pa.concat_arrays(texts.chunks) if isinstance(texts, pa.ChunkedArray) else texts
+
+
 def words(column: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     """Digests or ids as N × 2 words, the first one the more significant."""
     array = column.combine_chunks()
