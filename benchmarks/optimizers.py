@@ -169,7 +169,8 @@ def tune(out: Path, name: str, form: Form) -> Result:
     if not trials:
         raise SystemExit(f"{name} diverges with each learning rate: {rates}")
     best = min(trials, key=lambda trial: trial.last_loss)
-    edge: Edge = {rates[0]: "smallest", rates[-1]: "largest"}.get(best.learning_rate, "")  # pyright: ignore
+    edges: dict[float, Edge] = {rates[0]: "smallest", rates[-1]: "largest"}
+    edge = edges.get(best.learning_rate, "")
     others = [learn(out, name, best.learning_rate, form, seed) for seed in range(1, form.seeds)]
     return Result(best, edge, tuple(trial.last_loss for trial in (best, *others)), tuple(diverged))
 
@@ -252,7 +253,7 @@ def plot(results: Mapping[str, Result]) -> str:
     """Loss against tokens, seconds, and bytes of state, as SVG."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     by_tokens, by_seconds, by_state = figure.subplots(1, 3, sharey=True)
-    for name, color in zip(ranked(results), mpl.colormaps["tab20"].colors, strict=False):  # pyright: ignore
+    for name, color in zip(ranked(results), mpl.color_sequences["tab20"], strict=False):
         best = results[name].best
         losses = list(best.losses.values())
         by_tokens.plot(list(best.losses), losses, color=color, label=name, linewidth=1)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_a_directory_replaces_the_old_one_whole(tmp_path: Path) -> None:
             (temporary / name).write_text(name)
     assert [file.name for file in path.iterdir()] == ["b"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_many_may_replace_the_same_directory(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        with atomic_directory(tmp_path / "product") as temporary:
+            write_text(temporary / "file.txt", str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert [path.name for path in tmp_path.iterdir()] == ["product"]
+    assert [path.name for path in (tmp_path / "product").iterdir()] == ["file.txt"]
 
 
 def test_a_full_disk_is_a_capacity_error(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def _backward(
 def _together(q_BHTd: Tensor, k_BKTd: Tensor) -> int:
     """Heads of queries that one thread computes together: all that read the same keys and values.
 
-    Where that would leave little for each thread, each head is computed alone; which one must not depend on the number
-    of threads, since sums do not come out the same.
+    Where that would leave little for each thread, each head is computed alone. Sums come out otherwise then, so this
+    must not depend on the number of threads.
     """
     batch, kv_heads = k_BKTd.shape[:2]
     return q_BHTd.shape[1] // kv_heads if batch * kv_heads >= ENOUGH_GROUPS else 1
