@@ -76,4 +76,5 @@ def test_the_smallest_id_stays_however_documents_are_parted(tmp_path: Path, seed
 
 def test_digests_are_those_of_texts() -> None:
     [made] = _make(Texts(texts=((0, "text"),)), ())
+    assert not isinstance(made.table, Sequence)
     assert made.table["digest"][0].as_py() == sha256(b"text").digest()[:16]
