@@ -11,8 +11,9 @@ import pytest
 import tokenizers
 import torch
 
+from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.prepare import prepare
 from tallow.errors import CapacityError, DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.formats import load_model, load_tokenizer
