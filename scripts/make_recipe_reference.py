@@ -73,22 +73,25 @@ def make_page() -> str:
         for prefix, group, default in inner_groups(config, None, f"{name}."):
             if group not in shown:
                 shown.add(group)
-                parts += [f"### {prefix}* ({group.__name__})\n", *about_choice(group), table(group, default, prefix)]
+                rows = table(group, default, prefix)
+                if rows:  # else there are only groups within it
+                    parts += [f"### {prefix}* ({group.__name__})\n", *about_choice(group), rows]
             elif (line := f"`{prefix}*`: as above, see {group.__name__}.\n").split(" see")[0] not in parts[-1]:
                 parts.append(line)
     return "\n".join(parts)
 
 
 def table(group: type, defaults: object, prefix: str) -> str:
-    """The settings of one group, without those of the groups in it."""
+    """The settings of one group, without those of the groups in it; nothing if it has no others."""
     meanings = describe(group)
-    rows = ["| setting | value | default | meaning |", "|---|---|---|---|"]
+    head = ["| setting | value | default | meaning |", "|---|---|---|---|"]
+    rows: list[str] = []
     for setting in settings(group, defaults):
         if not groups_in(setting.annotation):
             value = describe_type(setting.annotation, setting.constraints)
             cells = (f"`{prefix}{setting.name}`", value, as_yaml(setting.default), meanings.get(setting.name, ""))
             rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+    return "\n".join([*head, *rows]) + "\n" if rows else ""
 
 
 def about_choice(group: type) -> list[str]:

@@ -405,6 +405,63 @@ def bench_train(
     _print_result(train(model, batch, seq, steps, precision, device, compiled=compiled), as_json)
 
 
+@data.command("what-if")
+def data_what_if(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="runs/NAME, in which the stage prepare is done.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Say what other settings would drop, from what is already known of the documents.
+
+    For instance: tallow data what-if runs/web --set quality.gopher.min_words=20 --set near_duplicates.threshold=0.7
+    """
+    from tallow.data.look import what_if
+
+    found = what_if(run, overrides or [])
+    if as_json:
+        print_json(found.as_json())
+        return
+    table = Table("", "now", "then", "", box=None, pad_edge=False)
+    kept = [("kept", found.kept_now[0], found.kept_then[0]), ("bytes kept", found.kept_now[1], found.kept_then[1])]
+    for name, now, then in [*kept, *found.rows()]:
+        change = f"{then - now:+,}" if then != now else ""
+        table.add_row(f"[bold]{escape(name)}[/bold]", f"{now:,}", f"{then:,}", change)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    Console(highlight=False).print(table, soft_wrap=True)
+
+
+@data.command("show")
+def data_show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="runs/NAME, in which the stage prepare is done.")],
+    fate: Annotated[
+        str | None,
+        typer.Option(help="kept, or what has dropped them: duplicate, gopher.min_words ... \\[default: all]."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Documents on a page.")] = 5,
+    page: Annotated[int, typer.Option(min=1, help="Which page.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Another one shuffles them otherwise.")] = 0,
+    chars: Annotated[int, typer.Option(min=1, help="Characters of each text.")] = 600,
+    as_json: Json = False,
+) -> None:
+    """Page through documents that were kept or dropped, with why."""
+    from tallow.data.look import show
+
+    found = show(run, fate, count, (page - 1) * count, seed)
+    documents = [{**document, "text": document["text"][:chars]} for document in found]
+    if as_json:
+        print_json({"documents": documents})
+        return
+    console = Console(highlight=False)
+    for document in documents:
+        console.rule(escape(f"{document['fate']}: {document['source']} at {document['offset']:,}"), align="left")
+        known = ", ".join(
+            f"{name} {_format(value)}" for name, value in document["columns"].items() if value is not None
+        )
+        console.print(f"[dim]{escape(known)}[/dim]")
+        console.print(escape(document["text"]))
+
+
 @data.command("trace")
 def data_trace(
     shard: Annotated[Path, typer.Argument(metavar="SHARD", help="tokens/train/shard-00000, say, of a run.")],

@@ -13,10 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tallow.data.builtin import builtin
-from tallow.data.config import PrepareConfig
+from tallow.data.config import PrepareConfig, QualityConfig
 from tallow.data.documents import read_documents_split
+from tallow.data.duplicates.minhash import MinHashSettings
 from tallow.data.manifest import load_document_manifest
 from tallow.data.prepare import prepare
+from tallow.data.privacy.config import PrivacyConfig
+from tallow.data.quality.c4 import C4Lines
 from tallow.data.read import read_records
 from tallow.data.work.cluster import ClusterConfig
 from tallow.errors import DataError, TallowError, UsageError
@@ -81,7 +84,14 @@ def test_manifest_counts(tmp_path: Path, run_prepare: Prepare) -> None:
         (other.as_posix(), hash_file(other), 2),
     ]
     assert json.loads((directory / "rejected.jsonl").read_text())["line"] == 14
-    assert {path.name for path in directory.iterdir()} == {"train", "validation", "manifest.json", "rejected.jsonl"}
+    assert {path.name for path in directory.iterdir()} == {
+        "train",
+        "validation",
+        "manifest.json",
+        "rejected.jsonl",
+        "card.md",
+        "card.html",
+    }
 
 
 def test_survivor_and_split_do_not_depend_on_the_order_of_sources(tmp_path: Path, run_prepare: Prepare) -> None:
@@ -193,9 +203,22 @@ def test_any_number_of_processes_and_ray_write_the_same_bytes(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"), prepend=os.pathsep)
     clusters = {"one": {"processes": 1}, "two": {"processes": 2}, "ray": {"engine": "ray"}}
     made = {
-        name: hash_path(run_prepare(*sources, name=name, cluster=ClusterConfig(**cluster), part_mb=0.3))
+        name: hash_path(
+            run_prepare(
+                *sources,
+                name=name,
+                cluster=ClusterConfig(**cluster),
+                part_mb=0.5,
+                quality=QualityConfig(lines=C4Lines(sentence_end=False)),
+                near_duplicates=MinHashSettings(threshold=0.7),
+                privacy=PrivacyConfig(),
+            )
+        )
         for name, cluster in clusters.items()
     }
     assert len(set(made.values())) == 1
+    dropped = load_document_manifest(tmp_path / "ray" / "documents").dropped
+    assert dropped["near-duplicate"] > 9
+    assert dropped["gopher.min_words"] > 0
     assert len({hash_path(tmp_path / name / "work") for name in clusters}) == 1
     assert len(list((tmp_path / "one" / "work").glob("*.arrow"))) > 50

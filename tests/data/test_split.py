@@ -32,10 +32,10 @@ def test_the_share_is_as_asked_and_sets_are_nested() -> None:
     assert small < large
 
 
-def test_nothing_is_held_out_at_zero_and_nothing_left_is_an_error() -> None:
+def test_nothing_is_held_out_at_zero_nor_of_a_single_text() -> None:
     assert held_out_below(0, 5, 5) == 0
-    with pytest.raises(DataError, match="no document is left"):
-        held_out_below(0.02, None, None)
+    with pytest.raises(DataError, match="only one document"):
+        held_out_below(0.02, 5, 5)
 
 
 def test_rule_is_the_documented_one() -> None:

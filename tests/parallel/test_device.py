@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 import torch.distributed as dist
 from tests.parallel.layouts import make, rows_of, together
 from tests.train.toys import loop_config
+from torch._C._distributed_c10d import HashStore
 
 from tallow.files import read_json, write_json
 from tallow.objectives.causal import causal
@@ -29,7 +32,12 @@ def test_numbers_go_by_gloo_and_what_is_on_gpus_by_nccl(monkeypatch: pytest.Monk
 
 def meet_with_two_backends(_joined: World) -> None:
     """Make all groups of a mesh in a world with a backend for each kind of device."""
+    port = torch.zeros((), dtype=torch.int64)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dist.broadcast(port.fill_(free.getsockname()[1]), 0)
     dist.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(int(port))  # who is quick must not meet at the store of before
     was, world._backend = world._backend, lambda: "cpu:gloo,cuda:gloo"
     with world.join_world() as joined:
         mesh = Mesh(ParallelConfig(context=2, zero=1), joined)
@@ -40,7 +48,7 @@ def meet_with_two_backends(_joined: World) -> None:
         assert mesh.context.sum(joined.rank + 1) == [3.0]
         assert mesh.tokens.sum(joined.rank + 1) == [3.0]
     world._backend = was
-    dist.init_process_group("gloo", rank=joined.rank, world_size=joined.size)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)  # one to be left
 
 
 def test_each_group_of_processes_sends_what_is_on_either_kind_of_device() -> None:

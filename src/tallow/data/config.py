@@ -18,14 +18,15 @@ from tallow.recipe import Section
 
 
 class LanguageRules(LanguageConfig):
-    """How languages are identified, and which are kept."""
+    """How languages are identified, and which are kept.
 
-    keep: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="Languages that stay, as the model names them (`en`, `zh`); none: all."
-    )
-    min_score: float | None = Field(
-        default=None, ge=0, le=1, description="Documents whose language is less probable are dropped."
-    )
+    Args:
+        keep: Languages that stay, as the model names them (`en`, `zh`); null: all.
+        min_score: Documents whose language is less probable are dropped; FineWeb's is 0.65.
+    """
+
+    keep: tuple[str, ...] | None = Field(default=None, min_length=1)
+    min_score: float | None = Field(default=None, ge=0, le=1)
 
 
 class QualityConfig(QualityRules):
@@ -43,7 +44,8 @@ class ScoreRule(Section):
 
     Args:
         model: Directory of the model.
-        min, max: Documents with less or more are dropped.
+        min: Documents with less are dropped.
+        max: Documents with more are dropped.
     """
 
     model: Path
@@ -69,6 +71,8 @@ class PrepareConfig(ReadSettings):
         perplexity: An n-gram model (`tallow data ngrams` trains it); its score is a text's perplexity.
         near_duplicates: Keep one of the documents that are nearly the same: the one with the smallest id.
         privacy: Replace what is private by placeholders.
+        licences: For the data card: what the sources are licensed under, by a pattern of their names; the first one
+            that fits counts.
         part_mb: Text that a process works on at once, in MB; it needs several times as much memory.
         cluster: Who does the work.
     """
@@ -85,6 +89,7 @@ class PrepareConfig(ReadSettings):
     perplexity: ScoreRule | None = None
     near_duplicates: MinHashSettings | None = None
     privacy: PrivacyConfig | None = None
+    licences: dict[str, str] = Field(default_factory=dict)
     part_mb: float = Field(default=16.0, gt=0, le=1024)
     cluster: ClusterConfig = ClusterConfig()
 

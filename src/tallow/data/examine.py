@@ -58,6 +58,7 @@ class Examined:
         records: … and as records.
         columns: Tables beside the parts, by what made them.
         clusters: Of near-duplicates, with counts.
+        judged: What the rules for single documents have dropped, with their counts.
         verdicts: What has dropped each document.
         tallies, samples: As `TALLY` gives them.
         dropped_lines: Why lines were dropped before all else, and how many.
@@ -70,6 +71,7 @@ class Examined:
     records: list[Part]
     columns: dict[str, list[Part]] = field(default_factory=dict)
     clusters: Part | None = None
+    judged: list[Part] = field(default_factory=list)
     verdicts: list[Part] = field(default_factory=list)
     tallies: list[Part] = field(default_factory=list)
     samples: list[Part] = field(default_factory=list)
@@ -111,7 +113,8 @@ def examine(config: PrepareConfig, work: Work) -> Examined:
     for name, (step, settings) in _annotations(config).items():
         found.columns[name] = [made for [made] in work.each(step, [(settings, inputs) for inputs in found.beside()])]
     judged = [[Input(part) for part in each] for each in zip(*found.columns.values(), strict=True)]
-    found.verdicts = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
+    found.judged = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
+    found.verdicts = found.judged
     if config.deduplicate:
         found.verdicts = unique(work, found.parts, found.verdicts, found.parts, "digest", DUPLICATE, config.part_bytes)
     if config.near_duplicates is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tallow.console import say
+from tallow.data.card import as_html, as_markdown, describe
 from tallow.data.config import PrepareConfig
 from tallow.data.documents import DocumentWriter
 from tallow.data.examine import DUPLICATE, NEAR_DUPLICATE, examine
@@ -21,7 +22,7 @@ from tallow.data.steps.split import SPLIT, SplitConfig
 from tallow.data.steps.tally import KEPT
 from tallow.data.work.step import Part
 from tallow.data.work.work import Work
-from tallow.errors import writing
+from tallow.errors import DataError, writing
 from tallow.files import atomic_directory
 from tallow.run import StageRun
 
@@ -48,8 +49,13 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         work = Work(run.directory / "work", engine)
         found = examine(config, work)
         fates = found.fates()
+        if not fates[KEPT]:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in fates.most_common(5) if count)
+            raise DataError(
+                f"no document is left of {fates.total():,} (dropped by: {reasons})", "give more text, or lower bounds"
+            )
         ends = [[int(tally.counts[end]) for tally in found.tallies if end in tally.counts] for end in ENDS]
-        bound = held_out_below(config.validation_fraction, min(ends[0], default=None), max(ends[1], default=None))
+        bound = held_out_below(config.validation_fraction, min(ends[0]), max(ends[1]))
         edits = [found.columns[name] for name in EDITED if name in found.columns]
         given = found.beside(found.verdicts, *edits)
         sides = work.each(SPLIT, [(SplitConfig(bound=bound), inputs) for inputs in given])
@@ -75,6 +81,9 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
             rejected=found.rejected.bad,
         )
         save_manifest(manifest, directory)
+        card = describe(config, found, manifest)
+        (directory / "card.md").write_text(as_markdown(card), encoding="utf-8")
+        (directory / "card.html").write_text(as_html(card), encoding="utf-8")
     work.sweep()
     if found.rejected.bad:
         say(f"{found.rejected.bad:,} records set aside, see {run.directory / 'documents' / 'rejected.jsonl'}")

@@ -16,18 +16,16 @@ def is_held_out(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[: DIGEST_BITS // 8]) < int(fraction * 2**DIGEST_BITS)
 
 
-def held_out_below(fraction: float, smallest: int | None, largest: int | None) -> int:
+def held_out_below(fraction: float, smallest: int, largest: int) -> int:
     """The digest below which texts are held out; if that would leave a side empty, the nearest text changes sides.
 
     Args:
         fraction: Of the texts.
-        smallest, largest: Digests of texts there are, as numbers of 128 bits; None: there are none.
+        smallest, largest: Digests of texts there are, as numbers of 128 bits.
 
     Raises:
-        DataError: There are no documents, or something is to be held out of a single text.
+        DataError: Something is to be held out of a single text.
     """
-    if smallest is None or largest is None:
-        raise DataError("no document is left", "give more text, or lower min_chars")
     if fraction == 0:
         return 0
     if smallest == largest:

