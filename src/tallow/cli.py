@@ -462,6 +462,45 @@ def data_show(
         console.print(escape(document["text"]))
 
 
+@data.command("classifier")
+def data_classifier(
+    good: Annotated[list[str], typer.Option(help="Examples of what is to have a high score; may be repeated.")],
+    bad: Annotated[list[str], typer.Option(help="Examples of what is to have a low one; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Directory that it is written to.")],
+    text_field: Annotated[str, typer.Option(help="Field or column with the text, in JSON, CSV or parquet.")] = "text",
+    bits: Annotated[int, typer.Option(min=8, max=24, help="It has 2^bits weights.")] = 18,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier of texts on examples, for prepare.classifiers; says how good it is on held-out ones."""
+    from tallow.data.scorers import classifier
+
+    found = classifier(good, bad, out, text_field, bits)
+    if as_json:
+        print_json(found)
+        return
+    points = found.pop("points")
+    _print_result(found, as_json)
+    table = Table(*points[0], box=None, pad_edge=False)
+    for point in points:
+        table.add_row(*("–" if value is None else f"{value:.3f}" for value in point.values()))
+    Console(highlight=False).print(table, soft_wrap=True)
+
+
+@data.command("ngrams")
+def data_ngrams(
+    texts: Annotated[list[str], typer.Argument(metavar="FILE...", help="Texts that others are to be like.")],
+    out: Annotated[Path, typer.Option(help="Directory that it is written to.")],
+    text_field: Annotated[str, typer.Option(help="Field or column with the text, in JSON, CSV or parquet.")] = "text",
+    order: Annotated[int, typer.Option(min=1, max=8, help="Words of the longest n-gram.")] = 5,
+    memory_mb: Annotated[int, typer.Option(min=1, help="Memory of its training.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """Train an n-gram model on texts, for prepare.perplexity."""
+    from tallow.data.scorers import ngrams
+
+    _print_result(ngrams(texts, out, text_field, order, memory_mb), as_json)
+
+
 @data.command("trace")
 def data_trace(
     shard: Annotated[Path, typer.Argument(metavar="SHARD", help="tokens/train/shard-00000, say, of a run.")],
