@@ -236,6 +236,34 @@ def convert(
 
 
 @app.command()
+def extend(
+    model: Model,
+    text: Annotated[
+        list[str], typer.Option(help="Text to learn tokens from: a file, directory or glob; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add.")] = 1000,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Text to measure on \\[default: every 20th piece of --text].")
+    ] = None,
+    rows: Annotated[
+        Literal["mean", "edges", "average", "random"],
+        typer.Option(
+            help="How a new token begins: as the mean of its pieces, as the last (read) and the first (predicted) of "
+            "them, as the mean of all tokens, or at random around that."
+        ),
+    ] = "mean",
+    min_count: Annotated[int, typer.Option(min=1, help="Join two tokens that follow one another so often.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Give a trained model further tokens for your text, and say what they do to bits per byte."""
+    from tallow.evaluate.extend import extend
+
+    result = extend(model, text, tokens, out, held_out=held_out, new_rows=rows, min_count=min_count)
+    _print_result(result, as_json)
+
+
+@app.command()
 @expanded
 def generate(
     *,
