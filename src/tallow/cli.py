@@ -490,6 +490,31 @@ def data_synthesize(
     _print_result({"instructions": str(out / "instructions.jsonl"), "summary": summary}, as_json)
 
 
+@data.command("select")
+def data_select(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A small model, by whose gradients it is chosen.")],
+    files: Annotated[list[str], typer.Option("--data", help="Instructions to choose from; may be repeated.")],
+    targets: Annotated[
+        list[str], typer.Option("--target", help="A few examples of a task that is wanted; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    fraction: Annotated[float, typer.Option(help="Share of the examples to take.")] = 0.05,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Longer examples are left out.")] = 512,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the instructions that teach what a few examples show, by gradients (LESS)."""
+    from tallow.recipe import apply_overrides, parse_section
+    from tallow.tune.influence import InfluenceConfig
+    from tallow.tune.select import select
+
+    config = parse_section(InfluenceConfig, apply_overrides({}, settings or []), "select")
+    result = select(model, files, targets, out, config, fraction=fraction, sequence_length=sequence_length)
+    _print_result(result, as_json)
+
+
 @plan.command("scaling")
 def plan_scaling(
     sources: Annotated[

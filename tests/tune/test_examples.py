@@ -102,7 +102,7 @@ def test_each_file_is_shown_with_its_spelling_and_bad_records_are_counted(
     ]
     rejected = Rejected()
     settings = ReadSettings(max_bad_fraction=0.5)
-    examples = list(read_examples(paths, tokenizer, rejected, settings=settings))
+    examples = [example for example, _ in read_examples(paths, tokenizer, rejected, settings=settings)]
     texts = [learned_text(example, tokenizer) for example in examples]
     assert texts == ["A<|im_end|>", "B<|im_end|>", "3<|im_end|>"]
     assert (rejected.good, rejected.bad) == (3, 2)
@@ -147,7 +147,7 @@ def test_better_answers_are_learned_where_it_is_asked_for(tokenizer: Tokenizer, 
             list(read_examples([path], tokenizer, Rejected()))
         assert "tune.learn_chosen" in caught.value.hint
         examples = read_examples([path], tokenizer, Rejected(), learn_chosen=True)
-        assert [learned_text(example, tokenizer) for example in examples] == expected
+        assert [learned_text(example, tokenizer) for example, _ in examples] == expected
 
 
 def test_sets_that_teach_nothing_or_no_end_are_refused() -> None:

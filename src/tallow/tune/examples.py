@@ -15,7 +15,7 @@ from tallow.data.instructions.read import read_samples, set_aside
 from tallow.data.instructions.samples import Answered, Conversation, Labelled, Preference
 from tallow.data.instructions.spellings import Form
 from tallow.data.reading.settings import ReadSettings
-from tallow.data.records import Rejected
+from tallow.data.records import Record, Rejected
 from tallow.errors import DataError
 from tallow.tokenizer.chat import encode_chat
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -60,8 +60,8 @@ def read_examples(
     spelling: str | None = None,
     settings: ReadSettings | None = None,
     learn_chosen: bool = False,
-) -> Iterator[Example]:
-    """Examples of instruction files; what was recognised, and the first of each, is shown.
+) -> Iterator[tuple[Example, Record]]:
+    """Examples of instruction files with their records; what was recognised, and the first of each, is shown.
 
     Args:
         sources: What `read_samples` takes.
@@ -75,6 +75,7 @@ def read_examples(
         DataError: As `read_samples`; or they are preferences or labelled answers, and `learn_chosen` is not set.
     """
     shown = set[tuple[str, Form]]()
+    bad: Record | None = None  # one may hold several samples
     for sample, form, record in read_samples(sources, rejected, spelling, settings):
         name = record.place.source.name
         if isinstance(sample, Preference | Labelled) and not learn_chosen:
@@ -90,13 +91,15 @@ def read_examples(
         try:
             example = encode_answered(answered, tokenizer)
         except DataError as error:
-            set_aside(rejected, record, error)
+            if record is not bad:
+                set_aside(rejected, record, error)
+            bad = record
             continue
         if (name, form) not in shown:
             shown.add((name, form))
             say(f"{name}: {form}")
             show(example, tokenizer)
-        yield example
+        yield example, record
 
 
 def _require_parts(tokenizer: Tokenizer, answered: Answered) -> None:

@@ -101,13 +101,13 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     """
     model, tokenizer = load_model(config.model, dtype=torch.float32), load_tokenizer(config.model)
     _check_model(model, config)
-    _give_template(tokenizer)
+    give_template(tokenizer)
     sequence_length = config.loop.sequence_length
     row_tokens = sequence_length + 1  # the last token is a target only
     rejected = _set_aside(run)
     reading = ReadSettings(max_bad_fraction=config.max_bad_fraction)
     read = read_examples(config.data, tokenizer, rejected, config.spelling, reading, config.learn_chosen)
-    examples = keep_fitting(read, sequence_length)
+    examples = keep_fitting((example for example, _ in read), sequence_length)
     if rejected.bad:
         say(f"set aside {rejected.bad:,} records in {rejected.path} (first: {rejected.first})")
     ends = _end_ids(model, tokenizer)
@@ -197,7 +197,7 @@ def _check_model(model: Decoder, config: TuneConfig) -> None:
         )
 
 
-def _give_template(tokenizer: Tokenizer) -> None:
+def give_template(tokenizer: Tokenizer) -> None:
     """A base model gets the ChatML template, if its tokenizer knows the tokens that it is written with."""
     if tokenizer.chat_template is None and tokenizer.backend.token_to_id(TURN_END) is not None:
         tokenizer.chat_template = ChatTemplate(CHATML, tokenizer.special_tokens)
