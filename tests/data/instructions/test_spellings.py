@@ -135,7 +135,7 @@ def test_labelled_answers(name: str) -> None:
 CALL = {"name": "add", "arguments": {"a": 1}}
 CALLED = {
     "role": "assistant",
-    "tool_calls": [{"type": "function", "function": CALL}],
+    "tool_calls": [{"id": "call00001", "type": "function", "function": CALL}],
 }
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
 GIVEN = {"role": "tool", "content": "3"}
@@ -164,10 +164,21 @@ def test_tools(name: str, turns: list[dict[str, Any]], tools: Any) -> None:
     sample = read_sample(fields, recognise(fields))
     assert isinstance(sample, Conversation)
     question, call, given_back, answer = sample.messages
-    assert (question, given_back, answer) == (Q, GIVEN, A)
+    assert (question, answer) == (Q, A)
+    assert given_back == {**GIVEN, "tool_call_id": "call00001"}
     assert {key: value for key, value in call.items() if value} == CALLED
     assert sample.learned == (False, True, False, True)
     assert sample.tools == (TOOL,)
+
+
+def test_ids_of_calls_are_kept_or_given_in_their_order() -> None:
+    calls = [{"id": "x", "function": CALL}, {"function": CALL}, {"id": "y", "function": CALL}]
+    given = [{**GIVEN, "tool_call_id": "y"}, GIVEN, GIVEN]
+    fields = {"messages": [Q, {"role": "assistant", "tool_calls": calls}, *given, A]}
+    sample = read_sample(fields, recognise(fields))
+    assert isinstance(sample, Conversation)
+    assert [call["id"] for call in sample.messages[1]["tool_calls"]] == ["x", "call00002", "y"]
+    assert [message["tool_call_id"] for message in sample.messages[2:5]] == ["y", "x", "call00002"]
 
 
 def test_the_weight_of_a_message_says_whether_it_is_learned() -> None:

@@ -63,7 +63,9 @@ def read_messages(value: Any, what: str = "messages") -> list[dict[str, Any]]:
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{what} is no list, or an empty one", "")
-    return [_message(turn, f"message {index}") for index, turn in enumerate(turns)]
+    messages = [_message(turn, f"message {index}") for index, turn in enumerate(turns)]
+    _number_calls(messages)
+    return messages
 
 
 def read_tools(value: Any) -> list[dict[str, Any]]:
@@ -78,6 +80,23 @@ def read_tools(value: Any) -> list[dict[str, Any]]:
     if not isinstance(tools, list):
         raise DataError("tools is no list", "")
     return [_tool(tool) for tool in tools]
+
+
+def _number_calls(messages: Sequence[dict[str, Any]]) -> None:
+    """Give ids to calls that have none, and to what they gave back, which comes in their order.
+
+    Some templates refuse calls without one; nine letters and digits are what Mistral's want.
+    """
+    number, waiting = 0, list[str]()
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            number += 1
+            waiting.append(call.setdefault("id", f"call{number:05d}"))
+        if message["role"] == "tool":
+            if message.get("tool_call_id") in waiting:
+                waiting.remove(message["tool_call_id"])
+            elif waiting:
+                message.setdefault("tool_call_id", waiting.pop(0))
 
 
 def _tool(tool: Any) -> dict[str, Any]:
