@@ -7,6 +7,7 @@ sentence and what to do, with the exit code of its class; `--debug` adds the tra
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -233,6 +234,34 @@ def convert(
     from tallow.models.formats.convert import convert
 
     _print_result(convert(model, to, out, precision), as_json)
+
+
+@app.command()
+def extend(
+    model: Model,
+    text: Annotated[
+        list[str], typer.Option(help="Text to learn tokens from: a file, directory or glob; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add.")] = 1000,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Text to measure on \\[default: every 20th piece of --text].")
+    ] = None,
+    rows: Annotated[
+        Literal["mean", "edges", "average", "random"],
+        typer.Option(
+            help="How a new token begins: as the mean of its pieces, as the last (read) and the first (predicted) of "
+            "them, as the mean of all tokens, or at random around that."
+        ),
+    ] = "mean",
+    min_count: Annotated[int, typer.Option(min=1, help="Join two tokens that follow one another so often.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Give a trained model further tokens for your text, and say what they do to bits per byte."""
+    from tallow.evaluate.extend import extend
+
+    result = extend(model, text, tokens, out, held_out=held_out, new_rows=rows, min_count=min_count)
+    _print_result(result, as_json)
 
 
 @app.command()
@@ -512,6 +541,74 @@ def data_trace(
     from tallow.data.trace import trace
 
     _print_result(trace(shard, token, tokenizer).as_json(), as_json)
+
+
+@data.command("synthesize")
+def data_synthesize(
+    seeds: Annotated[
+        list[str],
+        typer.Argument(metavar="SEEDS...", help="Seed tasks that people wrote: JSON lines, of Self-Instruct."),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the instructions; what is there already is gone on with.")],
+    model: Annotated[str, typer.Option(help="Who writes: a local model, or with --url the name of a served one.")],
+    url: Annotated[
+        str | None, typer.Option(help="Address of OpenAI's API, such as http://localhost:8000/v1; key: OPENAI_API_KEY.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Instructions to make.")] = 100,
+    api: Annotated[
+        Literal["chat", "completions"], typer.Option(help="Ask in a conversation, or let a prompt be continued.")
+    ] = "chat",
+    seed: Annotated[int, typer.Option(help="Names the prompts, and goes with each ask.")] = 0,
+    parallel: Annotated[int, typer.Option(min=1, help="Asks at once (with --url).")] = 1,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Repetitions of an ask that failed in passing.")] = 5,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a model write instructions, from some that people wrote (Self-Instruct)."""
+    from tallow.data.synthetic.self_instruct import SynthesizeConfig, synthesize
+    from tallow.data.synthetic.writers import Endpoint, Local
+    from tallow.recipe import apply_overrides, parse_section
+
+    values = apply_overrides({"count": count, "seed": seed}, settings or [])
+    config = parse_section(SynthesizeConfig, values, "synthesize")
+    if url is not None:
+        writer = Endpoint(url, model, api, os.environ.get("OPENAI_API_KEY"), timeout, retries, parallel)
+    else:
+        from tallow.engine.language_model import load
+
+        writer = Local(load(model), api)
+    name = f"{model} ({api})"
+    with resumable():
+        summary = synthesize(seeds, writer, name, out, config, parallel)
+    _print_result({"instructions": str(out / "instructions.jsonl"), "summary": summary}, as_json)
+
+
+@data.command("select")
+def data_select(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A small model, by whose gradients it is chosen.")],
+    files: Annotated[list[str], typer.Option("--data", help="Instructions to choose from; may be repeated.")],
+    targets: Annotated[
+        list[str], typer.Option("--target", help="A few examples of a task that is wanted; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    fraction: Annotated[float, typer.Option(help="Share of the examples to take.")] = 0.05,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Longer examples are left out.")] = 512,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the instructions that teach what a few examples show, by gradients (LESS)."""
+    from tallow.recipe import apply_overrides, parse_section
+    from tallow.tune.influence import InfluenceConfig
+    from tallow.tune.select import select
+
+    config = parse_section(InfluenceConfig, apply_overrides({}, settings or []), "select")
+    result = select(model, files, targets, out, config, fraction=fraction, sequence_length=sequence_length)
+    _print_result(result, as_json)
 
 
 @plan.command("scaling")
