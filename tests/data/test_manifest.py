@@ -43,7 +43,7 @@ def test_the_manifest_of_something_else_is_refused(tmp_path: Path) -> None:
         ("[]", "must hold a JSON object"),
         ("{}", "not a manifest of documents"),
         (json.dumps({**MANIFEST.model_dump(mode="json"), "rejected": -1}), r"rejected: .* greater than or equal to 0"),
-        (json.dumps({**MANIFEST.model_dump(mode="json"), "format": "tallow.documents.v2"}), "format"),
+        (json.dumps({**MANIFEST.model_dump(mode="json"), "format": "tallow.documents.v1"}), "format"),
     ],
 )
 def test_broken_manifest_is_a_data_error(tmp_path: Path, raw: str | None, message: str) -> None:
