@@ -12,6 +12,7 @@ void bind_merges(nanobind::module_ &);
 void bind_minhash(nanobind::module_ &);
 void bind_ngrams(nanobind::module_ &);
 void bind_word_counter(nanobind::module_ &);
+void bind_wordpieces(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
@@ -25,4 +26,5 @@ NB_MODULE(_text, m) {
     tallow::bind_minhash(m);
     tallow::bind_ngrams(m);
     tallow::bind_word_counter(m);
+    tallow::bind_wordpieces(m);
 }
