@@ -1,4 +1,4 @@
-"""BPE over characters with bytes for the rest, as sentencepiece trains it (for Llama 2: arXiv 2307.09288, section 2.2)."""
+"""BPE over characters, rare ones in bytes, as sentencepiece trained it for Llama 2 (arXiv 2307.09288, section 2)."""
 
 from __future__ import annotations
 
