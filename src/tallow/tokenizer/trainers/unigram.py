@@ -22,6 +22,7 @@ SEEDS = 1_000_000  # as in sentencepiece
 STEPS = 2  # of expectation and maximization, each time
 KEPT = 0.9  # of the pieces, each time; sentencepiece's 0.75 is quicker and costs 0.3 % more bits
 LAST_STEPS = 4
+DIGITS = 6  # of scores, behind the point: with more of them, the library's reader takes some for their neighbours
 BYTE_PENALTY = 10.0  # by which a byte is worse than the worst piece
 
 
@@ -44,13 +45,13 @@ def train_unigram(words: WordCounts, settings: TrainerSettings) -> tokenizers.To
     room = settings.vocab_size - len(settings.special_tokens) - len(BYTES)
     covered = cover(words, settings.character_coverage, room)
     learned = learn_pieces(covered, room, settings.min_frequency or MIN_FREQUENCY)
-    scores = np.log(np.maximum(learned.probabilities, LEAST_PROBABILITY)).tolist()
+    scores = np.log(np.maximum(learned.probabilities, LEAST_PROBABILITY)).round(DIGITS).tolist()
     spelled = [
         "".join(covered.alphabet[symbol] for symbol in covered.symbols[place : place + length].tolist())
         for place, length in zip(learned.places.tolist(), learned.lengths.tolist(), strict=True)
     ]
     pieces = sorted(zip(spelled, scores, strict=True), key=lambda piece: (-piece[1], piece[0]))
-    byte_score = min(scores, default=0.0) - BYTE_PENALTY
+    byte_score = round(min(scores, default=0.0) - BYTE_PENALTY, DIGITS)
     vocabulary = {
         **dict.fromkeys(settings.special_tokens, 0.0),
         **dict.fromkeys(BYTES, byte_score),
