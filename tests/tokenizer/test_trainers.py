@@ -214,5 +214,5 @@ class TestUnigram:
     def bits(backend: tokenizers.Tokenizer, texts: list[str]) -> float:
         scores = np.array([score for _, score in json.loads(backend.to_str())["model"]["vocab"]])
         ids = np.concatenate([encoding.ids for encoding in backend.encode_batch(texts)])
-        assert not np.isin(ids, [backend.token_to_id("<unk>")]).any()
+        assert backend.token_to_id("<unk>") not in ids.tolist()
         return float(-scores[ids].sum() / np.log(2))

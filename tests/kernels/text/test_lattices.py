@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallow.kernels.dispatch import using
+from tallow.kernels.dispatch import Versions, using
 from tallow.kernels.text import native
 from tallow.kernels.text.lattices import LONGEST_PIECE, Floats, Lattices
 
-VERSIONS = ("fast", "reference")
+VERSIONS: tuple[Versions, ...] = ("fast", "reference")
 
 
 def lattices_of(words: Sequence[str], counts: Sequence[int], pieces: Sequence[str]) -> Lattices:
@@ -58,7 +58,7 @@ def test_both_versions_agree(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_word_of_two_letters(version: str) -> None:
+def test_a_word_of_two_letters(version: Versions) -> None:
     a, b, ab, count = 0.3, 0.2, 0.1, 2**40 + 1
     with using(version):
         lattices = lattices_of(["ab"], [count], ["a", "b", "ab"])
@@ -73,7 +73,7 @@ def test_a_word_of_two_letters(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_likelihood_never_falls(version: str) -> None:
+def test_the_likelihood_never_falls(version: Versions) -> None:
     draw = random.Random(7)
     words = ["".join(draw.choices("abcd", weights=(8, 4, 2, 1), k=draw.randint(1, 12))) for _ in range(60)]
     pieces = sorted({word[at : at + size] for word in words for at in range(len(word)) for size in (1, 2, 3)})

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallow.kernels.dispatch import using
+from tallow.kernels.dispatch import Versions, using
 from tallow.kernels.text import native
 from tallow.kernels.text.substrings import Substrings, best_substrings
 
-VERSIONS = ("fast", "reference")
+VERSIONS: tuple[Versions, ...] = ("fast", "reference")
 
 
 def words_of(words: Sequence[Sequence[int]], counts: Sequence[int]) -> tuple[Any, Any, Any]:
@@ -48,7 +48,7 @@ def test_it_is_what_the_definition_says(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_is_found(version: str) -> None:
+def test_what_is_found(version: Versions) -> None:
     a, b, c, d = range(4)
     given = words_of([[a, b, c, d], [a, b, c], [b, c]], [1, 2, 2**40])
     with using(version):

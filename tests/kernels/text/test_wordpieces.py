@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallow.kernels.dispatch import using
+from tallow.kernels.dispatch import Versions, using
 from tallow.kernels.text.merges import Merge, learn_merges
 from tallow.kernels.text.wordpieces import learn_wordpieces
 
 LETTERS = [bytes([letter]) for letter in b"abcd"]
-VERSIONS = ("fast", "reference")
+VERSIONS: tuple[Versions, ...] = ("fast", "reference")
 
 
 def words_of(words: Sequence[Sequence[int]], counts: Sequence[int]) -> tuple[Any, Any, Any, list[bytes]]:
@@ -40,7 +40,7 @@ def test_it_is_what_the_definition_says(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_it_differs_from_bpe_where_the_scores_do(version: str) -> None:
+def test_it_differs_from_bpe_where_the_scores_do(version: Versions) -> None:
     # "ab" is the most frequent pair, but a and b are everywhere; c and d are always together
     given = words_of([[0, 1], [0, 0], [1, 1], [1, 0], [2, 3]], [50, 40, 40, 30, 20])
     with using(version):
@@ -49,14 +49,14 @@ def test_it_differs_from_bpe_where_the_scores_do(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_rare_pairs_are_left_out(version: str) -> None:
+def test_rare_pairs_are_left_out(version: Versions) -> None:
     given = words_of([[0, 1], [0, 0], [1, 1], [1, 0], [2, 3]], [50, 40, 40, 30, 20])
     with using(version):
         assert [merge.count for merge in learn_wordpieces(*given, 9, 21)] == [50, 40, 30, 40]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_scores_that_differ_in_the_62nd_bit_are_told_apart(version: str) -> None:
+def test_scores_that_differ_in_the_62nd_bit_are_told_apart(version: Versions) -> None:
     # the score of a pair that is always together is 1 / count: the rarer pair goes first, by one of 2^61
     with using(version):
         assert learn_wordpieces(*words_of([[0, 1], [2, 3]], [2**61, 2**61 - 1]), 5, 1) == [Merge(2, 3, 4, 2**61 - 1)]
@@ -64,7 +64,7 @@ def test_scores_that_differ_in_the_62nd_bit_are_told_apart(version: str) -> None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_of_equal_scores_the_most_frequent_goes_first(version: str) -> None:
+def test_of_equal_scores_the_most_frequent_goes_first(version: Versions) -> None:
     # 4 / (4 · 8) and 2 / (2 · 8)
     given = words_of([[2, 1], [0, 1], [1, 3]], [4, 2, 2])
     with using(version):
