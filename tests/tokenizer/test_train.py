@@ -131,6 +131,12 @@ class TestTraining:
         assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (None, 0, 0)
         assert (tokenizer.unk_id == 3) == (algorithm == "unigram")
         assert tokenizer.decode(tokenizer.encode(WORDS)) == WORDS
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
+        messages = [{"role": "user", "content": "a▁ b"}, {"role": "assistant", "content": "the  dog\x10▁1"}]
+        expected = theirs.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+        ids, learned = encode_chat(tokenizer, messages)
+        assert (ids, learned) == (expected["input_ids"], [bool(flag) for flag in expected["assistant_masks"]])
+        assert tokenizer.decode([id for id, mine in zip(ids, learned, strict=True) if mine]) == "the  dog\x10▁1"
 
     def test_little_text_gives_a_smaller_vocabulary_and_says_so(
         self, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
