@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(*options.one, options)))
+        algorithm, who = options.one
+        print(json.dumps(measure(algorithm, who, options)))
         return
     print("| algorithm | trainer | CPU s | peak MB more | bytes/token | bits/byte |\n|---|---|---|---|---|---|")
     for algorithm in TRAINERS:
