@@ -8,10 +8,13 @@ void bind_counts(nanobind::module_ &);
 void bind_hashed_grams(nanobind::module_ &);
 void bind_kept_lines(nanobind::module_ &);
 void bind_labels(nanobind::module_ &);
+void bind_lattices(nanobind::module_ &);
 void bind_merges(nanobind::module_ &);
 void bind_minhash(nanobind::module_ &);
 void bind_ngrams(nanobind::module_ &);
+void bind_substrings(nanobind::module_ &);
 void bind_word_counter(nanobind::module_ &);
+void bind_wordpieces(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
@@ -21,8 +24,11 @@ NB_MODULE(_text, m) {
     tallow::bind_hashed_grams(m);
     tallow::bind_kept_lines(m);
     tallow::bind_labels(m);
+    tallow::bind_lattices(m);
     tallow::bind_merges(m);
     tallow::bind_minhash(m);
     tallow::bind_ngrams(m);
+    tallow::bind_substrings(m);
     tallow::bind_word_counter(m);
+    tallow::bind_wordpieces(m);
 }
