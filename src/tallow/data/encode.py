@@ -78,6 +78,7 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
         raise DataError(f"tokenizer {config.tokenizer} has no end token", "set eos_token in its tokenizer_config.json")
     dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= UINT16_VOCABULARY else "uint32"
     workers = config.workers or os.cpu_count() or 1
+    tokenizer.encode_texts(pa.array([], pa.string()))  # makes what the threads share
 
     total = sum(counts.documents for counts in documents.splits.values())
     with atomic_directory(run.directory / "tokens") as directory, progress("encode", total, "documents") as bar:
@@ -123,13 +124,7 @@ def _encode_split(directory: Path, counts: DocumentCounts, tokenizer: Tokenizer,
 
 
 def _encode_batch(tokenizer: Tokenizer, batch: pa.RecordBatch) -> _Encoded:
-    encoded = tokenizer.encode_batch(batch.column("text").to_pylist())
-    lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
-    tokens = np.full(int(lengths.sum()), tokenizer.eos_id, dtype=np.uint32)
-    end = 0
-    for ids, length in zip(encoded, lengths, strict=True):
-        tokens[end : end + length - 1] = ids
-        end += length
+    tokens, lengths = tokenizer.encode_texts(batch.column("text"), end=tokenizer.eos_id)
     if int(tokens.max()) >= tokenizer.vocab_size:
         raise DataError(
             f"the tokenizer gives id {int(tokens.max())} but has {tokenizer.vocab_size:,} tokens", "train it again"

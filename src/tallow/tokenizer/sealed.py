@@ -17,12 +17,18 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import tokenizers
 from tokenizers import AddedToken
 
 from tallow.errors import DataError
+from tallow.kernels.text.bpe import BpeEncoder
+from tallow.tokenizer.direct import direct_encoder
 
 SHORT = 2048
 """Characters, or tokens, of a text that is done at once. With a longer one `tokenizers` would keep all other Python
@@ -82,6 +88,26 @@ class SealedTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.ids(encoding) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_texts(
+        self, texts: pa.StringArray, end: int | None = None
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """The ids of all texts, one after another, and how many there are of each; `end` follows each, and counts."""
+        if self.direct is None:
+            return _joined(self.encode_batch(texts.to_pylist()), end)
+        ids, lengths = self.direct.encode(texts, end)
+        left = np.flatnonzero(lengths < 0)
+        if not len(left):
+            return ids, lengths
+        others, their_lengths = _joined(self.encode_batch(texts.take(pa.array(left)).to_pylist()), end)
+        their_starts = np.cumsum(their_lengths) - their_lengths
+        starts = np.cumsum(np.maximum(lengths, 0))[left]
+        parts, done = list[npt.NDArray[np.uint32]](), 0
+        for start, first, length in zip(starts, their_starts, their_lengths, strict=True):
+            parts += [ids[done:start], others[first : first + length]]
+            done = start
+        lengths[left] = their_lengths
+        return np.concatenate([*parts, ids[done:]]), lengths
+
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]], marker: str) -> tuple[list[int], list[bool]]:
         """Encode rendered text in which `mark` was applied to all that users wrote.
 
@@ -118,6 +144,12 @@ class SealedTokenizer:
         if any(text[-length:] in self._beginnings for length in range(1, longest + 1)):
             text += marker
         return text
+
+    @cached_property
+    def direct(self) -> BpeEncoder | None:
+        """Our own code that encodes most texts; None where this tokenizer is not of its kind."""
+        readable = [token.content for token in self._added if token.content not in self._names]
+        return direct_encoder(self._backend, self._original_ids, readable)
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
@@ -175,6 +207,12 @@ class SealedTokenizer:
 
     def _ids(self, encoding: tokenizers.Encoding) -> list[int]:
         return [self._original_ids.get(id, id) for id in encoding.ids]
+
+
+def _joined(ids: Sequence[Sequence[int]], end: int | None) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    ending = () if end is None else (end,)
+    lengths = np.array([len(some) + len(ending) for some in ids], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(chain(some, ending) for some in ids), np.uint32, lengths.sum()), lengths
 
 
 def _in_model(backend: tokenizers.Tokenizer, content: str) -> bool:

@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import tokenizers
 from tokenizers import AddedToken
 
@@ -154,6 +157,24 @@ class Tokenizer:
         """
         with library_errors(*CANNOT_ENCODE):
             return self.sealed.encode_batch(texts)
+
+    def encode_texts(
+        self, texts: pa.StringArray, *, end: int | None = None
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """`encode` for many texts, as arrays: the fastest way, on one core where our own code can do it.
+
+        Args:
+            texts: Without nulls.
+            end: An id to put after each text.
+
+        Returns:
+            The ids of all texts, one after another; how many there are of each, `end` counted.
+
+        Raises:
+            DataError: As `encode`.
+        """
+        with library_errors(*CANNOT_ENCODE):
+            return self.sealed.encode_texts(texts, end)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids without a token count for nothing, bytes that are not UTF-8 become U+FFFD.

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 namespace tallow {
+void bind_bpe(nanobind::module_ &);
 void bind_candidates(nanobind::module_ &);
 void bind_characters(nanobind::module_ &);
 void bind_counts(nanobind::module_ &);
@@ -15,6 +16,7 @@ void bind_word_counter(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
+    tallow::bind_bpe(m);
     tallow::bind_candidates(m);
     tallow::bind_characters(m);
     tallow::bind_counts(m);
