@@ -1,8 +1,11 @@
-"""Which tokenizers our own code encodes, several times faster than the library and with the same ids: byte-level BPE.
+"""Which tokenizers our own code encodes, several times faster than the library and with the same ids.
 
-That is a tokenizer without a normalizer whose pre-tokenizer is one of the well-known rules (GPT-2's, cl100k's with any
-limit for digits, o200k's), and whose model has a token for each byte. All others, texts with tokens that were added
-to the vocabulary and are not special, and machines without our C++ stay with the library.
+- Byte-level BPE without a normalizer whose pre-tokenizer is one of the well-known rules (GPT-2's, cl100k's with any
+  limit for digits, o200k's) and whose model has a token for each byte.
+- Longest match over bytes (`tallow.tokenizer.longest`), for which the library takes the square of a text's length.
+
+All others, texts with tokens that were added to the vocabulary and are not special, and BPE on machines without our C++
+stay with the library.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ import numpy as np
 import tokenizers
 
 from tallow.kernels.text.bpe import SPLIT_RULES, BpeEncoder, BpeVocabulary, SplitRule
+from tallow.kernels.text.encoder import Encoder
+from tallow.kernels.text.longest_match import LongestMatch
 from tallow.kernels.text.word_counts import GPT2
+from tallow.tokenizer.longest import longest_match_tokens
 from tallow.tokenizer.spelling import byte_alphabet
 
 MAX_SYMBOLS = 1 << 24
 
 
-def direct_encoder(backend: tokenizers.Tokenizer, ids: Mapping[int, int], readable: Sequence[str]) -> BpeEncoder | None:
+def direct_encoder(backend: tokenizers.Tokenizer, ids: Mapping[int, int], readable: Sequence[str]) -> Encoder | None:
     """What encodes as `backend` does, without what it puts around a text; None where only the library can.
 
     Args:
@@ -29,13 +35,14 @@ def direct_encoder(backend: tokenizers.Tokenizer, ids: Mapping[int, int], readab
         ids: What stands for some of its ids in the result.
         readable: The added tokens that a text may spell.
     """
-    if not BpeEncoder.available():
-        return None
     state = json.loads(backend.to_str())
+    stops = [token for token in readable if token]
+    if (tokens := longest_match_tokens(state)) is not None:
+        return LongestMatch({token: ids.get(id, id) for token, id in tokens.items()}, stops)
     rule = _rule(state)
-    if rule is None or not _is_plain_bpe(state["model"]):
+    if rule is None or not _is_plain_bpe(state["model"]) or not BpeEncoder.available():
         return None
-    vocabulary = _vocabulary(state, rule, ids, readable)
+    vocabulary = _vocabulary(state["model"], rule, ids, stops)
     return None if vocabulary is None else BpeEncoder(vocabulary)
 
 
@@ -61,9 +68,9 @@ def _is_plain_bpe(model: Mapping[str, Any]) -> bool:
 
 
 def _vocabulary(
-    state: Mapping[str, Any], rule: SplitRule, ids: Mapping[int, int], readable: Sequence[str]
+    model: Mapping[str, Any], rule: SplitRule, ids: Mapping[int, int], stops: Sequence[str]
 ) -> BpeVocabulary | None:
-    model, letters = state["model"], byte_alphabet()
+    letters = byte_alphabet()
     symbols: dict[str, int] = model["vocab"]
     if not symbols.keys() >= letters.keys() or max(symbols.values()) >= MAX_SYMBOLS:
         return None
@@ -83,4 +90,4 @@ def _vocabulary(
         for token, symbol in symbols.items():
             if token and letters.keys() >= set(token):
                 whole[bytes(letters[letter] for letter in token)] = symbol
-    return BpeVocabulary(rule, of_byte, merges, id_of_symbol, whole, [token for token in readable if token])
+    return BpeVocabulary(rule, of_byte, merges, id_of_symbol, whole, stops)

@@ -27,7 +27,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from tallow.errors import DataError
-from tallow.kernels.text.bpe import BpeEncoder
+from tallow.kernels.text.encoder import Encoder
 from tallow.tokenizer.direct import direct_encoder
 
 SHORT = 2048
@@ -146,7 +146,7 @@ class SealedTokenizer:
         return text
 
     @cached_property
-    def direct(self) -> BpeEncoder | None:
+    def direct(self) -> Encoder | None:
         """Our own code that encodes most texts; None where this tokenizer is not of its kind."""
         readable = [token.content for token in self._added if token.content not in self._names]
         return direct_encoder(self._backend, self._original_ids, readable)

@@ -80,17 +80,26 @@ class Tokenizer:
         As in `transformers`, what `encode(add_special_tokens=True)` adds is what tokenizer.json says, and a
         `chat_template.jinja` goes before a template in `tokenizer_config.json`.
 
+        Args:
+            directory: Of these files. Also a file of another format (`tallow.tokenizer.formats`), or a directory that
+                has one in place of `tokenizer.json`; then nothing else is read.
+
         Raises:
             DataError: A file is missing or broken.
         """
+        from tallow.tokenizer.formats import find_tokenizer_file, read_tokenizer  # which know this class
+
         directory = Path(directory)
         path = directory / "tokenizer.json"
+        if directory.is_file():
+            return read_tokenizer(directory)
+        if not path.exists() and (other := find_tokenizer_file(directory)) is not None:
+            return read_tokenizer(other)
         with reading(path, "tokenizer"):
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise DataError(f"tokenizer {path} is larger than {MAX_FILE_BYTES >> 20} MB", RESTORE)
             raw = path.read_bytes()
-        with library_errors(f"tokenizer {path} is broken", RESTORE):
-            backend = tokenizers.Tokenizer.from_buffer(raw)
+        backend = _backend(raw, path)
         config = _read_optional(directory / "tokenizer_config.json")
         if "added_tokens_decoder" not in config:
             config |= _read_optional(directory / "special_tokens_map.json")
@@ -102,6 +111,19 @@ class Tokenizer:
         with library_errors(f"tokenizer {path} does not fit its configuration", RESTORE):
             _add_listed_tokens(backend, config)
             return cls(backend, tokens, _read_template(directory, config, tokens))
+
+    @classmethod
+    def from_json(cls, content: bytes, path: Path) -> Tokenizer:
+        """The tokenizer of a `tokenizer.json` alone, whose special tokens have no names.
+
+        Args:
+            content: Of the file.
+            path: To be named in errors.
+
+        Raises:
+            DataError: It is broken.
+        """
+        return cls(_backend(content, path), {})
 
     def save(self, directory: Path | str) -> None:
         """Write the files that `load` and `transformers.AutoTokenizer` read.
@@ -293,6 +315,11 @@ class StreamDecoder:
         after = self._tokenizer.decode(self._context + self._waiting, skip_special_tokens=False)
         self._context, self._waiting = self._waiting[-1:], []
         return after[len(before) :]
+
+
+def _backend(content: bytes, path: Path) -> tokenizers.Tokenizer:
+    with library_errors(f"tokenizer {path} is broken", RESTORE):
+        return tokenizers.Tokenizer.from_buffer(content)
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

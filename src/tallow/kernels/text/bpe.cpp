@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "encoded.h"
 #include "hash.h"
 #include "merge_table.h"
 #include "pieces.h"
@@ -84,23 +85,14 @@ public:
     }
     BpeEncoder(const BpeEncoder &) = delete;
 
-    // Write the tokens of all texts one after another, after each of them `end` (none if negative), and how many
-    // there are of each, `end` counted. There is room for a token a byte and the ends. A text that holds a stop has
-    // none, and -1. The number of tokens is returned.
     int64_t encode(const TextPlaces &places, int64_t end, uintptr_t tokens, uintptr_t lengths) {
         nb::gil_scoped_release release;
         Worker worker = take();
-        const Texts texts(places);
-        uint32_t *const first = at<uint32_t>(tokens), *out = first;
-        for (int64_t i = 0; i < texts.count; ++i) {
-            const bool here = !stopped(texts[i]);
-            uint32_t *const start = out;
-            if (here) out = encode_text(texts[i], out, worker);
-            if (here && end >= 0) *out++ = uint32_t(end);
-            at<int64_t>(lengths)[i] = here ? out - start : -1;
-        }
+        const int64_t count =
+            encode_all(Texts(places), stops_, end, at<uint32_t>(tokens), at<int64_t>(lengths),
+                       [&](std::string_view text, uint32_t *out) { return encode_text(text, out, worker); });
         give_back(std::move(worker));
-        return out - first;
+        return count;
     }
 
 private:
@@ -114,12 +106,6 @@ private:
     template <typename Value>
     static Value *at(uintptr_t address) {
         return reinterpret_cast<Value *>(address);
-    }
-
-    bool stopped(std::string_view text) const {
-        for (const std::string &stop : stops_)
-            if (text.find(stop) != std::string_view::npos) return true;
-        return false;
     }
 
     uint32_t *encode_text(std::string_view text, uint32_t *out, Worker &worker) const {

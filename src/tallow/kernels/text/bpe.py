@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.text import native, places
+from tallow.kernels.text.encoder import Encoder
 from tallow.kernels.text.word_counts import GPT2, split_pattern
 
 O200K = (
@@ -76,7 +77,7 @@ class BpeVocabulary(NamedTuple):
     stops: Sequence[str]
 
 
-class BpeEncoder:
+class BpeEncoder(Encoder):
     """Encodes texts; to be used by several threads at a time.
 
     Args:
@@ -89,7 +90,7 @@ class BpeEncoder:
         left, right, merged = (np.ascontiguousarray(column, dtype=np.int32) for column in vocabulary.merges.T)
         whole = pa.array(list(vocabulary.whole), pa.binary()).view(pa.string())  # bytes that need not be UTF-8
         symbols = np.array(list(vocabulary.whole.values()), dtype=np.int32)
-        self._encoder = extension.BpeEncoder(
+        self._native = extension.BpeEncoder(
             tuple(vocabulary.rule),
             vocabulary.alphabet.ctypes.data,
             left.ctypes.data,
@@ -106,22 +107,3 @@ class BpeEncoder:
     @staticmethod
     def available() -> bool:
         return prefers_fast() and native() is not None
-
-    def encode(
-        self, texts: pa.StringArray, end: int | None = None
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """The tokens of all texts, one after another, and how many there are of each.
-
-        A text that holds a stop is left out, with the length -1.
-
-        Args:
-            texts: Any.
-            end: The id that is to follow each text; it counts.
-        """
-        address, data, count = places(texts)
-        offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset :] if count else np.zeros(1, np.int32)
-        tokens = np.empty(int(offsets[count]) - int(offsets[0]) + count, dtype=np.uint32)
-        lengths = np.empty(count, dtype=np.int64)
-        ending = -1 if end is None else end
-        found = self._encoder.encode((address, data, count), ending, tokens.ctypes.data, lengths.ctypes.data)
-        return tokens[:found], lengths

@@ -9,6 +9,7 @@ void bind_counts(nanobind::module_ &);
 void bind_hashed_grams(nanobind::module_ &);
 void bind_kept_lines(nanobind::module_ &);
 void bind_labels(nanobind::module_ &);
+void bind_longest_match(nanobind::module_ &);
 void bind_merges(nanobind::module_ &);
 void bind_minhash(nanobind::module_ &);
 void bind_ngrams(nanobind::module_ &);
@@ -23,6 +24,7 @@ NB_MODULE(_text, m) {
     tallow::bind_hashed_grams(m);
     tallow::bind_kept_lines(m);
     tallow::bind_labels(m);
+    tallow::bind_longest_match(m);
     tallow::bind_merges(m);
     tallow::bind_minhash(m);
     tallow::bind_ngrams(m);
