@@ -56,12 +56,9 @@ def write_merges(tokenizer: Tokenizer, out: Path) -> None:
     """
     state = json.loads(tokenizer.backend.to_str())
     model = state["model"]
-    plain = model["type"] == "BPE" and state["normalizer"] is None and split_of(state) == GPT2
-    if (
-        not plain
-        or model.get("ignore_merges")
-        or any(token["content"] not in model["vocab"] for token in state["added_tokens"])
-    ):
+    plain = model["type"] == "BPE" and not model.get("ignore_merges") and state["normalizer"] is None
+    known = all(token["content"] in model["vocab"] for token in state["added_tokens"])
+    if not plain or not known or split_of(state) != GPT2:
         raise UsageError(
             "vocab.json and merges.txt hold tokenizers of GPT-2's kind, and this one is of another",
             "write tokenizer.json, which holds any",

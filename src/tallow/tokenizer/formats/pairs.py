@@ -2,9 +2,10 @@
 
 Some formats rank tokens: whatever two tokens side by side make a token are merged, the one of the smallest rank first.
 Others, and the library `tokenizers`, list the pairs. Where every token comes about when it is encoded by the tokens of
-smaller rank, the last two tokens that make it are the only ones that ever do, and a list of these pairs is an equivalent
-vocabulary. For assume that other two make it, in some text. All merges of smaller rank are done by then, and none of
-them went across the token's ends. So those within it were done as in the token alone, which leaves the pair.
+smaller rank, the last two tokens that make it are the only ones that ever do, and a list of these pairs is an
+equivalent vocabulary. For assume that two others make it, in some text. All merges of smaller rank are done by then,
+and none of them went across the token's ends. So those within it were done as in the token alone, which leaves the
+pair.
 
 Where there are other tokens (in Llama 3's vocabulary), all pairs that make a token are listed by its rank. Only of
 several pairs that make the same token at places that overlap another one than the leftmost might then go first.

@@ -4,11 +4,11 @@ A model is a message of Protocol buffers: pieces with scores and kinds, how it w
 merges two pieces side by side that make a piece, that of the best score first; the pairs that ever come up are found as
 for tiktoken's ranks. Unigram takes the pieces of the best sum of scores (Kudo 2018, arXiv 1804.10959).
 
-Ids are sentencepiece's, with these exceptions. Its table of replacements is applied by the library `tokenizers`, to what
-a reader takes for one character at a time (`\r\n`, say), where sentencepiece takes the longest it finds. It adds up the
-scores of Unigram in 32 bits, which loses the best pieces in long texts. A text that spells `<0x41>`, of characters that
-are not in the vocabulary, is a byte to the library. In models with pieces defined by the user, a text that begins
-with a space gets no other one before it, and spaces at its end stay.
+Ids are sentencepiece's, with these exceptions. Its table of replacements is applied by the library `tokenizers`, to
+what a reader takes for one character at a time (a carriage return with a line feed, say), where sentencepiece takes the
+longest it finds. It adds up the scores of Unigram in 32 bits, which loses the best pieces in long texts. A text that
+spells `<0x41>`, of characters that are not in the vocabulary, is a byte to the library. In models with pieces defined
+by the user, a text that begins with a space gets no other one before it.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def write_sentencepiece(tokenizer: Tokenizer, out: Path) -> None:
     model = _model(tokenizer)
     if model is None:
         raise UsageError(
-            "sentencepiece has BPE over characters and Unigram, with ▁ for spaces, and this tokenizer is of another kind",
+            "sentencepiece has BPE over characters and Unigram, with ▁ for a space; this tokenizer is of another kind",
             "write tokenizer.json, which holds any",
         )
     with atomic_file(out) as temporary:

@@ -4,8 +4,8 @@ Two files are read: lines of a token in base64 and its rank (`cl100k_base.tiktok
 before, so that the vocabulary must be a known one; and JSON, as the package `tiktoken` of npm has it, with `pat_str`,
 `special_tokens` and `bpe_ranks`. Both are written, too.
 
-tiktoken merges whatever two tokens side by side make a token, the one of the smallest rank first, and takes a piece that
-is a token as it is. `tallow.tokenizer.formats.pairs` says how that becomes a list of pairs.
+tiktoken merges whatever two tokens side by side make a token, the one of the smallest rank first, and takes a piece
+that is a token as it is. `tallow.tokenizer.formats.pairs` says how that becomes a list of pairs.
 """
 
 from __future__ import annotations
