@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
+from tallow.kernels.dispatch import using
+from tallow.kernels.text import native
 from tallow.tokenizer.sealed import SealedTokenizer
 
 Backend = Callable[[], tokenizers.Tokenizer]
@@ -94,3 +96,28 @@ def test_the_original_stays_as_it_was(byte_level_backend: Backend) -> None:
     before = backend.to_str()
     SealedTokenizer(backend).encode("<s>")
     assert backend.to_str() == before
+
+
+PIECES = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["<s>", "<think>", "it was", " the", "🙂", "中", "é", "\n", "<", "12"])).map("".join),
+        st.booleans(),
+    ),
+    max_size=5,
+)
+
+
+@given(pieces=PIECES, written=st.booleans())
+def test_our_own_code_does_what_the_library_does(
+    pieces: list[tuple[str, bool]], written: bool, byte_level_backend: Backend
+) -> None:
+    fast = SealedTokenizer(byte_level_backend())
+    assert native() is None or fast.direct is not None
+    with using("reference"):
+        library = SealedTokenizer(byte_level_backend())
+        assert library.direct is None
+        text = "".join(piece for piece, _ in pieces)
+        assert fast.parse(text) == library.parse(text)
+        assert fast.encode_ids(text) == library.encode_ids(text)
+    marked = [(piece if written else fast.mark(piece, MARKER), flag) for piece, flag in pieces]
+    assert fast.encode_pieces(marked, MARKER) == library.encode_pieces(marked, MARKER)

@@ -164,12 +164,12 @@ class Tokenizer:
             DataError: The text holds half a surrogate pair, or something that this vocabulary cannot express.
         """
         with library_errors(*CANNOT_ENCODE):
-            if parse_special:
-                return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-            encoding = self.sealed.encode(text)
-            if add_special_tokens:
-                encoding = self.backend.post_process(encoding, add_special_tokens=True)
-            return self.sealed.ids(encoding)
+            if add_special_tokens and self.backend.post_processor is not None:
+                if parse_special:
+                    return self.backend.encode(text, add_special_tokens=True).ids
+                encoding = self.backend.post_process(self.sealed.encode(text), add_special_tokens=True)
+                return self.sealed.ids(encoding)
+            return self.sealed.parse(text) if parse_special else self.sealed.encode_ids(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores.

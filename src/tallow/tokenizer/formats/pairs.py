@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import AnyStr
 
+LONGEST = 512
+"""Of a token that is encoded; that takes the square of its length."""
+
 
 def last_pairs(ranks: Mapping[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]] | None:
     """The two tokens that each longer token is made of last, by rank; None if there is one without."""
     pairs = list[tuple[AnyStr, AnyStr]]()
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) > 1:
-            parts = _encode(token, ranks, rank)
+            parts = _encode(token, ranks, rank) if len(token) <= LONGEST else []
             if len(parts) != 2:
                 return None
             pairs.append((parts[0], parts[1]))

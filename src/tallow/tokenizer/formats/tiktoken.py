@@ -26,6 +26,7 @@ from tallow.files import write_text
 from tallow.kernels.text.bpe import O200K, cl100k_pattern
 from tallow.kernels.text.word_counts import GPT2
 from tallow.tokenizer.formats.pairs import all_pairs, last_pairs
+from tallow.tokenizer.sealed import library_errors
 from tallow.tokenizer.spelling import byte_alphabet, byte_letters
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -113,24 +114,27 @@ def from_ranks(ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, i
     Raises:
         DataError: Bytes are missing, ids occur twice, or the pattern cannot be expressed.
     """
-    ids = [*ranks.values(), *(id for token, id in special.items() if token.encode() not in ranks)]
+    ids = [*ranks.values(), *special.values()]
     if not all(bytes([byte]) in ranks for byte in range(256)):
         raise DataError(f"{path} lacks tokens for some bytes, without which not all text can be encoded", HINT)
     if len(set(ids)) < len(ids) or not 0 <= min(ids) <= max(ids) < MAX_TOKENS:
         raise DataError(f"{path} gives an id to two tokens, or one that is too large", HINT)
     letters = byte_letters()
     spelled = {token: "".join([letters[byte] for byte in token]) for token in ranks}
+    if not special.keys().isdisjoint(spelled.values()):
+        raise DataError(f"{path} has special tokens that are others, too", HINT)
     pairs = last_pairs(ranks)
     whole = pairs is None
     merges = [(spelled[left], spelled[right]) for left, right in (all_pairs(ranks) if pairs is None else pairs)]
     vocabulary = {**{spelled[token]: id for token, id in ranks.items()}, **special}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_translated(pattern, ranks, path)), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    with library_errors(f"{path} is broken", HINT):
+        backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_translated(pattern, ranks, path)), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(special))
     return Tokenizer.from_backend(backend, eos_token=END_OF_TEXT if END_OF_TEXT in special else None)
@@ -144,7 +148,8 @@ def write_tiktoken(tokenizer: Tokenizer, out: Path) -> None:
     """
     state = json.loads(tokenizer.backend.to_str())
     ranks, pattern = _ranks(state), split_of(state)
-    if ranks is None or pattern is None or state["normalizer"] is not None:
+    special = all(token["special"] for token in state["added_tokens"])
+    if ranks is None or pattern is None or state["normalizer"] is not None or not special:
         raise UsageError(
             "tiktoken merges byte strings in the order of their ids, and this tokenizer is of another kind",
             "write tokenizer.json, which holds any",
@@ -160,9 +165,9 @@ def write_tiktoken(tokenizer: Tokenizer, out: Path) -> None:
             line = ["!", str(rank)]
         line.append(base64.b64encode(token).decode())
         expected = rank + 1
-    special = {token["content"]: token["id"] for token in state["added_tokens"]}
+    ids = {token["content"]: token["id"] for token in state["added_tokens"]}
     runs = "\n".join([*lines[1:], " ".join(line)])
-    write_text(out, json.dumps({"pat_str": pattern, "special_tokens": special, "bpe_ranks": runs}))
+    write_text(out, json.dumps({"pat_str": pattern, "special_tokens": ids, "bpe_ranks": runs}))
     return None
 
 
