@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from tallow.console import progress
@@ -33,6 +34,7 @@ from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
 
 BATCH_DOCUMENTS = 256
+BATCH_BYTES = 1 << 20  # of text, or one longer document
 UINT16_VOCABULARY = 2**16
 
 Item = TypeVar("Item")
@@ -119,8 +121,19 @@ class _Encoded:
 
 def _encode_split(directory: Path, counts: DocumentCounts, tokenizer: Tokenizer, workers: int) -> Iterator[_Encoded]:
     """Encode batches in threads: the tokenizer is native code that runs beside Python, and order is kept."""
-    batches = read_documents_split(directory, counts, BATCH_DOCUMENTS)
+    batches = chain.from_iterable(map(_cut, read_documents_split(directory, counts, BATCH_DOCUMENTS)))
     yield from map_ordered(lambda batch: _encode_batch(tokenizer, batch), batches, workers)
+
+
+def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Smaller batches, so that long documents are shared among the threads, too."""
+    ends = np.cumsum(pc.call_function("binary_length", [batch.column("text")]).to_numpy(), dtype=np.int64)
+    first = 0
+    while first < len(ends):
+        done = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + BATCH_BYTES, "right")))
+        yield batch.slice(first, last - first)
+        first = last
 
 
 def _encode_batch(tokenizer: Tokenizer, batch: pa.RecordBatch) -> _Encoded:
