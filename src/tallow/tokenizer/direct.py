@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from tallow.kernels.text.bpe import SPLIT_RULES, BpeEncoder, BpeVocabulary, SplitRule
 from tallow.kernels.text.encoder import Encoder
@@ -35,21 +36,25 @@ def direct_encoder(backend: tokenizers.Tokenizer, ids: Mapping[int, int], readab
         ids: What stands for some of its ids in the result.
         readable: The added tokens that a text may spell.
     """
-    state = json.loads(backend.to_str())
     stops = [token for token in readable if token]
-    if (tokens := longest_match_tokens(state)) is not None:
-        return LongestMatch({token: ids.get(id, id) for token, id in tokens.items()}, stops)
-    rule = _rule(state)
-    if rule is None or not _is_plain_bpe(state["model"]) or not BpeEncoder.available():
+    if isinstance(backend.model, models.WordPiece):
+        tokens = longest_match_tokens(json.loads(backend.to_str()))
+        return None if tokens is None else LongestMatch({token: ids.get(id, id) for token, id in tokens.items()}, stops)
+    if not isinstance(backend.model, models.BPE) or backend.normalizer is not None or not BpeEncoder.available():
         return None
-    vocabulary = _vocabulary(state["model"], rule, ids, stops)
+    rule = _rule(backend.pre_tokenizer)
+    if rule is None:
+        return None
+    model = json.loads(backend.to_str())["model"]
+    vocabulary = _vocabulary(model, rule, ids, stops) if _is_plain(model) else None
     return None if vocabulary is None else BpeEncoder(vocabulary)
 
 
-def _rule(state: Mapping[str, Any]) -> SplitRule | None:
-    if state["normalizer"] is not None or state["pre_tokenizer"] is None:
+def _rule(pre_tokenizer: pre_tokenizers.PreTokenizer | None) -> SplitRule | None:
+    if pre_tokenizer is None:
         return None
-    steps = state["pre_tokenizer"].get("pretokenizers", [state["pre_tokenizer"]])
+    state = json.loads(pre_tokenizer.__getstate__())
+    steps = state.get("pretokenizers", [state])
     pattern = GPT2
     if len(steps) == 2 and steps[0]["type"] == "Split":
         split = steps[0]
@@ -62,9 +67,9 @@ def _rule(state: Mapping[str, Any]) -> SplitRule | None:
     return SPLIT_RULES.get(pattern)
 
 
-def _is_plain_bpe(model: Mapping[str, Any]) -> bool:
+def _is_plain(model: Mapping[str, Any]) -> bool:
     odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-    return model["type"] == "BPE" and not any(model.get(name) for name in odd)
+    return not any(model.get(name) for name in odd)
 
 
 def _vocabulary(

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, models
 
 from tallow.errors import DataError
 from tallow.kernels.text.encoder import Encoder
@@ -33,6 +33,9 @@ from tallow.tokenizer.direct import direct_encoder
 SHORT = 2048
 """Characters, or tokens, of a text that is done at once. With a longer one `tokenizers` would keep all other Python
 threads waiting, which it does not for a batch."""
+LONG = 1 << 16
+"""Characters of a text for which our own code is made: that takes as long as the library takes for some ten times that
+many. Arrays of texts are encoded by it in any case."""
 CANNOT_ENCODE = "text cannot be encoded", "check that it is valid Unicode"
 
 
@@ -88,20 +91,20 @@ class SealedTokenizer:
 
     def encode_ids(self, text: str) -> list[int]:
         """The ids of text as text."""
-        if self.direct is None:
+        if self._own(len(text)) is None:
             return self.ids(self.encode(text))
         return self.encode_texts(_array([text]))[0].tolist()
 
     def parse(self, text: str) -> list[int]:
         """The ids of text in which added tokens are read as what they spell."""
-        if self.direct is None or not self._plain:
-            encode = self._original.encode if len(text) <= SHORT else self._original.encode_batch
-            found = encode(text if len(text) <= SHORT else [text], add_special_tokens=False)
-            return found.ids if isinstance(found, tokenizers.Encoding) else found[0].ids
+        if self._own(len(text)) is None or not self._plain:
+            if len(text) <= SHORT:
+                return self._original.encode(text, add_special_tokens=False).ids
+            return self._original.encode_batch([text], add_special_tokens=False)[0].ids
         return [id for ids, _ in self._segments(text, self._written) for id in ids]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        if self.direct is not None:
+        if self._own(sum(map(len, texts))) is not None:
             ids, lengths = self.encode_texts(_array(texts))
             return [some.tolist() for some in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
         return self._encode_batch(texts)
@@ -149,7 +152,7 @@ class SealedTokenizer:
             if flag:
                 flagged.append((start, len(text)))
         with library_errors(*CANNOT_ENCODE):
-            if self.direct is not None and self._plain:
+            if self._own(len(text)) is not None and self._plain:
                 return self._encode_flagged(text, flagged)
             encoding = self.encode(text)
         mask = [False] * len(encoding)
@@ -196,6 +199,11 @@ class SealedTokenizer:
         """Our own code that encodes most texts; None where this tokenizer is not of its kind."""
         readable = [token.content for token in self._added if token.content not in self._names]
         return direct_encoder(self._backend, self._original_ids, readable)
+
+    def _own(self, characters: int) -> Encoder | None:
+        """Our own code, where it applies and is worth its making: for long texts, and where the library is too slow."""
+        slow = isinstance(self._backend.model, models.WordPiece)
+        return self.direct if slow or characters > LONG else None
 
     @cached_property
     def _plain(self) -> bool:
