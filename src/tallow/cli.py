@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -37,6 +37,9 @@ from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, resumable, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 from tallow.startup import Moment, uncollected
+
+if TYPE_CHECKING:
+    from tallow.tokenizer.tokenizer import Tokenizer
 
 CHAT_SAMPLING = SamplingOptions(max_new_tokens=512, temperature=0.7, top_p=0.95)
 
@@ -223,14 +226,28 @@ def pull(
 @app.command()
 def convert(
     model: Model,
-    to: Annotated[Literal["safetensors", "gguf"], typer.Option(help="The format to write.")],
-    out: Annotated[Path, typer.Option(help="Where to write it: a directory, or a .gguf file.")],
+    to: Annotated[
+        Literal["safetensors", "gguf", "tokenizer", "sentencepiece", "tiktoken", "gpt2", "rwkv"],
+        typer.Option(help="The format to write; the last five are of a tokenizer alone."),
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write it: a directory, or a file.")],
     precision: Annotated[
         Literal["auto", "f16", "bf16", "f32", "q8_0", "q4_0"], typer.Option(help="auto: as stored.")
     ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Convert a model between a hub directory (safetensors) and GGUF."""
+    """Convert a model between a hub directory (safetensors) and GGUF, or a tokenizer between programs.
+
+    A tokenizer is a model's, or a file: tokenizer.json, sentencepiece's .model, tiktoken's vocabularies, GPT-2's
+    merges beside their ids, RWKV's vocabulary. `tokenizer` and `gpt2` write a directory.
+    """
+    if to not in ("safetensors", "gguf"):
+        from tallow.tokenizer.formats import convert_tokenizer
+
+        if precision != "auto":
+            raise UsageError("a tokenizer has no precision", "leave --precision out")
+        _print_result(convert_tokenizer(_tokenizer(model), to, out), as_json)
+        return
     from tallow.models.formats.convert import convert
 
     _print_result(convert(model, to, out, precision), as_json)
@@ -530,6 +547,24 @@ def data_ngrams(
     _print_result(ngrams(texts, out, text_field, order, memory_mb), as_json)
 
 
+@bench.command("tokenizer")
+def bench_tokenizer(
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help="A model, or a tokenizer's directory or file.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Texts: files of any kind that prepare reads.")
+    ],
+    by: Annotated[Literal["file", "language"], typer.Option(help="What groups the documents.")] = "file",
+    max_mb: Annotated[float, typer.Option(help="Megabytes of each file, about.")] = 10.0,
+    """Measure a tokenizer on texts: bytes per token, tokens per word, vocabulary used, speed, and worst cases.
+
+    Megabytes a second are those of one CPU second.
+    from tallow.report.tokenizer import report_tokenizer, tokenizer_json, tokenizer_table
+
+    found = report_tokenizer(_tokenizer(tokenizer), files, by, int(max_mb * 1e6))
+        print_json(tokenizer_json(*found))
+    Console(highlight=False).print(tokenizer_table(*found))
+
+
 @data.command("trace")
 def data_trace(
     shard: Annotated[Path, typer.Argument(metavar="SHARD", help="tokens/train/shard-00000, say, of a run.")],
@@ -687,6 +722,19 @@ def _do_stage(name: str, recipe: Recipe, directory: Path, fresh: bool, as_json: 
     if is_main_process():
         product = stage_run.directory / STAGES[name].product
         _print_result({**result, "product": str(product)}, as_json)
+
+
+def _tokenizer(source: str) -> Tokenizer:
+    """That of a model, or in a file or directory of its own."""
+    from tallow.tokenizer.formats import has_tokenizer
+    from tallow.tokenizer.tokenizer import Tokenizer
+
+    if has_tokenizer(Path(source)):
+        return Tokenizer.load(source)
+    from tallow.models.formats import load_tokenizer  # imports torch, for which a file above need not wait
+    from tallow.models.store import resolve as resolve_model
+
+    return load_tokenizer(resolve_model(source))
 
 
 def _is_recipe(source: str) -> bool:

@@ -84,6 +84,7 @@ def test_shards_do_not_depend_on_batches(
     hashes = set()
     for size in (1, 64, 1000):
         monkeypatch.setattr("tallow.data.encode.BATCH_DOCUMENTS", size)
+        monkeypatch.setattr("tallow.data.encode.BATCH_BYTES", 3 * size)
         encode(
             EncodeConfig(documents=documents, tokenizer=tokenizer_directory, shard_tokens=500),
             StageRun(tmp_path / str(size)),
