@@ -555,13 +555,18 @@ def bench_tokenizer(
     ],
     by: Annotated[Literal["file", "language"], typer.Option(help="What groups the documents.")] = "file",
     max_mb: Annotated[float, typer.Option(help="Megabytes of each file, about.")] = 10.0,
+    as_json: Json = False,
+) -> None:
     """Measure a tokenizer on texts: bytes per token, tokens per word, vocabulary used, speed, and worst cases.
 
     Megabytes a second are those of one CPU second.
+    """
     from tallow.report.tokenizer import report_tokenizer, tokenizer_json, tokenizer_table
 
     found = report_tokenizer(_tokenizer(tokenizer), files, by, int(max_mb * 1e6))
+    if as_json:
         print_json(tokenizer_json(*found))
+        return
     Console(highlight=False).print(tokenizer_table(*found))
 
 
