@@ -9,9 +9,9 @@ wherever documents lie. Functions on tables, to be done part by part:
 4. `compare_pieces`: those of all parts with some keys → runs of windows that occur before: `RUNS`;
 5. `cut_runs`: these, beside `LOCAL` → `CUTS`.
 
-Step 1 sends about half a byte a byte of text, step 3 five bytes a byte that occurs twice. Equal windows have equal keys,
-so no cutting into parts or buckets hides one from the other. What shares a key must fit in memory: pieces of about 1.25
-`min_bytes` that have the same `min_bytes` / 2 bytes in them, and differ.
+Step 1 sends about half a byte a byte of text, step 3 five bytes a byte that occurs twice. Equal windows have equal
+keys, so no cutting into parts or buckets hides one from the other. What shares a key must fit in memory: pieces of
+about 1.25 `min_bytes` that have the same `min_bytes` / 2 bytes in them, and differ.
 """
 
 from __future__ import annotations
