@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tallow.data.duplicates.embed import load_embedder
 from tallow.data.duplicates.semantic import Centroids, SemanticSettings, as_integers, connect_similar, fit, nearest
 from tallow.data.steps.deal import answered, numbers_of
 from tallow.data.steps.tables import VERDICTS, kept, texts_of, words
@@ -22,7 +21,7 @@ from tallow.models.store import resolve
 from tallow.recipe import Section
 
 SURVIVORS = pa.schema([("survivor", pa.binary(16)), ("size", pa.int64()), ("similarity", pa.float64())])
-"""Beside a part: of each document that is like others, how many these are, the one that survives, the cosine with it."""
+"""Beside a part: of each document that is like others the one that survives, and the cosine with it."""
 
 IDS = (("word_0", pa.uint64()), ("word_1", pa.uint64()))
 ROWS = pa.schema([("row", pa.int32()), *IDS, ("size", pa.int64()), ("similarity", pa.float64())])
@@ -117,6 +116,8 @@ def drop_but_survivors(
 
 def _embed(config: EmbedConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """Rows, ids and vectors of the documents that have any token."""
+    from tallow.data.duplicates.embed import load_embedder  # PyTorch, which takes seconds: the other steps need none
+
     documents, verdicts = tables
     rows = np.flatnonzero(kept(verdicts))
     documents = documents.take(rows)
