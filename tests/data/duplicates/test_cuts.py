@@ -28,7 +28,8 @@ def test_cuts_are_what_no_range_covers(given_cuts, left_out: int) -> None:
             if first < last:
                 gone[row] |= set(range(first, last))
                 flat.append((row, len(texts[row][:first].encode()), len(texts[row][:last].encode())))
-        tables.append(make_cuts(*np.array(flat, dtype=np.int32).reshape(-1, 3).T, len(texts)))
+        rows, begins, ends = np.array(flat, dtype=np.int32).reshape(-1, 3).T
+        tables.append(make_cuts(rows, begins, ends, len(texts)))
     united = unite_cuts(tables)
     assert united.schema == CUTS
     for cuts in united["cuts"].to_pylist():

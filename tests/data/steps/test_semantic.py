@@ -23,9 +23,11 @@ from tallow.tokenizer.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_directory: Path) -> Path:
-    shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16, "max_positions": 64}
+    shape = EncoderConfig(
+        vocab_size=257, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_positions=64
+    )
     directory = tmp_path_factory.mktemp("encoder") / "model"
-    save_model(new_model(EncoderConfig(vocab_size=257, **shape), 3), Tokenizer.load(tokenizer_directory), directory)
+    save_model(new_model(shape, 3), Tokenizer.load(tokenizer_directory), directory)
     return directory
 
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.kernels.text.strange import texts
+from tests.kernels.text.test_hostile import SHAPES
 
 from tallow.kernels.dispatch import using
+from tallow.kernels.text import native
+from tallow.kernels.text.classes import character_tables
 from tallow.kernels.text.units import UnitKind, find_units
 
 KINDS: tuple[UnitKind, ...] = ("line", "paragraph")
@@ -51,6 +55,18 @@ def test_hashes_are_those_of_hashlib(length: int) -> None:
         words = find_units(pa.array([f"\t{text} \n"]), "line", 1).hashes_U2
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     assert words.astype(">u8").tobytes() == digest
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, " \n", "a\n\n"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_time_is_linear(shape: str, kind: UnitKind) -> None:
+    if native() is None:
+        pytest.skip("the reference is slow")
+    text = pa.array([shape * (1_000_000 // len(shape.encode()))])
+    character_tables()
+    begin = time.process_time()
+    find_units(text, kind, 1)
+    assert time.process_time() - begin < 1
 
 
 def test_white_space_is_the_same_to_a_hash() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,8 @@ BLOCK = 1024
 """Vectors that are compared with as many others at a time."""
 
 Vectors = npt.NDArray[np.int16]
-Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
+Number = TypeVar("Number", bound=np.generic)
 Rows = npt.NDArray[np.int64]
 
 
@@ -55,7 +56,7 @@ class SemanticSettings(Section):
 
     model: str
     max_tokens: int = Field(default=256, ge=1)
-    threshold: float = Field(default=0.95, gt=0, le=1)
+    threshold: float = Field(default=0.9, gt=0, le=1)
     center: bool = True
     clusters: int | None = Field(default=None, ge=1)
     iterations: int = Field(default=10, ge=0)
@@ -89,10 +90,13 @@ class Groups(NamedTuple):
 
 def as_integers(vectors_ND: Floats, mean_D: npt.NDArray[np.float64]) -> Vectors:
     """Vectors without a mean, of length `LENGTH`, rounded; what is no longer than the mean stays 0."""
-    centered_ND = vectors_ND.astype(np.float64) - mean_D
-    lengths_N = np.sqrt((centered_ND * centered_ND).sum(axis=1))
-    scale_N = np.divide(LENGTH, lengths_N, out=np.zeros_like(lengths_N), where=lengths_N > 0)
-    return np.rint(centered_ND * scale_N[:, None]).astype(np.int16)
+    integers_ND = np.empty(vectors_ND.shape, dtype=np.int16)
+    for begin, block_BD in _blocks(vectors_ND):
+        centered_BD = block_BD.astype(np.float64) - mean_D
+        lengths_B = np.sqrt((centered_BD * centered_BD).sum(axis=1))
+        scale_B = np.divide(LENGTH, lengths_B, out=np.zeros_like(lengths_B), where=lengths_B > 0)
+        integers_ND[begin : begin + len(block_BD)] = np.rint(centered_BD * scale_B[:, None])
+    return integers_ND
 
 
 def fit(vectors_ND: Floats, clusters: int, settings: SemanticSettings) -> Centroids:
@@ -186,6 +190,6 @@ def _lengths(vectors_ND: Vectors) -> npt.NDArray[np.float64]:
     return np.sqrt(np.concatenate([np.empty(0, dtype=np.int64), *squares]))
 
 
-def _blocks(vectors_ND: Vectors) -> Iterator[tuple[int, Vectors]]:
+def _blocks(vectors_ND: npt.NDArray[Number]) -> Iterator[tuple[int, npt.NDArray[Number]]]:
     for begin in range(0, len(vectors_ND), BLOCK):
         yield begin, vectors_ND[begin : begin + BLOCK]

@@ -229,7 +229,7 @@ def _with_followers(
         np.zeros(len(followers), dtype=np.bool_) if within else documents[followers] == documents[leaders[followers]]
     )
     gone = followers[~alike]
-    whole = np.stack([gone, np.zeros_like(gone), counts[gone]], axis=1)
+    whole = np.stack([gone, np.zeros_like(gone), counts[gone].astype(np.int64)], axis=1)
     runs = runs[np.argsort(runs[:, 0], kind="stable")]
     same = followers[alike]
     begin, end = (np.searchsorted(runs[:, 0], leaders[same], side) for side in ("left", "right"))
@@ -242,9 +242,8 @@ def _with_followers(
 def _leaders(data: pa.LargeBinaryArray) -> Rows:
     """For each the first one with the same bytes."""
     values = pc.call_function("dictionary_encode", [data]).indices.to_numpy()
-    firsts = np.full(len(data), len(data), dtype=np.int64)
-    np.minimum.at(firsts, values, np.arange(len(data)))
-    return firsts[values]
+    firsts = np.unique(values, return_index=True)[1]  # values are numbered as they come
+    return firsts[values].astype(np.int64)
 
 
 def _slices(texts: pa.StringArray, rows: Rows, begins: Rows, sizes: npt.NDArray[np.int32]) -> pa.LargeBinaryArray:

@@ -140,7 +140,7 @@ def _fit(config: FitConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """The mean, and below it the centroids."""
     together = pa.concat_tables(tables)
     order = np.lexsort((together.column("word_1").to_numpy(), together.column("word_0").to_numpy()))
-    vectors = _vectors(together)
+    vectors = _floats(together)
     if not len(vectors):
         yield Made(pa.table({"vector": _lists(np.zeros((1, vectors.shape[1])))}))
         return
@@ -152,7 +152,7 @@ def _assign(_: AssignConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """A batch for each cluster, of rows, ids and vectors of integers."""
     embedded, fitted = tables
     mean, centroids = _centroids(fitted)
-    vectors = as_integers(_vectors(embedded), mean)
+    vectors = as_integers(_floats(embedded), mean)
     labels = nearest(vectors, centroids) if len(centroids) else np.zeros(len(vectors), dtype=np.int64)
     order = np.argsort(labels, kind="stable")
     columns = [embedded.column(i).to_numpy()[order] for i in range(3)]
@@ -167,7 +167,7 @@ def _compare(config: CompareConfig, tables: Sequence[pa.Table]) -> Iterator[Made
     rows, high, low = (together.column(i).to_numpy() for i in range(3))
     order = np.lexsort((low, high))
     centroids = _centroids(fitted).centroids_KD
-    vectors = _vectors(together)[order]
+    vectors = _vectors(together)[order].astype(np.int16, copy=False)
     centroid = centroids[config.cluster] if len(centroids) else np.zeros(vectors.shape[1], dtype=np.int16)
     found = connect_similar(vectors, centroid, config.settings)
     here, survivors = order[found.rows], order[found.survivors]
@@ -211,8 +211,12 @@ def _vectors(table: pa.Table) -> npt.NDArray[np.generic]:
     return np.concatenate(flat).reshape(-1, column.type.list_size)
 
 
+def _floats(table: pa.Table) -> npt.NDArray[np.float32]:
+    return _vectors(table).astype(np.float32, copy=False)
+
+
 def _centroids(fitted: pa.Table) -> Centroids:
-    vectors = _vectors(fitted)
+    vectors = _vectors(fitted).astype(np.float64, copy=False)
     return Centroids(vectors[0], vectors[1:].astype(np.int16))
 
 

@@ -47,7 +47,7 @@ def find_segments(texts: pa.StringArray, window: int, gram: int) -> Segments:
         rows, begins, counts, again = np.ascontiguousarray(flat.reshape(-1, 4).T)
         return Segments(rows, begins, counts, again.astype(np.bool_), keys)
     found: list[tuple[int, int, int, bool]] = []
-    keys: list[int] = []
+    found_keys: list[int] = []
     for row, text in enumerate(texts.to_pylist()):
         data = (text or "").encode()
         hashes = [_hash(data[at : at + gram]) for at in range(len(data) - gram + 1)]
@@ -57,10 +57,10 @@ def find_segments(texts: pa.StringArray, window: int, gram: int) -> Segments:
             if end == len(least) or least[end] != least[begin]:
                 times = hashes[begin : end + window - gram].count(least[begin])
                 found.append((row, begin, end - begin, times > 1))
-                keys.append(_absorb(least[begin], 1))
+                found_keys.append(_absorb(least[begin], 1))
                 begin = end
     rows, begins, counts, again = np.array(found, dtype=np.int32).reshape(-1, 4).T
-    return Segments(rows, begins, counts, again.astype(np.bool_), np.array(keys, dtype=np.uint64))
+    return Segments(rows, begins, counts, again.astype(np.bool_), np.array(found_keys, dtype=np.uint64))
 
 
 def _hash(data: bytes) -> int:

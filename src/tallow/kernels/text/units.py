@@ -61,8 +61,8 @@ def find_units(texts: pa.StringArray, kind: UnitKind, min_chars: int) -> Units:
             if len(plain) >= min_chars:
                 found.append((row, unit.begin, unit.end))
                 digests.append(hashlib.blake2b(plain.encode(), digest_size=HASH_BYTES).digest())
-    table = np.array(found, dtype=np.int32).reshape(-1, 3)
-    return Units(*table.T, np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2))
+    rows, begins, ends = np.array(found, dtype=np.int32).reshape(-1, 3).T
+    return Units(rows, begins, ends, np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2))
 
 
 def _lines(text: str) -> Iterator[_Unit]:
