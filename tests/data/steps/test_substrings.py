@@ -12,6 +12,8 @@ from tallow.data.duplicates.substrings import SubstringSettings
 from tallow.data.steps.substrings import repeated_substrings
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.work import Work
+from tallow.kernels.dispatch import prefers_fast
+from tallow.kernels.text import native
 
 ALPHABET = "abcdefgh é中😀"
 
@@ -86,6 +88,8 @@ def test_two_processes_make_the_same(tmp_path: Path) -> None:
 
 
 def test_a_text_a_thousand_times(tmp_path: Path) -> None:
+    if native() is None or not prefers_fast():
+        pytest.skip("the references are slow")
     chance = random.Random(0)
     text = "".join(chance.choices(ALPHABET, k=700))
     work = Work(tmp_path, LocalEngine(1))

@@ -21,8 +21,10 @@ def dealt(rows: pa.Table, keys: npt.NDArray[np.uint64], bits: int) -> list[pa.Re
     if not bits:
         return pieces(rows, [0])
     bucket = keys >> np.uint64(64 - bits)
-    order = np.argsort(bucket, kind="stable")
-    return pieces(rows.take(order), np.searchsorted(bucket[order], np.arange(1 << bits, dtype=np.uint64)).tolist())
+    if (bucket[1:] < bucket[:-1]).any():
+        order = np.argsort(bucket, kind="stable")
+        rows, bucket = rows.take(order), bucket[order]
+    return pieces(rows, np.searchsorted(bucket, np.arange(1 << bits, dtype=np.uint64)).tolist())
 
 
 def answered(rows: pa.Table, parts: npt.NDArray[np.int64], count: int) -> list[pa.RecordBatch]:
