@@ -36,8 +36,10 @@ class Embedder:
 
     def __init__(self, path: Path) -> None:
         encoder = path.is_dir() and is_encoder(path)
-        load = load_encoder if encoder else load_model
-        self.model: Model = load(path, dtype=torch.float32).eval()
+        model = (
+            load_encoder(path, dtype=torch.float32, head=False) if encoder else load_model(path, dtype=torch.float32)
+        )
+        self.model: Model = model.eval()
         self.tokenizer: Tokenizer = load_tokenizer(path)
 
     @property
