@@ -104,16 +104,18 @@ def test_names_of_converted_checkpoints(ids_BT: Tensor, tmp_path: Path) -> None:
 def test_hidden_states_need_no_head(ids_BT: Tensor, tmp_path: Path) -> None:
     """Encoders for embeddings are saved without what a masked language model has behind its layers."""
     reference = make_reference()
+    base = reference.base_model
+    assert isinstance(base, PreTrainedModel)
     reference.save_pretrained(tmp_path / "whole")
-    reference.base_model.save_pretrained(tmp_path / "base")
+    base.save_pretrained(tmp_path / "base")
     with torch.inference_mode():
-        wanted_BTD = reference.base_model(input_ids=ids_BT).last_hidden_state
+        wanted_BTD = base(input_ids=ids_BT).last_hidden_state
     with pytest.raises(DataError, match=r"no tensor cls\."):
         load_encoder(tmp_path / "base")
     for name in ("whole", "base"):
         model = load_encoder(tmp_path / name, head=False)
         with torch.inference_mode():
-            hidden_BTD = model(ids_BT, BidirectionalContext.plain(*ids_BT.shape))
+            hidden_BTD = model(ids_BT, BidirectionalContext.plain(len(ids_BT), ids_BT.shape[1]))
         assert (hidden_BTD - wanted_BTD).abs().max() < TOLERANCE
         assert wanted_BTD.std() > 0.3
         assert model.head is None
