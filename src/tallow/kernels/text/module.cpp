@@ -14,7 +14,10 @@ void bind_longest_match(nanobind::module_ &);
 void bind_merges(nanobind::module_ &);
 void bind_minhash(nanobind::module_ &);
 void bind_ngrams(nanobind::module_ &);
+void bind_repeats(nanobind::module_ &);
+void bind_segments(nanobind::module_ &);
 void bind_substrings(nanobind::module_ &);
+void bind_units(nanobind::module_ &);
 void bind_word_counter(nanobind::module_ &);
 void bind_wordpieces(nanobind::module_ &);
 }  // namespace tallow
@@ -32,7 +35,10 @@ NB_MODULE(_text, m) {
     tallow::bind_merges(m);
     tallow::bind_minhash(m);
     tallow::bind_ngrams(m);
+    tallow::bind_repeats(m);
+    tallow::bind_segments(m);
     tallow::bind_substrings(m);
+    tallow::bind_units(m);
     tallow::bind_word_counter(m);
     tallow::bind_wordpieces(m);
 }
