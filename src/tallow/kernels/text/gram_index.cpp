@@ -65,8 +65,12 @@ class GramIndex {
         index_beginnings();
     }
 
-    // Bytes of where each passage's n-grams begin (int64), of these (int32), and how many there are.
-    nb::tuple grams() const { return nb::make_tuple(as_bytes(offsets_), as_bytes(members_), grams_.size()); }
+    // Bytes of where each passage's n-grams begin (int64), of these (int32), and of how many words each has (int32).
+    nb::tuple grams() const {
+        std::vector<int32_t> lengths;
+        for (const Gram &gram : grams_) lengths.push_back(int32_t(gram.length));
+        return nb::make_tuple(as_bytes(offsets_), as_bytes(members_), as_bytes(lengths));
+    }
 
     // Bytes of the row, the n-gram, the number of its first word, and its first byte and the one behind its last, of
     // each place (int32); the numbers of words of texts are written.

@@ -64,11 +64,14 @@ class GramIndex:
         """Where each passage's n-grams begin in `members`, P + 1."""
         self.members: Integers
         """N-grams of passages, rising and each once."""
+        self.lengths: Integers
+        """Words of each n-gram."""
         if extension is not None:
             at = places(passages), class_places()
             self._native = extension.GramIndex(*at, gram_words, shortest_words, shortest_bytes)
-            offsets, members, self.count = self._native.grams()
-            self.offsets, self.members = np.frombuffer(offsets, np.int64), np.frombuffer(members, np.int32)
+            offsets, *rest = self._native.grams()
+            self.offsets = np.frombuffer(offsets, np.int64)
+            self.members, self.lengths = (np.frombuffer(each, np.int32) for each in rest)
             return
         found: list[list[int]] = []
         for passage in passages.to_pylist():
@@ -77,9 +80,14 @@ class GramIndex:
             long_enough = len(spelled) >= gram_words or (len(spelled) >= shortest_words and size >= shortest_bytes)
             grams = _grams(spelled, min(gram_words, len(spelled))) if long_enough else ()
             found.append(sorted({self._known.setdefault(gram, len(self._known)) for gram in grams}))
-        self.count = len(self._known)
+        self.lengths = np.array([len(gram) for gram in self._known], dtype=np.int32)
         self.offsets = np.cumsum([0, *map(len, found)]).astype(np.int64)
         self.members = np.array([gram for grams in found for gram in grams], dtype=np.int32)
+
+    @property
+    def count(self) -> int:
+        """Of all n-grams."""
+        return len(self.lengths)
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -98,9 +106,10 @@ class GramIndex:
         if self._native is not None:
             flags = np.ascontiguousarray(active, dtype=np.uint8)
             found = self._native.search(places(texts), flags.ctypes.data, sizes.ctypes.data)
-            return Places(*(np.frombuffer(each, np.int32) for each in found), sizes)
-        lengths = sorted({len(gram) for gram in self._known})
-        rows: list[tuple[int, ...]] = []
+            rows, grams, firsts, begins, ends = (np.frombuffer(each, np.int32) for each in found)
+            return Places(rows, grams, firsts, begins, ends, sizes)
+        lengths = sorted(set(self.lengths.tolist()))
+        every: list[tuple[int, ...]] = []
         for row, text in enumerate(texts.to_pylist()):
             spelled, bounds = _spelled(text or "")
             sizes[row] = len(spelled)
@@ -108,9 +117,9 @@ class GramIndex:
                 for length in lengths:
                     gram = self._known.get(tuple(spelled[at : at + length]), -1)
                     if at + length <= len(spelled) and gram >= 0 and active[gram]:
-                        rows.append((row, gram, at, bounds[at][0], bounds[at + length - 1][1]))
-        columns = np.array(rows, dtype=np.int32).reshape(-1, 5).T
-        return Places(*columns, sizes)
+                        every.append((row, gram, at, bounds[at][0], bounds[at + length - 1][1]))
+        rows, grams, firsts, begins, ends = np.array(every, dtype=np.int32).reshape(-1, 5).T
+        return Places(rows, grams, firsts, begins, ends, sizes)
 
 
 def _spelled(text: str) -> tuple[list[str], list[tuple[int, int]]]:
