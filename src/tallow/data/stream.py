@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from tallow.data.packing import BestFit, Integers, Packing
 
@@ -43,7 +44,7 @@ class Stream:
         """Where among all tokens the pieces of a row begin and end."""
         return [piece for begin, end in self._ranges(row) for piece in self._among_all(begin, end)]
 
-    def means(self, begins: Integers, values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray:
+    def means(self, begins: Integers, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Of each row the mean over its tokens of what documents have: those that begin at these places, rising."""
         sums = np.concatenate([[0.0], np.cumsum(values * np.diff(begins, append=self.num_tokens))])
         rows = np.arange(self.num_rows)
@@ -53,7 +54,7 @@ class Stream:
             first = rows * self.sequence_length
             last = np.minimum(first + self.sequence_length + 1, self.num_tokens)
 
-        def before(places: Integers) -> np.ndarray:
+        def before(places: Integers) -> npt.NDArray[np.float64]:
             document = np.searchsorted(begins, places, side="right") - 1
             return sums[document] + values[document] * (places - begins[document])
 

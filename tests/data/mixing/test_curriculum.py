@@ -58,7 +58,7 @@ def test_rows_are_as_hard_as_their_documents(tmp_path: Path) -> None:
     for packing in ("split", "best_fit"):
         dataset = TokenDataset(directory, "train", 16, 3, packing, {"a": ("a",), "b": ("b",)})
         begins = dataset.document_begins()
-        scores = np.arange(12) ** 2.0
+        scores = np.square(np.arange(12, dtype=np.float64))
         assert dataset.owners is not None
         number = 0
         for domain, stream in enumerate(dataset.streams.values()):

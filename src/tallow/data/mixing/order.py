@@ -74,9 +74,10 @@ class MixedOrder:
 @functools.lru_cache(maxsize=4)
 def _block(counts: tuple[int, ...], seed: int, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The domain of each place of a block, and how many places before it in the block are the same domain's."""
-    domains = np.repeat(np.arange(len(counts)), counts)
-    ranks = np.arange(BLOCK) - np.repeat(np.cumsum(counts) - counts, counts)
+    sizes = np.array(counts, dtype=np.int64)
+    domains = np.repeat(np.arange(len(counts), dtype=np.int64), sizes)
+    ranks = np.arange(BLOCK, dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     state = mix(mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(block))
     chance = (mix(state + np.arange(1, BLOCK + 1, dtype=np.uint64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    order = np.argsort((ranks + chance) / np.array(counts)[domains], kind="stable")
+    order = np.argsort((ranks + chance) / sizes[domains], kind="stable")
     return domains[order], ranks[order]
