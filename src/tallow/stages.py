@@ -44,7 +44,8 @@ class Stage:
 
 
 def _prepare() -> tuple[type[Section], StageFunction]:
-    from tallow.data.prepare import PrepareConfig, prepare
+    from tallow.data.config import PrepareConfig
+    from tallow.data.prepare import prepare
 
     return PrepareConfig, prepare
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.prepare import prepare
 from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tallow.data.builtin import FILES, builtin
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.config import PrepareConfig
+from tallow.data.prepare import prepare
 from tallow.data.read import read_records
 from tallow.data.split import is_held_out
 from tallow.errors import DataError

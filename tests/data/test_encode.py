@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
+from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
 from tallow.data.manifest import load_document_manifest, load_manifest
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.prepare import prepare
 from tallow.errors import DataError, UsageError
 from tallow.files import hash_path
 from tallow.run import StageRun

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.prepare import prepare
 from tallow.errors import CapacityError, UsageError
 from tallow.files import hash_path
 from tallow.run import StageRun
@@ -115,7 +116,8 @@ KILLED = """
 import os, signal, sys
 from unittest.mock import patch
 from tallow.data.encode import EncodeConfig, encode
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.config import PrepareConfig
+from tallow.data.prepare import prepare
 from tallow.run import StageRun
 
 stage, instant, directory, *inputs = sys.argv[1:]

@@ -18,8 +18,7 @@ from tallow.errors import DataError
 MANIFEST = DocumentManifest(
     splits={"train": DocumentCounts(documents=1, bytes=4, parts=("part-00000.parquet",))},
     sources=(SourceRecord(name="a.txt", sha256="0" * 64, documents=1, bytes=4),),
-    duplicates=0,
-    too_short=0,
+    dropped={},
     rejected=0,
 )
 

@@ -13,6 +13,7 @@ from tests.data.test_dataset import write_tokens
 from tallow.data.dataset import TokenDataset
 from tallow.data.packing import BestFit, best_fit
 from tallow.errors import DataError
+from tallow.models.blocks.context import SequenceContext
 from tallow.objectives.causal import causal
 
 
@@ -73,7 +74,9 @@ def test_rows_of_a_data_set(tmp_path: Path) -> None:
     together = TokenDataset(tokens, "train", 6, seed=0, packing="concatenate").sequence(0)
     assert together.documents_BT.tolist() == [[0] * 7]
     assert causal(together).loss_mask_BT.all()
-    assert causal(together).context.documents_BT is None
+    context = causal(together).context
+    assert isinstance(context, SequenceContext)
+    assert context.documents_BT is None
 
 
 def test_documents_of_one_token_alone_are_an_error(tmp_path: Path) -> None:

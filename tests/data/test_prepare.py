@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tallow.data.builtin import builtin
+from tallow.data.config import PrepareConfig
 from tallow.data.documents import read_documents_split
 from tallow.data.manifest import load_document_manifest
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.prepare import prepare
 from tallow.data.read import read_records
 from tallow.data.work.cluster import ClusterConfig
 from tallow.errors import DataError, TallowError, UsageError
@@ -71,7 +72,7 @@ def test_manifest_counts(tmp_path: Path, run_prepare: Prepare) -> None:
     other = write_jsonl(tmp_path / "b.jsonl", ["eins", "twelve"])
     directory = run_prepare(path, other)
     manifest = load_document_manifest(directory)
-    assert (manifest.duplicates, manifest.too_short, manifest.rejected) == (2, 1, 1)
+    assert (manifest.dropped, manifest.rejected) == ({"duplicate": 2, "too short": 1}, 1)
     kept = {*texts, "twelve"} - {" "}
     assert sum(counts.documents for counts in manifest.splits.values()) == len(kept)
     assert sum(counts.bytes for counts in manifest.splits.values()) == sum(len(text.encode()) for text in kept)
@@ -162,7 +163,7 @@ def test_shipped_diary_prepares(run_prepare: Prepare) -> None:
     assert manifest.splits["train"].documents + manifest.splits["validation"].documents == 3413
     assert manifest.sources[0].name == "tallow:pepys"
     assert manifest.sources[0].sha256 == hash_file(builtin("pepys"))
-    assert (manifest.rejected, manifest.duplicates) == (0, 0)
+    assert (manifest.rejected, manifest.dropped) == (0, {})
 
 
 @pytest.mark.shared_data

@@ -260,7 +260,8 @@ def test_stage_scores_models_side_by_side(tmp_path: Path) -> None:
 
 
 def test_stage_takes_what_prepared_documents_hold_out(tmp_path: Path) -> None:
-    from tallow.data.prepare import PrepareConfig, prepare
+    from tallow.data.config import PrepareConfig
+    from tallow.data.prepare import prepare
 
     source = tmp_path / "source.jsonl"
     lines = [json.dumps({"text": f"Document number {number} of twenty."}) for number in range(20)]

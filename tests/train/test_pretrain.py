@@ -14,10 +14,11 @@ import pytest
 import tokenizers
 import torch
 
+from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
 from tallow.data.mixing.mixture import MixtureConfig
 from tallow.data.mixing.order import MixedOrder
-from tallow.data.prepare import PrepareConfig, prepare
+from tallow.data.prepare import prepare
 from tallow.errors import CapacityError, DataError, Interrupted, UsageError
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.formats import load_model, load_tokenizer

@@ -38,16 +38,14 @@ class DocumentManifest(Section):
     Args:
         splits: Counts of `train` and `validation`.
         sources: Every file that was read, with what was read from it, before anything was dropped.
-        duplicates: Documents dropped because another has the same text.
-        too_short: Documents dropped because they have fewer characters than `min_chars`.
+        dropped: How many documents were dropped for each reason, such as `duplicate` or `gopher.min_words`.
         rejected: Records that could not be used; `rejected.jsonl` has them.
     """
 
-    format: Literal["tallow.documents.v1"] = "tallow.documents.v1"
+    format: Literal["tallow.documents.v2"] = "tallow.documents.v2"
     splits: dict[str, DocumentCounts]
     sources: tuple[SourceRecord, ...]
-    duplicates: NonNegativeInt
-    too_short: NonNegativeInt
+    dropped: dict[str, NonNegativeInt]
     rejected: NonNegativeInt
 
 

@@ -13,9 +13,11 @@ from tallow.data.contamination.benchmarks import Search, SearchSettings, find_be
 from tallow.data.contamination.overlap import annotate
 from tallow.data.contamination.report import as_markdown
 from tallow.data.contamination.rule import ContaminationRule, judge
+from tallow.data.edits import make_edits
 from tallow.data.read import Document, read_records
 from tallow.data.steps.contamination import find_contamination, judge_contamination
-from tallow.data.steps.filter import FILTER, FilterConfig
+from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
+from tallow.data.steps.measure import SIZES, SizesStep
 from tallow.data.steps.tables import PART
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.step import Input, Part, write_batches
@@ -162,7 +164,9 @@ def work_on(directory: Path, processes: int, size: int, wanted: Search) -> tuple
             write_batches(piece.combine_chunks().to_batches(), path)
             parts.append(Part(path, piece.num_rows))
         columns, report = find_contamination(work, parts, wanted)
-        verdicts = [made for [made] in work.each(FILTER, [(FilterConfig(min_chars=4), [Input(p)]) for p in parts])]
+        sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
+        rules = JudgeConfig(bounds=(too_short(4),))
+        verdicts = [made for [made] in work.each(JUDGE, [(rules, [Input(each)]) for each in sizes])]
         judged = judge_contamination(work, parts, verdicts, columns, ContaminationRule(overlap=0.5))
         rows = [row for part in columns for row in part.read().to_pylist()]
         told = [reason for part in judged for reason in part.read().column("dropped_by").to_pylist()]
@@ -193,18 +197,13 @@ def test_what_is_found_is_cut_with_what_is_around(items: Path) -> None:
     ]
     columns, _, _ = annotate(table(texts), pa.array(texts), load_items(wanted))
     rule = ContaminationRule(action="cut", around=45, shortest_piece=150, most_pieces=3)
-    dropped, cuts = judge(pa.array(texts), columns, rule)
+    dropped, edits = judge(pa.array(texts), columns, rule)
     assert dropped.tolist() == [False, False, True, False, True]
-    rest = []
-    for text, ranges in zip(texts, cuts.to_pylist(), strict=True):
-        raw, at, kept = text.encode(), 0, b""
-        for each in ranges:
-            kept, at = kept + raw[at : each["begin"]] + b"|", each["end"]
-        rest.append((kept + raw[at:]).decode())
-    left, right = rest[0].split("|")
+    rest = make_edits(pa.array(texts), [edits]).to_pylist()
+    left, right = rest[0].split("\n\n")
     assert left == f"{FILLER * 3}{around}"[: -(45 - 1)]  # a space was there, too
     assert right == f"{around}{FILLER * 3}"[45 - 2 :]  # a question mark and a space
-    assert rest[1] == "|" + (FILLER * 3)[45 - 1 :]
+    assert rest[1] == (FILLER * 3)[45 - 1 :]
     assert rest[3] == FILLER
     drop, none = judge(pa.array(texts), columns, ContaminationRule())
     assert drop.tolist() == [True, True, True, False, True]

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from tallow.data.read import Document
-from tallow.data.steps.filter import FILTER, FilterConfig
+from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
+from tallow.data.steps.measure import SIZES, SizesStep
 from tallow.data.steps.tables import PART
 from tallow.data.steps.unique import unique
 from tallow.data.work.engines import LocalEngine
@@ -44,7 +45,9 @@ def kept(directory: Path, parts: Sequence[Sequence[tuple[int, str]]], part_bytes
     """Ids of those that stay, and how many were dropped as copies."""
     work = Work(directory, LocalEngine(1))
     made = [part for [part] in work.each(MAKE, [(Texts(texts=tuple(texts)), ()) for texts in parts])]
-    verdicts = [part for [part] in work.each(FILTER, [(FilterConfig(min_chars=2), [Input(part)]) for part in made])]
+    sizes = [part for [part] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in made])]
+    rules = JudgeConfig(bounds=(too_short(2),))
+    verdicts = [part for [part] in work.each(JUDGE, [(rules, [Input(part)]) for part in sizes])]
     verdicts = unique(work, made, verdicts, made, "digest", "copy", part_bytes)
     stay: list[bytes] = []
     for part, verdict in zip(made, verdicts, strict=True):
@@ -76,4 +79,5 @@ def test_the_smallest_id_stays_however_documents_are_parted(tmp_path: Path, seed
 
 def test_digests_are_those_of_texts() -> None:
     [made] = _make(Texts(texts=((0, "text"),)), ())
+    assert not isinstance(made.table, Sequence)
     assert made.table["digest"][0].as_py() == sha256(b"text").digest()[:16]

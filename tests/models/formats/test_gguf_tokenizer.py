@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tallow.errors import DataError, UsageError
-from tallow.kernels.text.word_counts import split_pattern
+from tallow.kernels.text.word_counts import MaxDigits, split_pattern
 from tallow.models.formats.gguf_splits import SPLIT_RULES, find_rule
 from tallow.models.formats.gguf_tokenizer import WHOLE, read_tokenizer, write_tokenizer
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -154,7 +154,7 @@ LLAMA_CPP = (
 )
 def test_tokenizers_of_the_recipe_are_those_of_llama_cpp(
     make_tokenizer: Callable[..., Tokenizer],
-    max_digits: int,
+    max_digits: MaxDigits,
     name: str,
     digits: str,
     capsys: pytest.CaptureFixture[str],

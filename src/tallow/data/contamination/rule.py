@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from tallow.data.edits import EDITS
 from tallow.recipe import Section
 
 CONTAMINATED = "contaminated"
-CUTS = pa.list_(pa.struct([("begin", pa.int32()), ("end", pa.int32())]))
-"""Ranges of bytes of a text, rising and apart from each other."""
+PARTED = "\n\n"
+"""What stands where something was cut out between two pieces."""
 
 
 class ContaminationRule(Section):
@@ -36,7 +37,7 @@ class ContaminationRule(Section):
 
 
 def judge(texts: pa.StringArray, columns: pa.Table, rule: ContaminationRule) -> tuple[npt.NDArray[np.bool_], pa.Array]:
-    """Which documents are dropped, and what is cut out of the others (`CUTS`).
+    """Which documents are dropped, and what is cut out of the others (`EDITS`).
 
     Args:
         texts: Of N documents.
@@ -44,9 +45,9 @@ def judge(texts: pa.StringArray, columns: pa.Table, rule: ContaminationRule) -> 
         rule: What is too much.
     """
     found = columns.column("contamination.overlap").to_numpy() >= rule.overlap
-    cuts: list[list[dict[str, int]]] = [[] for _ in range(len(texts))]
+    edits: list[list[dict[str, int | str]]] = [[] for _ in range(len(texts))]
     if rule.action == "drop":
-        return found, pa.array(cuts, CUTS)
+        return found, pa.array(edits, EDITS)
     dropped = np.zeros(len(texts), dtype=bool)
     spans = columns.column("contamination.spans")
     for row in np.flatnonzero(found).tolist():
@@ -56,8 +57,11 @@ def judge(texts: pa.StringArray, columns: pa.Table, rule: ContaminationRule) -> 
         pieces = len(gone) + 1 - (gone[0][0] == 0) - (gone[-1][1] == len(text))
         dropped[row] = not 0 < pieces <= rule.most_pieces
         if not dropped[row]:
-            cuts[row] = [{"begin": begin, "end": end} for begin, end in gone]
-    return dropped, pa.array(cuts, CUTS)
+            edits[row] = [
+                {"start": begin, "end": end, "text": PARTED if begin > 0 and end < len(text) else ""}
+                for begin, end in gone
+            ]
+    return dropped, pa.array(edits, EDITS)
 
 
 def _widened(text: bytes, ranges: list[tuple[int, int]], rule: ContaminationRule) -> list[tuple[int, int]]:

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tallow.data.duplicates.minhash import ID
 from tallow.kernels.text.minhash import connect
 
-CLUSTERS = pa.schema([("id", pa.string()), ("survivor", pa.string()), ("size", pa.int64())])
+CLUSTERS = pa.schema([("id", ID), ("survivor", ID), ("size", pa.int64())])
 
 
 def cluster(pairs: pa.Table) -> pa.Table:
@@ -16,7 +17,7 @@ def cluster(pairs: pa.Table) -> pa.Table:
 
     Rows are sorted by id. Takes the memory of the ids that have a pair.
     """
-    both = pa.chunked_array([*pairs["first"].chunks, *pairs["second"].chunks], pa.string())
+    both = pa.chunked_array([*pairs["first"].chunks, *pairs["second"].chunks], ID)
     ids = pc.call_function("unique", [both])
     ids = ids.take(pc.call_function("array_sort_indices", [ids]))
     lookup = pc.SetLookupOptions(ids)

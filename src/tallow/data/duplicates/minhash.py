@@ -29,10 +29,13 @@ from tallow.kernels.text.minhash import Rows, Sets, draw_permutations, jaccard, 
 from tallow.kernels.text.words import HASH_FACTOR
 from tallow.recipe import Section
 
-PAIRS = pa.schema([("first", pa.string()), ("second", pa.string()), ("similarity", pa.float64())])
+ID = pa.binary(16)
+
+PAIRS = pa.schema([("first", ID), ("second", ID), ("similarity", pa.float64())])
 """Ids of two documents, the smaller one first."""
 
-BANDS = pa.schema([("band", pa.int16()), ("key", pa.uint64()), ("id", pa.string())])
+BANDS = pa.schema([("band", pa.int16()), ("key", pa.uint64()), ("id", ID), ("part", pa.int32()), ("row", pa.int32())])
+"""A band of a document, and where the document is."""
 
 
 class MinHashSettings(Section):
@@ -67,7 +70,7 @@ class SameSets(NamedTuple):
 class DocumentSets(NamedTuple):
     """The sets of shingles of some documents, whose ids are sorted: 8 bytes a word."""
 
-    ids: pa.StringArray
+    ids: pa.FixedSizeBinaryArray
     sets: Sets
 
 
@@ -83,8 +86,8 @@ def detection_probability(similarity: npt.ArrayLike, bands: int, rows: int) -> n
     return 1 - (1 - np.asarray(similarity, dtype=np.float64) ** rows) ** bands
 
 
-def sign_documents(ids: pa.StringArray, texts: pa.StringArray, settings: MinHashSettings) -> pa.Table:
-    """Columns `id`, `size` and `key` of the set of shingles, and `bands`, a list of a hash a band.
+def sign_documents(ids: pa.FixedSizeBinaryArray, texts: pa.StringArray, settings: MinHashSettings) -> pa.Table:
+    """Columns `id`, `row`, `size` and `key` of the set of shingles, and `bands`, a list of a hash a band.
 
     Texts with too few words for a shingle are left out.
     """
@@ -95,6 +98,7 @@ def sign_documents(ids: pa.StringArray, texts: pa.StringArray, settings: MinHash
     return pa.table(
         {
             "id": ids.filter(pa.array(found)),
+            "row": np.flatnonzero(found).astype(np.int32),
             "size": signatures.sizes[found],
             "key": signatures.keys[found],
             "bands": pa.FixedSizeListArray.from_arrays(pa.array(keys_DB.ravel()), settings.bands),
@@ -134,13 +138,13 @@ def same_sets(signed: pa.Table) -> SameSets:
 
 
 def band_rows(signed: pa.Table) -> pa.Table:
-    """A row for each band of each document: `BANDS`."""
+    """A row for each band of each document, which has the column `part`, too: `BANDS`."""
     lists = signed["bands"].combine_chunks()
     bands = lists.type.list_size
     keys = lists.flatten()
     numbers = np.tile(np.arange(bands, dtype=np.int16), len(signed))
-    ids = signed["id"].take(pa.array(np.repeat(np.arange(len(signed)), bands)))
-    return pa.table({"band": numbers, "key": keys, "id": ids}, schema=BANDS)
+    documents = signed.select(["id", "part", "row"]).take(pa.array(np.repeat(np.arange(len(signed)), bands)))
+    return pa.table([numbers, keys, *documents.columns], schema=BANDS)
 
 
 def shared_buckets(rows: pa.Table) -> pa.Table:
@@ -150,7 +154,7 @@ def shared_buckets(rows: pa.Table) -> pa.Table:
     return rows.filter(pa.array(np.repeat(counts > 1, counts)))
 
 
-def document_sets(ids: pa.StringArray, texts: pa.StringArray, settings: MinHashSettings) -> DocumentSets:
+def document_sets(ids: pa.FixedSizeBinaryArray, texts: pa.StringArray, settings: MinHashSettings) -> DocumentSets:
     """The sets of shingles of these documents, to compare them."""
     order = pc.call_function("array_sort_indices", [ids])
     return DocumentSets(ids.take(order), shingle_sets(texts.take(order), settings.shingle_words))
@@ -233,7 +237,7 @@ def _groups(*columns: npt.NDArray[np.generic]) -> tuple[Rows, Rows]:
 
 
 def _pairs(
-    ids: pa.StringArray | pa.ChunkedArray, firsts: Rows, seconds: Rows, similarities: npt.NDArray[np.float64]
+    ids: pa.FixedSizeBinaryArray | pa.ChunkedArray, firsts: Rows, seconds: Rows, similarities: npt.NDArray[np.float64]
 ) -> pa.Table:
     return pa.table(
         {"first": ids.take(pa.array(firsts)), "second": ids.take(pa.array(seconds)), "similarity": similarities},

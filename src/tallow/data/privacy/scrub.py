@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyarrow.compute import call_function
 
+from tallow.data.edits import EDITS, Edit, make_edits
 from tallow.data.privacy.config import PrivacyConfig
 from tallow.data.privacy.span import KINDS, Kind, Span, choose
 from tallow.errors import UsageError
@@ -37,6 +37,13 @@ class Scrubbed(NamedTuple):
     counts: Counts
 
 
+class Private(NamedTuple):
+    """What would have to be done to each text (as `EDITS`), and for each kind that was sought how many there are."""
+
+    edits: pa.ListArray
+    counts: Counts
+
+
 def scrub(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None = None) -> Scrubbed:
     """Replace what is private, as `config` says.
 
@@ -48,8 +55,22 @@ def scrub(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder |
     Raises:
         UsageError: A library that this needs is not installed.
     """
+    found = find_private(texts, config, find_names)
+    return Scrubbed(make_edits(texts, [found.edits]), found.counts)
+
+
+def find_private(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None = None) -> Private:
+    """Find what `scrub` replaces or counts, and replace nothing yet.
+
+    Raises:
+        UsageError: A library that this needs is not installed.
+    """
     documents = _search(texts, config, find_names)
-    return Scrubbed(_replaced(texts, documents), _counts(len(texts), documents, config))
+    edits = [
+        [edit._asdict() for edit in documents[number].edits()] if number in documents else None
+        for number in range(len(texts))
+    ]
+    return Private(pa.array(edits, EDITS), _counts(len(texts), documents, config))
 
 
 def locate(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None = None) -> list[list[Span]]:
@@ -131,16 +152,21 @@ class _Document:
             return True
         return False
 
+    def edits(self) -> Iterator[Edit]:
+        """What turns the original into the scrubbed text."""
+        length = end = 0
+        for span, placeholder in self._placeholders():
+            start = length + len(self.original[end : span.start].encode())
+            length, end = start + len(self.original[span.start : span.end].encode()), span.end
+            yield Edit(start, length, placeholder)
+
     def _shift(self, span: Span) -> int:
         scrubbed, original = self._starts[bisect_right(self._starts, (span.start, len(self.original))) - 1]
         return original - scrubbed
 
-    def _render(self) -> None:
+    def _placeholders(self) -> Iterator[tuple[Span, str]]:
         numbers: dict[tuple[Kind, str], int] = {}
         last = self._last.copy()
-        parts: list[str] = []
-        self._starts = [(0, 0)]
-        length = end = 0
         for span in self.spans:
             if self._config.of(span.kind).action != "replace":
                 continue
@@ -148,7 +174,13 @@ class _Document:
             if (span.kind, span.value) not in numbers:
                 last[name] += 1
                 numbers[span.kind, span.value] = last[name]
-            placeholder = f"<{name}_{numbers[span.kind, span.value]}>"
+            yield span, f"<{name}_{numbers[span.kind, span.value]}>"
+
+    def _render(self) -> None:
+        parts: list[str] = []
+        self._starts = [(0, 0)]
+        length = end = 0
+        for span, placeholder in self._placeholders():
             parts += [self.original[end : span.start], placeholder]
             length += span.start - end + len(placeholder)
             end = span.end
@@ -168,18 +200,6 @@ def _by_text(rows: npt.NDArray[np.int32]) -> dict[int, list[tuple[int, int, int]
     for number, kind, start, end in rows.tolist():
         found[number].append((kind, start, end))
     return found
-
-
-def _replaced(texts: pa.StringArray, documents: Mapping[int, _Document]) -> pa.StringArray:
-    changed = {
-        number: document.scrubbed for number, document in documents.items() if document.scrubbed != document.original
-    }
-    if not changed:
-        return texts
-    mask = np.zeros(len(texts), np.bool_)
-    mask[list(changed)] = True
-    replacements = pa.array([changed[number] for number in sorted(changed)], pa.string())
-    return call_function("replace_with_mask", [texts, pa.array(mask), replacements])
 
 
 def _counts(length: int, documents: Mapping[int, _Document], config: PrivacyConfig) -> Counts:

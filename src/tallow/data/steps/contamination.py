@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 from tallow.data.contamination.benchmarks import Search, load_items
 from tallow.data.contamination.overlap import annotate
 from tallow.data.contamination.report import BenchmarkReport, make_report
-from tallow.data.contamination.rule import CONTAMINATED, CUTS, ContaminationRule, judge
+from tallow.data.contamination.rule import CONTAMINATED, ContaminationRule, judge
+from tallow.data.edits import EDITS
 from tallow.data.steps.tables import VERDICTS, kept, texts_of
 from tallow.data.work.step import Input, Made, Part, Step
 from tallow.data.work.work import Work
 
-JUDGED = pa.schema([*VERDICTS, ("cuts", CUTS)])
-"""Beside a part: what has dropped each document, and the bytes that are to be cut out of its text."""
+JUDGED = pa.schema([*VERDICTS, ("edits", EDITS)])
+"""Beside a part: what has dropped each document, and what is to be cut out of its text."""
 
 
 def find_contamination(work: Work, parts: Sequence[Part], search: Search) -> tuple[list[Part], list[BenchmarkReport]]:
@@ -54,11 +55,11 @@ def _find(config: Search, tables: Sequence[pa.Table]) -> Iterator[Made]:
 
 def _judge(config: ContaminationRule, tables: Sequence[pa.Table]) -> Iterator[Made]:
     documents, verdicts, columns = tables
-    dropped, cuts = judge(texts_of(documents), columns, config)
+    dropped, edits = judge(texts_of(documents), columns, config)
     dropped &= kept(verdicts)
     reasons = pc.call_function("if_else", [pa.array(dropped), pa.scalar(CONTAMINATED), verdicts.column("dropped_by")])
-    counts = {CONTAMINATED: int(dropped.sum()), "cut": int(np.count_nonzero(_lengths(cuts)))}
-    yield Made(pa.table([reasons, cuts], schema=JUDGED), counts)
+    counts = {CONTAMINATED: int(dropped.sum()), "cut": int(np.count_nonzero(_lengths(edits)))}
+    yield Made(pa.table([reasons, edits], schema=JUDGED), counts)
 
 
 def _lengths(lists: pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

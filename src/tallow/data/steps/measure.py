@@ -1,17 +1,32 @@
-"""Columns beside documents, by which others decide: what language they are in, and how good they are."""
+"""Columns beside documents, by which others decide: how long they are, in what language, how good, how private."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tallow.data.edits import EDITS
 from tallow.data.language.identify import LanguageConfig, identify, load_language_model
+from tallow.data.privacy.config import PrivacyConfig
+from tallow.data.privacy.scrub import find_private
 from tallow.data.quality import families
 from tallow.data.quality.c4 import C4Lines
+from tallow.data.quality.classifier import load_classifier
+from tallow.data.quality.ngram import load_ngrams
 from tallow.data.steps.tables import texts_of
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
+
+CHARS = "chars"
+
+
+class SizesStep(Section):
+    pass
 
 
 class LanguageStep(Section):
@@ -27,6 +42,35 @@ class QualityStep(Section):
     lines: C4Lines
 
 
+class ScoreStep(Section):
+    """A column of a model's scores.
+
+    Args:
+        column: Its name.
+        kind: Of the model.
+        sha256: Of the model's files.
+        model: Where they are.
+    """
+
+    incidental = frozenset(("model",))
+
+    column: str
+    kind: Literal["classifier", "ngrams"]
+    sha256: str
+    model: Path
+
+
+class PrivacyStep(Section):
+    settings: PrivacyConfig
+
+
+def _sizes(_: SizesStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    """Characters, white space at the ends not counted."""
+    [documents] = tables
+    trimmed = pc.call_function("utf8_trim_whitespace", [documents["text"]])
+    yield Made(pa.table({CHARS: pc.call_function("utf8_length", [trimmed])}))
+
+
 def _languages(config: LanguageStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
     [documents] = tables
     yield Made(identify(texts_of(documents), load_language_model(config.settings), config.settings))
@@ -37,5 +81,27 @@ def _quality(config: QualityStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
     yield Made(pa.table(dict(families.measure(texts_of(documents), config.lines))))
 
 
+def _scores(config: ScoreStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    [documents] = tables
+    texts = texts_of(documents)
+    if config.kind == "classifier":
+        scores = load_classifier(config.model).probabilities(texts)
+    else:
+        scores = load_ngrams(config.model).perplexities(texts)
+    yield Made(pa.table({config.column: scores}))
+
+
+def _private(config: PrivacyStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    """`privacy.<kind>`, how many of each there are, and the edits that replace them."""
+    [documents] = tables
+    found = find_private(texts_of(documents), config.settings)
+    columns = {f"privacy.{kind}": counts for kind, counts in found.counts.items()}
+    totals = {f"found {kind}": int(np.sum(counts)) for kind, counts in found.counts.items()}
+    yield Made(pa.table({**columns, "edits": found.edits.cast(EDITS)}), totals)
+
+
+SIZES = Step(f"{__name__}:SIZES", 1, SizesStep, _sizes)
 LANGUAGES = Step(f"{__name__}:LANGUAGES", 1, LanguageStep, _languages)
 QUALITY = Step(f"{__name__}:QUALITY", 1, QualityStep, _quality)
+SCORES = Step(f"{__name__}:SCORES", 1, ScoreStep, _scores)
+PRIVATE = Step(f"{__name__}:PRIVATE", 1, PrivacyStep, _private)

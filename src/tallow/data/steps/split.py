@@ -1,4 +1,4 @@
-"""What is held out for validation, by the digest of its text alone."""
+"""What is kept, with all edits made: to train on, and held out for validation by the digest of its text alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from tallow.data.documents import SCHEMA
-from tallow.data.steps.tables import kept, words
+from tallow.data.edits import make_edits
+from tallow.data.steps.tables import kept, texts_of, words
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
 
@@ -20,16 +21,18 @@ class SplitConfig(Section):
 
 
 def _split(config: SplitConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
-    """What is kept: to train on, and to validate with."""
-    documents, verdicts = tables
+    """What is kept: to train on, and to validate with. Given are documents, verdicts, and tables with edits."""
+    documents, verdicts, *beside = tables
     stay = kept(verdicts)
-    digests = words(documents.column("digest"))
+    digests = words(documents["digest"])
     high, low = (np.uint64(config.bound >> 64 & (2**64 - 1)), np.uint64(config.bound & (2**64 - 1)))
     held_out = (digests[:, 0] < high) | ((digests[:, 0] == high) & (digests[:, 1] < low)) | (config.bound >= 2**128)
-    names = [id.hex() for id in documents.column("id").to_pylist()]
-    table = documents.select(SCHEMA.names).set_column(0, "id", pa.array(names, pa.string()))
     for chosen in (stay & ~held_out, stay & held_out):
-        yield Made(table.filter(pa.array(chosen)).cast(SCHEMA))
+        table = documents.filter(pa.array(chosen))
+        names = pa.array([id.hex() for id in table["id"].to_pylist()], pa.string())
+        edits = [each["edits"].filter(pa.array(chosen)).combine_chunks() for each in beside]
+        texts = make_edits(texts_of(table), edits)
+        yield Made(pa.table([names, texts, table["source"], table["offset"]], schema=SCHEMA))
 
 
 SPLIT = Step(f"{__name__}:SPLIT", 1, SplitConfig, _split)

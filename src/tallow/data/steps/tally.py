@@ -1,35 +1,123 @@
-"""What has become of the documents, in numbers."""
+"""What has become of the documents, in numbers, and some of them to look at."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from tallow.data.steps.judge import LANGUAGE
 from tallow.data.steps.tables import kept, words
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
 
 KEPT = "kept"
+GROUPS = pa.schema(
+    [
+        ("fate", pa.string()),
+        ("source", pa.string()),
+        ("language", pa.string()),
+        ("documents", pa.int64()),
+        ("bytes", pa.int64()),
+    ]
+)
+"""How many documents of each source and language have come to what; `fate` is what has dropped them, or `kept`."""
+
+SAMPLES = pa.schema(
+    [("fate", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("source", pa.string()), ("offset", pa.int64()),
+     ("text", pa.string()), ("columns", pa.string())]
+)  # fmt: skip
+"""Some documents of each fate, those with the smallest `rank`; `columns` is a JSON object of what is known of each."""
 
 
 class TallyConfig(Section):
-    pass
+    """Of each fate so many documents are taken as samples, chosen by this seed and their ids alone.
+
+    Args:
+        samples: How many.
+        seed: Another one gives other samples.
+        chars: Of each text so much is shown.
+    """
+
+    samples: int = 5
+    seed: int = 0
+    chars: int = 600
 
 
-def _tally(_: TallyConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
-    """Counts alone: `<verdict>`, the documents of each, and of those kept the smallest and the largest digest."""
-    documents, verdicts = tables
-    counts: Counter[str] = Counter(reason or KEPT for reason in verdicts.column("dropped_by").to_pylist())
-    digests = words(documents.column("digest"))[kept(verdicts)]
+def _tally(config: TallyConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    """From documents, verdicts, and all columns beside them: `GROUPS`, then `SAMPLES`.
+
+    Counts with `GROUPS`: `<fate>`, the documents of each; `private <kind>`, what is found in those that are kept; and
+    the smallest and the largest digest of these.
+    """
+    documents, verdicts, *beside = tables
+    fates = verdicts["dropped_by"].fill_null(KEPT).combine_chunks()
+    columns = {name: table[name] for table in beside for name in table.column_names if name != "edits"}
+    languages = columns.get(LANGUAGE, pa.nulls(documents.num_rows, pa.string()))
+    sizes = pc.call_function("binary_length", [documents["text"]]).cast(pa.int64())
+    table = pa.table([fates, documents["source"], languages, sizes], names=["fate", "source", "language", "bytes"])
+    groups = table.group_by(["fate", "source", "language"], use_threads=False).aggregate(
+        [("bytes", "count"), ("bytes", "sum")]
+    )
+    order = ["fate", "source", "language", "bytes_count", "bytes_sum"]
+    yield Made(pa.table(groups.select(order).columns, schema=GROUPS), _counts(documents, verdicts, columns))
+    yield Made(_samples(config, documents, fates, columns))
+
+
+def _counts(documents: pa.Table, verdicts: pa.Table, columns: dict[str, Any]) -> Counter[str]:
+    stay = kept(verdicts)
+    counts: Counter[str] = Counter(reason or KEPT for reason in verdicts["dropped_by"].to_pylist())
+    for name, column in columns.items():
+        if name.startswith("privacy."):
+            counts[f"private {name.removeprefix('privacy.')}"] = int(column.to_numpy()[stay].sum())
+    digests = words(documents["digest"])[stay]
     if len(digests):
         order = np.lexsort(digests.T[::-1])
         for name, place in (("smallest", 0), ("largest", -1)):
             high, low = digests[order[place]].tolist()
             counts[name] = high << 64 | low
-    yield Made(pa.table({}), counts)
+    return counts
 
 
-TALLY = Step(f"{__name__}:TALLY", 1, TallyConfig, _tally)
+def _samples(config: TallyConfig, documents: pa.Table, fates: pa.StringArray, columns: dict[str, Any]) -> pa.Table:
+    ranks = _ranks(words(documents["id"])[:, 0], config.seed)
+    rows: list[dict[str, Any]] = []
+    for fate in sorted(fates.unique().to_pylist()):
+        among = np.flatnonzero(pc.call_function("equal", [fates, fate]).to_numpy(zero_copy_only=False))
+        for row in among[np.argsort(ranks[among], kind="stable")][: config.samples].tolist():
+            document = documents.slice(row, 1).to_pylist()[0]
+            known = {name: _plain(column[row].as_py()) for name, column in columns.items()}
+            rows.append(
+                {
+                    "fate": fate,
+                    "rank": ranks[row],
+                    "id": document["id"].hex(),
+                    "source": document["source"],
+                    "offset": document["offset"],
+                    "text": document["text"][: config.chars],
+                    "columns": json.dumps(known, ensure_ascii=False),
+                }
+            )
+    return pa.Table.from_pylist(rows, SAMPLES)
+
+
+def _ranks(ids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    """The finalizer of SplitMix64; products wrap on purpose."""
+    mixed = ids ^ (np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return mixed ^ (mixed >> np.uint64(27))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    return round(value, 4) if isinstance(value, float) else value
+
+
+TALLY = Step(f"{__name__}:TALLY", 2, TallyConfig, _tally)

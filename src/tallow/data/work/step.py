@@ -160,7 +160,7 @@ class Task:
         tables = [part.read(batch) for part, batch in self.inputs]
         parts: list[PartRecord] = []
         for number, (table, counts) in enumerate(self.step.function(self.config, tables)):
-            batches = table.to_batches() or [_empty(table.schema)] if isinstance(table, pa.Table) else table
+            batches = table if isinstance(table, Sequence) else table.to_batches() or [_empty(table.schema)]
             size = write_batches(batches, self._path(number))
             rows = sum(batch.num_rows for batch in batches)
             parts.append(PartRecord(bytes=size, rows=rows, counts=dict(counts)))

@@ -23,7 +23,7 @@ class Merge(NamedTuple):
     left: int
     right: int
     merged: int
-    count: int
+    frequency: int
 
 
 def learn_merges(

@@ -1,0 +1,63 @@
+"""Edits of texts: which bytes are replaced by what. Several kinds are found apart and made together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow.compute import call_function
+
+EDITS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("text", pa.string())]))
+"""Beside each text: ranges of its bytes in UTF-8, and what replaces them; null or none: it stays as it is."""
+
+
+class Edit(NamedTuple):
+    """The bytes from `start` to before `end` are replaced by `text`, or cut out if that is empty."""
+
+    start: int
+    end: int
+    text: str
+
+
+def make_edits(texts: pa.StringArray, edits: Sequence[pa.Array]) -> pa.StringArray:
+    """Make all edits of some arrays as `EDITS`.
+
+    One that is within another is left out; two that overlap otherwise become one, with the text of the first one that
+    has any.
+    """
+    touched = np.zeros(len(texts), dtype=np.bool_)
+    for column in edits:
+        touched |= call_function("list_value_length", [column]).fill_null(0).to_numpy(zero_copy_only=False) > 0
+    rows = np.flatnonzero(touched)
+    if not len(rows):
+        return texts
+    chosen = pa.array(rows)
+    lists = [column.take(chosen).to_pylist() for column in edits]
+    changed = [
+        edited(text, [Edit(**edit) for found in beside for edit in found or ()])
+        for text, *beside in zip(texts.take(chosen).to_pylist(), *lists, strict=True)
+    ]
+    return call_function("replace_with_mask", [texts, pa.array(touched), pa.array(changed, pa.string())])
+
+
+def edited(text: str, edits: Iterable[Edit]) -> str:
+    """A text with some edits made."""
+    raw, parts, end = text.encode(), list[bytes](), 0
+    for edit in united(edits):
+        parts += [raw[end : edit.start], edit.text.encode()]
+        end = edit.end
+    return b"".join([*parts, raw[end:]]).decode()
+
+
+def united(edits: Iterable[Edit]) -> list[Edit]:
+    """The same edits in their order, those that overlap as one."""
+    result: list[Edit] = []
+    for edit in sorted(edits, key=lambda edit: (edit.start, -edit.end)):
+        last = result[-1] if result else None
+        if last is None or edit.start >= last.end:
+            result.append(edit)
+        elif edit.end > last.end:
+            result[-1] = Edit(last.start, edit.end, last.text or edit.text)
+    return result

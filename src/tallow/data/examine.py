@@ -1,0 +1,231 @@
+"""What is known of all documents, and which of them are dropped: all of preparation but the writing.
+
+The work is done in steps on parts of bounded size, by as many processes as there are, and what each has made is kept.
+So asking again with other bounds looks at columns alone, and asking again with the same ones at nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from tallow.data.config import PrepareConfig, ScoreRule
+from tallow.data.language.identify import LanguageConfig, language_model_hash
+from tallow.data.quality.c4 import C4Lines
+from tallow.data.quality.families import QualityRules
+from tallow.data.read import Piece, ReadSettings, cut
+from tallow.data.records import Rejected
+from tallow.data.sources import Source, find_sources
+from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig, too_short
+from tallow.data.steps.lines import LINES, LinesStep
+from tallow.data.steps.measure import (
+    LANGUAGES,
+    PRIVATE,
+    QUALITY,
+    SCORES,
+    SIZES,
+    LanguageStep,
+    PrivacyStep,
+    QualityStep,
+    ScoreStep,
+    SizesStep,
+)
+from tallow.data.steps.near import CLUSTER, near_duplicates
+from tallow.data.steps.read import NOTE, READ, FilePiece, ReadConfig
+from tallow.data.steps.tally import GROUPS, TALLY, TallyConfig
+from tallow.data.steps.unique import unique
+from tallow.data.work.step import Input, Part, Step
+from tallow.data.work.work import Work
+from tallow.files import hash_file, hash_path
+from tallow.recipe import Section
+
+DUPLICATE, NEAR_DUPLICATE = "duplicate", "near-duplicate"
+
+
+@dataclass
+class Examined:
+    """All documents, and what is known of them; lists have an item a part.
+
+    Args:
+        sources: What was read, and its SHA-256.
+        read: The documents as they were read.
+        parts: The documents, from here on.
+        rejected: What was set aside, in numbers …
+        records: … and as records.
+        columns: Tables beside the parts, by what made them.
+        clusters: Of near-duplicates, with counts.
+        verdicts: What has dropped each document.
+        tallies, samples: As `TALLY` gives them.
+        dropped_lines: Why lines were dropped before all else, and how many.
+    """
+
+    sources: Mapping[Source, str]
+    read: list[Part]
+    parts: list[Part]
+    rejected: Rejected
+    records: list[Part]
+    columns: dict[str, list[Part]] = field(default_factory=dict)
+    clusters: Part | None = None
+    verdicts: list[Part] = field(default_factory=list)
+    tallies: list[Part] = field(default_factory=list)
+    samples: list[Part] = field(default_factory=list)
+    dropped_lines: Counter[str] = field(default_factory=Counter)
+
+    def groups(self) -> pa.Table:
+        """How many documents, and how much text, of each source and language have come to what (`GROUPS`)."""
+        keys = ["fate", "source", "language"]
+        sums = pa.concat_tables(tally.read() for tally in self.tallies).group_by(keys, use_threads=False)
+        found = sums.aggregate([("documents", "sum"), ("bytes", "sum")])
+        table = pa.table(found.select([*keys, "documents_sum", "bytes_sum"]).columns, schema=GROUPS)
+        return table.sort_by([(key, "ascending") for key in keys])
+
+    def fates(self) -> Counter[str]:
+        """How many documents were dropped for each reason, or `kept`."""
+        table, fates = self.groups(), Counter[str]()
+        for fate, documents in zip(table["fate"].to_pylist(), table["documents"].to_pylist(), strict=True):
+            fates[fate] += documents
+        return fates
+
+    def beside(self, *more: Sequence[Part]) -> list[list[Input]]:
+        """For each part an input of it, and one of what is beside it."""
+        return [[Input(part) for part in each] for each in zip(self.parts, *more, strict=True)]
+
+
+def examine(config: PrepareConfig, work: Work) -> Examined:
+    """Read the sources, annotate all documents, and decide which are kept.
+
+    Raises:
+        DataError: A source is unusable, too many records are, or a model is.
+        CapacityError: The disk is full.
+    """
+    found = _read(config, work)
+    if config.quality is not None and config.quality.lines is not None:
+        step = LinesStep(lines=config.quality.lines)
+        found.parts = [made for [made] in work.each(LINES, [(step, inputs) for inputs in found.beside()])]
+        for part in found.parts:
+            found.dropped_lines.update({name.removeprefix("dropped "): int(n) for name, n in part.counts.items()})
+    for name, (step, settings) in _annotations(config).items():
+        found.columns[name] = [made for [made] in work.each(step, [(settings, inputs) for inputs in found.beside()])]
+    judged = [[Input(part) for part in each] for each in zip(*found.columns.values(), strict=True)]
+    found.verdicts = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
+    if config.deduplicate:
+        found.verdicts = unique(work, found.parts, found.verdicts, found.parts, "digest", DUPLICATE, config.part_bytes)
+    if config.near_duplicates is not None:
+        near, found.clusters = near_duplicates(work, found.parts, config.near_duplicates)
+        found.columns[CLUSTER] = near
+        found.verdicts = unique(work, found.parts, found.verdicts, near, CLUSTER, NEAR_DUPLICATE, config.part_bytes)
+    given = found.beside(found.verdicts, *found.columns.values())
+    for tally, samples in work.each(TALLY, [(TallyConfig(), inputs) for inputs in given]):
+        found.tallies.append(tally)
+        found.samples.append(samples)
+    return found
+
+
+def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
+    """What makes which columns."""
+    steps: dict[str, tuple[Step[Any], Section]] = {"sizes": (SIZES, SizesStep())}
+    if config.language is not None:
+        settings = LanguageConfig(**_inherited(config.language, LanguageConfig))
+        steps["language"] = (LANGUAGES, LanguageStep(settings=settings, model=language_model_hash(settings)))
+    if config.quality is not None:
+        steps["quality"] = (QUALITY, QualityStep(lines=config.quality.lines or C4Lines()))
+    for column, kind, rule in _scores(config):
+        score = ScoreStep(column=column, kind=kind, sha256=hash_path(rule.model), model=rule.model)
+        steps[column] = (SCORES, score)
+    if config.privacy is not None:
+        steps["privacy"] = (PRIVATE, PrivacyStep(settings=config.privacy))
+    return steps
+
+
+def _scores(config: PrepareConfig) -> Iterator[tuple[str, Literal["classifier", "ngrams"], ScoreRule]]:
+    for name, rule in sorted(config.classifiers.items()):
+        yield f"classifier.{name}", "classifier", rule
+    if config.perplexity is not None:
+        yield "perplexity", "ngrams", config.perplexity
+
+
+def _rules(config: PrepareConfig) -> JudgeConfig:
+    bounds = [too_short(config.min_chars)]
+    if config.language is not None and config.language.min_score is not None:
+        bounds.append(Bound(reason="language.min_score", column="language.score", min=config.language.min_score))
+    for column, _, rule in _scores(config):
+        if rule.min is not None:
+            bounds.append(Bound(reason=f"{column}.min", column=column, min=rule.min))
+        if rule.max is not None:
+            bounds.append(Bound(reason=f"{column}.max", column=column, max=rule.max))
+    for kind in config.privacy.sought if config.privacy is not None else ():
+        assert config.privacy is not None
+        if (most := config.privacy.of(kind).drop_beyond) is not None:
+            bounds.append(Bound(reason=f"privacy.{kind}", column=f"privacy.{kind}", max=most))
+    quality = None if config.quality is None else QualityRules(**_inherited(config.quality, QualityRules))
+    return JudgeConfig(
+        languages=None if config.language is None else config.language.keep, bounds=tuple(bounds), quality=quality
+    )
+
+
+def _inherited(config: Section, parent: type[Section]) -> dict[str, Any]:
+    """The settings that a section has of its parent."""
+    return {name: getattr(config, name) for name in parent.model_fields}
+
+
+def _read(config: PrepareConfig, work: Work) -> Examined:
+    """All documents, and what was set aside.
+
+    Raises:
+        DataError: A source is unusable, or too many records are.
+    """
+    sources = {source: hash_file(source.path) for source in find_sources(config.sources, config.directories)}
+    settings = _inherited(config, ReadSettings)
+    given = [
+        ReadConfig(
+            pieces=tuple(
+                FilePiece(
+                    name=piece.source.name,
+                    sha256=sources[piece.source],
+                    kind=piece.source.kind,
+                    begin=piece.begin,
+                    end=piece.end,
+                    path=piece.source.path,
+                    root=piece.source.root,
+                )
+                for piece in group
+            ),
+            part_bytes=config.part_bytes,
+            **settings,
+        )
+        for group in _groups(cut(sources, config, config.part_bytes), config.part_bytes)
+    ]
+    made = work.each(READ, [(each, ()) for each in given])
+    rejected = Rejected()
+    for counts in (tables[-1].counts for tables in made):
+        rejected.good += int(counts["good"])
+        rejected.bad += int(counts["bad"])
+        rejected.notes.update(
+            {name.removeprefix(NOTE): int(times) for name, times in counts.items() if name.startswith(NOTE)}
+        )
+    records = [tables[-1] for tables in made if tables[-1].rows]
+    if records:
+        first = records[0].read().slice(0, 1).to_pylist()[0]
+        rejected.first, rejected.hint = first["first"], first["hint"]
+    rejected.check(config.max_bad_fraction)
+    parts = [part for tables in made for part in tables[:-1]]
+    return Examined(sources=sources, read=parts, parts=parts, rejected=rejected, records=records)
+
+
+def _groups(pieces: Iterable[Piece], part_bytes: int) -> Iterator[list[Piece]]:
+    """Pieces that follow one another and are together no longer than a part, or single ones."""
+    group: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        length = (piece.source.path.stat().st_size if piece.end is None else piece.end) - piece.begin
+        if group and size + length > part_bytes:
+            yield group
+            group, size = [], 0
+        group.append(piece)
+        size += length
+    if group:
+        yield group

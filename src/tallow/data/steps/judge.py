@@ -1,0 +1,97 @@
+"""What is dropped for itself, whatever else there is: by columns alone, so that other bounds need no texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tallow.data.quality import families
+from tallow.data.quality.families import QualityRules
+from tallow.data.quality.rule import Verdicts
+from tallow.data.steps.measure import CHARS
+from tallow.data.steps.tables import VERDICTS
+from tallow.data.work.step import Made, Step
+from tallow.recipe import Section
+
+TOO_SHORT = "too short"
+LANGUAGE = "language"
+
+
+class Bound(Section):
+    """Documents are dropped whose column has less than `min` or more than `max`; what has none stays.
+
+    Args:
+        reason: What is said of them.
+        column: Beside the documents.
+    """
+
+    reason: str
+    column: str
+    min: float | None = None
+    max: float | None = None
+
+
+class JudgeConfig(Section):
+    """What is asked of documents, in this order.
+
+    Args:
+        languages: Which stay; None: all.
+        bounds: On columns.
+        quality: On the columns that `families.measure` gives.
+    """
+
+    languages: tuple[str, ...] | None = None
+    bounds: tuple[Bound, ...] = ()
+    quality: QualityRules | None = None
+
+
+def _judge(config: JudgeConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    """Verdicts, from tables of columns; counts `<which> <rule>`: how many a rule drops (see `Verdicts.counts`)."""
+    columns = {name: table[name] for table in tables for name in table.column_names}
+    verdicts = _all(config, columns, tables[0].num_rows)
+    counts = {
+        f"{which} {rule}": count for rule, found in verdicts.counts().items() for which, count in found.items() if count
+    }
+    yield Made(pa.table([verdicts.first()], schema=VERDICTS), counts)
+
+
+def _all(config: JudgeConfig, columns: Mapping[str, pa.ChunkedArray], rows: int) -> Verdicts:
+    names: list[str] = []
+    drops: list[npt.NDArray[np.bool_]] = []
+    if config.languages is not None:
+        names.append(LANGUAGE)
+        among = pc.call_function("is_in", [columns[LANGUAGE]], pc.SetLookupOptions(pa.array(config.languages)))
+        drops.append(~among.to_numpy())
+    for bound in config.bounds:
+        names.append(bound.reason)
+        drops.append(_beyond(columns[bound.column], bound))
+    if config.quality is not None:
+        known = columns[LANGUAGE].combine_chunks() if LANGUAGE in columns else None
+        metrics = {
+            name: column.to_numpy() for name, column in columns.items() if name.partition(".")[0] in families.RULES
+        }
+        found = families.decide(metrics, config.quality, known)
+        names += found.rules
+        drops += list(found.drops_DR.T)
+    return Verdicts(tuple(names), np.array(drops, dtype=np.bool_).reshape(len(names), rows).T)
+
+
+def _beyond(column: pa.ChunkedArray, bound: Bound) -> npt.NDArray[np.bool_]:
+    values = pc.call_function("cast", [column], pc.CastOptions.safe(pa.float64())).to_numpy()
+    beyond = np.zeros(len(values), dtype=np.bool_)
+    if bound.min is not None:
+        beyond |= values < bound.min
+    if bound.max is not None:
+        beyond |= values > bound.max
+    return beyond
+
+
+def too_short(min_chars: int) -> Bound:
+    return Bound(reason=TOO_SHORT, column=CHARS, min=min_chars)
+
+
+JUDGE = Step(f"{__name__}:JUDGE", 1, JudgeConfig, _judge)
