@@ -181,7 +181,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
         plan.check_shares(reader.size)
 
         def batches(step: int) -> list[Packed]:
-            return _gather(dataset, reader.share(order.numbers(plan.rows(step))), loop)
+            return gather_rows(dataset, reader.share(order.numbers(plan.rows(step))), loop)
 
         if shares and world.is_main:
             _say_shares(shares)
@@ -231,7 +231,7 @@ def _say_shares(shares: Mapping[str, DomainShare]) -> None:
 
 def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
     """A new model with random weights."""
-    shape = _complete(config.shape, tokenizer)
+    shape = complete_shape(config.shape, tokenizer)
     _check(shape, tokenizer, config.loop)
     return new_model(shape, config.loop.seed, config.initialization)
 
@@ -242,7 +242,7 @@ def _rate_factors(config: PretrainConfig, model: Model) -> dict[str, float]:
     return {pattern: own.get(pattern, 1.0) * more.get(pattern, 1.0) for pattern in {**own, **more}}
 
 
-def _complete(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+def complete_shape(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The shape with what it leaves to the tokenizer."""
     filled = {
         "vocab_size": shape.vocab_size or tokenizer.vocab_size,
@@ -284,7 +284,7 @@ def _check_length(shape: ModelConfig, loop: LoopConfig) -> None:
         )
 
 
-def _gather(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> list[Packed]:
+def gather_rows(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> list[Packed]:
     """Windows as micro-batches."""
     size = loop.micro_batch_size or len(rows)
     return [dataset.gather(rows[start : start + size]) for start in range(0, len(rows), size)]
@@ -302,4 +302,4 @@ def _held_out(config: PretrainConfig, tokenizer: Tokenizer, reader: Position) ->
     bytes_V = bytes_of_tokens(tokenizer) if config.objective == "causal" else None
     # likewise the same chances for every seed, so that runs can be compared
     objective = OBJECTIVES[config.objective](tokenizer, 0)
-    return HeldOut(objective, _gather(dataset, rows, config.loop), bytes_V)
+    return HeldOut(objective, gather_rows(dataset, rows, config.loop), bytes_V)

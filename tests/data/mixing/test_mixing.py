@@ -23,6 +23,7 @@ from tallow.data.mixing.plan import plan_order
 from tallow.data.packing import Packing
 from tallow.data.shards import LINEAGE_SCHEMA
 from tallow.errors import DataError, UsageError
+from tallow.parallel import Position
 
 shares = st.lists(st.integers(0, 1000), min_size=1, max_size=7).filter(any)
 
@@ -211,3 +212,13 @@ def test_a_mixture_of_real_rows(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(lineage).slice(1), lineage)
     with pytest.raises(DataError, match="does not fit"):
         TokenDataset(directory, "train", 8, 7, "split", {"a": ("a",)})
+
+
+def test_any_number_of_processes_takes_the_same_rows() -> None:
+    order = MixedOrder([50, 90, 7], [0.2, 0.5, 0.3], seed=4)
+    for places in (range(24), range(BLOCK - 10, BLOCK + 14)):
+        whole = order.numbers(places)
+        for world in (2, 3, 4):
+            shares = [Position(rank, world).share(order.numbers(places)) for rank in range(world)]
+            assert sorted(chain.from_iterable(shares)) == sorted(whole)
+            assert all(share == whole[rank::world] for rank, share in enumerate(shares))
