@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from tallow.data.batch import PADDING_DOCUMENT, Packed, collate
@@ -149,7 +151,14 @@ class TokenDataset:
 
     def _document_domains(self, domains: Mapping[str, Collection[str]]) -> npt.NDArray[np.int64]:
         numbers = {source: number for number, sources in enumerate(domains.values()) for source in sources}
-        return np.array([numbers.get(source, -1) for source in self.lineage("source")], dtype=np.int64)
+        known = pc.SetLookupOptions(pa.array(list(numbers), pa.string()))
+        of_source = np.array([*numbers.values(), -1], dtype=np.int64)
+        found = [np.zeros(0, dtype=np.int64)]
+        for shard in self.shards:
+            sources = read_lineage(shard.lineage, "source", len(shard.starts))
+            places = pc.call_function("index_in", [sources], known).fill_null(len(numbers))
+            found.append(of_source[places.to_numpy()])
+        return np.concatenate(found)
 
     def lineage(self, column: str) -> Iterator[Any]:
         """A column of the lineage of all documents.

@@ -28,7 +28,7 @@ from tallow.data.permutation import Permutation
 from tallow.errors import DataError, UsageError, writing
 from tallow.files import hash_file, read_json, write_json
 from tallow.models.config import DecoderConfig
-from tallow.models.skeletons import new_model
+from tallow.models.skeletons import ModelConfig, new_model
 from tallow.objectives import causal
 from tallow.parallel import Layout, Position, World, join_world
 from tallow.recipe import Section
@@ -151,7 +151,7 @@ class _Learner:
     """Trains a new model, round by round."""
 
     def __init__(
-        self, config: DoremiConfig, shape: DecoderConfig, dataset: TokenDataset, world: World, run: StageRun
+        self, config: DoremiConfig, shape: ModelConfig, dataset: TokenDataset, world: World, run: StageRun
     ) -> None:
         self.config, self.shape, self.dataset, self.world, self.run = config, shape, dataset, world, run
         with writing(run.directory):
