@@ -6,6 +6,7 @@ void bind_bpe(nanobind::module_ &);
 void bind_candidates(nanobind::module_ &);
 void bind_characters(nanobind::module_ &);
 void bind_counts(nanobind::module_ &);
+void bind_gram_index(nanobind::module_ &);
 void bind_hashed_grams(nanobind::module_ &);
 void bind_kept_lines(nanobind::module_ &);
 void bind_labels(nanobind::module_ &);
@@ -27,6 +28,7 @@ NB_MODULE(_text, m) {
     tallow::bind_candidates(m);
     tallow::bind_characters(m);
     tallow::bind_counts(m);
+    tallow::bind_gram_index(m);
     tallow::bind_hashed_grams(m);
     tallow::bind_kept_lines(m);
     tallow::bind_labels(m);
