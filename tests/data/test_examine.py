@@ -11,8 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tallow.data.config import LanguageRules, PrepareConfig, QualityConfig, ScoreRule
+from tallow.data.config import (
+    ContaminationConfig,
+    DiversityRule,
+    ImportanceRule,
+    LanguageRules,
+    PrepareConfig,
+    QualityConfig,
+    QuantileRule,
+    ScoreRule,
+)
 from tallow.data.duplicates.minhash import MinHashSettings
+from tallow.data.duplicates.substrings import SubstringSettings
+from tallow.data.duplicates.units import UnitSettings
 from tallow.data.examine import examine
 from tallow.data.look import open_prepared, show, what_if
 from tallow.data.manifest import load_document_manifest
@@ -212,3 +223,66 @@ def test_other_bounds_need_no_second_look_at_the_texts(
     what_if(tmp_path, ["quality.gopher.min_words=100"])
     assert {name.rpartition(":")[2] for name in done} <= {"JUDGE", "KEYS", "SMALLEST", "DROP", "TALLY"}
     assert "JUDGE" in {name.rpartition(":")[2] for name in done}
+
+
+def test_items_of_benchmarks_go(tmp_path: Path) -> None:
+    texts = [prose(seed, 200) for seed in range(20)]
+    question = "How many apples does the gardener of the old monastery sell on the market each Saturday morning in May?"
+    texts[3] = f"{texts[3]} {question} {texts[4]}"
+    items = tmp_path / "items.jsonl"
+    items.write_text(json.dumps({"question": question, "answer": "seven"}) + "\n")
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    for action, count in (("drop", 19), ("cut", 20)):
+        config = PrepareConfig(
+            sources=(source,), contamination=ContaminationConfig(benchmarks=(items,), action=action, around=10)
+        )
+        kept_texts(config, tmp_path / action)
+        written = [row["text"] for row in documents(tmp_path / action)]
+        assert len(written) == count
+        assert not any("monastery" in text for text in written)
+        card = (tmp_path / action / "documents" / "card.md").read_text()
+        assert "100%, in" in card
+    dropped = load_document_manifest(tmp_path / "drop" / "documents").dropped
+    assert dropped == {"contaminated": 1}
+
+
+def test_what_occurs_before_is_cut_out(tmp_path: Path) -> None:
+    footer = "All rights to this long and tedious footer are reserved by its author."
+    passage = " ".join(f"passage{number}" for number in range(40))
+    texts = [f"{prose(seed)}\n{footer}" for seed in range(8)] + [footer]
+    texts += [f"{prose(seed)} {passage} {prose(seed + 100)}" for seed in (20, 21)]
+    config = PrepareConfig(
+        sources=(write_jsonl(tmp_path / "a.jsonl", texts),),
+        repeated_units=(UnitSettings(),),
+        repeated_substrings=SubstringSettings(),
+    )
+    kept_texts(config, tmp_path / "run")
+    written = [row["text"] for row in documents(tmp_path / "run")]
+    assert sum(text.count(footer) for text in written) == 1
+    assert sum(text.count(passage) for text in written) == 1
+    dropped = load_document_manifest(tmp_path / "run" / "documents").dropped
+    assert dropped in ({}, {"nothing left": 1})
+    assert len(written) == 11 - sum(dropped.values())
+    assert "Repeated passages" in (tmp_path / "run" / "documents" / "card.md").read_text()
+
+
+def test_selection_keeps_shares_of_what_is_left(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    alike = [" ".join(chance.choices(["sea", "ship", "sail", "wave"], k=40)) for _ in range(40)]
+    other = [" ".join(chance.choices(["bread", "oven", "flour", "yeast"], k=40)) for _ in range(40)]
+    target = write_jsonl(
+        tmp_path / "target.jsonl", [" ".join(chance.choices(["ship", "sail"], k=40)) for _ in range(9)]
+    )
+    source = write_jsonl(tmp_path / "a.jsonl", [*alike, *other])
+    config = PrepareConfig(
+        sources=(source,),
+        quantiles=(QuantileRule(column="chars", low=0.25),),
+        importance=ImportanceRule(target=(target,), share=0.4),
+        diversity=DiversityRule(share=0.5, clusters=4),
+    )
+    found = kept_texts(config, tmp_path / "run")
+    dropped = load_document_manifest(tmp_path / "run" / "documents").dropped
+    assert dropped == {"quantiles.chars": 20, "importance": 36, "diversity": 12}
+    assert set(found) <= set(alike)
+    with pytest.raises(UsageError, match="no column nothing"):
+        kept_texts(PrepareConfig(sources=(source,), quantiles=(QuantileRule(column="nothing"),)), tmp_path / "bad")

@@ -78,6 +78,8 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
         lines = tuple(sorted((name, count) for name, count in found.dropped_lines.items() if count))
         blocks += [Heading("Lines that were dropped first"), Table(("reason", "lines"), lines)]
     blocks += _near(config, found)
+    blocks += _contamination(found)
+    blocks += _edits(found)
     blocks += _private(config, found)
     blocks += [Heading("Samples"), Paragraph("Chosen by a hash of their ids, the same ones each time.")]
     blocks += _samples(found)
@@ -117,6 +119,39 @@ def _near(config: PrepareConfig, found: Examined) -> list[Block]:
         Table(("similarity", "chance that such a pair is found"), curve),
         Table(("documents in a cluster", "clusters"), tuple(sizes)),
     ]
+
+
+def _contamination(found: Examined) -> Iterable[Block]:
+    if not found.contamination:
+        return
+    levels = tuple(found.contamination[0].in_one_document)
+    heads = (
+        "benchmark",
+        "items",
+        "not searched",
+        "touched",
+        *(f"≥ {float(level):.0%} in a document" for level in levels),
+    )
+    rows = tuple(
+        (report.name, report.items, report.not_searched, report.touched)
+        + tuple(f"{share:.2%}" for share in report.in_one_document.values())
+        for report in found.contamination
+    )
+    yield Heading("Items of benchmarks")
+    yield Paragraph("In all documents that were read, also in those that are dropped.")
+    yield Table(heads, rows)
+    for report in found.contamination:
+        for each in report.worst[:SAMPLES]:
+            yield Excerpt(f"{report.name}, item {each.record}: {each.overlap:.0%}, in {each.source}", each.excerpt)
+
+
+def _edits(found: Examined) -> Iterable[Block]:
+    counts = Counter[str]()
+    for part in found.repeated:
+        counts.update({name: int(count) for name, count in part.counts.items()})
+    if found.repeated:
+        yield Heading("Repeated passages")
+        yield Paragraph(f"{counts['repeated_bytes']:,} bytes of what occurs before are cut out of what is kept.")
 
 
 def _private(config: PrepareConfig, found: Examined) -> list[Block]:

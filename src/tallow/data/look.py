@@ -12,7 +12,7 @@ import numpy as np
 from tallow.data.config import PrepareConfig
 from tallow.data.drops import Drop, drop_table
 from tallow.data.examine import Examined, examine
-from tallow.data.steps.tables import words
+from tallow.data.steps.tables import known_columns, words
 from tallow.data.steps.tally import KEPT, plain, ranks
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.work import Work
@@ -134,7 +134,7 @@ def _document(found: Examined, number: int, row: int) -> dict[str, Any]:
     document = found.parts[number].read().slice(row, 1).to_pylist()[0]
     reason = found.verdicts[number].read().slice(row, 1).to_pylist()[0]["dropped_by"]
     tables = [parts[number].read().slice(row, 1) for parts in found.columns.values()]
-    columns = {name: value for table in tables for name, value in table.to_pylist()[0].items() if name != "edits"}
+    columns = {name: column[0].as_py() for name, column in known_columns(tables).items()}
     return {
         "id": document["id"].hex(),
         "source": document["source"],

@@ -29,9 +29,6 @@ from tallow.run import StageRun
 ENDS = ("smallest", "largest")
 """Digests of the documents that are kept."""
 
-EDITED = ("privacy",)
-"""Columns with edits of texts, in the order in which they matter."""
-
 
 def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
     """Read the sources and write `documents/`.
@@ -56,8 +53,7 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
             )
         ends = [[int(tally.counts[end]) for tally in found.tallies if end in tally.counts] for end in ENDS]
         bound = held_out_below(config.validation_fraction, min(ends[0]), max(ends[1]))
-        edits = [found.columns[name] for name in EDITED if name in found.columns]
-        given = found.beside(found.verdicts, *edits)
+        given = found.beside(found.verdicts, *found.edits)
         sides = work.each(SPLIT, [(SplitConfig(bound=bound), inputs) for inputs in given])
     with atomic_directory(run.directory / "documents") as directory:
         splits = {

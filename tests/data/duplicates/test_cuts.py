@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallow.data.duplicates.cuts import CUTS, apply_cuts, make_cuts, unite_cuts
+from tallow.data.duplicates.cuts import CUTS, make_cuts
+from tallow.data.edits import make_edits
+from tallow.data.steps.tables import edits_of
 
 
 @st.composite
@@ -30,19 +31,11 @@ def test_cuts_are_what_no_range_covers(given_cuts, left_out: int) -> None:
                 flat.append((row, len(texts[row][:first].encode()), len(texts[row][:last].encode())))
         rows, begins, ends = np.array(flat, dtype=np.int32).reshape(-1, 3).T
         tables.append(make_cuts(rows, begins, ends, len(texts)))
-    united = unite_cuts(tables)
-    assert united.schema == CUTS
-    for cuts in united["cuts"].to_pylist():
-        places = [place for cut in cuts for place in (cut["begin"], cut["end"])]
-        assert places == sorted(set(places))
+    for table in tables:
+        assert table.schema == CUTS
+        for cuts in table["cuts"].to_pylist():
+            places = [place for cut in cuts for place in (cut["begin"], cut["end"])]
+            assert places == sorted(set(places))
     left = ["".join(char for i, char in enumerate(text) if i not in gone[row]) for row, text in enumerate(texts)]
-    array, cuts = pa.array(texts).slice(left_out), united.slice(left_out)
-    assert apply_cuts(array, cuts).to_pylist() == left[left_out:]
-
-
-def test_characters_are_never_cut() -> None:
-    cuts = make_cuts(np.array([0]), np.array([0]), np.array([1]), 1)
-    with pytest.raises(AssertionError):
-        apply_cuts(pa.array(["é"]), cuts)
-    with pytest.raises(AssertionError):
-        apply_cuts(pa.array(["", "a"]), make_cuts(np.array([0]), np.array([0]), np.array([1]), 2))
+    edits = [edits_of(table.slice(left_out)) for table in tables]
+    assert make_edits(pa.array(texts).slice(left_out), edits).to_pylist() == left[left_out:]

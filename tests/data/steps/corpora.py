@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from tallow.data.steps.filter import FILTER, FilterConfig
 
 from tallow.data.read import Document
-from tallow.data.steps.filter import FILTER, FilterConfig
 from tallow.data.steps.tables import PART
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.step import Input, Made, Part, Step

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tallow.data.steps.judge import LANGUAGE
-from tallow.data.steps.tables import kept, words
+from tallow.data.steps.tables import kept, known_columns, words
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
 
@@ -58,7 +58,7 @@ def _tally(config: TallyConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """
     documents, verdicts, *beside = tables
     fates = verdicts["dropped_by"].fill_null(KEPT).combine_chunks()
-    columns = {name: table[name] for table in beside for name in table.column_names if name != "edits"}
+    columns = known_columns(beside)
     languages = columns.get(LANGUAGE, pa.nulls(documents.num_rows, pa.string()))
     sizes = pc.call_function("binary_length", [documents["text"]]).cast(pa.int64())
     table = pa.table([fates, documents["source"], languages, sizes], names=["fate", "source", "language", "bytes"])
