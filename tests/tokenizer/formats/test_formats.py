@@ -62,6 +62,13 @@ def test_broken_merges(vocabulary: str, tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
+def test_merges_of_another_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b</w>": 1, "ab</w>": 2}')
+    with pytest.raises(DataError, match="ends of words"):
+        Tokenizer.load(tmp_path)
+
+
 def test_what_is_there_is_not_written_over_by_another_kind(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="is a file"):

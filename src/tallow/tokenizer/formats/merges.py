@@ -8,6 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from tallow.console import say
 from tallow.errors import DataError, UsageError
 from tallow.files import write_text
 from tallow.kernels.text.word_counts import GPT2
@@ -39,6 +40,11 @@ def read_merges(vocabulary: bytes, merges: bytes, path: Path) -> Tokenizer:
         raise DataError(f"the vocabulary beside {path} does not give ids by token", HINT)
     if not all(len(pair) == 2 for pair in pairs):
         raise DataError(f"{path} has a line that is not a pair of tokens", HINT)
+    if any(right.endswith("</w>") for _, right in pairs):
+        raise DataError(
+            f"{path} marks the ends of words, which GPT-2's kind does not", "take the model's tokenizer.json"
+        )
+    say(f"{path} does not say how text is cut before pairs are merged; taking GPT-2's rule")
     with library_errors(f"{path} does not fit its vocabulary", HINT):
         backend = tokenizers.Tokenizer(models.BPE(ids, [(left, right) for left, right in pairs]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

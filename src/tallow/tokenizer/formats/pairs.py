@@ -45,6 +45,8 @@ def all_pairs(ranks: Mapping[AnyStr, int]) -> list[tuple[AnyStr, AnyStr]]:
 
 def _encode(token: AnyStr, ranks: Mapping[AnyStr, int], limit: int) -> list[AnyStr]:
     """The byte-pair encoding of a token by tokens of smaller rank than `limit`."""
+    if len(token) == 2:
+        return [token[:1], token[1:]]
     parts = [token[at : at + 1] for at in range(len(token))]
     costs = [ranks.get(token[at : at + 2], limit) for at in range(len(token) - 1)]
     while costs and (cost := min(costs)) < limit:
