@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -232,7 +232,8 @@ def test_items_of_benchmarks_go(tmp_path: Path) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text(json.dumps({"question": question, "answer": "seven"}) + "\n")
     source = write_jsonl(tmp_path / "a.jsonl", texts)
-    for action, count in (("drop", 19), ("cut", 20)):
+    actions: dict[Literal["drop", "cut"], int] = {"drop": 19, "cut": 20}
+    for action, count in actions.items():
         config = PrepareConfig(
             sources=(source,), contamination=ContaminationConfig(benchmarks=(items,), action=action, around=10)
         )
@@ -276,13 +277,13 @@ def test_selection_keeps_shares_of_what_is_left(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [*alike, *other])
     config = PrepareConfig(
         sources=(source,),
-        quantiles=(QuantileRule(column="chars", low=0.25),),
-        importance=ImportanceRule(target=(target,), share=0.4),
+        quantiles=(QuantileRule(column="chars", low=0.1),),
+        importance=ImportanceRule(target=(target,), share=0.25),
         diversity=DiversityRule(share=0.5, clusters=4),
     )
     found = kept_texts(config, tmp_path / "run")
     dropped = load_document_manifest(tmp_path / "run" / "documents").dropped
-    assert dropped == {"quantiles.chars": 20, "importance": 36, "diversity": 12}
+    assert dropped == {"quantiles.chars": 8, "importance": 54, "diversity": 9}
     assert set(found) <= set(alike)
     with pytest.raises(UsageError, match="no column nothing"):
         kept_texts(PrepareConfig(sources=(source,), quantiles=(QuantileRule(column="nothing"),)), tmp_path / "bad")

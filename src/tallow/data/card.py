@@ -10,7 +10,7 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
@@ -133,8 +133,7 @@ def _contamination(found: Examined) -> Iterable[Block]:
         *(f"≥ {float(level):.0%} in a document" for level in levels),
     )
     rows = tuple(
-        (report.name, report.items, report.not_searched, report.touched)
-        + tuple(f"{share:.2%}" for share in report.in_one_document.values())
+        (report.name, report.items, report.not_searched, report.touched, *_percents(report.in_one_document.values()))
         for report in found.contamination
     )
     yield Heading("Items of benchmarks")
@@ -143,6 +142,10 @@ def _contamination(found: Examined) -> Iterable[Block]:
     for report in found.contamination:
         for each in report.worst[:SAMPLES]:
             yield Excerpt(f"{report.name}, item {each.record}: {each.overlap:.0%}, in {each.source}", each.excerpt)
+
+
+def _percents(shares: Iterable[float]) -> Iterator[str]:
+    return (f"{share:.2%}" for share in shares)
 
 
 def _edits(found: Examined) -> Iterable[Block]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tallow.data.steps.filter import FILTER, FilterConfig
 
 from tallow.data.read import Document
+from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
+from tallow.data.steps.measure import SIZES, SizesStep
 from tallow.data.steps.tables import PART
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.step import Input, Made, Part, Step
@@ -46,7 +47,14 @@ def make_parts(work: Work, texts: Sequence[Sequence[str]]) -> tuple[list[Part], 
         given.append((Texts(texts=tuple(enumerate(some, offset))), ()))
         offset += len(some)
     made = [part for [part] in work.each(MAKE, given)]
-    return made, [part for [part] in work.each(FILTER, [(FilterConfig(min_chars=2), [Input(part)]) for part in made])]
+    return made, drop_short(work, made)
+
+
+def drop_short(work: Work, parts: Sequence[Part]) -> list[Part]:
+    """Verdicts: documents of one character are dropped."""
+    sizes = [part for [part] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
+    rules = JudgeConfig(bounds=(too_short(2),))
+    return [part for [part] in work.each(JUDGE, [(rules, [Input(part)]) for part in sizes])]
 
 
 def ways_to_part(texts: Sequence[str], seed: int) -> Iterator[tuple[list[list[str]], int]]:

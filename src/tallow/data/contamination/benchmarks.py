@@ -36,8 +36,9 @@ class SearchSettings(Section):
     Args:
         fields: Of a record, whose strings are looked for; none named: all.
         gram_words: Words of an n-gram; 13 as in arXiv 2005.14165, appendix C.
-        short_words, short_bytes: A passage with fewer words than an n-gram, but at least so many, is looked for as a
-            whole if its words have at least so many bytes of UTF-8. What is shorter is too common to prove anything.
+        short_words: A passage with fewer words than an n-gram, but at least so many, is looked for as a whole …
+        short_bytes: … if its words have at least so many bytes of UTF-8. What is shorter is too common to prove
+            anything.
         common: What more than so many passages or items have are a benchmark's own phrases; they are not looked for.
         labels: At the beginning of a line and before a colon these are no part of the text.
     """
