@@ -62,6 +62,12 @@ def _encode() -> tuple[type[Section], StageFunction]:
     return EncodeConfig, encode
 
 
+def _mixture() -> tuple[type[Section], StageFunction]:
+    from tallow.train.doremi import LearnedMixtureConfig, learn_weights
+
+    return LearnedMixtureConfig, learn_weights
+
+
 def _pretrain() -> tuple[type[Section], StageFunction]:
     from tallow.plan.dial import SizedPretrainConfig, pretrain_at_size
 
@@ -102,10 +108,11 @@ STAGES: dict[str, Stage] = {
     "prepare": Stage(_prepare, "documents", {}, {}),
     "tokenizer": Stage(_tokenizer, "tokenizer", {"documents": ("prepare",)}, {}),
     "encode": Stage(_encode, "tokens", {"documents": ("prepare",), "tokenizer": ("tokenizer",)}, {}),
+    "mixture": Stage(_mixture, "mixture.json", {"tokens": ("encode",), "tokenizer": ("tokenizer",)}, {}, shared=True),
     "pretrain": Stage(
         _pretrain,
         "model",
-        {"tokens": ("encode",), "tokenizer": ("tokenizer",)},
+        {"tokens": ("encode",), "tokenizer": ("tokenizer",), "learned_mixture": ("mixture",)},
         {},
         found={"scaling": f"{SCALING_DIRECTORY}/scaling.json"},
         shared=True,

@@ -13,11 +13,15 @@ from tests.train.test_pretrain import make_tokenizer
 
 from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
+from tallow.data.mixing.mixture import MixtureConfig
 from tallow.data.mixing.order import MixedOrder
 from tallow.data.prepare import prepare
-from tallow.errors import Interrupted, UsageError
+from tallow.errors import DataError, Interrupted, UsageError
+from tallow.files import read_json
 from tallow.run import StageRun
-from tallow.train.doremi import DoremiConfig, learn_weights, reweigh
+from tallow.stages import Recipe, run_recipe
+from tallow.train.doremi import LearnedMixtureConfig, learn_weights, reweigh
+from tallow.train.pretrain import PretrainConfig, pretrain
 
 SHAPE = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 64}
 DOMAINS = {"chance": ["chance.txt"], "same": ["same.txt"], "words": ["words.txt"]}
@@ -48,14 +52,14 @@ def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
     return directory / "tokens"
 
 
-def config(tokens: Path, tokenizer: Path, **loop: Any) -> DoremiConfig:
+def config(tokens: Path, tokenizer: Path, **loop: Any) -> LearnedMixtureConfig:
     fixed = {
         "steps": 60, "batch_size": 8, "sequence_length": 48, "learning_rate": 5e-3, "precision": "fp32",
         "log_every": 50, "schedule": "constant", "warmup": 0.0,
     }  # fmt: skip
     values = {"tokens": tokens, "tokenizer": tokenizer, "model": SHAPE, "round_steps": 6, "probe_rows": 8}
     mixture = {"domains": DOMAINS, "weights": dict.fromkeys(DOMAINS, 1)}
-    return DoremiConfig.model_validate({**values, "mixture": mixture, "loop": {**fixed, **loop}})
+    return LearnedMixtureConfig.model_validate({**values, "mixture": mixture, "loop": {**fixed, **loop}})
 
 
 def test_weights_go_where_there_is_something_to_learn(tmp_path: Path, tokens: Path, tokenizer: Path) -> None:
@@ -64,7 +68,10 @@ def test_weights_go_where_there_is_something_to_learn(tmp_path: Path, tokens: Pa
     weights = result["weights"]
     assert sum(weights.values()) == pytest.approx(1, abs=1e-5)
     assert weights["words"] > 0.5 > 0.3 > max(weights["chance"], weights["same"])
-    assert (tmp_path / "weights.json").is_file()
+    learned = MixtureConfig.model_validate_json((tmp_path / "mixture.json").read_bytes())
+    assert learned.weights == result["weights"]
+    assert learned.domains is not None
+    assert set(learned.domains) == set(DOMAINS)
 
 
 def test_it_goes_on_where_it_was_interrupted(
@@ -102,3 +109,27 @@ def test_what_cannot_be_learned_is_refused(tmp_path: Path, tokens: Path, tokeniz
     out = settings.mixture.model_copy(update={"weights": {"chance": 1.0, "same": 0.0, "words": 1.0}})
     with pytest.raises(UsageError, match="domain same has no tokens or no weight"):
         learn_weights(settings.model_copy(update={"mixture": out}), StageRun(tmp_path))
+
+
+def test_a_recipe_pretrains_with_what_was_learned(tokens: Path, tokenizer: Path, tmp_path: Path) -> None:
+    few = {"steps": 12, "batch_size": 4, "sequence_length": 48, "learning_rate": 5e-3, "precision": "fp32"}
+    given = {"tokens": str(tokens), "tokenizer": str(tokenizer)}
+    recipe = Recipe.parse(
+        {
+            "mixture": {**given, "model": SHAPE, "round_steps": 6, "probe_rows": 4, "loop": few}
+            | {"mixture": {"domains": DOMAINS}},
+            "pretrain": {**given, "model": SHAPE, "loop": few},
+        }
+    )
+    run_recipe(recipe, tmp_path)
+    learned = read_json(tmp_path / "mixture" / "mixture.json")["weights"]
+    taken = read_json(tmp_path / "pretrain" / "mixture.json")
+    assert {name: share["weight"] for name, share in taken.items()} == pytest.approx(
+        {name: weight / sum(learned.values()) for name, weight in learned.items()}
+    )
+    (tmp_path / "mixture" / "mixture.json").write_text('{"weights": 7}')
+    with pytest.raises(DataError, match="is no mixture"):
+        pretrain(
+            PretrainConfig(tokens=tokens, tokenizer=tokenizer, learned_mixture=tmp_path / "mixture" / "mixture.json"),
+            StageRun(tmp_path / "other"),
+        )

@@ -45,8 +45,8 @@ PROBES = 2**62
 """Names the order of the rows that are scored."""
 
 
-class DoremiConfig(Section):
-    """How weights of domains are learned.
+class LearnedMixtureConfig(Section):
+    """Settings of the mixture stage: how weights of domains are learned.
 
     Args:
         tokens: What the encode stage has written.
@@ -60,8 +60,8 @@ class DoremiConfig(Section):
         loop: Settings of the training of both; `steps` must be set.
     """
 
-    tokens: Path
-    tokenizer: Path
+    tokens: Path | None = None
+    tokenizer: Path | None = None
     model: DecoderConfig = DecoderConfig()
     mixture: MixtureConfig = MixtureConfig()
     round_steps: PositiveInt = 50
@@ -71,8 +71,8 @@ class DoremiConfig(Section):
     loop: LoopConfig = LoopConfig()
 
 
-def learn_weights(config: DoremiConfig, run: StageRun) -> dict[str, Any]:
-    """Learn weights of domains; `weights.json` has them as `pretrain.mixture.weights` takes them.
+def learn_weights(config: LearnedMixtureConfig, run: StageRun) -> dict[str, Any]:
+    """Learn weights of domains by small models (DoReMi); `mixture.json` has them as `pretrain.mixture` takes them.
 
     Under `torchrun` all processes take part.
 
@@ -84,6 +84,11 @@ def learn_weights(config: DoremiConfig, run: StageRun) -> dict[str, Any]:
         DataError: An input is missing or broken, or inputs do not belong together.
         Interrupted: As `train` does.
     """
+    if config.tokens is None or config.tokenizer is None:
+        missing = "tokens" if config.tokens is None else "tokenizer"
+        raise UsageError(
+            f"setting mixture.{missing} is required", f"name the product of the stage that makes {missing}"
+        )
     tokenizer, manifest = Tokenizer.load(config.tokenizer), load_manifest(config.tokens)
     if manifest.tokenizer != tokenizer.fingerprint:
         raise DataError(
@@ -120,7 +125,8 @@ def learn_weights(config: DoremiConfig, run: StageRun) -> dict[str, Any]:
         mean = np.mean(weights.values[1:], axis=0).tolist()
         result = {name: round(weight, 6) for name, weight in zip(domains, mean, strict=True)}
         if world.is_main:
-            write_json(run.directory / "weights.json", result)
+            learned = config.mixture.model_copy(update={"weights": result, "temperature": 1.0})
+            write_json(run.directory / "mixture.json", learned.model_dump(mode="json"))
             for name, before in asked.items():
                 say(f"{name}: weight {result[name]:.2%}, at first {before:.2%}")
     return {"weights": result, "excess": dict(zip(domains, excess.values[-1], strict=True))}
@@ -151,7 +157,7 @@ class _Learner:
     """Trains a new model, round by round."""
 
     def __init__(
-        self, config: DoremiConfig, shape: ModelConfig, dataset: TokenDataset, world: World, run: StageRun
+        self, config: LearnedMixtureConfig, shape: ModelConfig, dataset: TokenDataset, world: World, run: StageRun
     ) -> None:
         self.config, self.shape, self.dataset, self.world, self.run = config, shape, dataset, world, run
         with writing(run.directory):

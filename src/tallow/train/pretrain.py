@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt, ValidationError, model_validator
 
 from tallow.console import say
 from tallow.data.batch import Packed
@@ -20,7 +20,7 @@ from tallow.data.mixing.mixture import DomainShare, MixtureConfig, sources_of
 from tallow.data.mixing.plan import plan_order
 from tallow.data.packing import Packing
 from tallow.errors import DataError, UsageError
-from tallow.files import hash_file, write_json
+from tallow.files import hash_file, read_json, write_json
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.encoder_config import EncoderConfig
@@ -67,6 +67,7 @@ class PretrainConfig(Section):
             fits into a row. Held-out text is scored as with `split`.
         mixture: How much of the run comes from which sources; None: rows of all of them, each as often as the others.
             No row has documents of two domains.
+        learned_mixture: What the stage mixture has written; its weights take the place of those of `mixture`.
         curriculum: Which rows come first; None: all in random order.
         token_budget: Tokens to train on, if `loop.steps` is not set; None: all of the training split, once.
         validation_tokens: Held-out tokens that a validation scores.
@@ -88,6 +89,7 @@ class PretrainConfig(Section):
     initialization: AnyInitialization | None = None
     packing: Packing = "split"
     mixture: MixtureConfig | None = None
+    learned_mixture: Path | None = None
     curriculum: CurriculumConfig | None = None
     token_budget: PositiveInt | None = None
     validation_tokens: PositiveInt = 65536
@@ -157,7 +159,8 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
         )
     objective = OBJECTIVES[config.objective](tokenizer, config.loop.seed)
     model = _make(config, tokenizer) if config.init is None else _load(config, tokenizer)
-    domains = config.mixture and sources_of(config.mixture, [source.name for source in manifest.sources])
+    mixture = _mixture(config)
+    domains = mixture and sources_of(mixture, [source.name for source in manifest.sources])
     dataset = TokenDataset(
         config.tokens, "train", config.loop.sequence_length, config.loop.seed, config.packing, domains
     )
@@ -173,7 +176,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
         }
     )
     run_rows = plan.rows((loop.steps or plan.steps) - 1).stop
-    order, shares = plan_order(dataset, run_rows, config.mixture, config.curriculum)
+    order, shares = plan_order(dataset, run_rows, mixture, config.curriculum)
     num_parameters = model.num_parameters()
     with join_world() as world:
         layout = lay_out(model, loop, world)
@@ -200,7 +203,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
                 "grow": config.grow and config.grow.model_dump(mode="json"),
                 "initialization": config.initialization and config.initialization.model_dump(mode="json"),
                 "tokens": hash_file(config.tokens / MANIFEST),
-                **_order_settings(config),
+                **_order_settings(mixture, config.curriculum),
             },
         )
         weights = layout.gather()
@@ -210,9 +213,22 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     return {"parameters": num_parameters, **result}
 
 
-def _order_settings(config: PretrainConfig) -> dict[str, Any]:
+def _mixture(config: PretrainConfig) -> MixtureConfig | None:
+    """The mixture that is set, with the weights that were learned, if any were."""
+    if config.learned_mixture is None:
+        return config.mixture
+    try:
+        learned = MixtureConfig.model_validate(read_json(config.learned_mixture, "learned mixture"))
+    except ValidationError as error:
+        raise DataError(f"{config.learned_mixture} is no mixture", "run the stage mixture again") from error
+    if config.mixture is None:
+        return learned
+    return learned.model_copy(update={"max_epochs": config.mixture.max_epochs})
+
+
+def _order_settings(mixture: MixtureConfig | None, curriculum: CurriculumConfig | None) -> dict[str, Any]:
     """What the order of rows depends on, where it is not the usual one."""
-    parts = {"mixture": config.mixture, "curriculum": config.curriculum}
+    parts = {"mixture": mixture, "curriculum": curriculum}
     return {name: part.result_settings() for name, part in parts.items() if part is not None}
 
 
