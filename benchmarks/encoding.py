@@ -68,7 +68,8 @@ def main() -> None:
 
 def prepare_documents(paths: Sequence[Path], size: int, work: Path) -> int:
     """Documents of the files, and GPT-2's tokenizer, for all to read; how many bytes the documents have."""
-    from tallow.data.prepare import PrepareConfig, prepare
+    from tallow.data.config import PrepareConfig
+    from tallow.data.prepare import prepare
     from tallow.data.read import ReadSettings, read_documents
     from tallow.data.records import Rejected
     from tallow.data.sources import find_sources

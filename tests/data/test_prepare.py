@@ -100,6 +100,7 @@ def test_manifest_counts(tmp_path: Path, run_prepare: Prepare) -> None:
         "rejected.jsonl",
         "card.md",
         "card.html",
+        "card.json",
     }
 
 

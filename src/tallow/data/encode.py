@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from tallow.console import progress
+from tallow.data.blocks import load_card, save_card
+from tallow.data.card import with_tokens
 from tallow.data.documents import read_documents_split
 from tallow.data.manifest import (
     DocumentCounts,
@@ -84,11 +86,12 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
 
     total = sum(counts.documents for counts in documents.splits.values())
     with atomic_directory(run.directory / "tokens") as directory, progress("encode", total, "documents") as bar:
-        splits = {}
+        splits, groups = {}, list[pa.Table]()
         for split, counts in documents.splits.items():
             writer = ShardWriter(directory / split, np.dtype(dtype), config.shard_tokens)
             for batch in _encode_split(config.documents / split, counts, tokenizer, workers):
                 writer.add(batch.tokens, batch.lengths, batch.lineage)
+                groups.append(batch.groups)
                 bar.advance(len(batch.lengths))
             shards = writer.close()
             tokens = sum(shard.tokens for shard in shards)
@@ -103,6 +106,7 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
             sources=documents.sources,
         )
         save_manifest(manifest, directory)
+        save_card(with_tokens(load_card(config.documents), _summed(groups)), directory)
     text_bytes = sum(counts.bytes for counts in splits.values())
     return {
         **{f"{split}_tokens": counts.tokens for split, counts in splits.items()},
@@ -112,11 +116,21 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Documents as tokens, one after another, the length of each (its end token counted), and where they came from."""
+    """Documents as tokens, one after another, the length of each (its end token counted), and where they came from.
+
+    `groups` has documents, tokens and bytes by source and language.
+    """
 
     tokens: npt.NDArray[np.uint32]
     lengths: npt.NDArray[np.int64]
     lineage: pa.RecordBatch
+    groups: pa.Table
+
+
+def _summed(groups: Sequence[pa.Table]) -> pa.Table:
+    keys, sums = ["source", "language"], ["documents", "tokens", "bytes"]
+    table = pa.concat_tables(groups).group_by(keys, use_threads=False).aggregate([(name, "sum") for name in sums])
+    return table.select([*keys, *(f"{name}_sum" for name in sums)]).rename_columns([*keys, *sums])
 
 
 def _encode_split(directory: Path, counts: DocumentCounts, tokenizer: Tokenizer, workers: int) -> Iterator[_Encoded]:
@@ -142,7 +156,10 @@ def _encode_batch(tokenizer: Tokenizer, batch: pa.RecordBatch) -> _Encoded:
         raise DataError(
             f"the tokenizer gives id {int(tokens.max())} but has {tokenizer.vocab_size:,} tokens", "train it again"
         )
-    return _Encoded(tokens, lengths, batch.select(LINEAGE_SCHEMA.names))
+    sizes = pc.call_function("binary_length", [batch.column("text")]).cast(pa.int64())
+    columns = {"source": batch["source"], "language": batch["language"], "tokens": lengths, "bytes": sizes}
+    groups = _summed([pa.table({**columns, "documents": np.ones(len(lengths), dtype=np.int64)})])
+    return _Encoded(tokens, lengths, batch.select(LINEAGE_SCHEMA.names), groups)
 
 
 def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -29,7 +29,7 @@ from tallow.errors import DataError, UsageError, writing
 from tallow.files import hash_file, read_json, write_json
 from tallow.models.config import DecoderConfig
 from tallow.models.skeletons import ModelConfig, new_model
-from tallow.objectives import causal
+from tallow.objectives.causal import causal
 from tallow.parallel import Layout, Position, World, join_world
 from tallow.recipe import Section
 from tallow.run import StageRun
