@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from tallow.data.config import PrepareConfig, ScoreRule
-from tallow.data.contamination.benchmarks import Search, SearchSettings, find_benchmarks
+from tallow.data.contamination.benchmarks import Search, SearchSettings
 from tallow.data.contamination.report import BenchmarkReport
 from tallow.data.contamination.rule import ContaminationRule
 from tallow.data.language.identify import LanguageConfig, language_model_hash
@@ -24,7 +24,7 @@ from tallow.data.read import Piece, ReadSettings, cut
 from tallow.data.records import Rejected
 from tallow.data.selection.diversity import DiversityConfig
 from tallow.data.selection.importance import KEY, ImportanceConfig
-from tallow.data.sources import Source, find_sources
+from tallow.data.sources import Source, find_sources, hashed_files
 from tallow.data.steps.contamination import find_contamination, judge_contamination
 from tallow.data.steps.diversity import keep_diverse
 from tallow.data.steps.importance import weigh_importance
@@ -153,7 +153,7 @@ def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> No
     if settings is None:
         return
     search = Search(
-        benchmarks=find_benchmarks(settings.benchmarks), settings=SearchSettings(**_inherited(settings, SearchSettings))
+        benchmarks=hashed_files(settings.benchmarks), settings=SearchSettings(**_inherited(settings, SearchSettings))
     )
     columns, found.contamination = find_contamination(work, found.parts, search)
     rule = ContaminationRule(**_inherited(settings, ContaminationRule))

@@ -9,16 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tallow.data.contamination.benchmarks import Search, SearchSettings, find_benchmarks, load_items
+from tallow.data.contamination.benchmarks import Search, SearchSettings, load_items
 from tallow.data.contamination.overlap import annotate
 from tallow.data.contamination.report import as_markdown
 from tallow.data.contamination.rule import ContaminationRule, judge
 from tallow.data.edits import make_edits
 from tallow.data.read import Document, read_records
+from tallow.data.sources import hashed_files
 from tallow.data.steps.contamination import find_contamination, judge_contamination
 from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
 from tallow.data.steps.measure import SIZES, SizesStep
-from tallow.data.steps.tables import PART
+from tallow.data.steps.read import documents_table
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.step import Input, Part, write_batches
 from tallow.data.work.work import Work
@@ -43,20 +44,11 @@ def write(path: Path, records: Sequence[object]) -> Path:
 
 
 def search(path: Path, **settings: object) -> Search:
-    return Search(benchmarks=find_benchmarks((path,)), settings=SearchSettings.model_validate(settings))
+    return Search(benchmarks=hashed_files((path,)), settings=SearchSettings.model_validate(settings))
 
 
 def table(texts: Sequence[str]) -> pa.Table:
-    documents = [Document.make(text, "source", offset) for offset, text in enumerate(texts)]
-    columns = {
-        "id": [bytes.fromhex(document.id) for document in documents],
-        "digest": [document.digest[:16] for document in documents],
-        "text": texts,
-        "source": ["source"] * len(texts),
-        "offset": range(len(texts)),
-        "metadata": [None] * len(texts),
-    }
-    return pa.table(columns, schema=PART)
+    return documents_table([Document.make(text, "source", offset) for offset, text in enumerate(texts)])
 
 
 def found(texts: Sequence[str], wanted: Search) -> list[dict[str, object]]:
@@ -214,7 +206,7 @@ def test_what_is_found_is_cut_with_what_is_around(items: Path) -> None:
 def test_real_items_are_found_where_they_are(shared_data: Callable[..., Path]) -> None:
     """Every fifth question of a benchmark is in the corpus; those of another set of the same kind are not."""
     path = shared_data("gsm8k", "test.jsonl.gz")
-    wanted = Search(benchmarks=find_benchmarks((path,)), settings=SearchSettings(fields=("question",)))
+    wanted = Search(benchmarks=hashed_files((path,)), settings=SearchSettings(fields=("question",)))
     questions = [str(record.fields["question"]) for record in read_records(path)]
     planted = [FILLER + question.replace("’", "'") for question in questions[::5]]
     others = [str(record.fields["question"]) for record in read_records(shared_data("gsm8k", "train.jsonl.gz"))]

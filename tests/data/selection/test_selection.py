@@ -19,6 +19,7 @@ from tallow.data.steps.importance import weigh_importance
 from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
 from tallow.data.steps.measure import SCORES, SIZES, ScoreStep, SizesStep
 from tallow.data.steps.ranks import Measure, keep_ranks, ordered
+from tallow.data.steps.read import documents_table
 from tallow.data.steps.tables import PART
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.step import Input, Part, write_batches
@@ -29,16 +30,7 @@ Choose = Callable[[Work, list[Part], list[Part]], list[Part]]
 
 
 def table(texts: Sequence[str]) -> pa.Table:
-    documents = [Document.make(text, "source", offset) for offset, text in enumerate(texts)]
-    columns = {
-        "id": [bytes.fromhex(document.id) for document in documents],
-        "digest": [document.digest[:16] for document in documents],
-        "text": texts,
-        "source": ["source"] * len(texts),
-        "offset": range(len(texts)),
-        "metadata": [None] * len(texts),
-    }
-    return pa.table(columns, schema=PART)
+    return documents_table([Document.make(text, "source", offset) for offset, text in enumerate(texts)])
 
 
 def run(directory: Path, texts: Sequence[str], cuts: Sequence[int], choose: Choose, processes: int = 1) -> list[str]:

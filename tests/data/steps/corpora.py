@@ -12,7 +12,7 @@ import pyarrow as pa
 from tallow.data.read import Document
 from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
 from tallow.data.steps.measure import SIZES, SizesStep
-from tallow.data.steps.tables import PART
+from tallow.data.steps.read import documents_table
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.step import Input, Made, Part, Step
 from tallow.data.work.work import Work
@@ -24,16 +24,7 @@ class Texts(Section):
 
 
 def _make(config: Texts, _: Sequence[pa.Table]) -> list[Made]:
-    documents = [Document.make(text, "a", offset) for offset, text in config.texts]
-    columns = {
-        "id": [bytes.fromhex(document.id) for document in documents],
-        "digest": [document.digest[:16] for document in documents],
-        "text": [document.text for document in documents],
-        "source": [document.source for document in documents],
-        "offset": [document.offset for document in documents],
-        "metadata": [None for _ in documents],
-    }
-    return [Made(pa.table(columns, schema=PART))]
+    return [Made(documents_table([Document.make(text, "a", offset) for offset, text in config.texts]))]
 
 
 MAKE = Step(f"{__name__}:MAKE", 1, Texts, _make)

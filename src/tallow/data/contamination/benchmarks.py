@@ -10,7 +10,6 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -19,9 +18,8 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from tallow.data.read import read_records
-from tallow.data.sources import SourceNames, find_sources
+from tallow.data.sources import HashedFile
 from tallow.errors import DataError, UsageError
-from tallow.files import hash_file
 from tallow.kernels.text.gram_index import MOST_WORDS, GramIndex
 from tallow.recipe import Section
 
@@ -57,20 +55,10 @@ class SearchSettings(Section):
         return self
 
 
-class Benchmark(Section):
-    """A file of items: its name, its SHA-256, and where it lies."""
-
-    incidental = frozenset(("path",))
-
-    name: str
-    sha256: str
-    path: Path
-
-
 class Search(Section):
     """What is looked for in documents."""
 
-    benchmarks: tuple[Benchmark, ...]
+    benchmarks: tuple[HashedFile, ...]
     settings: SearchSettings = SearchSettings()
 
 
@@ -135,17 +123,6 @@ class Items:
         searched = np.zeros(len(self.records), dtype=bool)
         searched[self.items.of(np.flatnonzero(self.sizes))[1]] = True
         return searched
-
-
-def find_benchmarks(names: SourceNames) -> tuple[Benchmark, ...]:
-    """The files that names stand for (JSONL, packed or not; also JSON arrays, CSV and parquet), and their hashes.
-
-    Raises:
-        DataError: There is no such file.
-    """
-    return tuple(
-        Benchmark(name=source.name, sha256=hash_file(source.path), path=source.path) for source in find_sources(names)
-    )
 
 
 def load_items(search: Search) -> Items:

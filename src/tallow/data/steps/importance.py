@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +18,11 @@ from tallow.data.selection.importance import (
     log_ratios,
     log_weights,
 )
-from tallow.data.sources import SourceNames, find_sources
+from tallow.data.sources import HashedFile, SourceNames, find_sources, hashed_files
 from tallow.data.steps.tables import kept, texts_of, words
 from tallow.data.work.step import Input, Made, Part, Step
 from tallow.data.work.work import Work
 from tallow.errors import DataError
-from tallow.files import hash_file
 from tallow.recipe import Section
 
 TOGETHER = 64
@@ -33,20 +31,10 @@ TOGETHER = 64
 BATCH_BYTES = 2**24
 
 
-class TargetFile(Section):
-    """A file of the target, its hash, and where it lies."""
-
-    incidental = frozenset(("path",))
-
-    name: str
-    sha256: str
-    path: Path
-
-
 class TargetStep(Section):
     """What texts of the target are, and how n-grams are counted."""
 
-    files: tuple[TargetFile, ...]
+    files: tuple[HashedFile, ...]
     settings: ImportanceConfig
     reading: ReadSettings
 
@@ -70,10 +58,7 @@ def weigh_importance(
     Raises:
         DataError: The target cannot be read, or has no words.
     """
-    files = tuple(
-        TargetFile(name=source.name, sha256=hash_file(source.path), path=source.path) for source in find_sources(target)
-    )
-    wanted = TargetStep(files=files, settings=config, reading=reading)
+    wanted = TargetStep(files=hashed_files(target), settings=config, reading=reading)
     [[target_counts]] = work.each(COUNT_TARGET, [(wanted, ())])
     beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
     counts = [made for [made] in work.each(COUNT, [(config, inputs) for inputs in beside])]
