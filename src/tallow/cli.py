@@ -73,6 +73,7 @@ STAGE_HELP = {
     "prepare": "Read raw files into clean, deduplicated documents.",
     "tokenizer": "Train a tokenizer on the prepared documents.",
     "encode": "Turn documents into memory-mapped token shards.",
+    "mixture": "Learn by small models how much of which data to train on.",
     "pretrain": "Train a model from scratch, or go on from one.",
     "tune": "Fine-tune a model on instructions, fully or with LoRA.",
     "compress": "Make a model smaller: 4- and 8-bit weights.",

@@ -134,7 +134,7 @@ def test_two_documents_are_enough_and_one_is_not(tmp_path: Path, run_prepare: Pr
 
 
 def test_nothing_long_enough_is_a_data_error(tmp_path: Path, run_prepare: Prepare) -> None:
-    with pytest.raises(DataError, match="no document is left"):
+    with pytest.raises(DataError, match="of 2 documents none is left"):
         run_prepare(write_jsonl(tmp_path / "a.jsonl", ["short", "texts"]), min_chars=10)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["work"]
 

@@ -20,6 +20,7 @@ from tallow.data.drops import drop_table
 from tallow.data.duplicates.minhash import detection_probability
 from tallow.data.examine import Examined
 from tallow.data.manifest import DocumentManifest
+from tallow.data.privacy.scrub import scrub
 from tallow.data.steps.tally import KEPT
 from tallow.recipe import dump_recipe
 
@@ -33,7 +34,8 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
     """The card of what the stage prepare has made."""
     groups = found.groups().to_pylist()
     kept = [group for group in groups if group["fate"] == KEPT]
-    read, stay = _total(groups), _total(kept)
+    read = sum(source.documents for source in manifest.sources), sum(source.bytes for source in manifest.sources)
+    stay = _total(kept, "left")
     blocks: list[Block] = [
         Heading("Data card", 1),
         Paragraph(
@@ -42,16 +44,16 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
             f"{found.rejected.bad:,} records could not be used."
         ),
         Heading("Sources"),
-        _by("source", groups, kept, [("licence", lambda name: _licence(name, config))]),
+        _sources(config, kept, manifest),
     ]
     if any(group["language"] is not None for group in groups):
-        blocks += [Heading("Languages"), _by("language", groups, kept, [])]
+        blocks += [Heading("Languages"), _languages(groups, kept)]
     blocks += [Heading(DROPPED), Paragraph(DROPS), _drops(found)]
     if found.dropped_lines:
         lines = tuple(sorted((name, count) for name, count in found.dropped_lines.items() if count))
         blocks += [Heading("Lines that were dropped first"), Table(("reason", "lines"), lines)]
     blocks += _near(config, found)
-    blocks += _contamination(found)
+    blocks += _contamination(config, found)
     blocks += _edits(found)
     blocks += _private(config, found)
     blocks += [Heading("Samples"), Paragraph("Chosen by a hash of their ids, the same ones each time.")]
@@ -85,7 +87,8 @@ def _near(config: PrepareConfig, found: Examined) -> list[Block]:
         Heading("Near-duplicates"),
         Paragraph(
             f"Shingles of {settings.shingle_words} words, {settings.bands} bands of {settings.rows} rows; pairs are "
-            f"verified: they share at least {settings.threshold:.0%} of their shingles (Jaccard). "
+            f"verified: they share at least {settings.threshold:.0%} of their shingles (Jaccard). In shingles all "
+            "numbers are alike, and case, accents and punctuation do not count. "
             f"{int(counts.get('comparisons', 0)):,} pairs were compared; {int(counts.get('uncompared', 0)):,} "
             "documents in large buckets were not. Clusters are of all documents, also of those that rules drop."
         ),
@@ -94,7 +97,7 @@ def _near(config: PrepareConfig, found: Examined) -> list[Block]:
     ]
 
 
-def _contamination(found: Examined) -> Iterable[Block]:
+def _contamination(config: PrepareConfig, found: Examined) -> Iterable[Block]:
     if not found.contamination:
         return
     levels = tuple(found.contamination[0].in_one_document)
@@ -114,7 +117,10 @@ def _contamination(found: Examined) -> Iterable[Block]:
     yield Table(heads, rows)
     for report in found.contamination:
         for each in report.worst[:SAMPLES]:
-            yield Excerpt(f"{report.name}, item {each.record}: {each.overlap:.0%}, in {each.source}", each.excerpt)
+            text = each.excerpt
+            if config.privacy is not None:
+                [text] = scrub(pa.array([text]), config.privacy).texts.to_pylist()
+            yield Excerpt(f"{report.name}, item {each.record}: {each.overlap:.0%}, in {each.source}", text)
 
 
 def _percents(shares: Iterable[float]) -> Iterator[str]:
@@ -127,7 +133,12 @@ def _edits(found: Examined) -> Iterable[Block]:
         counts.update({name: int(count) for name, count in part.counts.items()})
     if found.repeated:
         yield Heading("Repeated passages")
-        yield Paragraph(f"{counts['repeated_bytes']:,} bytes of what occurs before are cut out of what is kept.")
+        kept = [group for group in found.groups().to_pylist() if group["fate"] == KEPT]
+        cut = sum(group["bytes"] - group["left"] for group in kept)
+        yield Paragraph(
+            f"{counts['repeated_bytes']:,} bytes of what occurs before were found in what rules and duplicates leave. "
+            f"What is kept in the end has lost {cut:,} bytes by all edits together."
+        )
 
 
 def _private(config: PrepareConfig, found: Examined) -> list[Block]:
@@ -138,7 +149,9 @@ def _private(config: PrepareConfig, found: Examined) -> list[Block]:
         for name, count in tally.counts.items():
             if name.startswith("private "):
                 counts[name.removeprefix("private ")] += int(count)
-    rows = tuple((kind, counts[kind], config.privacy.of(kind).action) for kind in config.privacy.sought)
+    rows = tuple(
+        (kind, counts[kind], config.privacy.of(kind).action) for kind in config.privacy.sought if kind != "name"
+    )
     return [Heading("Private things"), Table(("kind", "in documents that are kept", "action"), rows)]
 
 
@@ -179,20 +192,27 @@ def _why(row: dict[str, Any]) -> str | None:
     return None
 
 
-def _by(key: str, groups: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]], more: Sequence[Any]) -> Table:
-    names = sorted({group[key] or NOT_STATED for group in groups})
-    rows: list[tuple[str | int | float | None, ...]] = []
-    for name in names:
-        read = _total([group for group in groups if (group[key] or NOT_STATED) == name])
-        stay = _total([group for group in kept if (group[key] or NOT_STATED) == name])
-        rows.append((name, read[0], stay[0], read[1], stay[1], *(tell(name) for _, tell in more)))
-    titles = (key, "documents read", "kept", "bytes read", "kept", *(title for title, _ in more))
-    return Table(titles, tuple(rows))
+def _sources(config: PrepareConfig, kept: Sequence[dict[str, Any]], manifest: DocumentManifest) -> Table:
+    rows: list[tuple[str | int, ...]] = []
+    for source in sorted(manifest.sources, key=lambda source: source.name):
+        documents, size = _total([group for group in kept if group["source"] == source.name], "left")
+        licence = _licence(source.name, config)
+        rows.append((source.name, source.documents, documents, source.bytes, size, licence))
+    return Table(("source", "documents read", "kept", "bytes read", "kept", "licence"), tuple(rows))
 
 
-def _total(groups: Iterable[dict[str, Any]]) -> tuple[int, int]:
+def _languages(groups: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> Table:
+    rows: list[tuple[str | int, ...]] = []
+    for name in sorted({group["language"] for group in groups}):
+        read = _total([group for group in groups if group["language"] == name], "bytes")
+        stay = _total([group for group in kept if group["language"] == name], "left")
+        rows.append((name, read[0], stay[0], read[1], stay[1]))
+    return Table(("language", "documents", "kept", "bytes", "kept"), tuple(rows))
+
+
+def _total(groups: Iterable[dict[str, Any]], size: str) -> tuple[int, int]:
     groups = list(groups)
-    return sum(group["documents"] for group in groups), sum(group["bytes"] for group in groups)
+    return sum(group["documents"] for group in groups), sum(group[size] for group in groups)
 
 
 def _licence(source: str, config: PrepareConfig) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tallow.data.contamination.benchmarks import SearchSettings
 from tallow.data.contamination.rule import ContaminationRule
@@ -59,6 +60,12 @@ class ScoreRule(Section):
     min: float | None = None
     max: float | None = None
 
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"nothing lies between min {self.min} and max {self.max}")
+        return self
+
 
 class ContaminationConfig(SearchSettings, ContaminationRule):
     """Items of benchmarks that must not be learned.
@@ -82,6 +89,12 @@ class QuantileRule(Section):
     column: str
     low: float = Field(default=0.0, ge=0, lt=1)
     high: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"nothing lies between low {self.low} and high {self.high}")
+        return self
 
 
 class ImportanceRule(ImportanceConfig):
@@ -157,7 +170,7 @@ class PrepareConfig(ReadSettings):
     diversity: DiversityRule | None = None
     privacy: PrivacyConfig | None = None
     licences: dict[str, str] = Field(default_factory=dict)
-    part_mb: float = Field(default=16.0, gt=0, le=1024)
+    part_mb: float = Field(default=16.0, ge=0.001, le=1024)
     cluster: ClusterConfig = ClusterConfig()
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -17,7 +18,13 @@ from tallow.data.config import PrepareConfig, ScoreRule
 from tallow.data.contamination.benchmarks import Search, SearchSettings
 from tallow.data.contamination.report import BenchmarkReport
 from tallow.data.contamination.rule import ContaminationRule
-from tallow.data.language.identify import LanguageConfig, language_model_hash
+from tallow.data.language.identify import (
+    UNDETERMINED,
+    LanguageConfig,
+    language_model_hash,
+    load_language_model,
+)
+from tallow.data.privacy.config import KindConfig
 from tallow.data.quality.c4 import C4Lines
 from tallow.data.quality.families import QualityRules
 from tallow.data.read import Piece, ReadSettings, cut
@@ -28,7 +35,7 @@ from tallow.data.sources import Source, find_sources, hashed_files
 from tallow.data.steps.contamination import find_contamination, judge_contamination
 from tallow.data.steps.diversity import keep_diverse
 from tallow.data.steps.importance import weigh_importance
-from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig, too_short
+from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig
 from tallow.data.steps.left import LEFT, LeftConfig
 from tallow.data.steps.lines import LINES, LinesStep
 from tallow.data.steps.measure import (
@@ -56,6 +63,7 @@ from tallow.data.work.step import Input, Part, Step
 from tallow.data.work.work import Work
 from tallow.errors import UsageError
 from tallow.files import hash_file, hash_path
+from tallow.kernels.text.labels import LABEL_PREFIX
 from tallow.recipe import Section
 
 DUPLICATE, NEAR_DUPLICATE, SEMANTIC_DUPLICATE = "duplicate", "near-duplicate", "semantic duplicate"
@@ -102,8 +110,9 @@ class Examined:
         """How many documents, and how much text, of each source and language have come to what (`GROUPS`)."""
         keys = ["fate", "source", "language"]
         sums = pa.concat_tables(tally.read() for tally in self.tallies).group_by(keys, use_threads=False)
-        found = sums.aggregate([("documents", "sum"), ("bytes", "sum")])
-        table = pa.table(found.select([*keys, "documents_sum", "bytes_sum"]).columns, schema=GROUPS)
+        numbers = ["documents", "bytes", "left"]
+        found = sums.aggregate([(name, "sum") for name in numbers])
+        table = pa.table(found.select([*keys, *(f"{name}_sum" for name in numbers)]).columns, schema=GROUPS)
         return table.sort_by([(key, "ascending") for key in keys])
 
     def fates(self) -> Counter[str]:
@@ -191,19 +200,17 @@ def _cut_repeated(config: PrepareConfig, work: Work, found: Examined) -> None:
     if found.edits:
         left = LeftConfig(min_chars=config.min_chars)
         beside = found.beside(found.verdicts, *found.edits)
-        found.verdicts = [made for [made] in work.each(LEFT, [(left, inputs) for inputs in beside])]
+        made = work.each(LEFT, [(left, inputs) for inputs in beside])
+        found.verdicts, found.columns["left"] = ([tables[number] for tables in made] for number in range(2))
 
 
 def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
     """Of what is left, keep what is wanted."""
     for rule in config.quantiles:
-        columns = next(
-            (c for c in found.columns.values() if rule.column in known_columns([p.read() for p in c[:1]])), None
-        )
+        columns = next((c for c in found.columns.values() if rule.column in _numbers(c)), None)
         if columns is None:
-            raise UsageError(
-                f"quantiles: there is no column {rule.column}", f"there are: {', '.join(_column_names(found))}"
-            )
+            known = ", ".join(name for parts in found.columns.values() for name in _numbers(parts))
+            raise UsageError(f"quantiles: there is no column of numbers {rule.column}", f"there are: {known}")
         reason = f"quantiles.{rule.column}"
         ranks = columns, rule.column, rule.low, rule.high, reason
         found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
@@ -223,8 +230,11 @@ def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
         found.verdicts = keep_diverse(work, found.parts, found.verdicts, *wanted)
 
 
-def _column_names(found: Examined) -> list[str]:
-    return [name for parts in found.columns.values() for name in known_columns([part.read() for part in parts[:1]])]
+def _numbers(parts: Sequence[Part]) -> list[str]:
+    """The columns of numbers that tables have."""
+    columns = known_columns([part.read() for part in parts[:1]])
+    kinds = pa.types.is_integer, pa.types.is_floating
+    return [name for name, column in columns.items() if any(is_kind(column.type) for is_kind in kinds)]
 
 
 def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
@@ -232,6 +242,7 @@ def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
     steps: dict[str, tuple[Step[Any], Section]] = {"sizes": (SIZES, SizesStep())}
     if config.language is not None:
         settings = LanguageConfig(**_inherited(config.language, LanguageConfig))
+        _check_languages(config.language.keep or (), load_language_model(settings).labels)
         steps["language"] = (LANGUAGES, LanguageStep(settings=settings, model=language_model_hash(settings)))
     if config.quality is not None:
         steps["quality"] = (QUALITY, QualityStep(lines=config.quality.lines or C4Lines()))
@@ -239,8 +250,17 @@ def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
         score = ScoreStep(column=column, kind=kind, sha256=hash_path(rule.model), model=rule.model)
         steps[column] = (SCORES, score)
     if config.privacy is not None:
-        steps["privacy"] = (PRIVATE, PrivacyStep(settings=config.privacy))
+        nameless = config.privacy.model_copy(update={"name": KindConfig(action="ignore")})  # nothing here finds them
+        steps["privacy"] = (PRIVATE, PrivacyStep(settings=nameless))
     return steps
+
+
+def _check_languages(names: Iterable[str], labels: Iterable[bytes]) -> None:
+    known = [label.decode(errors="replace").removeprefix(LABEL_PREFIX.decode()) for label in labels]
+    for name in names:
+        if name not in (*known, UNDETERMINED):
+            near = get_close_matches(name, known, 3, 0.1) or known[:3]
+            raise UsageError(f"language.keep: the model knows no language {name}", f"it has {', '.join(near)} …")
 
 
 def _scores(config: PrepareConfig) -> Iterator[tuple[str, Literal["classifier", "ngrams"], ScoreRule]]:
@@ -251,7 +271,7 @@ def _scores(config: PrepareConfig) -> Iterator[tuple[str, Literal["classifier", 
 
 
 def _rules(config: PrepareConfig) -> JudgeConfig:
-    bounds = [too_short(config.min_chars)]
+    bounds: list[Bound] = []
     if config.language is not None and config.language.min_score is not None:
         bounds.append(Bound(reason="language.min_score", column="language.score", min=config.language.min_score))
     for column, _, rule in _scores(config):
@@ -260,12 +280,17 @@ def _rules(config: PrepareConfig) -> JudgeConfig:
         if rule.max is not None:
             bounds.append(Bound(reason=f"{column}.max", column=column, max=rule.max))
     for kind in config.privacy.sought if config.privacy is not None else ():
+        if kind == "name":
+            continue
         assert config.privacy is not None
         if (most := config.privacy.of(kind).drop_beyond) is not None:
             bounds.append(Bound(reason=f"privacy.{kind}", column=f"privacy.{kind}", max=most))
     quality = None if config.quality is None else QualityRules(**_inherited(config.quality, QualityRules))
     return JudgeConfig(
-        languages=None if config.language is None else config.language.keep, bounds=tuple(bounds), quality=quality
+        min_chars=config.min_chars,
+        languages=None if config.language is None else config.language.keep,
+        bounds=tuple(bounds),
+        quality=quality,
     )
 
 

@@ -47,10 +47,12 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         work = Work(run.directory / "work", engine)
         found = examine(config, work)
         fates = found.fates()
-        if not fates[KEPT]:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in fates.most_common(5) if count)
+        dropped = [(reason, count) for reason, count in fates.most_common(6) if reason != KEPT]
+        if dropped and fates[KEPT] <= (config.validation_fraction > 0):
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped)
             raise DataError(
-                f"no document is left of {fates.total():,} (dropped by: {reasons})", "give more text, or lower bounds"
+                f"of {fates.total():,} documents {fates[KEPT] or 'none'} is left (dropped by: {reasons})",
+                "give more text or lower bounds; tallow data what-if tells what others would do",
             )
         ends = [[int(tally.counts[end]) for tally in found.tallies if end in tally.counts] for end in ENDS]
         bound = held_out_below(config.validation_fraction, min(ends[0]), max(ends[1]))

@@ -18,17 +18,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import tokenizers
 from tokenizers import AddedToken, models
 
 from tallow.errors import DataError
-from tallow.kernels.text.encoder import Encoder
-from tallow.tokenizer.direct import direct_encoder
+
+if TYPE_CHECKING:  # importing these for good would import pyarrow, which a short prompt does without
+    import pyarrow as pa
+
+    from tallow.kernels.text.encoder import Encoder
 
 SHORT = 2048
 """Characters, or tokens, of a text that is done at once. With a longer one `tokenizers` would keep all other Python
@@ -122,7 +124,7 @@ class SealedTokenizer:
         left = np.flatnonzero(lengths < 0)
         if not len(left):
             return ids, lengths
-        others, their_lengths = _joined(self._encode_batch(texts.take(pa.array(left)).to_pylist()), end)
+        others, their_lengths = _joined(self._encode_batch(texts.take(left).to_pylist()), end)
         their_starts = np.cumsum(their_lengths) - their_lengths
         starts = np.cumsum(np.maximum(lengths, 0))[left]
         parts, done = list[npt.NDArray[np.uint32]](), 0
@@ -197,6 +199,8 @@ class SealedTokenizer:
     @cached_property
     def direct(self) -> Encoder | None:
         """Our own code that encodes most texts; None where this tokenizer is not of its kind."""
+        from tallow.tokenizer.direct import direct_encoder
+
         readable = [token.content for token in self._added if token.content not in self._names]
         return direct_encoder(self._backend, self._original_ids, readable)
 
@@ -290,6 +294,8 @@ class SealedTokenizer:
 
 
 def _array(texts: Sequence[str]) -> pa.StringArray:
+    import pyarrow as pa
+
     return pa.array(texts, pa.string())
 
 

@@ -7,11 +7,10 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import tokenizers
 from tokenizers import AddedToken
 
@@ -20,6 +19,9 @@ from tallow.files import read_json, write_json, write_text
 from tallow.tokenizer.chat import ChatTemplate
 from tallow.tokenizer.sealed import CANNOT_ENCODE, SHORT, SealedTokenizer, library_errors
 from tallow.tokenizer.spelling import Spelling
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_FILE_BYTES = 1 << 28  # of tokenizer.json; the largest published ones have 40 MB
 RESTORE = "restore the file from where the model came from"
@@ -87,14 +89,13 @@ class Tokenizer:
         Raises:
             DataError: A file is missing or broken.
         """
-        from tallow.tokenizer.formats import find_tokenizer_file, read_tokenizer  # which know this class
-
         directory = Path(directory)
         path = directory / "tokenizer.json"
-        if directory.is_file():
-            return read_tokenizer(directory)
-        if not path.exists() and (other := find_tokenizer_file(directory)) is not None:
-            return read_tokenizer(other)
+        if not path.exists():
+            from tallow.tokenizer.formats import find_tokenizer_file, read_tokenizer  # which know this class
+
+            if (other := directory if directory.is_file() else find_tokenizer_file(directory)) is not None:
+                return read_tokenizer(other)
         with reading(path, "tokenizer"):
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise DataError(f"tokenizer {path} is larger than {MAX_FILE_BYTES >> 20} MB", RESTORE)

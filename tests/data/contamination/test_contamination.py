@@ -17,7 +17,7 @@ from tallow.data.edits import make_edits
 from tallow.data.read import Document, read_records
 from tallow.data.sources import hashed_files
 from tallow.data.steps.contamination import find_contamination, judge_contamination
-from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
+from tallow.data.steps.judge import JUDGE, JudgeConfig
 from tallow.data.steps.measure import SIZES, SizesStep
 from tallow.data.steps.read import documents_table
 from tallow.data.work.engines import LocalEngine
@@ -157,7 +157,7 @@ def work_on(directory: Path, processes: int, size: int, wanted: Search) -> tuple
             parts.append(Part(path, piece.num_rows))
         columns, report = find_contamination(work, parts, wanted)
         sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
-        rules = JudgeConfig(bounds=(too_short(4),))
+        rules = JudgeConfig(min_chars=4)
         verdicts = [made for [made] in work.each(JUDGE, [(rules, [Input(each)]) for each in sizes])]
         judged = judge_contamination(work, parts, verdicts, columns, ContaminationRule(overlap=0.5))
         rows = [row for part in columns for row in part.read().to_pylist()]

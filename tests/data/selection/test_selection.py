@@ -16,7 +16,7 @@ from tallow.data.quality.ngram import NgramConfig, train_ngrams
 from tallow.data.read import Document, ReadSettings
 from tallow.data.selection.importance import KEY, LOG_WEIGHT, ImportanceConfig, count_buckets, gumbel, log_ratios
 from tallow.data.steps.importance import weigh_importance
-from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
+from tallow.data.steps.judge import JUDGE, JudgeConfig
 from tallow.data.steps.measure import SCORES, SIZES, ScoreStep, SizesStep
 from tallow.data.steps.ranks import Measure, keep_ranks, ordered
 from tallow.data.steps.read import documents_table
@@ -45,7 +45,7 @@ def run(directory: Path, texts: Sequence[str], cuts: Sequence[int], choose: Choo
             write_batches(piece.to_batches() or [pa.RecordBatch.from_pylist([], schema=PART)], path)
             parts.append(Part(path, piece.num_rows))
         sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
-        rules = JudgeConfig(bounds=(too_short(2),))
+        rules = JudgeConfig(min_chars=2)
         verdicts = [made for [made] in work.each(JUDGE, [(rules, [Input(each)]) for each in sizes])]
         verdicts = choose(work, parts, verdicts)
         stay = [verdict.read().column("dropped_by").is_null() for verdict in verdicts]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tallow.data.read import Document
-from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
+from tallow.data.steps.judge import JUDGE, JudgeConfig
 from tallow.data.steps.measure import SIZES, SizesStep
 from tallow.data.steps.read import documents_table
 from tallow.data.work.engines import LocalEngine
@@ -44,7 +44,7 @@ def make_parts(work: Work, texts: Sequence[Sequence[str]]) -> tuple[list[Part], 
 def drop_short(work: Work, parts: Sequence[Part]) -> list[Part]:
     """Verdicts: documents of one character are dropped."""
     sizes = [part for [part] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
-    rules = JudgeConfig(bounds=(too_short(2),))
+    rules = JudgeConfig(min_chars=2)
     return [part for [part] in work.each(JUDGE, [(rules, [Input(part)]) for part in sizes])]
 
 

@@ -52,7 +52,7 @@ def test_it_differs_from_bpe_where_the_scores_do(version: Versions) -> None:
 def test_rare_pairs_are_left_out(version: Versions) -> None:
     given = words_of([[0, 1], [0, 0], [1, 1], [1, 0], [2, 3]], [50, 40, 40, 30, 20])
     with using(version):
-        assert [merge.count for merge in learn_wordpieces(*given, 9, 21)] == [50, 40, 30, 40]
+        assert [merge.frequency for merge in learn_wordpieces(*given, 9, 21)] == [50, 40, 30, 40]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -70,4 +70,4 @@ def test_of_equal_scores_the_most_frequent_goes_first(version: Versions) -> None
     with using(version):
         merges = learn_wordpieces(*given, 6, 1)
     assert merges[0] == Merge(2, 1, 4, 4)
-    assert merges[1].count == 2
+    assert merges[1].frequency == 2

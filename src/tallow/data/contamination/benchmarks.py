@@ -161,7 +161,8 @@ def _load(search_json: str) -> Items:
         seen |= fields
     if missing := [name for name in settings.fields if name not in seen]:
         raise UsageError(f"no benchmark has a field {missing[0]}", f"they have {', '.join(sorted(seen))}")
-    items = _items(search, np.array(benchmarks), np.array(records), list(known), np.array(pairs).reshape(-1, 2))
+    owners, numbers = np.array(benchmarks, dtype=np.int64), np.array(records, dtype=np.int64)
+    items = _items(search, owners, numbers, list(known), np.array(pairs, dtype=np.int64).reshape(-1, 2))
     for number, benchmark in enumerate(search.benchmarks):
         if not items.searched[items.benchmarks == number].any():
             raise DataError(

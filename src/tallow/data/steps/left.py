@@ -13,7 +13,7 @@ from tallow.data.steps.tables import VERDICTS, edits_of, kept, texts_of
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
 
-NOTHING_LEFT = "nothing left"
+NOTHING_LEFT, BYTES_LEFT = "nothing left", "bytes_left"
 
 
 class LeftConfig(Section):
@@ -23,7 +23,7 @@ class LeftConfig(Section):
 
 
 def _left(config: LeftConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
-    """From documents, verdicts and tables with edits: verdicts; counts `edited` documents and the bytes `cut`."""
+    """From documents, verdicts and tables with edits: verdicts; then the bytes of texts when these are made."""
     documents, verdicts, *beside = tables
     edits = [edits_of(table) for table in beside]
     rows = np.flatnonzero(changed_rows(edits, documents.num_rows) & kept(verdicts))
@@ -34,9 +34,10 @@ def _left(config: LeftConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     gone = np.zeros(documents.num_rows, dtype=np.bool_)
     gone[rows[short]] = True
     reasons = pc.call_function("if_else", [pa.array(gone), pa.scalar(NOTHING_LEFT), verdicts["dropped_by"]])
-    sizes = [int(pc.call_function("binary_length", [texts]).to_numpy().sum()) for texts in (before, after)]
-    counts = {NOTHING_LEFT: int(short.sum()), "edited": len(rows), "cut": sizes[0] - sizes[1]}
-    yield Made(pa.table([reasons], schema=VERDICTS), counts)
+    yield Made(pa.table([reasons], schema=VERDICTS), {NOTHING_LEFT: int(short.sum())})
+    sizes = pc.call_function("binary_length", [documents["text"]]).to_numpy().astype(np.int64)
+    sizes[rows] = pc.call_function("binary_length", [after]).to_numpy()
+    yield Made(pa.table({BYTES_LEFT: sizes}))
 
 
-LEFT = Step(f"{__name__}:LEFT", 1, LeftConfig, _left)
+LEFT = Step(f"{__name__}:LEFT", 2, LeftConfig, _left)
