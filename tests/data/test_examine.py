@@ -222,7 +222,7 @@ def test_bounds_between_which_nothing_lies_are_errors(tmp_path: Path) -> None:
 
 def test_when_nothing_is_left_other_bounds_can_be_tried(corpus: Path, tmp_path: Path) -> None:
     config = PrepareConfig(sources=(corpus,), quality=GOPHER.model_copy(update={"gopher": GopherRules(min_words=500)}))
-    with pytest.raises(DataError, match="none is left .dropped by: gopher.min_words 120"):
+    with pytest.raises(DataError, match=r"none is left .dropped by: gopher\.min_words 120"):
         kept_texts(config, tmp_path)
     (tmp_path / RECIPE).write_text(dump_recipe({"prepare": config.model_dump(mode="json")}))
     assert what_if(tmp_path, ["quality.gopher.min_words=50"]).kept_then[0] > 90
