@@ -44,14 +44,14 @@ Identifier = Callable[[Sequence[str]], list[str]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None)
+    parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--udhr", type=Path, default=DATA / "langid_udhr" / "udhr2.zip")
     parser.add_argument("--characters", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
     shared = DATA / "langid_model" / "lid.176.ftz"
-    config = LanguageConfig(model=options.model or (str(shared) if shared.exists() else None))
+    config = LanguageConfig(model=options.model or (shared if shared.exists() else None))
     identifiers = {"tallow": by_tallow(config), "tallow, everything": by_tallow(everything(config)), **peers(config)}
 
     declarations = read_declarations(options.udhr)

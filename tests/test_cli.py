@@ -489,3 +489,26 @@ def test_a_place_where_a_run_cannot_be(
 def test_serve_refuses_sections_that_there_are_not(override: str) -> None:
     with pytest.raises(UsageError, match=r"unknown section|must be a mapping"):
         ServeOptions().settings(None, ["model"], [], [override])
+
+
+def test_a_tokenizer_is_converted_and_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    vocabulary = [f"{byte + 1} {bytes([byte])!r} 1\n" for byte in range(256)]
+    (tmp_path / "rwkv.txt").write_text("".join(vocabulary) + "257 ' the' 4\n")
+    convert = ["convert", tmp_path / "rwkv.txt", "--to", "tokenizer", "--out", tmp_path / "out", "--json"]
+    assert run_tallow(monkeypatch, *convert) == 0
+    assert json.loads(capsys.readouterr().out)["vocab_size"] == 258
+    (tmp_path / "text.txt").write_text("in the end")
+    measure = ["bench", "tokenizer", tmp_path / "out", tmp_path / "text.txt"]
+    monkeypatch.setattr("tallow.tokenizer.measure.SIZES", (64, 256))
+    assert run_tallow(monkeypatch, *measure, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"].keys() == {str(tmp_path / "text.txt")}
+    assert found["total"]["tokens"] == 7
+    assert found["total"]["tokens_per_word"] == 7 / 3
+    assert run_tallow(monkeypatch, *measure) == 0
+    assert "text.txt" in capsys.readouterr().out
+    tiktoken = ["convert", tmp_path / "out", "--to", "tiktoken", "--out", tmp_path / "x", "--json"]
+    assert run_tallow(monkeypatch, *tiktoken) == 2
+    assert not (tmp_path / "x").exists()

@@ -18,6 +18,8 @@ from tests.engine.lora import random_adapter
 from typer.core import TyperGroup
 
 from tallow.cli import app
+from tallow.data.instructions.samples import Completion, Conversation
+from tallow.data.instructions.spellings import read_sample, recognise
 from tallow.engine.language_model import load
 from tallow.engine.request import SamplingParams
 from tallow.engine.structure import Structure
@@ -25,7 +27,7 @@ from tallow.models.formats import save_model
 from tallow.models.formats.adapters import write_adapter
 from tallow.recipe import Section
 from tallow.train.config import Beta
-from tallow.tune.examples import encode_record
+from tallow.tune.examples import encode_answered
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "docs/install.md", "docs/models.md", "docs/use.md", "docs/plan.md", "docs/serving.md"]
@@ -138,10 +140,12 @@ def test_every_form_can_be_taken(runs: Path, structure: Structure) -> None:
 
 def test_every_record_can_be_learned() -> None:
     tokenizer = make_tokenizer()
-    [examples] = (
-        [encode_record(json.loads(line), tokenizer, line) for line in text.splitlines()] for text in code("jsonl")
-    )
-    assert all(any(example.learned) for example in examples)
+    records = [json.loads(line) for text in code("jsonl") for line in text.splitlines()]
+    samples = [read_sample(record, recognise(record)) for record in records]
+    assert samples
+    for sample in samples:
+        assert isinstance(sample, Conversation | Completion)
+        assert any(encode_answered(sample, tokenizer).learned)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))

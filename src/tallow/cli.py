@@ -7,10 +7,11 @@ sentence and what to do, with the exit code of its class; `--debug` adds the tra
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -36,6 +37,9 @@ from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, resumable, run_command
 from tallow.stages import STAGES, Recipe, resolve, run_recipe, run_stage
 from tallow.startup import Moment, uncollected
+
+if TYPE_CHECKING:
+    from tallow.tokenizer.tokenizer import Tokenizer
 
 CHAT_SAMPLING = SamplingOptions(max_new_tokens=512, temperature=0.7, top_p=0.95)
 
@@ -69,6 +73,7 @@ STAGE_HELP = {
     "prepare": "Read raw files into clean, deduplicated documents.",
     "tokenizer": "Train a tokenizer on the prepared documents.",
     "encode": "Turn documents into memory-mapped token shards.",
+    "mixture": "Learn by small models how much of which data to train on.",
     "pretrain": "Train a model from scratch, or go on from one.",
     "tune": "Fine-tune a model on instructions, fully or with LoRA.",
     "compress": "Make a model smaller: 4- and 8-bit weights.",
@@ -222,17 +227,59 @@ def pull(
 @app.command()
 def convert(
     model: Model,
-    to: Annotated[Literal["safetensors", "gguf"], typer.Option(help="The format to write.")],
-    out: Annotated[Path, typer.Option(help="Where to write it: a directory, or a .gguf file.")],
+    to: Annotated[
+        Literal["safetensors", "gguf", "tokenizer", "sentencepiece", "tiktoken", "gpt2", "rwkv"],
+        typer.Option(help="The format to write; the last five are of a tokenizer alone."),
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write it: a directory, or a file.")],
     precision: Annotated[
         Literal["auto", "f16", "bf16", "f32", "q8_0", "q4_0"], typer.Option(help="auto: as stored.")
     ] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Convert a model between a hub directory (safetensors) and GGUF."""
+    """Convert a model between a hub directory (safetensors) and GGUF, or a tokenizer between programs.
+
+    A tokenizer is a model's, or a file: tokenizer.json, sentencepiece's .model, tiktoken's vocabularies, GPT-2's
+    merges beside their ids, RWKV's vocabulary. `tokenizer` and `gpt2` write a directory.
+    """
+    if to not in ("safetensors", "gguf"):
+        from tallow.tokenizer.formats import convert_tokenizer
+
+        if precision != "auto":
+            raise UsageError("a tokenizer has no precision", "leave --precision out")
+        _print_result(convert_tokenizer(_tokenizer(model), to, out), as_json)
+        return
     from tallow.models.formats.convert import convert
 
     _print_result(convert(model, to, out, precision), as_json)
+
+
+@app.command()
+def extend(
+    model: Model,
+    text: Annotated[
+        list[str], typer.Option(help="Text to learn tokens from: a file, directory or glob; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add.")] = 1000,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Text to measure on \\[default: every 20th piece of --text].")
+    ] = None,
+    rows: Annotated[
+        Literal["mean", "edges", "average", "random"],
+        typer.Option(
+            help="How a new token begins: as the mean of its pieces, as the last (read) and the first (predicted) of "
+            "them, as the mean of all tokens, or at random around that."
+        ),
+    ] = "mean",
+    min_count: Annotated[int, typer.Option(min=1, help="Join two tokens that follow one another so often.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Give a trained model further tokens for your text, and say what they do to bits per byte."""
+    from tallow.evaluate.extend import extend
+
+    result = extend(model, text, tokens, out, held_out=held_out, new_rows=rows, min_count=min_count)
+    _print_result(result, as_json)
 
 
 @app.command()
@@ -462,6 +509,68 @@ def data_show(
         console.print(escape(document["text"]))
 
 
+@data.command("classifier")
+def data_classifier(
+    good: Annotated[list[str], typer.Option(help="Examples of what is to have a high score; may be repeated.")],
+    bad: Annotated[list[str], typer.Option(help="Examples of what is to have a low one; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Directory that it is written to.")],
+    text_field: Annotated[str, typer.Option(help="Field or column with the text, in JSON, CSV or parquet.")] = "text",
+    bits: Annotated[int, typer.Option(min=8, max=24, help="It has 2^bits weights.")] = 18,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier of texts on examples, for prepare.classifiers; says how good it is on held-out ones."""
+    from tallow.data.scorers import classifier
+
+    found = classifier(good, bad, out, text_field, bits)
+    if as_json:
+        print_json(found)
+        return
+    points = found.pop("points")
+    _print_result(found, as_json)
+    table = Table(*points[0], box=None, pad_edge=False)
+    for point in points:
+        table.add_row(*("–" if value is None else f"{value:.3f}" for value in point.values()))
+    Console(highlight=False).print(table, soft_wrap=True)
+
+
+@data.command("ngrams")
+def data_ngrams(
+    texts: Annotated[list[str], typer.Argument(metavar="FILE...", help="Texts that others are to be like.")],
+    out: Annotated[Path, typer.Option(help="Directory that it is written to.")],
+    text_field: Annotated[str, typer.Option(help="Field or column with the text, in JSON, CSV or parquet.")] = "text",
+    order: Annotated[int, typer.Option(min=1, max=8, help="Words of the longest n-gram.")] = 5,
+    memory_mb: Annotated[int, typer.Option(min=1, help="Memory of its training.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """Train an n-gram model on texts, for prepare.perplexity."""
+    from tallow.data.scorers import ngrams
+
+    _print_result(ngrams(texts, out, text_field, order, memory_mb), as_json)
+
+
+@bench.command("tokenizer")
+def bench_tokenizer(
+    tokenizer: Annotated[str, typer.Argument(metavar="TOKENIZER", help="A model, or a tokenizer's directory or file.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Texts: files of any kind that prepare reads.")
+    ],
+    by: Annotated[Literal["file", "language"], typer.Option(help="What groups the documents.")] = "file",
+    max_mb: Annotated[float, typer.Option(help="Megabytes of each file, about.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Measure a tokenizer on texts: bytes per token, tokens per word, vocabulary used, speed, and worst cases.
+
+    Megabytes a second are those of one CPU second.
+    """
+    from tallow.report.tokenizer import report_tokenizer, tokenizer_json, tokenizer_table
+
+    found = report_tokenizer(_tokenizer(tokenizer), files, by, int(max_mb * 1e6))
+    if as_json:
+        print_json(tokenizer_json(*found))
+        return
+    Console(highlight=False).print(tokenizer_table(*found))
+
+
 @data.command("trace")
 def data_trace(
     shard: Annotated[Path, typer.Argument(metavar="SHARD", help="tokens/train/shard-00000, say, of a run.")],
@@ -473,6 +582,74 @@ def data_trace(
     from tallow.data.trace import trace
 
     _print_result(trace(shard, token, tokenizer).as_json(), as_json)
+
+
+@data.command("synthesize")
+def data_synthesize(
+    seeds: Annotated[
+        list[str],
+        typer.Argument(metavar="SEEDS...", help="Seed tasks that people wrote: JSON lines, of Self-Instruct."),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the instructions; what is there already is gone on with.")],
+    model: Annotated[str, typer.Option(help="Who writes: a local model, or with --url the name of a served one.")],
+    url: Annotated[
+        str | None, typer.Option(help="Address of OpenAI's API, such as http://localhost:8000/v1; key: OPENAI_API_KEY.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Instructions to make.")] = 100,
+    api: Annotated[
+        Literal["chat", "completions"], typer.Option(help="Ask in a conversation, or let a prompt be continued.")
+    ] = "chat",
+    seed: Annotated[int, typer.Option(help="Names the prompts, and goes with each ask.")] = 0,
+    parallel: Annotated[int, typer.Option(min=1, help="Asks at once (with --url).")] = 1,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Repetitions of an ask that failed in passing.")] = 5,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a model write instructions, from some that people wrote (Self-Instruct)."""
+    from tallow.data.synthetic.self_instruct import SynthesizeConfig, synthesize
+    from tallow.data.synthetic.writers import Endpoint, Local
+    from tallow.recipe import apply_overrides, parse_section
+
+    values = apply_overrides({"count": count, "seed": seed}, settings or [])
+    config = parse_section(SynthesizeConfig, values, "synthesize")
+    if url is not None:
+        writer = Endpoint(url, model, api, os.environ.get("OPENAI_API_KEY"), timeout, retries, parallel)
+    else:
+        from tallow.engine.language_model import load
+
+        writer = Local(load(model), api)
+    name = f"{model} ({api})"
+    with resumable():
+        summary = synthesize(seeds, writer, name, out, config, parallel)
+    _print_result({"instructions": str(out / "instructions.jsonl"), "summary": summary}, as_json)
+
+
+@data.command("select")
+def data_select(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A small model, by whose gradients it is chosen.")],
+    files: Annotated[list[str], typer.Option("--data", help="Instructions to choose from; may be repeated.")],
+    targets: Annotated[
+        list[str], typer.Option("--target", help="A few examples of a task that is wanted; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    fraction: Annotated[float, typer.Option(help="Share of the examples to take.")] = 0.05,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Longer examples are left out.")] = 512,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the instructions that teach what a few examples show, by gradients (LESS)."""
+    from tallow.recipe import apply_overrides, parse_section
+    from tallow.tune.influence import InfluenceConfig
+    from tallow.tune.select import select
+
+    config = parse_section(InfluenceConfig, apply_overrides({}, settings or []), "select")
+    result = select(model, files, targets, out, config, fraction=fraction, sequence_length=sequence_length)
+    _print_result(result, as_json)
 
 
 @plan.command("scaling")
@@ -551,6 +728,19 @@ def _do_stage(name: str, recipe: Recipe, directory: Path, fresh: bool, as_json: 
     if is_main_process():
         product = stage_run.directory / STAGES[name].product
         _print_result({**result, "product": str(product)}, as_json)
+
+
+def _tokenizer(source: str) -> Tokenizer:
+    """That of a model, or in a file or directory of its own."""
+    from tallow.tokenizer.formats import has_tokenizer
+    from tallow.tokenizer.tokenizer import Tokenizer
+
+    if has_tokenizer(Path(source)):
+        return Tokenizer.load(source)
+    from tallow.models.formats import load_tokenizer  # imports torch, for which a file above need not wait
+    from tallow.models.store import resolve as resolve_model
+
+    return load_tokenizer(resolve_model(source))
 
 
 def _is_recipe(source: str) -> bool:

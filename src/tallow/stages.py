@@ -62,6 +62,12 @@ def _encode() -> tuple[type[Section], StageFunction]:
     return EncodeConfig, encode
 
 
+def _mixture() -> tuple[type[Section], StageFunction]:
+    from tallow.train.doremi import LearnedMixtureConfig, learn_weights
+
+    return LearnedMixtureConfig, learn_weights
+
+
 def _pretrain() -> tuple[type[Section], StageFunction]:
     from tallow.plan.dial import SizedPretrainConfig, pretrain_at_size
 
@@ -102,10 +108,11 @@ STAGES: dict[str, Stage] = {
     "prepare": Stage(_prepare, "documents", {}, {}),
     "tokenizer": Stage(_tokenizer, "tokenizer", {"documents": ("prepare",)}, {}),
     "encode": Stage(_encode, "tokens", {"documents": ("prepare",), "tokenizer": ("tokenizer",)}, {}),
+    "mixture": Stage(_mixture, "mixture.json", {"tokens": ("encode",), "tokenizer": ("tokenizer",)}, {}, shared=True),
     "pretrain": Stage(
         _pretrain,
         "model",
-        {"tokens": ("encode",), "tokenizer": ("tokenizer",)},
+        {"tokens": ("encode",), "tokenizer": ("tokenizer",), "learned_mixture": ("mixture",)},
         {},
         found={"scaling": f"{SCALING_DIRECTORY}/scaling.json"},
         shared=True,
@@ -365,16 +372,25 @@ def _together(work: str) -> Iterator[Callable[[bool], bool]]:
 
 
 def input_paths(config: Section) -> dict[str, Path]:
-    """Every input of a stage, by setting: fields that hold a path or paths."""
+    """Every input of a stage, by setting: fields that hold a path or paths, also those of sections that matter."""
     paths: dict[str, Path] = {}
     for setting, value in config:
-        if isinstance(value, Path):
-            paths[setting] = value
-        elif isinstance(value, dict):
-            paths |= {f"{setting}.{key}": path for key, path in value.items() if isinstance(path, Path)}
-        elif isinstance(value, tuple | list):
-            paths |= {f"{setting}.{index}": path for index, path in enumerate(value) if isinstance(path, Path)}
+        if setting not in config.incidental:
+            paths |= _paths(setting, value)
     return paths
+
+
+def _paths(setting: str, value: object) -> dict[str, Path]:
+    match value:
+        case Path():
+            return {setting: value}
+        case Section():
+            return {f"{setting}.{inner}": path for inner, path in input_paths(value).items()}
+        case dict() | tuple() | list():
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            return {name: path for key, each in items for name, path in _paths(f"{setting}.{key}", each).items()}
+        case _:
+            return {}
 
 
 def require_inputs(stage: str, paths: Mapping[str, Path]) -> None:

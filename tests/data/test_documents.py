@@ -17,6 +17,7 @@ def batch(first: int, count: int, length: int = 100) -> pa.RecordBatch:
             "text": [f"{row:05}" + "é" * (length // 2) for row in rows],
             "source": ["a.txt"] * count,
             "offset": list(rows),
+            "language": [None] * count,
         },
         SCHEMA,
     )

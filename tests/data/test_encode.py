@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
+from tallow.data.blocks import Heading, Table, load_card
 from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
 from tallow.data.manifest import load_document_manifest, load_manifest
@@ -84,6 +85,7 @@ def test_shards_do_not_depend_on_batches(
     hashes = set()
     for size in (1, 64, 1000):
         monkeypatch.setattr("tallow.data.encode.BATCH_DOCUMENTS", size)
+        monkeypatch.setattr("tallow.data.encode.BATCH_BYTES", 3 * size)
         encode(
             EncodeConfig(documents=documents, tokenizer=tokenizer_directory, shard_tokens=500),
             StageRun(tmp_path / str(size)),
@@ -132,3 +134,24 @@ def test_tokenizer_without_an_end_token_is_a_data_error(tmp_path: Path, document
     Tokenizer.from_backend(backend).save(tmp_path / "endless")
     with pytest.raises(DataError, match="has no end token"):
         encode(EncodeConfig(documents=documents, tokenizer=tmp_path / "endless"), StageRun(tmp_path / "run"))
+
+
+def test_the_card_tells_tokens_by_source_and_language(
+    documents: Path, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    encode(EncodeConfig(documents=documents, tokenizer=tokenizer_directory), StageRun(tmp_path / "run"))
+    manifest = load_manifest(tmp_path / "run" / "tokens")
+    tokens = sum(counts.tokens for counts in manifest.splits.values())
+    source = manifest.sources[0].name
+    blocks = load_card(tmp_path / "run" / "tokens")
+    [rows] = [block.rows for block in blocks if isinstance(block, Table) and "tokens" in block.columns]
+    assert rows == ((source, "not stated", len(TEXTS), tokens, round((tokens - len(TEXTS)) / tokens, 3)),)
+    assert next(block for block in blocks if block not in load_card(documents)) == Heading("Tokens")
+    page = (tmp_path / "run" / "tokens" / "card.md").read_text()
+    assert page.index("## Tokens") < page.index("## What was dropped")
+    (documents / "card.json").unlink()
+    encode(EncodeConfig(documents=documents, tokenizer=tokenizer_directory), StageRun(tmp_path / "bare"))
+    assert len(load_card(tmp_path / "bare" / "tokens")) == 4
+    (documents / "card.json").write_text('{"blocks": [["chart", 1]]}')
+    with pytest.raises(DataError, match="not a data card"):
+        encode(EncodeConfig(documents=documents, tokenizer=tokenizer_directory), StageRun(tmp_path / "bad"))

@@ -6,13 +6,25 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
 
-from tallow.data.config import LanguageRules, PrepareConfig, QualityConfig, ScoreRule
+from tallow.data.blocks import Table, load_card
+from tallow.data.config import (
+    ContaminationConfig,
+    DiversityRule,
+    ImportanceRule,
+    LanguageRules,
+    PrepareConfig,
+    QualityConfig,
+    QuantileRule,
+    ScoreRule,
+)
 from tallow.data.duplicates.minhash import MinHashSettings
+from tallow.data.duplicates.substrings import SubstringSettings
+from tallow.data.duplicates.units import UnitSettings
 from tallow.data.examine import examine
 from tallow.data.look import open_prepared, show, what_if
 from tallow.data.manifest import load_document_manifest
@@ -29,6 +41,7 @@ from tallow.errors import DataError, UsageError
 from tallow.files import hash_path
 from tallow.recipe import dump_recipe
 from tallow.run import RECIPE, StageRun
+from tallow.stages import input_paths
 
 TINY_LANGUAGES = Path(__file__).parent / "language" / "tiny.bin"
 
@@ -118,7 +131,11 @@ def test_private_things_are_replaced_and_too_many_drop(tmp_path: Path) -> None:
     written = [row["text"] for row in documents(tmp_path / "run")]
     assert written == ["Write to <EMAIL_1>, and to <EMAIL_1> again."] * 9
     assert load_document_manifest(tmp_path / "run" / "documents").dropped == {"privacy.email": 1}
-    assert "| email | 18 | replace |" in (tmp_path / "run" / "documents" / "card.md").read_text()
+    page = (tmp_path / "run" / "documents" / "card.md").read_text()
+    assert "| email | 18 | replace |" in page
+    assert "example.org" not in page, "a card is shown to others"
+    assert not any("example.org" in row["text"] for row in show(tmp_path / "run", None, 10))
+    assert "| name |" not in page
 
 
 def documents(directory: Path) -> list[dict[str, Any]]:
@@ -135,7 +152,7 @@ def test_languages_and_scores(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", good[:20] + bad[:5])
     config = PrepareConfig(
         sources=(source,),
-        language=LanguageRules(model=str(TINY_LANGUAGES)),
+        language=LanguageRules(model=TINY_LANGUAGES),
         classifiers={"good": ScoreRule(model=tmp_path / "classifier", min=0.5)},
         perplexity=ScoreRule(model=tmp_path / "ngrams"),
     )
@@ -147,10 +164,11 @@ def test_languages_and_scores(tmp_path: Path) -> None:
     assert shown["columns"]["language"] is not None
     perplexities = [row["columns"]["perplexity"] for row in show(tmp_path / "run", "kept", 20)]
     assert max(perplexities) < shown["columns"]["perplexity"]
-    languages = {row["columns"]["language"] for row in show(tmp_path / "run", None, 25)}
-    changed = what_if(tmp_path / "run", ["language.keep=[xx]"])
-    assert {reason: then for reason, _, then in changed.rows()}["language"] == 25
-    assert "xx" not in languages
+    languages = [row["columns"]["language"] for row in show(tmp_path / "run", None, 25)]
+    changed = what_if(tmp_path / "run", ["language.keep=[fra]"])
+    assert {reason: then for reason, _, then in changed.rows()}["language"] == sum(name != "fra" for name in languages)
+    with pytest.raises(UsageError, match="knows no language"):
+        what_if(tmp_path / "run", ["language.keep=[english]"])
 
 
 def test_what_if_is_what_would_be(corpus: Path, tmp_path: Path) -> None:
@@ -178,6 +196,8 @@ def test_pages_of_documents_are_all_of_them_once(corpus: Path, tmp_path: Path) -
     assert len({row["id"] for page in pages for row in page}) == sum(len(page) for page in pages) == 120
     assert [row["fate"] for row in show(tmp_path, "gopher.min_words", 5)] == ["gopher.min_words"]
     assert show(tmp_path, "kept", 5, seed=1) != show(tmp_path, "kept", 5) == show(tmp_path, "kept", 5)
+    with pytest.raises(UsageError, match="no documents on that page"):
+        show(tmp_path, "kept", 50, 500)
     with pytest.raises(UsageError, match="no document has come"):
         show(tmp_path, "gopher.min_word", 5)
 
@@ -191,6 +211,21 @@ def test_only_what_is_prepared_can_be_looked_at(corpus: Path, tmp_path: Path) ->
         what_if(tmp_path, [])
     with pytest.raises(UsageError, match="min_wrods"):
         what_if(tmp_path, ["quality.gopher.min_wrods=3"])
+
+
+def test_bounds_between_which_nothing_lies_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing lies"):
+        QuantileRule(column="chars", low=0.6, high=0.4)
+    with pytest.raises(ValueError, match="nothing lies"):
+        ScoreRule(model=tmp_path, min=0.9, max=0.1)
+
+
+def test_when_nothing_is_left_other_bounds_can_be_tried(corpus: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(sources=(corpus,), quality=GOPHER.model_copy(update={"gopher": GopherRules(min_words=500)}))
+    with pytest.raises(DataError, match=r"none is left .dropped by: gopher\.min_words 120"):
+        kept_texts(config, tmp_path)
+    (tmp_path / RECIPE).write_text(dump_recipe({"prepare": config.model_dump(mode="json")}))
+    assert what_if(tmp_path, ["quality.gopher.min_words=50"]).kept_then[0] > 90
 
 
 def test_a_rule_that_is_misspelt_is_an_error() -> None:
@@ -212,3 +247,106 @@ def test_other_bounds_need_no_second_look_at_the_texts(
     what_if(tmp_path, ["quality.gopher.min_words=100"])
     assert {name.rpartition(":")[2] for name in done} <= {"JUDGE", "KEYS", "SMALLEST", "DROP", "TALLY"}
     assert "JUDGE" in {name.rpartition(":")[2] for name in done}
+
+
+def test_items_of_benchmarks_go(tmp_path: Path) -> None:
+    texts = [prose(seed, 200) for seed in range(20)]
+    question = "How many apples does the gardener of the old monastery sell on the market each Saturday morning in May?"
+    texts[3] = f"{texts[3]} {question} {texts[4]}"
+    items = tmp_path / "items.jsonl"
+    items.write_text(json.dumps({"question": question, "answer": "seven"}) + "\n")
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    actions: dict[Literal["drop", "cut"], int] = {"drop": 19, "cut": 20}
+    for action, count in actions.items():
+        config = PrepareConfig(
+            sources=(source,), contamination=ContaminationConfig(benchmarks=(items,), action=action, around=10)
+        )
+        kept_texts(config, tmp_path / action)
+        written = [row["text"] for row in documents(tmp_path / action)]
+        assert len(written) == count
+        assert not any("monastery" in text for text in written)
+        card = (tmp_path / action / "documents" / "card.md").read_text()
+        assert "100%, in" in card
+    dropped = load_document_manifest(tmp_path / "drop" / "documents").dropped
+    assert dropped == {"contaminated": 1}
+
+
+def test_what_occurs_before_is_cut_out(tmp_path: Path) -> None:
+    footer = "All rights to this long and tedious footer are reserved by its author."
+    passage = " ".join(f"passage{number}" for number in range(40))
+    texts = [f"{prose(seed)}\n{footer}" for seed in range(8)] + [footer]
+    texts += [f"{prose(seed)} {passage} {prose(seed + 100)}" for seed in (20, 21)]
+    config = PrepareConfig(
+        sources=(write_jsonl(tmp_path / "a.jsonl", texts),),
+        repeated_units=(UnitSettings(),),
+        repeated_substrings=SubstringSettings(),
+    )
+    kept_texts(config, tmp_path / "run")
+    written = [row["text"] for row in documents(tmp_path / "run")]
+    assert sum(text.count(footer) for text in written) == 1
+    assert sum(text.count(passage) for text in written) == 1
+    dropped = load_document_manifest(tmp_path / "run" / "documents").dropped
+    assert dropped in ({}, {"nothing left": 1})
+    assert len(written) == 11 - sum(dropped.values())
+    assert "Repeated passages" in (tmp_path / "run" / "documents" / "card.md").read_text()
+
+
+def test_selection_keeps_shares_of_what_is_left(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    alike = [" ".join(chance.choices(["sea", "ship", "sail", "wave"], k=40)) for _ in range(40)]
+    other = [" ".join(chance.choices(["bread", "oven", "flour", "yeast"], k=40)) for _ in range(40)]
+    target = write_jsonl(
+        tmp_path / "target.jsonl", [" ".join(chance.choices(["ship", "sail"], k=40)) for _ in range(9)]
+    )
+    source = write_jsonl(tmp_path / "a.jsonl", [*alike, *other])
+    config = PrepareConfig(
+        sources=(source,),
+        quantiles=(QuantileRule(column="chars", low=0.1),),
+        importance=ImportanceRule(target=(target,), share=0.25),
+        diversity=DiversityRule(share=0.5, clusters=4),
+    )
+    found = kept_texts(config, tmp_path / "run")
+    dropped = load_document_manifest(tmp_path / "run" / "documents").dropped
+    assert dropped == {"quantiles.chars": 8, "importance": 54, "diversity": 9}
+    assert set(found) <= set(alike)
+    with pytest.raises(UsageError, match="no column of numbers nothing"):
+        kept_texts(PrepareConfig(sources=(source,), quantiles=(QuantileRule(column="nothing"),)), tmp_path / "bad")
+
+
+def test_a_benchmark_without_anything_to_look_for_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"a": 1}\n')
+    source = write_jsonl(tmp_path / "a.jsonl", [prose(1), prose(2)])
+    config = PrepareConfig(sources=(source,), contamination=ContaminationConfig(benchmarks=(tmp_path / "items.jsonl",)))
+    with pytest.raises(DataError, match="long enough to be looked for"):
+        prepare(config, StageRun(tmp_path / "run"))
+
+
+def test_inputs_of_sections_within_are_inputs_of_the_stage(tmp_path: Path) -> None:
+    items, source = tmp_path / "items.jsonl", write_jsonl(tmp_path / "a.jsonl", [prose(1), prose(2)])
+    config = PrepareConfig(
+        sources=(source,),
+        contamination=ContaminationConfig(benchmarks=(items,)),
+        classifiers={"good": ScoreRule(model=tmp_path / "model")},
+    )
+    paths = input_paths(config)
+    assert paths == {
+        "sources.0": source,
+        "contamination.benchmarks.0": items,
+        "classifiers.good.model": tmp_path / "model",
+    }
+
+
+def test_the_card_tells_what_is_written(corpus: Path, tmp_path: Path) -> None:
+    config = PrepareConfig(sources=(corpus,), quality=GOPHER, repeated_substrings=SubstringSettings(min_bytes=100))
+    kept_texts(config, tmp_path / "run")
+    manifest = load_document_manifest(tmp_path / "run" / "documents")
+    written = sum(len(row["text"].encode()) for row in documents(tmp_path / "run"))
+    assert written == sum(counts.bytes for counts in manifest.splits.values())
+    [sources] = [
+        b for b in load_card(tmp_path / "run" / "documents") if isinstance(b, Table) and "licence" in b.columns
+    ]
+    read = manifest.sources[0]
+    kept = sum(counts.documents for counts in manifest.splits.values())
+    assert sources.rows == ((read.name, read.documents, kept, read.bytes, written, "not stated"),)
+    assert what_if(tmp_path / "run", ["min_chars=1"]).kept_now == (kept, written)
+    assert written < sum(len(text) for text in kept_texts(config, tmp_path / "run"))

@@ -13,9 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from tallow.data.builtin import builtin
-from tallow.data.config import PrepareConfig, QualityConfig
+from tallow.data.config import (
+    ContaminationConfig,
+    DiversityRule,
+    ImportanceRule,
+    PrepareConfig,
+    QualityConfig,
+    QuantileRule,
+)
 from tallow.data.documents import read_documents_split
 from tallow.data.duplicates.minhash import MinHashSettings
+from tallow.data.duplicates.substrings import SubstringSettings
+from tallow.data.duplicates.units import UnitSettings
 from tallow.data.manifest import load_document_manifest
 from tallow.data.prepare import prepare
 from tallow.data.privacy.config import PrivacyConfig
@@ -91,6 +100,7 @@ def test_manifest_counts(tmp_path: Path, run_prepare: Prepare) -> None:
         "rejected.jsonl",
         "card.md",
         "card.html",
+        "card.json",
     }
 
 
@@ -124,7 +134,7 @@ def test_two_documents_are_enough_and_one_is_not(tmp_path: Path, run_prepare: Pr
 
 
 def test_nothing_long_enough_is_a_data_error(tmp_path: Path, run_prepare: Prepare) -> None:
-    with pytest.raises(DataError, match="no document is left"):
+    with pytest.raises(DataError, match="of 2 documents none is left"):
         run_prepare(write_jsonl(tmp_path / "a.jsonl", ["short", "texts"]), min_chars=10)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["work"]
 
@@ -201,6 +211,7 @@ def test_any_number_of_processes_and_ray_write_the_same_bytes(
         shared_data("corpus_russian_modern", "ud_gsd.ru.jsonl.xz"),
     ]
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"), prepend=os.pathsep)
+    items = shared_data("truthfulqa", "TruthfulQA.csv")
     clusters = {"one": {"processes": 1}, "two": {"processes": 2}, "ray": {"engine": "ray"}}
     made = {
         name: hash_path(
@@ -212,6 +223,12 @@ def test_any_number_of_processes_and_ray_write_the_same_bytes(
                 quality=QualityConfig(lines=C4Lines(sentence_end=False)),
                 near_duplicates=MinHashSettings(threshold=0.7),
                 privacy=PrivacyConfig(),
+                contamination=ContaminationConfig(benchmarks=(items,)),
+                repeated_units=(UnitSettings(unit="paragraph"),),
+                repeated_substrings=SubstringSettings(min_bytes=400),
+                quantiles=(QuantileRule(column="chars", low=0.05),),
+                importance=ImportanceRule(target=(sources[0],), share=0.9),
+                diversity=DiversityRule(share=0.9, clusters=4),
             )
         )
         for name, cluster in clusters.items()

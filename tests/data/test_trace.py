@@ -42,7 +42,9 @@ def test_all_tokens_lead_to_their_text(run: Path) -> None:
         assert 0 <= found.position < found.length
         assert found.source == (run / "a.jsonl").as_posix()
         text = json.loads(source[found.offset :].splitlines()[0])["text"]
-        assert (found.before + found.text + found.behind).removesuffix("<|end|>") in text
+        told = (found.before + found.text + found.behind).removesuffix("<|endoftext|>")
+        assert told
+        assert told in text
     last = trace(shard.with_suffix(".npy"), first.tokens - 1)
     assert (last.position, last.behind) == (last.length - 1, "")
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -415,8 +416,12 @@ def test_the_least_recently_used_is_forgotten(tokenizer: Tokenizer, monkeypatch:
 
 
 def workers() -> list[psutil.Process]:
-    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if any("grammar_worker" in part for part in child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):  # it has just ended
+            if child.status() != psutil.STATUS_ZOMBIE and any("grammar_worker" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_a_killed_worker_is_replaced(tokenizer: Tokenizer) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from tallow.data.batch import PADDING_DOCUMENT
+from tallow.errors import DataError
 from tallow.models.blocks.bidirectional import BidirectionalContext
 from tallow.models.encoder import Encoder
 from tallow.models.formats import load_encoder, save_model
@@ -98,3 +99,23 @@ def test_names_of_converted_checkpoints(ids_BT: Tensor, tmp_path: Path) -> None:
     save_file({**tensors, **extra}, tmp_path / "model.safetensors")
     assert any(name.endswith("gamma") for name in tensors)
     assert torch.equal(our_logits(load_encoder(tmp_path), ids_BT), wanted_BTV)
+
+
+def test_hidden_states_need_no_head(ids_BT: Tensor, tmp_path: Path) -> None:
+    """Encoders for embeddings are saved without what a masked language model has behind its layers."""
+    reference = make_reference()
+    base = reference.base_model
+    assert isinstance(base, PreTrainedModel)
+    reference.save_pretrained(tmp_path / "whole")
+    base.save_pretrained(tmp_path / "base")
+    with torch.inference_mode():
+        wanted_BTD = base(input_ids=ids_BT).last_hidden_state
+    with pytest.raises(DataError, match=r"no tensor cls\."):
+        load_encoder(tmp_path / "base")
+    for name in ("whole", "base"):
+        model = load_encoder(tmp_path / name, head=False)
+        with torch.inference_mode():
+            hidden_BTD = model(ids_BT, BidirectionalContext.plain(len(ids_BT), ids_BT.shape[1]))
+        assert (hidden_BTD - wanted_BTD).abs().max() < TOLERANCE
+        assert wanted_BTD.std() > 0.3
+        assert model.head is None

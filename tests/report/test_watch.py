@@ -199,3 +199,4 @@ def test_a_sparkline_falls_as_its_values_do() -> None:
     assert sparkline([8, 7, 6, 5, 4, 3, 2, 1], 8) == BARS[::-1]
     assert sparkline([4, 4, 2, 2], 2) == "█▁"
     assert sparkline([1.0], 9) == "▁"
+    assert sparkline([-1.7e308, 1.7e308, 1.7e308], 3) == "▁██"

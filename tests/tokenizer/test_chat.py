@@ -107,10 +107,15 @@ def with_template(backend: tokenizers.Tokenizer, template: str) -> Tokenizer:
     return Tokenizer.from_backend(backend, bos_token="<s>", eos_token="<|im_end|>", chat_template=template)
 
 
-def learned_text(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> list[str]:
+def learned_text(
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+    wanted: list[bool] | None = None,
+) -> list[str]:
     """The runs of learned tokens, decoded."""
     runs, previous = [], False
-    for id, learned in zip(*encode_chat(tokenizer, messages), strict=True):
+    for id, learned in zip(*encode_chat(tokenizer, messages, tools=tools, learned=wanted), strict=True):
         if learned and not previous:
             runs.append([])
         if learned:
@@ -168,6 +173,16 @@ class TestAgainstTransformers:
         theirs = AutoTokenizer.from_pretrained(tmp_path)
         expected = theirs.apply_chat_template(messages, tools=[TOOL], return_dict=False)
         assert encode_chat(tokenizer, messages, tools=[TOOL])[0] == expected
+        answers = [*messages, {"role": "tool", "content": "3"}, ANSWER, *AGAIN]
+        for chat in (messages, [SYSTEM, *answers]):
+            chatml = with_template(byte_level_backend(), CHATML)
+            chatml.save(tmp_path / "chatml")
+            their_masks = AutoTokenizer.from_pretrained(tmp_path / "chatml").apply_chat_template(
+                chat, tools=[TOOL], return_dict=True, return_assistant_tokens_mask=True
+            )
+            ids, learned = encode_chat(chatml, chat, tools=[TOOL])
+            assert ids == their_masks["input_ids"]
+            assert list(map(int, learned)) == their_masks["assistant_masks"]
         thinking = with_template(byte_level_backend(), THINKING)
         assert thinking.chat_template is not None
         text = thinking.chat_template.render([USER], add_generation_prompt=True, variables={"enable_thinking": False})
@@ -216,6 +231,67 @@ class TestWhatIsLearned:
         assert encode_chat_prompt(tokenizer, [{**parts, "role": "user"}]) == encode_chat_prompt(
             tokenizer, [{"role": "user", "content": "It's so"}]
         )
+
+    @pytest.mark.parametrize("name", ["chatml", "tools"])
+    def test_calls_of_tools_and_not_what_they_give(self, name: str, byte_level_backend: Backend) -> None:
+        call = {"type": "function", "function": {"name": "search", "arguments": {"q": "é"}}}
+        messages = [
+            USER,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "13023"},
+            {"role": "assistant", "content": "Once more:", "tool_calls": [call]},
+            {"role": "tool", "content": "13023"},
+            ANSWER,
+            *AGAIN,
+        ]
+        written = '{"name": "search", "arguments": {"q": "é"}}'
+        written = f"<tool_call>\n{written}\n</tool_call>" if name == "chatml" else f"<think>{written}"
+        between = "\n" if name == "chatml" else ""
+        tokenizer = with_template(byte_level_backend(), TEMPLATES[name])
+        assert learned_text(tokenizer, messages, [TOOL]) == [
+            f"{written}<|im_end|>",
+            f"Once more:{between}{written}<|im_end|>",
+            "It's 13023. 🙂<|im_end|>",
+            "人生自古谁无死<|im_end|>",
+        ]
+
+    @pytest.mark.parametrize("name", ["chatml", "generation", "tools", "turns", "headers", "inst"])
+    def test_only_those_that_are_wanted(self, name: str, byte_level_backend: Backend) -> None:
+        tokenizer = with_template(byte_level_backend(), TEMPLATES[name])
+        for index, answer in ((1, "It's 13023. 🙂"), (3, "人生自古谁无死")):
+            [text] = learned_text(tokenizer, CHATS["two"], wanted=[place == index for place in range(4)])
+            assert text.strip().removesuffix("<|im_end|>").removesuffix("<|eot_id|>") == answer
+        assert learned_text(tokenizer, CHATS["two"], wanted=[False] * 4) == []
+
+    def test_a_template_that_marks_answers_twice_cannot_tell_them_apart(self) -> None:
+        twice = GENERATION.replace("{% endgeneration %}", "{% endgeneration %} {% generation %}.{% endgeneration %}")
+        template = ChatTemplate(twice, {})
+        assert len([text for text, learned in template.render_masked(CHATS["two"]) if learned]) == 4
+        with pytest.raises(DataError, match="marks 4 parts in a conversation with 2 messages"):
+            template.render_masked(CHATS["two"], learned=[False, True, False, False])
+
+    def test_an_end_of_a_turn_that_is_not_the_end_of_a_text(self, byte_level_backend: Backend) -> None:
+        tokenizer = Tokenizer.from_backend(byte_level_backend(), eos_token="<|endoftext|>", chat_template=TURNS)
+        assert learned_text(tokenizer, [USER, ANSWER]) == ["It's 13023. 🙂<|im_end|>"]
+
+    def test_a_template_that_leaves_out_tools_is_refused(self) -> None:
+        call = {"type": "function", "function": {"name": "search", "arguments": {}}}
+        messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        for source in (HEADERS, GENERATION):
+            with pytest.raises(DataError, match="leaves out the tool search"):
+                ChatTemplate(source, {"bos_token": ""}).render_masked([USER, ANSWER], tools=[TOOL])
+        listed = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+        with pytest.raises(DataError, match="leaves out the call of the tool search"):
+            ChatTemplate(listed + GENERATION, {}).render_masked(messages, tools=[TOOL])
+        ChatTemplate(CHATML, {}).render_masked(messages, tools=[TOOL])
+
+    def test_a_template_that_moves_tools_is_refused(self) -> None:
+        source = (
+            "{% for m in messages %}{% if tools and loop.revindex0 < 2 %}{{ tools | tojson }}{% endif %}"
+            "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+        )
+        with pytest.raises(DataError, match="cannot be told what the assistant wrote in message 1"):
+            ChatTemplate(source, {}).render_masked(CHATS["two"], tools=[TOOL])
 
     def test_a_template_that_rewrites_earlier_answers_is_refused(self, byte_level_backend: Backend) -> None:
         tokenizer = with_template(byte_level_backend(), THINKING)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 import tokenizers
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
+from tallow.kernels.text import native
 from tallow.tokenizer.sealed import SealedTokenizer
 
 Backend = Callable[[], tokenizers.Tokenizer]
@@ -94,3 +96,28 @@ def test_the_original_stays_as_it_was(byte_level_backend: Backend) -> None:
     before = backend.to_str()
     SealedTokenizer(backend).encode("<s>")
     assert backend.to_str() == before
+
+
+PIECES = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["<s>", "<think>", "it was", " the", "🙂", "中", "é", "\n", "<", "12"])).map("".join),
+        st.booleans(),
+    ),
+    max_size=5,
+)
+
+
+@given(pieces=PIECES, written=st.booleans())
+def test_our_own_code_does_what_the_library_does(
+    pieces: list[tuple[str, bool]], written: bool, byte_level_backend: Backend
+) -> None:
+    fast = SealedTokenizer(byte_level_backend())
+    assert native() is None or fast.direct is not None
+    text = "".join(piece for piece, _ in pieces)
+    marked = [(piece if written else fast.mark(piece, MARKER), flag) for piece, flag in pieces]
+    with patch("tallow.tokenizer.sealed.LONG", -1):
+        ours = fast.parse(text), fast.encode_ids(text), fast.encode_batch([text]), fast.encode_pieces(marked, MARKER)
+    library = SealedTokenizer(byte_level_backend())
+    ids = library.encode_ids(text)
+    assert ours == (library.parse(text), ids, [ids], library.encode_pieces(marked, MARKER))
+    assert "direct" not in library.__dict__  # nobody has asked for it

@@ -21,6 +21,7 @@ from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, encode_chat
 from tallow.tokenizer.tokenizer import Tokenizer
 from tallow.tokenizer.train import SPECIAL_TOKENS, TokenizerConfig, train_tokenizer
+from tallow.tokenizer.trainers import TRAINERS, Algorithm
 
 WORDS = (
     "the quick brown fox jumps over a lazy dog and 1234567 other words, isn't it? Съешь ещё этих мягких булок. 天地玄黄"
@@ -30,7 +31,10 @@ import sys
 from pathlib import Path
 from tallow.run import StageRun
 from tallow.tokenizer.train import TokenizerConfig, train_tokenizer
-train_tokenizer(TokenizerConfig(documents=Path(sys.argv[1]), vocab_size=600), StageRun(Path(sys.argv[2])))
+from tallow.tokenizer.trainers import TRAINERS
+for algorithm in TRAINERS:
+    config = TokenizerConfig(documents=Path(sys.argv[1]), vocab_size=600, algorithm=algorithm)
+    train_tokenizer(config, StageRun(Path(sys.argv[2]) / algorithm))
 """
 
 
@@ -114,8 +118,25 @@ class TestTraining:
                 "PYTHONPATH": os.pathsep.join(sys.path),
             }
             subprocess.run([sys.executable, "-c", MAIN, str(documents), str(run)], check=True, env=environment)
-            files.append((run / "tokenizer" / "tokenizer.json").read_bytes())
+            files.append([(run / name / "tokenizer" / "tokenizer.json").read_bytes() for name in TRAINERS])
         assert files[0] == files[1]
+        assert len(set(files[0])) == len(TRAINERS)
+
+    @pytest.mark.parametrize("algorithm", TRAINERS)
+    def test_every_algorithm(self, algorithm: Algorithm, documents: Path, tmp_path: Path) -> None:
+        tokenizer, result = train(tmp_path, documents=documents, vocab_size=340, algorithm=algorithm)
+        assert result["vocab_size"] == 340
+        assert result["bytes_per_token"] > 1
+        assert [tokenizer.backend.id_to_token(id) for id in range(3)] == list(SPECIAL_TOKENS)
+        assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (None, 0, 0)
+        assert (tokenizer.unk_id == 3) == (algorithm == "unigram")
+        assert tokenizer.decode(tokenizer.encode(WORDS)) == WORDS
+        theirs = AutoTokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
+        messages = [{"role": "user", "content": "a▁ b"}, {"role": "assistant", "content": "the  dog\x10▁1"}]
+        expected = theirs.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+        ids, learned = encode_chat(tokenizer, messages)
+        assert (ids, learned) == (expected["input_ids"], [bool(flag) for flag in expected["assistant_masks"]])
+        assert tokenizer.decode([id for id, mine in zip(ids, learned, strict=True) if mine]) == "the  dog\x10▁1"
 
     def test_little_text_gives_a_smaller_vocabulary_and_says_so(
         self, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -212,8 +233,10 @@ class TestFailures:
 
     def test_too_small_a_vocabulary(self, documents: Path, tmp_path: Path) -> None:
         self.check(tmp_path, UsageError, "alone are 259", documents=documents, vocab_size=258)
-        tokenizer, _ = train(tmp_path, documents=documents, vocab_size=259)
-        assert tokenizer.decode(tokenizer.encode(WORDS)) == WORDS
+        self.check(tmp_path, UsageError, "alone are 260", documents=documents, vocab_size=259, algorithm="unigram")
+        for algorithm in TRAINERS:
+            tokenizer, _ = train(tmp_path, documents=documents, vocab_size=260, algorithm=algorithm)
+            assert tokenizer.decode(tokenizer.encode(WORDS)) == WORDS
 
     def test_broken_templates(self, documents: Path, tmp_path: Path) -> None:
         (tmp_path / "bad.jinja").write_text("{% for %}")
@@ -223,7 +246,15 @@ class TestFailures:
             )
 
     def test_settings_out_of_range(self) -> None:
-        for settings in ({"vocab_size": 0}, {"max_bytes": 0}, {"max_digits": 4}, {"unknown": 1}):
+        for settings in (
+            {"vocab_size": 0},
+            {"max_bytes": 0},
+            {"max_digits": 4},
+            {"unknown": 1},
+            {"min_frequency": 0},
+            {"algorithm": "tiktoken"},
+            {"character_coverage": 0},
+        ):
             with pytest.raises(UsageError, match=rf"tokenizer\.{next(iter(settings))}"):
                 parse_section(TokenizerConfig, settings, "tokenizer")
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ import torch
 
 from tallow.data.config import PrepareConfig
 from tallow.data.encode import EncodeConfig, encode
+from tallow.data.mixing.mixture import MixtureConfig
+from tallow.data.mixing.order import MixedOrder
 from tallow.data.prepare import prepare
-from tallow.errors import CapacityError, DataError, UsageError
+from tallow.errors import CapacityError, DataError, Interrupted, UsageError
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.formats import load_model, load_tokenizer
 from tallow.models.initialization import Mup
@@ -247,3 +252,65 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, config: Make) -> None:
     with pytest.raises(DataError, match="does not exist"):
         pretrain(config(init=tmp_path / "nothing", model=None), run)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
+    """Documents of two files: one of `a`, the other, which is larger, of `b`."""
+    directory = tmp_path_factory.mktemp("two")
+    for name, lines in (("a", 20), ("b", 60)):
+        text = "".join(f"{name * 20} {number:03} {name * 76}\n" for number in range(lines))
+        (directory / f"{name}.txt").write_text(text)
+    sources = (directory / "a.txt", directory / "b.txt")
+    prepare(PrepareConfig(sources=sources, split="lines", validation_fraction=0.05), StageRun(directory))
+    encode(EncodeConfig(documents=directory / "documents", tokenizer=tokenizer), StageRun(directory))
+    return directory / "tokens"
+
+
+def test_a_mixture_is_trained_on_and_gone_on_with(
+    tmp_path: Path, config: Make, two_sources: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = {"domains": {"a": ["a.txt"], "b": ["b.txt"]}, "weights": {"a": 3, "b": 1}}
+    settings = config(
+        {"steps": 6, "sequence_length": 32}, tokens=two_sources, mixture=mixture, curriculum={"start": 0.5}
+    )  # fmt: skip
+    pretrain(settings, StageRun(tmp_path / "whole"))
+    said = capsys.readouterr().err
+    assert "a: 75.00% of the run" in said
+    assert "b: 25.00% of the run" in said
+    shares = json.loads((tmp_path / "whole" / "mixture.json").read_text())
+    assert shares["a"]["epochs"] == pytest.approx(0.75 * 24 / -(-(shares["a"]["tokens"] - 1) // 32))
+
+    taken = MixedOrder.numbers
+    rows: list[list[int]] = []
+
+    def stopping(self: MixedOrder, places: range) -> list[int]:
+        rows.append(taken(self, places))
+        if places == range(12, 16):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rows[-1]
+
+    monkeypatch.setattr(MixedOrder, "numbers", stopping)
+    with pytest.raises(Interrupted, match="after step 4 of 6"):
+        pretrain(settings, StageRun(tmp_path / "parts"))
+    monkeypatch.setattr(MixedOrder, "numbers", taken)
+    pretrain(settings, StageRun(tmp_path / "parts"))
+    whole, parts = (load_model(tmp_path / name / "model").state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    other = settings.model_copy(
+        update={"mixture": MixtureConfig.model_validate({**mixture, "weights": {"a": 1, "b": 1}})}
+    )
+    with pytest.raises(UsageError, match="other settings"):
+        pretrain(other, StageRun(tmp_path / "parts"))
+
+
+def test_what_a_mixture_repeats_is_limited_and_said(
+    tmp_path: Path, config: Make, two_sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = {"domains": {"a": ["a.txt"], "b": ["b.txt"]}, "weights": {"a": 3, "b": 1}, "max_epochs": 1.5}
+    settings = config({"steps": None}, tokens=two_sources, mixture=mixture)
+    pretrain(settings, StageRun(tmp_path))
+    said = capsys.readouterr().err
+    assert "(not 75.00%, which would repeat it too often), 1.50 epochs, so what it has is repeated" in said
+    with pytest.raises(UsageError, match=r"but in 0.5 epochs"):
+        pretrain(config({"steps": None}, tokens=two_sources, mixture={"max_epochs": 0.5}), StageRun(tmp_path / "no"))

@@ -114,11 +114,11 @@ def test_sets_and_models_that_cannot_be_tuned_are_refused(
 ) -> None:
     silent = tmp_path / "silent.jsonl"
     silent.write_text(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}) + "\n")
-    with pytest.raises(DataError, match=r"silent.jsonl, line 1 has no assistant message"):
+    with pytest.raises(DataError, match=r"silent.jsonl, line 1: has no assistant message"):
         run_stage("tune", settings(model_directory, silent), StageRun(tmp_path / "a"))
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text(json.dumps({"text": "Hello?"}) + "\n")
-    with pytest.raises(DataError, match=r"foreign.jsonl, line 1 has neither"):
+    with pytest.raises(DataError, match=r"foreign.jsonl, line 1: has neither"):
         run_stage("tune", settings(model_directory, foreign), StageRun(tmp_path / "b"))
     with pytest.raises(UsageError, match="context has 256"):
         run_stage("tune", settings(model_directory, chat_file, loop={"sequence_length": 300}), StageRun(tmp_path / "c"))
@@ -126,6 +126,19 @@ def test_sets_and_models_that_cannot_be_tuned_are_refused(
     save_model(quantize_modules(model, 8, 32), load_tokenizer(model_directory), tmp_path / "q8")
     with pytest.raises(UsageError, match="quantized"):
         run_stage("tune", settings(tmp_path / "q8", chat_file), StageRun(tmp_path / "d"))
+
+
+def test_bad_records_are_kept_in_a_file_of_the_run(model_directory: Path, chat_file: Path, tmp_path: Path) -> None:
+    with chat_file.open("a") as file:
+        file.write(json.dumps({"messages": []}) + "\n")
+    config = settings(model_directory, chat_file, max_bad_fraction=0.3)
+    config = config.model_copy(update={"loop": config.loop.model_copy(update={"steps": 1})})
+    for _ in range(2):
+        run_stage("tune", config, StageRun(tmp_path / "t", resume=False))
+        [line] = (tmp_path / "t" / "rejected.jsonl").read_text().splitlines()
+        assert json.loads(line)["reason"] == "messages is no list, or an empty one"
+    with pytest.raises(DataError, match="1 of 5 records cannot be used"):
+        run_stage("tune", settings(model_directory, chat_file), StageRun(tmp_path / "a"))
 
 
 def test_a_quantized_model_of_a_run_is_refused_with_the_one_that_it_was_made_of(tmp_path: Path) -> None:

@@ -1,66 +1,41 @@
 """The data card: what a corpus is made of, what was left out and why, with samples to read.
 
-A card is a list of blocks, of which Markdown and a page of HTML are made. It holds no
-time and no machine, so the same corpus has the same card.
+It holds no time and no machine, so the same corpus has the same card. Prepared documents have it in bytes; the stage
+encode adds tokens.
 """
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
+from tallow.data.blocks import Block, Excerpt, Heading, Paragraph, Table
 from tallow.data.config import PrepareConfig
 from tallow.data.drops import drop_table
 from tallow.data.duplicates.minhash import detection_probability
 from tallow.data.examine import Examined
 from tallow.data.manifest import DocumentManifest
+from tallow.data.privacy.scrub import scrub
 from tallow.data.steps.tally import KEPT
 from tallow.recipe import dump_recipe
 
 NOT_STATED = "not stated"
-SPECIAL = re.compile(r"[\\`*_<>|\[\]]")
+DROPPED = "What was dropped"
 SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SAMPLES = 5
-
-
-class Heading(NamedTuple):
-    text: str
-    level: int = 2
-
-
-class Paragraph(NamedTuple):
-    text: str
-
-
-class Table(NamedTuple):
-    """Numbers are set to the right, and thousands parted."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | int | float | None, ...], ...]
-
-
-class Excerpt(NamedTuple):
-    """Something to be read as it stands, with what is said of it."""
-
-    caption: str
-    text: str
-
-
-Block = Heading | Paragraph | Table | Excerpt
 
 
 def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest) -> list[Block]:
     """The card of what the stage prepare has made."""
     groups = found.groups().to_pylist()
     kept = [group for group in groups if group["fate"] == KEPT]
-    read, stay = _total(groups), _total(kept)
+    read = sum(source.documents for source in manifest.sources), sum(source.bytes for source in manifest.sources)
+    stay = _total(kept, "left")
     blocks: list[Block] = [
         Heading("Data card", 1),
         Paragraph(
@@ -69,15 +44,17 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
             f"{found.rejected.bad:,} records could not be used."
         ),
         Heading("Sources"),
-        _by("source", groups, kept, [("licence", lambda name: _licence(name, config))]),
+        _sources(config, kept, manifest),
     ]
     if any(group["language"] is not None for group in groups):
-        blocks += [Heading("Languages"), _by("language", groups, kept, [])]
-    blocks += [Heading("What was dropped"), Paragraph(DROPS), _drops(found)]
+        blocks += [Heading("Languages"), _languages(groups, kept)]
+    blocks += [Heading(DROPPED), Paragraph(DROPS), _drops(found)]
     if found.dropped_lines:
         lines = tuple(sorted((name, count) for name, count in found.dropped_lines.items() if count))
         blocks += [Heading("Lines that were dropped first"), Table(("reason", "lines"), lines)]
     blocks += _near(config, found)
+    blocks += _contamination(config, found)
+    blocks += _edits(found)
     blocks += _private(config, found)
     blocks += [Heading("Samples"), Paragraph("Chosen by a hash of their ids, the same ones each time.")]
     blocks += _samples(found)
@@ -110,13 +87,58 @@ def _near(config: PrepareConfig, found: Examined) -> list[Block]:
         Heading("Near-duplicates"),
         Paragraph(
             f"Shingles of {settings.shingle_words} words, {settings.bands} bands of {settings.rows} rows; pairs are "
-            f"verified: they share at least {settings.threshold:.0%} of their shingles (Jaccard). "
+            f"verified: they share at least {settings.threshold:.0%} of their shingles (Jaccard). In shingles all "
+            "numbers are alike, and case, accents and punctuation do not count. "
             f"{int(counts.get('comparisons', 0)):,} pairs were compared; {int(counts.get('uncompared', 0)):,} "
             "documents in large buckets were not. Clusters are of all documents, also of those that rules drop."
         ),
         Table(("similarity", "chance that such a pair is found"), curve),
         Table(("documents in a cluster", "clusters"), tuple(sizes)),
     ]
+
+
+def _contamination(config: PrepareConfig, found: Examined) -> Iterable[Block]:
+    if not found.contamination:
+        return
+    levels = tuple(found.contamination[0].in_one_document)
+    heads = (
+        "benchmark",
+        "items",
+        "not searched",
+        "touched",
+        *(f"≥ {float(level):.0%} in a document" for level in levels),
+    )
+    rows = tuple(
+        (report.name, report.items, report.not_searched, report.touched, *_percents(report.in_one_document.values()))
+        for report in found.contamination
+    )
+    yield Heading("Items of benchmarks")
+    yield Paragraph("In all documents that were read, also in those that are dropped.")
+    yield Table(heads, rows)
+    for report in found.contamination:
+        for each in report.worst[:SAMPLES]:
+            text = each.excerpt
+            if config.privacy is not None:
+                [text] = scrub(pa.array([text]), config.privacy).texts.to_pylist()
+            yield Excerpt(f"{report.name}, item {each.record}: {each.overlap:.0%}, in {each.source}", text)
+
+
+def _percents(shares: Iterable[float]) -> Iterator[str]:
+    return (f"{share:.2%}" for share in shares)
+
+
+def _edits(found: Examined) -> Iterable[Block]:
+    counts = Counter[str]()
+    for part in found.repeated:
+        counts.update({name: int(count) for name, count in part.counts.items()})
+    if found.repeated:
+        yield Heading("Repeated passages")
+        kept = [group for group in found.groups().to_pylist() if group["fate"] == KEPT]
+        cut = sum(group["bytes"] - group["left"] for group in kept)
+        yield Paragraph(
+            f"{counts['repeated_bytes']:,} bytes of what occurs before were found in what rules and duplicates leave. "
+            f"What is kept in the end has lost {cut:,} bytes by all edits together."
+        )
 
 
 def _private(config: PrepareConfig, found: Examined) -> list[Block]:
@@ -127,7 +149,9 @@ def _private(config: PrepareConfig, found: Examined) -> list[Block]:
         for name, count in tally.counts.items():
             if name.startswith("private "):
                 counts[name.removeprefix("private ")] += int(count)
-    rows = tuple((kind, counts[kind], config.privacy.of(kind).action) for kind in config.privacy.sought)
+    rows = tuple(
+        (kind, counts[kind], config.privacy.of(kind).action) for kind in config.privacy.sought if kind != "name"
+    )
     return [Heading("Private things"), Table(("kind", "in documents that are kept", "action"), rows)]
 
 
@@ -168,20 +192,27 @@ def _why(row: dict[str, Any]) -> str | None:
     return None
 
 
-def _by(key: str, groups: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]], more: Sequence[Any]) -> Table:
-    names = sorted({group[key] or NOT_STATED for group in groups})
-    rows: list[tuple[str | int | float | None, ...]] = []
-    for name in names:
-        read = _total([group for group in groups if (group[key] or NOT_STATED) == name])
-        stay = _total([group for group in kept if (group[key] or NOT_STATED) == name])
-        rows.append((name, read[0], stay[0], read[1], stay[1], *(tell(name) for _, tell in more)))
-    titles = (key, "documents read", "kept", "bytes read", "kept", *(title for title, _ in more))
-    return Table(titles, tuple(rows))
+def _sources(config: PrepareConfig, kept: Sequence[dict[str, Any]], manifest: DocumentManifest) -> Table:
+    rows: list[tuple[str | int, ...]] = []
+    for source in sorted(manifest.sources, key=lambda source: source.name):
+        documents, size = _total([group for group in kept if group["source"] == source.name], "left")
+        licence = _licence(source.name, config)
+        rows.append((source.name, source.documents, documents, source.bytes, size, licence))
+    return Table(("source", "documents read", "kept", "bytes read", "kept", "licence"), tuple(rows))
 
 
-def _total(groups: Iterable[dict[str, Any]]) -> tuple[int, int]:
+def _languages(groups: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> Table:
+    rows: list[tuple[str | int, ...]] = []
+    for name in sorted({group["language"] for group in groups}):
+        read = _total([group for group in groups if group["language"] == name], "bytes")
+        stay = _total([group for group in kept if group["language"] == name], "left")
+        rows.append((name, read[0], stay[0], read[1], stay[1]))
+    return Table(("language", "documents", "kept", "bytes", "kept"), tuple(rows))
+
+
+def _total(groups: Iterable[dict[str, Any]], size: str) -> tuple[int, int]:
     groups = list(groups)
-    return sum(group["documents"] for group in groups), sum(group["bytes"] for group in groups)
+    return sum(group["documents"] for group in groups), sum(group[size] for group in groups)
 
 
 def _licence(source: str, config: PrepareConfig) -> str:
@@ -192,85 +223,23 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def as_markdown(blocks: Iterable[Block]) -> str:
-    """The card as Markdown (with GitHub's tables)."""
-    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+def with_tokens(card: Sequence[Block], groups: pa.Table) -> list[Block]:
+    """The card with tokens by source and language, before what was dropped.
+
+    Args:
+        card: Of the documents; it may have no blocks.
+        groups: Columns `source`, `language`, `documents`, `tokens` and `bytes`.
+    """
+    rows: list[tuple[str | int | float | None, ...]] = []
+    for row in groups.sort_by([("source", "ascending"), ("language", "ascending")]).to_pylist():
+        share = round(row["bytes"] / row["tokens"], 3)
+        rows.append((row["source"], row["language"] or NOT_STATED, row["documents"], row["tokens"], share))
+    heads = ("source", "language", "documents", "tokens", "bytes per token")
+    added: list[Block] = [Heading("Tokens"), Paragraph(TOKENS), Table(heads, tuple(rows))]
+    if not card:
+        return [Heading("Data card", 1), *added]
+    place = next((n for n, block in enumerate(card) if block == Heading(DROPPED)), len(card))
+    return [*card[:place], *added, *card[place:]]
 
 
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"{'#' * level} {_escaped(text)}"
-        case Paragraph(text):
-            return text
-        case Table(columns, rows):
-            numeric = _numeric(block)
-            rule = " | ".join("---:" if number else "---" for number in numeric)
-            lines = [" | ".join(columns), rule, *(" | ".join(_escaped(_cell(cell)) for cell in row) for row in rows)]
-            return "\n".join(f"| {line} |" for line in lines)
-        case Excerpt(caption, text):
-            fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-            return f"{_escaped(caption)}\n\n{fence}text\n{text}\n{fence}"
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{character}" if character in "\\`*_<>|[]" else character for character in text).replace(
-        "\n", " "
-    )
-
-
-def as_html(blocks: Sequence[Block]) -> str:
-    """The card as one page, without scripts and without anything from elsewhere."""
-    title = html.escape(next((block.text for block in blocks if isinstance(block, Heading)), ""))
-    body = "\n".join(_html(block) for block in blocks)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n{STYLE}\n{body}\n</html>\n'
-    )
-
-
-STYLE = """<meta name="viewport" content="width=device-width">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { padding: 0.2rem 0.8rem; border-bottom: 1px solid #8886; text-align: start; }
-.number { text-align: end; font-variant-numeric: tabular-nums; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: 0.6rem; max-height: 24rem;
-  overflow-y: auto; }
-@media (prefers-color-scheme: dark) { body { background: #111; color: #ddd; } }
-</style>"""
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Table(columns, rows):
-            numeric = [' class="number"' if number else "" for number in _numeric(block)]
-            head = _html_row("th", columns, numeric)
-            return "\n".join(["<table>", head, *(_html_row("td", row, numeric) for row in rows), "</table>"])
-        case Excerpt(caption, text):
-            return f'<p>{html.escape(caption)}</p>\n<pre dir="auto">{html.escape(text)}</pre>'
-
-
-def _html_row(tag: str, row: Sequence[Any], classes: Sequence[str]) -> str:
-    cells = (f"<{tag}{kind}>{html.escape(_cell(cell))}</{tag}>" for cell, kind in zip(row, classes, strict=True))
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _numeric(table: Table) -> list[bool]:
-    return [
-        bool(table.rows) and all(isinstance(row[number], int | float) for row in table.rows)
-        for number in range(len(table.columns))
-    ]
-
-
-def _cell(cell: str | int | float | None) -> str:
-    match cell:
-        case None:
-            return ""
-        case int():
-            return f"{cell:,}"
-        case _:
-            return str(cell)
+TOKENS = "Of what is kept, the token that ends each document among them."

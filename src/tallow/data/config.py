@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tallow.data.contamination.benchmarks import SearchSettings
+from tallow.data.contamination.rule import ContaminationRule
 from tallow.data.duplicates.minhash import MinHashSettings
+from tallow.data.duplicates.semantic import SemanticSettings
+from tallow.data.duplicates.substrings import SubstringSettings
+from tallow.data.duplicates.units import UnitSettings
 from tallow.data.language.identify import LanguageConfig
 from tallow.data.privacy.config import PrivacyConfig
 from tallow.data.quality.c4 import C4Lines
 from tallow.data.quality.families import QualityRules
 from tallow.data.reading.settings import ReadSettings
+from tallow.data.selection.diversity import DiversityConfig
+from tallow.data.selection.importance import ImportanceConfig
 from tallow.data.sources import SourceNames
 from tallow.data.work.cluster import ClusterConfig
 from tallow.recipe import Section
@@ -52,6 +60,64 @@ class ScoreRule(Section):
     min: float | None = None
     max: float | None = None
 
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"nothing lies between min {self.min} and max {self.max}")
+        return self
+
+
+class ContaminationConfig(SearchSettings, ContaminationRule):
+    """Items of benchmarks that must not be learned.
+
+    Args:
+        benchmarks: Their files: JSON lines, CSV or parquet.
+    """
+
+    benchmarks: SourceNames = Field(min_length=1)
+
+
+class QuantileRule(Section):
+    """Documents stay whose value is between two shares of all values that there are.
+
+    Args:
+        column: Which value: `perplexity`, `classifier.NAME`, or a metric such as `gopher.words`.
+        low: So large a share of the documents, those with the smallest values, goes.
+        high: What is above this share goes, too.
+    """
+
+    column: str
+    low: float = Field(default=0.0, ge=0, lt=1)
+    high: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"nothing lies between low {self.low} and high {self.high}")
+        return self
+
+
+class ImportanceRule(ImportanceConfig):
+    """Documents are drawn that are like a target (DSIR, arXiv 2302.03169).
+
+    Args:
+        target: Files of what documents are to be like.
+        share: Of the documents that are left, so many stay.
+    """
+
+    target: SourceNames = Field(min_length=1)
+    share: float = Field(gt=0, le=1)
+
+
+class DiversityRule(DiversityConfig):
+    """Documents stay that are different from each other.
+
+    Args:
+        share: Of the documents that are left, so many stay.
+    """
+
+    share: float = Field(gt=0, le=1)
+
 
 class PrepareConfig(ReadSettings):
     """Settings of the prepare stage, and how raw files are read.
@@ -69,7 +135,14 @@ class PrepareConfig(ReadSettings):
         classifiers: Classifiers (`tallow data classifier` trains them), by a name for each; their score is the
             probability that a text is of the good examples' kind.
         perplexity: An n-gram model (`tallow data ngrams` trains it); its score is a text's perplexity.
+        contamination: Drop documents with items of benchmarks, or cut these out.
         near_duplicates: Keep one of the documents that are nearly the same: the one with the smallest id.
+        semantic_duplicates: Keep one of the documents that say nearly the same, by the vectors of a model.
+        repeated_units: Cut out lines or paragraphs that occur before.
+        repeated_substrings: Cut out long substrings that occur before.
+        quantiles: Keep documents by their rank among those that are left.
+        importance: Draw documents that are like a target.
+        diversity: Keep documents that are different from each other.
         privacy: Replace what is private by placeholders.
         licences: For the data card: what the sources are licensed under, by a pattern of their names; the first one
             that fits counts.
@@ -87,10 +160,17 @@ class PrepareConfig(ReadSettings):
     quality: QualityConfig | None = None
     classifiers: dict[str, ScoreRule] = Field(default_factory=dict)
     perplexity: ScoreRule | None = None
+    contamination: ContaminationConfig | None = None
     near_duplicates: MinHashSettings | None = None
+    semantic_duplicates: SemanticSettings | None = None
+    repeated_units: tuple[UnitSettings, ...] = ()
+    repeated_substrings: SubstringSettings | None = None
+    quantiles: tuple[QuantileRule, ...] = ()
+    importance: ImportanceRule | None = None
+    diversity: DiversityRule | None = None
     privacy: PrivacyConfig | None = None
     licences: dict[str, str] = Field(default_factory=dict)
-    part_mb: float = Field(default=16.0, gt=0, le=1024)
+    part_mb: float = Field(default=16.0, ge=0.001, le=1024)
     cluster: ClusterConfig = ClusterConfig()
 
     @property

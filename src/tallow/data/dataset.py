@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from tallow.data.batch import PADDING_DOCUMENT, Packed, collate
 from tallow.data.manifest import load_manifest
-from tallow.data.packing import BestFit, Packing
-from tallow.data.permutation import Permutation
-from tallow.data.shards import HINT, Shard
+from tallow.data.packing import Packing
+from tallow.data.permutation import Epochs
+from tallow.data.shards import HINT, Shard, read_lineage
+from tallow.data.stream import Stream
 from tallow.errors import DataError, UsageError
 
 
@@ -27,12 +31,16 @@ class TokenDataset:
     run across them. What a step's batch holds depends on `seed`, step and size alone. A row is a sequence in an epoch:
     its number is `epoch * num_sequences + sequence`.
 
+    With domains, no row has documents of two of them: the rows of the first domain come first, then those of the
+    second, and so on. What is in none of them is left out.
+
     Args:
         directory: What the stage encode has written.
         split: `train` or `validation`.
         sequence_length: Tokens that the model sees.
         seed: Names the order.
         packing: How documents come to lie in sequences.
+        domains: By name, the sources of each; None: there is one domain, of everything, and it has no name.
 
     Raises:
         DataError: The directory is not one of tokens, a shard does not match the manifest, or the split has
@@ -41,7 +49,13 @@ class TokenDataset:
     """
 
     def __init__(
-        self, directory: Path, split: str, sequence_length: int, seed: int, packing: Packing = "split"
+        self,
+        directory: Path,
+        split: str,
+        sequence_length: int,
+        seed: int,
+        packing: Packing = "split",
+        domains: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         manifest = load_manifest(directory)
         if split not in manifest.splits:
@@ -64,19 +78,38 @@ class TokenDataset:
         if self.num_tokens < 2:
             raise DataError(f"{self.directory} has too few tokens ({self.num_tokens})", "prepare more text")
         self.packing: Packing = packing
-        self._best_fit: BestFit | None = None
-        self.num_sequences = -(-(self.num_tokens - 1) // sequence_length)
-        self.num_padding = self.num_sequences * sequence_length - (self.num_tokens - 1)
-        if packing == "best_fit":
-            self._best_fit = BestFit(self._begins(), self.num_tokens, sequence_length + 1)
-            self.num_sequences, self.num_padding = self._best_fit.num_rows, self._best_fit.padding
-            if self.num_sequences == 0:
-                raise DataError(f"no document in {self.directory} has two tokens", "prepare longer ones")
+        self.owners: npt.NDArray[np.int64] | None = None
+        """Of each document the number of its domain, -1 where it is in none of them; None: there is one domain."""
+        self.streams = self._streams(domains)
+        """By domain."""
+        self._bases = np.cumsum([0, *(stream.num_rows for stream in self.streams.values())])
+        self.num_sequences = int(self._bases[-1])
+        self.num_padding = sum(stream.num_padding for stream in self.streams.values())
+        if self.num_sequences == 0:
+            raise DataError(f"no document in {self.directory} has two tokens", "prepare longer ones")
+
+    def _streams(self, domains: Mapping[str, Collection[str]] | None) -> dict[str, Stream]:
+        whole = np.array([0]), np.array([self.num_tokens])
+        if domains is None:
+            begins = self.document_begins() if self.packing == "best_fit" else None
+            return {"": Stream(*whole, self.sequence_length, self.packing, begins)}
+        begins = self.document_begins()
+        owners = self.owners = self._document_domains(domains)
+        new = np.flatnonzero(np.diff(owners, prepend=-2))  # where runs of documents of one domain begin
+        ends = np.append(begins[new[1:]], self.num_tokens)
+        streams: dict[str, Stream] = {}
+        for number, name in enumerate(domains):
+            own = owners[new] == number
+            ranges = begins[new][own], ends[own]
+            streams[name] = Stream(*ranges, self.sequence_length, self.packing, begins[owners == number])
+        return streams
 
     @property
     def tokens_per_sequence(self) -> float:
         """On average."""
-        return self.sequence_length if self._best_fit is None else self.num_tokens / self.num_sequences
+        if self.packing != "best_fit":
+            return self.sequence_length
+        return sum(stream.num_tokens for stream in self.streams.values()) / self.num_sequences
 
     def sequence(self, number: int) -> Packed:
         """The row of this number; windows of epoch 0 are in the order of the text. B is 1.
@@ -106,17 +139,36 @@ class TokenDataset:
 
     def _pieces(self, sequence: int) -> list[tuple[int, int]]:
         """Where among all tokens the pieces of a sequence begin and end."""
-        if self._best_fit is not None:
-            return self._best_fit.pieces(sequence)
-        start = sequence * self.sequence_length
-        return [(start, min(start + self.sequence_length + 1, self.num_tokens))]
+        number = int(np.searchsorted(self._bases, sequence, side="right")) - 1
+        return list(self.streams.values())[number].pieces(sequence - int(self._bases[number]))
 
-    def _begins(self) -> npt.NDArray[np.int64]:
+    def document_begins(self) -> npt.NDArray[np.int64]:
         """Where each document begins among all tokens."""
         bases = [0, *self._ends[:-1].tolist()]
         return np.concatenate(
             [shard.starts.astype(np.int64) + base for shard, base in zip(self.shards, bases, strict=True)]
         )
+
+    def _document_domains(self, domains: Mapping[str, Collection[str]]) -> npt.NDArray[np.int64]:
+        numbers = {source: number for number, sources in enumerate(domains.values()) for source in sources}
+        known = pc.SetLookupOptions(pa.array(list(numbers), pa.string()))
+        of_source = np.array([*numbers.values(), -1], dtype=np.int64)
+        found = [np.zeros(0, dtype=np.int64)]
+        for shard in self.shards:
+            sources = read_lineage(shard.lineage, "source", len(shard.starts))
+            places = pc.call_function("index_in", [sources], known).fill_null(len(numbers))
+            found.append(of_source[places.to_numpy()])
+        return np.concatenate(found)
+
+    def lineage(self, column: str) -> Iterator[Any]:
+        """A column of the lineage of all documents.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        for shard in self.shards:
+            values = read_lineage(shard.lineage, column, len(shard.starts))
+            yield from values.to_pylist()
 
     def _copy_piece(self, place: int, stop: int, tokens: npt.NDArray[np.int64], begins: npt.NDArray[np.int32]) -> int:
         """Copy from the shard that holds token `place`, up to its end or `stop`; where to go on."""
@@ -139,13 +191,8 @@ class TokenDataset:
 
     def numbers(self, places: range) -> list[int]:
         """The numbers of the rows at these places of the run's order; at least one."""
-        result: list[int] = []
-        for epoch in range(places[0] // self.num_sequences, places[-1] // self.num_sequences + 1):
-            base = epoch * self.num_sequences
-            inside = range(max(places[0], base), min(places[-1] + 1, base + self.num_sequences))
-            order = Permutation(self.num_sequences, self.seed, epoch)
-            result += (order(np.array(inside, dtype=np.int64) - base) + base).tolist()
-        return result
+        epochs, rows = Epochs(self.num_sequences, self.seed)(np.array(places, dtype=np.int64))
+        return (epochs * self.num_sequences + rows).tolist()
 
     def gather(self, rows: Sequence[int]) -> Packed:
         """The rows of these numbers."""

@@ -15,8 +15,14 @@ from tallow.data.manifest import DocumentCounts
 from tallow.errors import DataError, reading
 
 SCHEMA = pa.schema(
-    [("id", pa.string()), ("text", pa.string()), ("source", pa.string()), ("offset", pa.int64())]
-)  # fmt: skip
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("offset", pa.int64()),
+        ("language", pa.string()),
+    ]
+)
 PART_BYTES = 256 * 2**20
 ROW_GROUP_BYTES = 4 * 2**20
 

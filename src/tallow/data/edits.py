@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyarrow.compute import call_function
 
@@ -27,9 +28,7 @@ def make_edits(texts: pa.StringArray, edits: Sequence[pa.Array]) -> pa.StringArr
     One that is within another is left out; two that overlap otherwise become one, with the text of the first one that
     has any.
     """
-    touched = np.zeros(len(texts), dtype=np.bool_)
-    for column in edits:
-        touched |= call_function("list_value_length", [column]).fill_null(0).to_numpy(zero_copy_only=False) > 0
+    touched = changed_rows(edits, len(texts))
     rows = np.flatnonzero(touched)
     if not len(rows):
         return texts
@@ -40,6 +39,14 @@ def make_edits(texts: pa.StringArray, edits: Sequence[pa.Array]) -> pa.StringArr
         for text, *beside in zip(texts.take(chosen).to_pylist(), *lists, strict=True)
     ]
     return call_function("replace_with_mask", [texts, pa.array(touched), pa.array(changed, pa.string())])
+
+
+def changed_rows(edits: Sequence[pa.Array], count: int) -> npt.NDArray[np.bool_]:
+    """Which of so many texts have an edit."""
+    touched = np.zeros(count, dtype=np.bool_)
+    for column in edits:
+        touched |= call_function("list_value_length", [column]).fill_null(0).to_numpy(zero_copy_only=False) > 0
+    return touched
 
 
 def edited(text: str, edits: Iterable[Edit]) -> str:

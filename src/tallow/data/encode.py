@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from tallow.console import progress
+from tallow.data.blocks import load_card, save_card
+from tallow.data.card import with_tokens
 from tallow.data.documents import read_documents_split
 from tallow.data.manifest import (
     DocumentCounts,
@@ -33,6 +36,7 @@ from tallow.run import StageRun
 from tallow.tokenizer.tokenizer import Tokenizer
 
 BATCH_DOCUMENTS = 256
+BATCH_BYTES = 1 << 20  # of text, or one longer document
 UINT16_VOCABULARY = 2**16
 
 Item = TypeVar("Item")
@@ -78,14 +82,16 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
         raise DataError(f"tokenizer {config.tokenizer} has no end token", "set eos_token in its tokenizer_config.json")
     dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= UINT16_VOCABULARY else "uint32"
     workers = config.workers or os.cpu_count() or 1
+    tokenizer.encode_texts(pa.array([], pa.string()))  # makes what the threads share
 
     total = sum(counts.documents for counts in documents.splits.values())
     with atomic_directory(run.directory / "tokens") as directory, progress("encode", total, "documents") as bar:
-        splits = {}
+        splits, groups = {}, list[pa.Table]()
         for split, counts in documents.splits.items():
             writer = ShardWriter(directory / split, np.dtype(dtype), config.shard_tokens)
             for batch in _encode_split(config.documents / split, counts, tokenizer, workers):
                 writer.add(batch.tokens, batch.lengths, batch.lineage)
+                groups.append(batch.groups)
                 bar.advance(len(batch.lengths))
             shards = writer.close()
             tokens = sum(shard.tokens for shard in shards)
@@ -100,6 +106,7 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
             sources=documents.sources,
         )
         save_manifest(manifest, directory)
+        save_card(with_tokens(load_card(config.documents), _summed(groups)), directory)
     text_bytes = sum(counts.bytes for counts in splits.values())
     return {
         **{f"{split}_tokens": counts.tokens for split, counts in splits.items()},
@@ -109,32 +116,50 @@ def encode(config: EncodeConfig, run: StageRun) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Documents as tokens, one after another, the length of each (its end token counted), and where they came from."""
+    """Documents as tokens, one after another, the length of each (its end token counted), and where they came from.
+
+    `groups` has documents, tokens and bytes by source and language.
+    """
 
     tokens: npt.NDArray[np.uint32]
     lengths: npt.NDArray[np.int64]
     lineage: pa.RecordBatch
+    groups: pa.Table
+
+
+def _summed(groups: Sequence[pa.Table]) -> pa.Table:
+    keys, sums = ["source", "language"], ["documents", "tokens", "bytes"]
+    table = pa.concat_tables(groups).group_by(keys, use_threads=False).aggregate([(name, "sum") for name in sums])
+    return table.select([*keys, *(f"{name}_sum" for name in sums)]).rename_columns([*keys, *sums])
 
 
 def _encode_split(directory: Path, counts: DocumentCounts, tokenizer: Tokenizer, workers: int) -> Iterator[_Encoded]:
     """Encode batches in threads: the tokenizer is native code that runs beside Python, and order is kept."""
-    batches = read_documents_split(directory, counts, BATCH_DOCUMENTS)
+    batches = chain.from_iterable(map(_cut, read_documents_split(directory, counts, BATCH_DOCUMENTS)))
     yield from map_ordered(lambda batch: _encode_batch(tokenizer, batch), batches, workers)
 
 
+def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Smaller batches, so that long documents are shared among the threads, too."""
+    ends = np.cumsum(pc.call_function("binary_length", [batch.column("text")]).to_numpy(), dtype=np.int64)
+    first = 0
+    while first < len(ends):
+        done = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + BATCH_BYTES, "right")))
+        yield batch.slice(first, last - first)
+        first = last
+
+
 def _encode_batch(tokenizer: Tokenizer, batch: pa.RecordBatch) -> _Encoded:
-    encoded = tokenizer.encode_batch(batch.column("text").to_pylist())
-    lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
-    tokens = np.full(int(lengths.sum()), tokenizer.eos_id, dtype=np.uint32)
-    end = 0
-    for ids, length in zip(encoded, lengths, strict=True):
-        tokens[end : end + length - 1] = ids
-        end += length
+    tokens, lengths = tokenizer.encode_texts(batch.column("text"), end=tokenizer.eos_id)
     if int(tokens.max()) >= tokenizer.vocab_size:
         raise DataError(
             f"the tokenizer gives id {int(tokens.max())} but has {tokenizer.vocab_size:,} tokens", "train it again"
         )
-    return _Encoded(tokens, lengths, batch.select(LINEAGE_SCHEMA.names))
+    sizes = pc.call_function("binary_length", [batch.column("text")]).cast(pa.int64())
+    columns = {"source": batch["source"], "language": batch["language"], "tokens": lengths, "bytes": sizes}
+    groups = _summed([pa.table({**columns, "documents": np.ones(len(lengths), dtype=np.int64)})])
+    return _Encoded(tokens, lengths, batch.select(LINEAGE_SCHEMA.names), groups)
 
 
 def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -9,18 +9,34 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from tallow.data.config import PrepareConfig, ScoreRule
-from tallow.data.language.identify import LanguageConfig, language_model_hash
+from tallow.data.contamination.benchmarks import Search, SearchSettings
+from tallow.data.contamination.report import BenchmarkReport
+from tallow.data.contamination.rule import ContaminationRule
+from tallow.data.language.identify import (
+    UNDETERMINED,
+    LanguageConfig,
+    language_model_hash,
+    load_language_model,
+)
+from tallow.data.privacy.config import KindConfig
 from tallow.data.quality.c4 import C4Lines
 from tallow.data.quality.families import QualityRules
 from tallow.data.read import Piece, ReadSettings, cut
 from tallow.data.records import Rejected
-from tallow.data.sources import Source, find_sources
-from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig, too_short
+from tallow.data.selection.diversity import DiversityConfig
+from tallow.data.selection.importance import KEY, ImportanceConfig
+from tallow.data.sources import Source, find_sources, hashed_files
+from tallow.data.steps.contamination import find_contamination, judge_contamination
+from tallow.data.steps.diversity import keep_diverse
+from tallow.data.steps.importance import weigh_importance
+from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig
+from tallow.data.steps.left import LEFT, LeftConfig
 from tallow.data.steps.lines import LINES, LinesStep
 from tallow.data.steps.measure import (
     LANGUAGES,
@@ -35,15 +51,22 @@ from tallow.data.steps.measure import (
     SizesStep,
 )
 from tallow.data.steps.near import CLUSTER, near_duplicates
+from tallow.data.steps.ranks import keep_ranks
 from tallow.data.steps.read import NOTE, READ, FilePiece, ReadConfig
+from tallow.data.steps.semantic import drop_but_survivors, semantic_duplicates
+from tallow.data.steps.substrings import repeated_substrings
+from tallow.data.steps.tables import known_columns
 from tallow.data.steps.tally import GROUPS, TALLY, TallyConfig
 from tallow.data.steps.unique import unique
+from tallow.data.steps.units import repeated_units
 from tallow.data.work.step import Input, Part, Step
 from tallow.data.work.work import Work
+from tallow.errors import UsageError
 from tallow.files import hash_file, hash_path
+from tallow.kernels.text.labels import LABEL_PREFIX
 from tallow.recipe import Section
 
-DUPLICATE, NEAR_DUPLICATE = "duplicate", "near-duplicate"
+DUPLICATE, NEAR_DUPLICATE, SEMANTIC_DUPLICATE = "duplicate", "near-duplicate", "semantic duplicate"
 
 
 @dataclass
@@ -57,6 +80,9 @@ class Examined:
         rejected: What was set aside, in numbers …
         records: … and as records.
         columns: Tables beside the parts, by what made them.
+        edits: Tables beside the parts with what is done to texts.
+        repeated: Of these, what occurs before.
+        contamination: What of each benchmark was found.
         clusters: Of near-duplicates, with counts.
         judged: What the rules for single documents have dropped, with their counts.
         verdicts: What has dropped each document.
@@ -70,6 +96,9 @@ class Examined:
     rejected: Rejected
     records: list[Part]
     columns: dict[str, list[Part]] = field(default_factory=dict)
+    edits: list[list[Part]] = field(default_factory=list)
+    repeated: list[Part] = field(default_factory=list)
+    contamination: list[BenchmarkReport] = field(default_factory=list)
     clusters: Part | None = None
     judged: list[Part] = field(default_factory=list)
     verdicts: list[Part] = field(default_factory=list)
@@ -81,8 +110,9 @@ class Examined:
         """How many documents, and how much text, of each source and language have come to what (`GROUPS`)."""
         keys = ["fate", "source", "language"]
         sums = pa.concat_tables(tally.read() for tally in self.tallies).group_by(keys, use_threads=False)
-        found = sums.aggregate([("documents", "sum"), ("bytes", "sum")])
-        table = pa.table(found.select([*keys, "documents_sum", "bytes_sum"]).columns, schema=GROUPS)
+        numbers = ["documents", "bytes", "left"]
+        found = sums.aggregate([(name, "sum") for name in numbers])
+        table = pa.table(found.select([*keys, *(f"{name}_sum" for name in numbers)]).columns, schema=GROUPS)
         return table.sort_by([(key, "ascending") for key in keys])
 
     def fates(self) -> Counter[str]:
@@ -115,12 +145,10 @@ def examine(config: PrepareConfig, work: Work) -> Examined:
     judged = [[Input(part) for part in each] for each in zip(*found.columns.values(), strict=True)]
     found.judged = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
     found.verdicts = found.judged
-    if config.deduplicate:
-        found.verdicts = unique(work, found.parts, found.verdicts, found.parts, "digest", DUPLICATE, config.part_bytes)
-    if config.near_duplicates is not None:
-        near, found.clusters = near_duplicates(work, found.parts, config.near_duplicates)
-        found.columns[CLUSTER] = near
-        found.verdicts = unique(work, found.parts, found.verdicts, near, CLUSTER, NEAR_DUPLICATE, config.part_bytes)
+    _drop_contaminated(config, work, found)
+    _drop_duplicates(config, work, found)
+    _cut_repeated(config, work, found)
+    _select(config, work, found)
     given = found.beside(found.verdicts, *found.columns.values())
     for tally, samples in work.each(TALLY, [(TallyConfig(), inputs) for inputs in given]):
         found.tallies.append(tally)
@@ -128,11 +156,93 @@ def examine(config: PrepareConfig, work: Work) -> Examined:
     return found
 
 
+def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> None:
+    """Drop documents with items of benchmarks, or have these cut out."""
+    settings = config.contamination
+    if settings is None:
+        return
+    search = Search(
+        benchmarks=hashed_files(settings.benchmarks), settings=SearchSettings(**_inherited(settings, SearchSettings))
+    )
+    columns, found.contamination = find_contamination(work, found.parts, search)
+    rule = ContaminationRule(**_inherited(settings, ContaminationRule))
+    found.columns["contamination"] = columns
+    found.verdicts = judge_contamination(work, found.parts, found.verdicts, columns, rule)
+    if rule.action == "cut":
+        found.edits.append(found.verdicts)
+
+
+def _drop_duplicates(config: PrepareConfig, work: Work, found: Examined) -> None:
+    """Of documents that are the same, nearly the same, or say nearly the same, keep one."""
+    if config.deduplicate:
+        found.verdicts = unique(work, found.parts, found.verdicts, found.parts, "digest", DUPLICATE, config.part_bytes)
+    if config.near_duplicates is not None:
+        near, found.clusters = near_duplicates(work, found.parts, config.near_duplicates)
+        found.columns[CLUSTER] = near
+        found.verdicts = unique(work, found.parts, found.verdicts, near, CLUSTER, NEAR_DUPLICATE, config.part_bytes)
+    if config.semantic_duplicates is not None:
+        survivors = semantic_duplicates(work, found.parts, found.verdicts, config.semantic_duplicates)
+        found.columns["semantic"] = survivors
+        found.verdicts = drop_but_survivors(work, found.parts, found.verdicts, survivors, SEMANTIC_DUPLICATE)
+
+
+def _cut_repeated(config: PrepareConfig, work: Work, found: Examined) -> None:
+    """Have lines, paragraphs and substrings cut out that occur before; drop what nothing is left of."""
+    given = found.parts, found.verdicts
+    for units in config.repeated_units:
+        found.edits.append(repeated_units(work, *given, units, config.part_bytes))
+        found.repeated += found.edits[-1]
+    if config.repeated_substrings is not None:
+        found.edits.append(repeated_substrings(work, *given, config.repeated_substrings, config.part_bytes))
+        found.repeated += found.edits[-1]
+    if "privacy" in found.columns:
+        found.edits.append(found.columns["privacy"])
+    if found.edits:
+        left = LeftConfig(min_chars=config.min_chars)
+        beside = found.beside(found.verdicts, *found.edits)
+        made = work.each(LEFT, [(left, inputs) for inputs in beside])
+        found.verdicts, found.columns["left"] = ([tables[number] for tables in made] for number in range(2))
+
+
+def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
+    """Of what is left, keep what is wanted."""
+    for rule in config.quantiles:
+        columns = next((c for c in found.columns.values() if rule.column in _numbers(c)), None)
+        if columns is None:
+            known = ", ".join(name for parts in found.columns.values() for name in _numbers(parts))
+            raise UsageError(f"quantiles: there is no column of numbers {rule.column}", f"there are: {known}")
+        reason = f"quantiles.{rule.column}"
+        ranks = columns, rule.column, rule.low, rule.high, reason
+        found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
+    if config.importance is not None:
+        rule = config.importance
+        settings, reading = (
+            ImportanceConfig(**_inherited(rule, ImportanceConfig)),
+            ReadSettings(**_inherited(config, ReadSettings)),
+        )
+        weights = weigh_importance(work, found.parts, found.verdicts, rule.target, settings, reading)
+        found.columns["importance"] = weights
+        ranks = weights, KEY, 1 - rule.share, 1.0, "importance"
+        found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
+    if config.diversity is not None:
+        settings = DiversityConfig(**_inherited(config.diversity, DiversityConfig))
+        wanted = config.diversity.share, "diversity", settings, config.part_bytes
+        found.verdicts = keep_diverse(work, found.parts, found.verdicts, *wanted)
+
+
+def _numbers(parts: Sequence[Part]) -> list[str]:
+    """The columns of numbers that tables have."""
+    columns = known_columns([part.read() for part in parts[:1]])
+    kinds = pa.types.is_integer, pa.types.is_floating
+    return [name for name, column in columns.items() if any(is_kind(column.type) for is_kind in kinds)]
+
+
 def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
     """What makes which columns."""
     steps: dict[str, tuple[Step[Any], Section]] = {"sizes": (SIZES, SizesStep())}
     if config.language is not None:
         settings = LanguageConfig(**_inherited(config.language, LanguageConfig))
+        _check_languages(config.language.keep or (), load_language_model(settings).labels)
         steps["language"] = (LANGUAGES, LanguageStep(settings=settings, model=language_model_hash(settings)))
     if config.quality is not None:
         steps["quality"] = (QUALITY, QualityStep(lines=config.quality.lines or C4Lines()))
@@ -140,8 +250,17 @@ def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
         score = ScoreStep(column=column, kind=kind, sha256=hash_path(rule.model), model=rule.model)
         steps[column] = (SCORES, score)
     if config.privacy is not None:
-        steps["privacy"] = (PRIVATE, PrivacyStep(settings=config.privacy))
+        nameless = config.privacy.model_copy(update={"name": KindConfig(action="ignore")})  # nothing here finds them
+        steps["privacy"] = (PRIVATE, PrivacyStep(settings=nameless))
     return steps
+
+
+def _check_languages(names: Iterable[str], labels: Iterable[bytes]) -> None:
+    known = [label.decode(errors="replace").removeprefix(LABEL_PREFIX.decode()) for label in labels]
+    for name in names:
+        if name not in (*known, UNDETERMINED):
+            near = get_close_matches(name, known, 3, 0.1) or known[:3]
+            raise UsageError(f"language.keep: the model knows no language {name}", f"it has {', '.join(near)} …")
 
 
 def _scores(config: PrepareConfig) -> Iterator[tuple[str, Literal["classifier", "ngrams"], ScoreRule]]:
@@ -152,7 +271,7 @@ def _scores(config: PrepareConfig) -> Iterator[tuple[str, Literal["classifier", 
 
 
 def _rules(config: PrepareConfig) -> JudgeConfig:
-    bounds = [too_short(config.min_chars)]
+    bounds: list[Bound] = []
     if config.language is not None and config.language.min_score is not None:
         bounds.append(Bound(reason="language.min_score", column="language.score", min=config.language.min_score))
     for column, _, rule in _scores(config):
@@ -161,12 +280,17 @@ def _rules(config: PrepareConfig) -> JudgeConfig:
         if rule.max is not None:
             bounds.append(Bound(reason=f"{column}.max", column=column, max=rule.max))
     for kind in config.privacy.sought if config.privacy is not None else ():
+        if kind == "name":
+            continue
         assert config.privacy is not None
         if (most := config.privacy.of(kind).drop_beyond) is not None:
             bounds.append(Bound(reason=f"privacy.{kind}", column=f"privacy.{kind}", max=most))
     quality = None if config.quality is None else QualityRules(**_inherited(config.quality, QualityRules))
     return JudgeConfig(
-        languages=None if config.language is None else config.language.keep, bounds=tuple(bounds), quality=quality
+        min_chars=config.min_chars,
+        languages=None if config.language is None else config.language.keep,
+        bounds=tuple(bounds),
+        quality=quality,
     )
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from tallow.data.config import PrepareConfig
 from tallow.data.drops import Drop, drop_table
+from tallow.data.edits import make_edits
 from tallow.data.examine import Examined, examine
-from tallow.data.steps.tables import words
+from tallow.data.steps.tables import edits_of, known_columns, words
 from tallow.data.steps.tally import KEPT, plain, ranks
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.work import Work
@@ -41,8 +43,10 @@ def open_prepared(run: Path) -> Prepared:
         DataError: The stage was not done there.
     """
     directory = next((place for place in (run, run / STAGE) if (place / "work").is_dir()), None)
-    if directory is None or not (directory / "documents").is_dir():
-        raise DataError(f"{run} holds no prepared documents", f"name a run in which the stage {STAGE} is done")
+    if directory is None and any((place / "documents").is_dir() for place in (run, run / STAGE)):
+        raise DataError(f"what was found out about the documents of {run} is gone", "prepare them anew, with --fresh")
+    if directory is None or not (directory / RECIPE).is_file():
+        raise DataError(f"{run} holds no prepared documents", f"name a run in which the stage {STAGE} was done")
     values = load_recipe(directory / RECIPE)[STAGE]
     return Prepared(directory, values, _examine(directory, values))
 
@@ -101,11 +105,11 @@ def what_if(run: Path, overrides: Sequence[str]) -> WhatIf:
 
 def _kept(found: Examined) -> tuple[int, int]:
     rows = [row for row in found.groups().to_pylist() if row["fate"] == KEPT]
-    return sum(row["documents"] for row in rows), sum(row["bytes"] for row in rows)
+    return sum(row["documents"] for row in rows), sum(row["left"] for row in rows)
 
 
 def show(run: Path, fate: str | None, count: int, skip: int = 0, seed: int = 0) -> list[dict[str, Any]]:
-    """Some documents, with what is known of them, in an order that the seed shuffles.
+    """Some documents, with what is known of them, in an order that the seed shuffles; what is private is replaced.
 
     Args:
         run: As in `open_prepared`.
@@ -127,6 +131,8 @@ def show(run: Path, fate: str | None, count: int, skip: int = 0, seed: int = 0) 
         order.append(ranks(words(part.read(columns=["id"])["id"])[rows, 0], seed))
         places.append(np.stack([np.full(len(rows), number), rows], axis=1))
     chosen = np.argsort(np.concatenate(order), kind="stable")[skip : skip + count]
+    if skip and not len(chosen):
+        raise UsageError("there are no documents on that page", f"{sum(map(len, order)):,} have come to this")
     return [_document(found, *place) for place in np.concatenate(places)[chosen].tolist()]
 
 
@@ -134,12 +140,14 @@ def _document(found: Examined, number: int, row: int) -> dict[str, Any]:
     document = found.parts[number].read().slice(row, 1).to_pylist()[0]
     reason = found.verdicts[number].read().slice(row, 1).to_pylist()[0]["dropped_by"]
     tables = [parts[number].read().slice(row, 1) for parts in found.columns.values()]
-    columns = {name: value for table in tables for name, value in table.to_pylist()[0].items() if name != "edits"}
+    columns = {name: column[0].as_py() for name, column in known_columns(tables).items()}
+    edits = [edits_of(table) for table in tables if "edits" in table.column_names]
+    [text] = make_edits(pa.array([document["text"]]), edits).to_pylist()
     return {
         "id": document["id"].hex(),
         "source": document["source"],
         "offset": document["offset"],
         "fate": reason or KEPT,
         "columns": {name: plain(value) for name, value in columns.items()},
-        "text": document["text"],
+        "text": text,
     }

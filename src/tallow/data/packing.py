@@ -50,6 +50,11 @@ class BestFit:
         chosen = slice(self._starts[row], self._starts[row + 1])
         return list(zip(self._begins[chosen].tolist(), self._ends[chosen].tolist(), strict=True))
 
+    def all_pieces(self) -> tuple[Integers, Integers, Integers]:
+        """The row, the begin and the end of each piece."""
+        rows = np.repeat(np.arange(self.num_rows), np.diff(self._starts))
+        return rows, self._begins, self._ends
+
 
 def best_fit(lengths: Integers, capacity: int) -> tuple[Integers, int]:
     """The row of each piece, and the number of rows.

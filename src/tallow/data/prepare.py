@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tallow.console import say
-from tallow.data.card import as_html, as_markdown, describe
+from tallow.data.blocks import save_card
+from tallow.data.card import describe
 from tallow.data.config import PrepareConfig
 from tallow.data.documents import DocumentWriter
 from tallow.data.examine import DUPLICATE, NEAR_DUPLICATE, examine
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
 from tallow.data.split import held_out_below
-from tallow.data.steps.judge import TOO_SHORT
+from tallow.data.steps.judge import LANGUAGE, TOO_SHORT
 from tallow.data.steps.split import SPLIT, SplitConfig
 from tallow.data.steps.tally import KEPT
 from tallow.data.work.step import Part
@@ -28,9 +29,6 @@ from tallow.run import StageRun
 
 ENDS = ("smallest", "largest")
 """Digests of the documents that are kept."""
-
-EDITED = ("privacy",)
-"""Columns with edits of texts, in the order in which they matter."""
 
 
 def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
@@ -49,16 +47,18 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         work = Work(run.directory / "work", engine)
         found = examine(config, work)
         fates = found.fates()
-        if not fates[KEPT]:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in fates.most_common(5) if count)
+        dropped = [(reason, count) for reason, count in fates.most_common(6) if reason != KEPT]
+        if dropped and fates[KEPT] <= (config.validation_fraction > 0):
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in dropped)
             raise DataError(
-                f"no document is left of {fates.total():,} (dropped by: {reasons})", "give more text, or lower bounds"
+                f"of {fates.total():,} documents {fates[KEPT] or 'none'} is left (dropped by: {reasons})",
+                "give more text or lower bounds; tallow data what-if tells what others would do",
             )
         ends = [[int(tally.counts[end]) for tally in found.tallies if end in tally.counts] for end in ENDS]
         bound = held_out_below(config.validation_fraction, min(ends[0]), max(ends[1]))
-        edits = [found.columns[name] for name in EDITED if name in found.columns]
-        given = found.beside(found.verdicts, *edits)
-        sides = work.each(SPLIT, [(SplitConfig(bound=bound), inputs) for inputs in given])
+        languages = found.columns.get(LANGUAGE, [])
+        given = found.beside(found.verdicts, *[languages] * bool(languages), *found.edits)
+        sides = work.each(SPLIT, [(SplitConfig(bound=bound, language=bool(languages)), each) for each in given])
     with atomic_directory(run.directory / "documents") as directory:
         splits = {
             split: _write([made[number] for made in sides], directory / split)
@@ -81,9 +81,7 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
             rejected=found.rejected.bad,
         )
         save_manifest(manifest, directory)
-        card = describe(config, found, manifest)
-        (directory / "card.md").write_text(as_markdown(card), encoding="utf-8")
-        (directory / "card.html").write_text(as_html(card), encoding="utf-8")
+        save_card(describe(config, found, manifest), directory)
     work.sweep()
     if found.rejected.bad:
         say(f"{found.rejected.bad:,} records set aside, see {run.directory / 'documents' / 'rejected.jsonl'}")

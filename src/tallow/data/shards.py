@@ -111,6 +111,11 @@ class Shard:
             raise DataError(f"{starts_path(directory, record.name)} does not fit its token shard", HINT)
         return cls(path, tokens, starts)
 
+    @property
+    def lineage(self) -> Path:
+        """The file that says where its documents came from."""
+        return lineage_path(self.path.parent, self.path.stem)
+
 
 def tokens_path(directory: Path, name: str) -> Path:
     return directory / f"{name}.npy"
@@ -122,6 +127,22 @@ def starts_path(directory: Path, name: str) -> Path:
 
 def lineage_path(directory: Path, name: str) -> Path:
     return directory / f"{name}.lineage.parquet"
+
+
+def read_lineage(path: Path, column: str, documents: int) -> pa.ChunkedArray:
+    """A column of the lineage of a shard that has so many documents.
+
+    Raises:
+        DataError: It is missing, damaged, or of another shard.
+    """
+    try:
+        with reading(path, "lineage of a token shard"):
+            values = pq.read_table(path, columns=[column]).column(column)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(f"{path} is damaged", HINT) from error
+    if len(values) != documents:
+        raise DataError(f"{path} does not fit its token shard", HINT)
+    return values
 
 
 def _map(path: Path, dtype: str, length: int) -> npt.NDArray[Any]:

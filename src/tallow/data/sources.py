@@ -20,6 +20,8 @@ from tallow.data.builtin import PREFIX, builtin
 from tallow.data.hub import HUB, fetch
 from tallow.data.languages import LANGUAGES, language
 from tallow.errors import DataError, UsageError, reading
+from tallow.files import hash_file
+from tallow.recipe import Section
 
 Kind = Literal["text", "markdown", "jsonl", "json", "parquet", "csv", "tsv", "html", "pdf", "warc", "code"]
 KINDS: dict[str, Kind] = {
@@ -90,6 +92,27 @@ class Source:
                     raise
                 cause = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
                 raise Damaged(f"data file {self.path} is damaged ({cause})", "fetch or make it again") from error
+
+
+class HashedFile(Section):
+    """A file that a step reads besides its tables: its name, its SHA-256, and where it lies."""
+
+    incidental = frozenset(("path",))
+
+    name: str
+    sha256: str
+    path: Path
+
+
+def hashed_files(names: Iterable[str | Path]) -> tuple[HashedFile, ...]:
+    """The files that names stand for, with their hashes.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    return tuple(
+        HashedFile(name=source.name, sha256=hash_file(source.path), path=source.path) for source in find_sources(names)
+    )
 
 
 def find_sources(names: Iterable[str | Path], directories: Literal["data", "code"] = "data") -> list[Source]:

@@ -121,8 +121,8 @@ def _tokenizer(directory: Path, manifest: TokenManifest, given: Path | None) -> 
     recipe = directory.parent / RECIPE
     if given is None and recipe.is_file():
         try:
-            given = EncodeConfig.model_validate(load_recipe(recipe)).tokenizer
-        except (UsageError, ValidationError):
+            given = EncodeConfig.model_validate(load_recipe(recipe)["encode"]).tokenizer
+        except (UsageError, ValidationError, KeyError):
             return None
         if given is None or not given.is_dir():
             return None

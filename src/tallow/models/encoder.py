@@ -51,9 +51,14 @@ class MaskedHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A masked language model (BERT; arXiv 1810.04805), without dropout and without next-sentence prediction."""
+    """A masked language model (BERT; arXiv 1810.04805), without dropout and without next-sentence prediction.
 
-    def __init__(self, config: EncoderConfig) -> None:
+    Args:
+        config: Its shape.
+        head: Whether it has logits; an encoder for embeddings has none.
+    """
+
+    def __init__(self, config: EncoderConfig, head: bool = True) -> None:
         super().__init__()
         blocks = config.for_blocks()
         self.config = config
@@ -62,7 +67,7 @@ class Encoder(nn.Module):
         self.embed_types = Table(config.num_token_types, config.hidden_size)
         self.embed_norm = make_norm(blocks)
         self.layers = nn.ModuleList(EncoderLayer(blocks, index) for index in range(config.num_layers))
-        self.head = MaskedHead(blocks, config.vocab_size)
+        self.head = MaskedHead(blocks, config.vocab_size) if head else None
 
     def forward(self, inputs_BT: Tensor, context: Context, types_BT: Tensor | None = None) -> Tensor:
         """Hidden states after the last layer, B T D.
@@ -93,6 +98,7 @@ class Encoder(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Unnormalized log-probabilities of the token at each place itself, B T V."""
+        assert self.head is not None, "this encoder has no head"
         return self.head(hidden_BTD, self.embed)
 
     def num_parameters(self) -> int:

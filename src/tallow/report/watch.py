@@ -78,6 +78,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
+    largest = max(map(abs, finite)) or 1.0  # else sums and differences could be infinite
+    finite = [value / largest for value in finite]
     width = min(width, len(finite))
     edges = [number * len(finite) // width for number in range(width + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # at run time tokenizer.py imports this file
     from tallow.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 MESSAGE_FORM = 'a message is {"role": "user" or such, "content": text}'
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
@@ -30,16 +31,35 @@ CHATML = """\
         {%- endfor %}
     {%- endif %}
 {%- endmacro %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.role == 'assistant' %}
-        {%- generation %}
-            {{- text(message.content) + '<|im_end|>' }}
-        {%- endgeneration %}
-    {%- else %}
-        {{- text(message.content) + '<|im_end|>' }}
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}
+        {{- text(messages[0].content) + '\\n\\n' }}
     {%- endif %}
-    {{- '\\n' }}
+    {{- 'These functions can be called:\\n' }}
+    {%- for tool in tools %}
+        {{- tool | tojson + '\\n' }}
+    {%- endfor %}
+    {{- 'A call is written as:\\n<tool_call>\\n{"name": NAME, "arguments": {...}}\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if not (tools and loop.first and message.role == 'system') %}
+        {{- '<|im_start|>' + message.role + '\\n' }}
+        {%- if message.role == 'assistant' %}
+            {%- generation %}
+                {{- text(message.content or '') }}
+                {%- for call in message.tool_calls or [] %}
+                    {{- '\\n' if message.content or not loop.first }}
+                    {{- '<tool_call>\\n{"name": ' + call.function.name | tojson + ', "arguments": ' }}
+                    {{- call.function.arguments | tojson + '}\\n</tool_call>' }}
+                {%- endfor %}
+                {{- '<|im_end|>' }}
+            {%- endgeneration %}
+        {%- else %}
+            {{- text(message.content) + '<|im_end|>' }}
+        {%- endif %}
+        {{- '\\n' }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
@@ -84,7 +104,11 @@ class ChatTemplate:
         return self._render(_plain_messages(messages), tools, add_generation_prompt, variables or {})
 
     def render_masked(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        learned: Sequence[bool] | None = None,
     ) -> list[tuple[str, bool]]:
         """The text of a conversation in pieces, and for each whether the assistant wrote it and a model learns it.
 
@@ -92,40 +116,60 @@ class ChatTemplate:
         once before it (with the generation prompt) and once behind it; the difference is the answer with its end
         token. That holds only where each of these texts is the beginning of the next, which is checked.
 
+        Args:
+            messages: As of `render`.
+            tools: As of `render`.
+            learned: For each message whether it is to be learned, if an assistant wrote it; None: all are.
+
         Raises:
-            DataError: As `render`; or what the assistant wrote cannot be told from this template.
+            DataError: As `render`; or what the assistant wrote cannot be told from this template, or it leaves out
+                tools or calls of them.
         """
         plain = _plain_messages(messages)
+        wanted = [
+            learned is None or learned[index] for index, message in enumerate(plain) if message["role"] == "assistant"
+        ]
         if self._choose(tools).marks_generation:
-            pieces = self._marked_pieces(plain, tools)
+            pieces = self._marked_pieces(plain, tools, wanted)
         else:
-            pieces = self._prefix_pieces(plain, tools)
+            pieces = self._prefix_pieces(plain, tools, wanted)
         pieces = [(text, learned) for text, learned in pieces if text]
-        if _has_answer(plain) and not any(learned for _, learned in pieces):
+        if any(wanted) and not any(learned for _, learned in pieces):
             raise DataError(
                 "the chat template marks nothing of the assistant's answers as learned",
                 "put {% generation %} … {% endgeneration %} around the assistant's content and end token",
             )
+        _check_tools_written(plain, tools, wanted, pieces)
         return pieces
 
     def _marked_pieces(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, wanted: Sequence[bool]
     ) -> list[tuple[str, bool]]:
         start, end = _unused_characters([messages, tools], 2)
         text = self._render(messages, tools, False, self._choose(tools).marks(start, end))
-        pieces, depth = [], 0
+        parts, depth, marked = list[tuple[str, int | None]](), 0, 0
         for part in re.split(f"([{start}{end}])", text):
             if part in (start, end):
                 depth += 1 if part == start else -1
+                marked += part == end and depth == 0
             else:
-                pieces.append((part, depth > 0))
-        return pieces
+                parts.append((part, marked if depth else None))
+        if all(wanted):
+            return [(part, place is not None) for part, place in parts]
+        if marked != len(wanted):
+            raise DataError(
+                f"it cannot be told which answers are to be learned: the chat template marks {marked} parts in a "
+                f"conversation with {len(wanted)} messages of an assistant",
+                "use a template that marks each answer once",
+            )
+        return [(part, place is not None and wanted[place]) for part, place in parts]
 
     def _prefix_pieces(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, wanted: Sequence[bool]
     ) -> list[tuple[str, bool]]:
         whole = self._render(messages, tools, False, {})
         pieces, done = [], 0
+        flags = iter(wanted)
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -139,10 +183,9 @@ class ChatTemplate:
                 )
             # What follows the end token is not the model's to write: it has stopped by then.
             answer = behind[len(before) :]
-            eos = self.tokens.get("eos_token")
-            if eos is not None and answer.rstrip().endswith(eos):
+            if answer.rstrip().endswith((*TURN_ENDS, self.tokens.get("eos_token", TURN_ENDS[0]))):
                 answer = answer.rstrip()
-            pieces += [(whole[done : len(before)], False), (answer, True)]
+            pieces += [(whole[done : len(before)], False), (answer, next(flags))]
             done = len(before) + len(answer)
         return [*pieces, (whole[done:], False)]
 
@@ -180,19 +223,23 @@ def turn_end_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    learned: Sequence[bool] | None = None,
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation, and for each whether a model learns it.
 
     The ids are those of encoding the rendered text as a whole, with one difference: control tokens come from the
     template alone. Where a message (or a tool) spells one, those characters are encoded as text. A token that
-    reaches into an assistant's text counts as learned.
+    reaches into an assistant's text counts as learned, if that message is one of the `learned` (None: all are).
 
     Raises:
         DataError: The tokenizer has no chat template; or as `ChatTemplate.render_masked`.
     """
     template, marker, messages, tools = _marked(tokenizer, messages, tools)
-    return tokenizer.sealed.encode_pieces(template.render_masked(messages, tools=tools), marker)
+    return tokenizer.sealed.encode_pieces(template.render_masked(messages, tools=tools, learned=learned), marker)
 
 
 def encode_chat_prompt(
@@ -292,8 +339,40 @@ def _plain(value: Any, where: str) -> Any:
     raise DataError(f"{where} holds a {type(value).__name__}", "use only text, numbers, lists and mappings")
 
 
-def _has_answer(messages: Sequence[Message]) -> bool:
-    return any(message["role"] == "assistant" for message in messages)
+def _check_tools_written(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    wanted: Sequence[bool],
+    pieces: Sequence[tuple[str, bool]],
+) -> None:
+    """Refuse a template that leaves out tools, or calls of them: a model would learn to answer with nothing.
+
+    Only names that every template would write as they are count.
+    """
+    answers = [message for message in messages if message["role"] == "assistant"]
+    calls = [
+        call
+        for answer, learned in zip(answers, wanted, strict=True)
+        if learned
+        for call in answer.get("tool_calls") or []
+    ]
+    for what, functions, text in (
+        ("tool", tools or [], "".join(text for text, _ in pieces)),
+        ("call of the tool", calls, "".join(text for text, learned in pieces if learned)),
+    ):
+        for name in map(_function_name, functions):
+            if name is not None and PLAIN_NAME.fullmatch(name) and name not in text:
+                raise DataError(
+                    f"the chat template leaves out the {what} {name}",
+                    "use a model whose template knows tools, or the template chatml",
+                )
+
+
+def _function_name(function: Any) -> str | None:
+    """The name of a tool or of a call, if it is written in a usual way."""
+    inner = function.get("function", function) if isinstance(function, Mapping) else None
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _unused_characters(value: Any, count: int) -> list[str]:

@@ -17,16 +17,27 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, models
 
 from tallow.errors import DataError
+
+if TYPE_CHECKING:  # importing these for good would import pyarrow, which a short prompt does without
+    import pyarrow as pa
+
+    from tallow.kernels.text.encoder import Encoder
 
 SHORT = 2048
 """Characters, or tokens, of a text that is done at once. With a longer one `tokenizers` would keep all other Python
 threads waiting, which it does not for a batch."""
+LONG = 1 << 16
+"""Characters of a text for which our own code is made: that takes as long as the library takes for some ten times that
+many. Arrays of texts are encoded by it in any case."""
 CANNOT_ENCODE = "text cannot be encoded", "check that it is valid Unicode"
 
 
@@ -52,6 +63,7 @@ class SealedTokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         added = dict(sorted(backend.get_added_tokens_decoder().items()))
         secret = f"t{secrets.token_hex(8)}"
+        self._original = backend
         self._added = list(added.values())
         self._names = {
             token.content: f"{secret}{id:08d}"
@@ -79,8 +91,48 @@ class SealedTokenizer:
         """The ids of an encoding of text that holds no secret names."""
         return self._ids(encoding) if self._renumbers_text else encoding.ids
 
+    def encode_ids(self, text: str) -> list[int]:
+        """The ids of text as text."""
+        if self._own(len(text)) is None:
+            return self.ids(self.encode(text))
+        return self.encode_texts(_array([text]))[0].tolist()
+
+    def parse(self, text: str) -> list[int]:
+        """The ids of text in which added tokens are read as what they spell."""
+        if self._own(len(text)) is None or not self._plain:
+            if len(text) <= SHORT:
+                return self._original.encode(text, add_special_tokens=False).ids
+            return self._original.encode_batch([text], add_special_tokens=False)[0].ids
+        return [id for ids, _ in self._segments(text, self._written) for id in ids]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._own(sum(map(len, texts))) is not None:
+            ids, lengths = self.encode_texts(_array(texts))
+            return [some.tolist() for some in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
+        return self._encode_batch(texts)
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.ids(encoding) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_texts(
+        self, texts: pa.StringArray, end: int | None = None
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """The ids of all texts, one after another, and how many there are of each; `end` follows each, and counts."""
+        if self.direct is None:
+            return _joined(self._encode_batch(texts.to_pylist()), end)
+        ids, lengths = self.direct.encode(texts, end)
+        left = np.flatnonzero(lengths < 0)
+        if not len(left):
+            return ids, lengths
+        others, their_lengths = _joined(self._encode_batch(texts.take(left).to_pylist()), end)
+        their_starts = np.cumsum(their_lengths) - their_lengths
+        starts = np.cumsum(np.maximum(lengths, 0))[left]
+        parts, done = list[npt.NDArray[np.uint32]](), 0
+        for start, first, length in zip(starts, their_starts, their_lengths, strict=True):
+            parts += [ids[done:start], others[first : first + length]]
+            done = start
+        lengths[left] = their_lengths
+        return np.concatenate([*parts, ids[done:]]), lengths
 
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]], marker: str) -> tuple[list[int], list[bool]]:
         """Encode rendered text in which `mark` was applied to all that users wrote.
@@ -102,6 +154,8 @@ class SealedTokenizer:
             if flag:
                 flagged.append((start, len(text)))
         with library_errors(*CANNOT_ENCODE):
+            if self._own(len(text)) is not None and self._plain:
+                return self._encode_flagged(text, flagged)
             encoding = self.encode(text)
         mask = [False] * len(encoding)
         offsets = encoding.offsets if flagged else []
@@ -111,6 +165,29 @@ class SealedTokenizer:
             mask[first:last] = [True] * (last - first)
         return self._ids(encoding), mask
 
+    def _encode_flagged(self, text: str, flagged: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        """`encode_pieces` by our own code; `flagged` are places of characters."""
+        ids, sizes = list[int](), list[int]()
+        for some, name in self._segments(text, self._secret):
+            ids += some
+            sizes += [len(name)] if name else self._token_sizes[some].tolist()
+        ends = np.cumsum(np.array(sizes, dtype=np.int64))
+        starts, mask = ends - sizes, np.zeros(len(ids), dtype=bool)
+        for first, last in flagged:
+            start = len(text[:first].encode())
+            end = start + len(text[first:last].encode())
+            mask |= (starts < end) & (ends > start)
+        return ids, mask.tolist()
+
+    def _segments(self, text: str, pattern: re.Pattern[str]) -> Iterator[tuple[list[int], str]]:
+        """The ids of what lies between matches of added tokens, and of each of these, with its spelling."""
+        done = 0
+        for match in pattern.finditer(text):
+            yield self.encode_ids(text[done : match.start()]), ""
+            yield [self._id_of[match[0]]], match[0]
+            done = match.end()
+        yield self.encode_ids(text[done:]), ""
+
     def mark(self, text: str, marker: str) -> str:
         """Put `marker` into what spells a control token, and after what could begin one that something else ends."""
         text = self._spellings.sub(rf"\g<0>{marker}", text)
@@ -118,6 +195,45 @@ class SealedTokenizer:
         if any(text[-length:] in self._beginnings for length in range(1, longest + 1)):
             text += marker
         return text
+
+    @cached_property
+    def direct(self) -> Encoder | None:
+        """Our own code that encodes most texts; None where this tokenizer is not of its kind."""
+        from tallow.tokenizer.direct import direct_encoder
+
+        readable = [token.content for token in self._added if token.content not in self._names]
+        return direct_encoder(self._backend, self._original_ids, readable)
+
+    def _own(self, characters: int) -> Encoder | None:
+        """Our own code, where it applies and is worth its making: for long texts, and where the library is too slow."""
+        slow = isinstance(self._backend.model, models.WordPiece)
+        return self.direct if slow or characters > LONG else None
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether added tokens are found by their spelling and nothing else, and all at once."""
+        odd = any(token.lstrip or token.rstrip or token.single_word for token in self._added)
+        return not odd and len({token.normalized for token in self._added}) < 2
+
+    @cached_property
+    def _secret(self) -> re.Pattern[str]:
+        """The names of control tokens."""
+        return re.compile("|".join(self._names.values()) or "(?!)")
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        """Ids of added tokens, by their spellings and by their names."""
+        ids = {token.content: id for id, token in self._original.get_added_tokens_decoder().items()}
+        return ids | {name: ids[content] for content, name in self._names.items()}
+
+    @cached_property
+    def _token_sizes(self) -> npt.NDArray[np.int64]:
+        """How many bytes each id stands for, in a vocabulary of our own code, in which all are spelled in letters."""
+        tokens = self._original.get_vocab(with_added_tokens=True)
+        added, sizes = {token.content for token in self._added}, np.zeros(max(tokens.values()) + 1, dtype=np.int64)
+        for token, id in tokens.items():
+            sizes[id] = len(token.encode()) if token in added else len(token)
+        return sizes
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
@@ -175,6 +291,18 @@ class SealedTokenizer:
 
     def _ids(self, encoding: tokenizers.Encoding) -> list[int]:
         return [self._original_ids.get(id, id) for id in encoding.ids]
+
+
+def _array(texts: Sequence[str]) -> pa.StringArray:
+    import pyarrow as pa
+
+    return pa.array(texts, pa.string())
+
+
+def _joined(ids: Sequence[Sequence[int]], end: int | None) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    ending = () if end is None else (end,)
+    lengths = np.array([len(some) + len(ending) for some in ids], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(chain(some, ending) for some in ids), np.uint32, lengths.sum()), lengths
 
 
 def _in_model(backend: tokenizers.Tokenizer, content: str) -> bool:

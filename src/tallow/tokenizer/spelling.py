@@ -54,6 +54,12 @@ def byte_alphabet() -> Mapping[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
+@cache
+def byte_letters() -> list[str]:
+    """The letter of each byte."""
+    return sorted(byte_alphabet(), key=byte_alphabet().__getitem__)
+
+
 def _steps(decoder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if decoder.get("type") == "Sequence":
         for step in decoder["decoders"]:

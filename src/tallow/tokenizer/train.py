@@ -1,4 +1,4 @@
-"""The tokenizer stage: learn a byte-level BPE vocabulary from documents, or adopt a vocabulary that exists."""
+"""The tokenizer stage: learn a vocabulary from documents, or adopt one that exists."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
 from pydantic import Field, model_validator
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken
 
 from tallow.console import progress, say
 from tallow.errors import DataError, UsageError, reading
 from tallow.files import atomic_directory
-from tallow.kernels.text.merges import learn_merges
-from tallow.kernels.text.word_counts import WordCounter, WordCounts, split_pattern
+from tallow.kernels.text.word_counts import WordCounter
 from tallow.recipe import Section
 from tallow.run import StageRun
 from tallow.tokenizer.chat import CHATML, ChatTemplate
-from tallow.tokenizer.spelling import byte_alphabet
 from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.tokenizer.trainers import TRAINERS, Algorithm
+from tallow.tokenizer.trainers.settings import TrainerSettings
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document, and fills up batches
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
+NUM_BYTES = 256  # each of which has a token
 BATCH_ROWS = 256
 PIECE_CHARACTERS = 1 << 16  # a longer document is read in pieces of that length
 SAMPLE_BYTES = 2_000_000  # of held-out text, to measure bytes per token
@@ -38,8 +38,16 @@ class TokenizerConfig(Section):
     Attributes:
         documents: The product of `prepare`: `{train,validation}/*.parquet` with a column `text`.
         pretrained: A directory with `tokenizer.json` to adopt instead of training.
+        algorithm: `bpe` merges the most frequent pair of tokens, beginning with bytes (as GPT-2). `byte_fallback_bpe`
+            begins with characters, and says rare ones in bytes (as Llama 2). `wordpiece` merges the pair whose parts
+            are seldom apart, beginning with bytes, and encodes by longest match (as BERT). `unigram` keeps the pieces
+            without which the text would be least probable, and encodes by the most probable ones; rare characters are
+            said in bytes (as T5).
         vocab_size: Tokens of the vocabulary, special tokens included. Little text may yield fewer.
-        min_frequency: A pair of tokens is merged only if it occurs at least that often.
+        min_frequency: A pair of tokens is merged, or a piece considered, only if it occurs at least that often. None:
+            2; for `wordpiece`, whose score likes rare pairs best, about the highest that fills the vocabulary.
+        character_coverage: For `byte_fallback_bpe` and `unigram`: the share of the text's characters that are to have
+            tokens of their own, the most frequent first.
         max_bytes: Train on at most that much text, taken evenly from all documents.
         max_digits: Longest run of digits in one token. llama.cpp knows 1 and 3; with 2, it will take other tokens for
             some numbers.
@@ -51,8 +59,10 @@ class TokenizerConfig(Section):
 
     documents: Path | None = None
     pretrained: str | None = None
+    algorithm: Algorithm = "bpe"
     vocab_size: int = Field(4096, ge=1)
-    min_frequency: int = Field(2, ge=1)
+    min_frequency: int | None = Field(None, ge=1)
+    character_coverage: float = Field(0.9995, gt=0, le=1)
     max_bytes: int = Field(100_000_000, ge=1)
     max_digits: Literal[1, 2, 3] = 1
     special_tokens: tuple[str, ...] = ()
@@ -61,7 +71,7 @@ class TokenizerConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_trained(self) -> Self:
-        smallest = len(self.all_special_tokens()) + len(pre_tokenizers.ByteLevel.alphabet())
+        smallest = len(self.all_special_tokens()) + NUM_BYTES
         if self.pretrained is None and self.vocab_size < smallest:
             raise UsageError(
                 f"tokenizer.vocab_size is {self.vocab_size}, but the bytes and special tokens alone are {smallest}",
@@ -71,8 +81,8 @@ class TokenizerConfig(Section):
 
     def all_special_tokens(self) -> list[str]:
         """Those that every trained tokenizer has, and the further ones."""
-        mask_token = () if self.mask_token is None else (self.mask_token,)
-        return list(dict.fromkeys((*SPECIAL_TOKENS, *self.special_tokens, *mask_token)))
+        more = [token for token in (self.mask_token, TRAINERS[self.algorithm].unknown) if token is not None]
+        return list(dict.fromkeys((*SPECIAL_TOKENS, *self.special_tokens, *more)))
 
 
 def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
@@ -95,7 +105,11 @@ def train_tokenizer(config: TokenizerConfig, run: StageRun) -> dict[str, Any]:
     elif config.documents is not None:
         backend, training_bytes = _train(config, config.documents)
         tokenizer = Tokenizer.from_backend(
-            backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, mask_token=config.mask_token
+            backend,
+            eos_token=END_OF_TEXT,
+            pad_token=END_OF_TEXT,
+            unk_token=TRAINERS[config.algorithm].unknown,
+            mask_token=config.mask_token,
         )
     else:
         raise UsageError("the tokenizer stage has no text", "set tokenizer.documents or tokenizer.pretrained")
@@ -125,48 +139,20 @@ def _train(config: TokenizerConfig, documents: Path) -> tuple[tokenizers.Tokeniz
             size = len(piece.encode())
             training_bytes += size
             bar.advance(size)
-    backend = _backend(config, counter.counts())
+    special = config.all_special_tokens()
+    backend = TRAINERS[config.algorithm].train(
+        counter.counts(),
+        TrainerSettings(
+            tuple(special), config.vocab_size, config.min_frequency, config.max_digits, config.character_coverage
+        ),
+    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     if backend.get_vocab_size() < config.vocab_size:
         say(
             f"the text yields only {backend.get_vocab_size():,} tokens of the {config.vocab_size:,} asked for: "
-            f"no other pair of tokens occurs {config.min_frequency} times"
+            "nothing else is in it often enough"
         )
     return backend, training_bytes
-
-
-def _backend(config: TokenizerConfig, words: WordCounts) -> tokenizers.Tokenizer:
-    """Byte-level BPE: symbols are bytes, each of which a letter stands for."""
-    alphabet = byte_alphabet()
-    letters = sorted(alphabet)
-    symbol_of_byte = np.zeros(len(letters), dtype=np.int32)
-    symbol_of_byte[[alphabet[letter] for letter in letters]] = np.arange(len(letters))
-    special = config.all_special_tokens()
-    merges = learn_merges(
-        symbol_of_byte[np.frombuffer(words.bytes, dtype=np.uint8)],
-        words.ends,
-        words.counts,
-        [letter.encode() for letter in letters],
-        config.vocab_size - len(special),
-        config.min_frequency,
-    )
-    tokens = list(letters)
-    pairs: list[tuple[str, str]] = []
-    for merge in merges:
-        pairs.append((tokens[merge.left], tokens[merge.right]))
-        if merge.merged == len(tokens):
-            tokens.append("".join(pairs[-1]))
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab={token: id for id, token in enumerate([*special, *tokens])}, merges=pairs)
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(split_pattern(config.max_digits)), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return backend
 
 
 def _measure(tokenizer: Tokenizer, documents: Path) -> dict[str, Any]:

@@ -4,20 +4,23 @@ from a model's."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt, ValidationError, model_validator
 
 from tallow.console import say
 from tallow.data.batch import Packed
 from tallow.data.dataset import TokenDataset
 from tallow.data.manifest import MANIFEST, load_manifest
+from tallow.data.mixing.curriculum import CurriculumConfig
+from tallow.data.mixing.mixture import DomainShare, MixtureConfig, sources_of
+from tallow.data.mixing.plan import plan_order
 from tallow.data.packing import Packing
 from tallow.errors import DataError, UsageError
-from tallow.files import hash_file
+from tallow.files import hash_file, read_json, write_json
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
 from tallow.models.encoder_config import EncoderConfig
@@ -40,6 +43,7 @@ from tallow.train.placing import lay_out
 from tallow.train.trainable import refuse_quantized
 from tallow.train.validation import HeldOut, bytes_of_tokens
 
+SHOWN_DOMAINS = 12
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -61,6 +65,10 @@ class PretrainConfig(Section):
         packing: How documents come to lie in rows. `split`: one after another, cut where a row is full, attention
             within documents; `concatenate`: likewise, attention across documents; `best_fit`: no document is cut that
             fits into a row. Held-out text is scored as with `split`.
+        mixture: How much of the run comes from which sources; None: rows of all of them, each as often as the others.
+            No row has documents of two domains.
+        learned_mixture: What the stage mixture has written; its weights take the place of those of `mixture`.
+        curriculum: Which rows come first; None: all in random order.
         token_budget: Tokens to train on, if `loop.steps` is not set; None: all of the training split, once.
         validation_tokens: Held-out tokens that a validation scores.
         save_dtype: How the model is saved. `fp32` is what was trained, so that tuning goes on from just that;
@@ -80,6 +88,9 @@ class PretrainConfig(Section):
     encoder: EncoderConfig | None = None
     initialization: AnyInitialization | None = None
     packing: Packing = "split"
+    mixture: MixtureConfig | None = None
+    learned_mixture: Path | None = None
+    curriculum: CurriculumConfig | None = None
     token_budget: PositiveInt | None = None
     validation_tokens: PositiveInt = 65536
     save_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -148,7 +159,11 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
         )
     objective = OBJECTIVES[config.objective](tokenizer, config.loop.seed)
     model = _make(config, tokenizer) if config.init is None else _load(config, tokenizer)
-    dataset = TokenDataset(config.tokens, "train", config.loop.sequence_length, config.loop.seed, config.packing)
+    mixture = _mixture(config)
+    domains = mixture and sources_of(mixture, [source.name for source in manifest.sources])
+    dataset = TokenDataset(
+        config.tokens, "train", config.loop.sequence_length, config.loop.seed, config.packing, domains
+    )
     if config.packing == "best_fit":
         share = dataset.num_padding / (dataset.num_sequences * (config.loop.sequence_length + 1))
         say(f"best fit: {dataset.num_sequences:,} rows, of which {share:.2%} are padding")
@@ -160,6 +175,8 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
             "learning_rate_factors": _rate_factors(config, model),
         }
     )
+    run_rows = plan.rows((loop.steps or plan.steps) - 1).stop
+    order, shares = plan_order(dataset, run_rows, mixture, config.curriculum)
     num_parameters = model.num_parameters()
     with join_world() as world:
         layout = lay_out(model, loop, world)
@@ -167,8 +184,12 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
         plan.check_shares(reader.size)
 
         def batches(step: int) -> list[Packed]:
-            return _gather(dataset, reader.share(dataset.numbers(plan.rows(step))), loop)
+            return gather_rows(dataset, reader.share(order.numbers(plan.rows(step))), loop)
 
+        if shares and world.is_main:
+            _say_shares(shares)
+            values = {name: share.model_dump(mode="json") for name, share in shares.items()}
+            write_json(run.directory / "mixture.json", values)
         result = train(
             layout,
             objective,
@@ -182,6 +203,7 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
                 "grow": config.grow and config.grow.model_dump(mode="json"),
                 "initialization": config.initialization and config.initialization.model_dump(mode="json"),
                 "tokens": hash_file(config.tokens / MANIFEST),
+                **_order_settings(mixture, config.curriculum),
             },
         )
         weights = layout.gather()
@@ -191,9 +213,41 @@ def pretrain(config: PretrainConfig, run: StageRun) -> dict[str, Any]:
     return {"parameters": num_parameters, **result}
 
 
+def _mixture(config: PretrainConfig) -> MixtureConfig | None:
+    """The mixture that is set, with the weights that were learned, if any were."""
+    if config.learned_mixture is None:
+        return config.mixture
+    try:
+        learned = MixtureConfig.model_validate(read_json(config.learned_mixture, "learned mixture"))
+    except ValidationError as error:
+        raise DataError(f"{config.learned_mixture} is no mixture", "run the stage mixture again") from error
+    if config.mixture is None:
+        return learned
+    return learned.model_copy(update={"max_epochs": config.mixture.max_epochs})
+
+
+def _order_settings(mixture: MixtureConfig | None, curriculum: CurriculumConfig | None) -> dict[str, Any]:
+    """What the order of rows depends on, where it is not the usual one."""
+    parts = {"mixture": mixture, "curriculum": curriculum}
+    return {name: part.result_settings() for name, part in parts.items() if part is not None}
+
+
+def _say_shares(shares: Mapping[str, DomainShare]) -> None:
+    """Tell what the run takes from where, the largest shares first, and what it repeats."""
+    by_share = sorted(shares.items(), key=lambda item: -item[1].share)
+    for name, each in by_share[:SHOWN_DOMAINS]:
+        limited = (
+            f" (not {each.weight:.2%}, which would repeat it too often)" if each.share < each.weight * 0.999 else ""
+        )
+        repeated = ", so what it has is repeated" if each.epochs > 1 else ""
+        say(f"{name}: {each.share:.2%} of the run{limited}, {each.epochs:.2f} epochs{repeated}")
+    if len(by_share) > SHOWN_DOMAINS:
+        say(f"and {len(by_share) - SHOWN_DOMAINS:,} more domains, which mixture.json has")
+
+
 def _make(config: PretrainConfig, tokenizer: Tokenizer) -> Model:
     """A new model with random weights."""
-    shape = _complete(config.shape, tokenizer)
+    shape = complete_shape(config.shape, tokenizer)
     _check(shape, tokenizer, config.loop)
     return new_model(shape, config.loop.seed, config.initialization)
 
@@ -204,7 +258,7 @@ def _rate_factors(config: PretrainConfig, model: Model) -> dict[str, float]:
     return {pattern: own.get(pattern, 1.0) * more.get(pattern, 1.0) for pattern in {**own, **more}}
 
 
-def _complete(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+def complete_shape(shape: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The shape with what it leaves to the tokenizer."""
     filled = {
         "vocab_size": shape.vocab_size or tokenizer.vocab_size,
@@ -246,7 +300,7 @@ def _check_length(shape: ModelConfig, loop: LoopConfig) -> None:
         )
 
 
-def _gather(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> list[Packed]:
+def gather_rows(dataset: TokenDataset, rows: Sequence[int], loop: LoopConfig) -> list[Packed]:
     """Windows as micro-batches."""
     size = loop.micro_batch_size or len(rows)
     return [dataset.gather(rows[start : start + size]) for start in range(0, len(rows), size)]
@@ -264,4 +318,4 @@ def _held_out(config: PretrainConfig, tokenizer: Tokenizer, reader: Position) ->
     bytes_V = bytes_of_tokens(tokenizer) if config.objective == "causal" else None
     # likewise the same chances for every seed, so that runs can be compared
     objective = OBJECTIVES[config.objective](tokenizer, 0)
-    return HeldOut(objective, _gather(dataset, rows, config.loop), bytes_V)
+    return HeldOut(objective, gather_rows(dataset, rows, config.loop), bytes_V)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from rich.text import Text
 
 from tallow.console import say, stderr
 from tallow.data.batch import Packed
+from tallow.data.instructions.read import read_samples, set_aside
+from tallow.data.instructions.samples import Answered, Conversation, Labelled, Preference
+from tallow.data.instructions.spellings import Form
+from tallow.data.reading.settings import ReadSettings
+from tallow.data.records import Record, Rejected
 from tallow.errors import DataError
 from tallow.tokenizer.chat import encode_chat
 from tallow.tokenizer.tokenizer import Tokenizer
 
 PADDING = -1
-FORMS = 'use {"messages": [{"role": …, "content": …}]} or {"prompt": …, "completion": …}'
+SHOWN_CHARACTERS = 1_000  # of a piece that is masked or learned as a whole
 
 
 @dataclass(frozen=True)
@@ -30,49 +35,82 @@ class Example:
         return len(self.ids)
 
 
-def encode_record(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> Example:
-    """Tokens of one record: `{"messages": [{role, content}, …]}` or `{"prompt": …, "completion": …}`.
+def encode_answered(answered: Answered, tokenizer: Tokenizer) -> Example:
+    """Tokens of a conversation, or of a prompt with its completion.
 
-    Of a conversation the assistant's turns and their end tokens are learned, of a prompt with its
-    completion the completion and the end token.
-
-    Args:
-        where: Which record it is, for the error.
+    Of a conversation the assistant's turns and their end tokens are learned, as far as it says so, of a prompt with
+    its completion the completion and the end token.
 
     Raises:
-        DataError: The record is of neither form, has no answer, or the chat template refuses it.
+        DataError: The chat template refuses it, or what is learned cannot be told.
     """
-    if record.get("messages") is not None:
-        return _encode_messages(record["messages"], tokenizer, where)
-    if record.get("prompt") is not None and record.get("completion") is not None:
-        return _encode_completion(record["prompt"], record["completion"], tokenizer, where)
-    filled = sorted(name for name, value in record.items() if value is not None)
-    raise DataError(
-        f"{where} has neither messages nor prompt and completion (it has {', '.join(filled) or 'nothing'})", FORMS
-    )
-
-
-def _encode_messages(messages: Any, tokenizer: Tokenizer, where: str) -> Example:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: messages is no list, or an empty one", FORMS)
-    try:
-        ids, learned = encode_chat(tokenizer, messages)
-    except DataError as error:
-        raise DataError(f"{where}: {error.message}", error.hint) from error
-    if not any(learned):
-        raise DataError(f"{where} has no assistant message, so nothing to learn", "leave it out, or add the answer")
-    return Example(ids, learned)
-
-
-def _encode_completion(prompt: Any, completion: Any, tokenizer: Tokenizer, where: str) -> Example:
-    for name, text in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(text, str):
-            raise DataError(f"{where}: {name} is no string", FORMS)
-    if tokenizer.eos_id is None:
-        raise DataError("the tokenizer has no end token, so the model could not learn to stop", "set eos_token")
-    start = tokenizer.encode(prompt, add_special_tokens=True)
-    answer = [*tokenizer.encode(completion), tokenizer.eos_id]
+    if isinstance(answered, Conversation):
+        ids, learned = encode_chat(tokenizer, answered.messages, tools=answered.tools or None, learned=answered.learned)
+        return Example(ids, learned)
+    start = tokenizer.encode(answered.prompt, add_special_tokens=True)
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    answer = [*tokenizer.encode(answered.completion), *end]
     return Example(start + answer, [False] * len(start) + [True] * len(answer))
+
+
+def read_examples(
+    sources: Iterable[str | Path],
+    tokenizer: Tokenizer,
+    rejected: Rejected,
+    spelling: str | None = None,
+    settings: ReadSettings | None = None,
+    learn_chosen: bool = False,
+) -> Iterator[tuple[Example, Record]]:
+    """Examples of instruction files with their records; what was recognised, and the first of each, is shown.
+
+    Args:
+        sources: What `read_samples` takes.
+        tokenizer: Of the model that is to learn them.
+        rejected: Counts what is set aside: malformed records, and those that the chat template refuses.
+        spelling: As of `read_samples`.
+        settings: As of `read_samples`.
+        learn_chosen: Of preferences learn the chosen answers, of labelled ones the good.
+
+    Raises:
+        DataError: As `read_samples`; or they are preferences or labelled answers, and `learn_chosen` is not set.
+    """
+    shown = set[tuple[str, Form]]()
+    bad: Record | None = None  # one may hold several samples
+    for sample, form, record in read_samples(sources, rejected, spelling, settings):
+        name = record.place.source.name
+        if isinstance(sample, Preference | Labelled) and not learn_chosen:
+            raise DataError(
+                f"{name} holds {form}, from which tuning does not learn",
+                "set tune.learn_chosen to learn the better answers",
+            )
+        if isinstance(sample, Labelled) and not sample.good:
+            continue
+        answered = sample.chosen if isinstance(sample, Preference) else sample
+        answered = answered.answer if isinstance(answered, Labelled) else answered
+        _require_parts(tokenizer, answered)
+        try:
+            example = encode_answered(answered, tokenizer)
+        except DataError as error:
+            if record is not bad:
+                set_aside(rejected, record, error)
+            bad = record
+            continue
+        if (name, form) not in shown:
+            shown.add((name, form))
+            say(f"{name}: {form}")
+            show(example, tokenizer)
+        yield example, record
+
+
+def _require_parts(tokenizer: Tokenizer, answered: Answered) -> None:
+    """Refuse a tokenizer that lacks what no record of such a set can do without."""
+    if isinstance(answered, Conversation) and tokenizer.chat_template is None:
+        raise DataError(
+            "the model has no chat template, which conversations need",
+            "put a chat_template.jinja into its directory, or give records of prompt and completion",
+        )
+    if not isinstance(answered, Conversation) and tokenizer.eos_id is None:
+        raise DataError("the tokenizer has no end token, so the model could not learn to stop", "set eos_token")
 
 
 def check_learned(examples: Sequence[Example], end_ids: Collection[int]) -> None:
@@ -167,9 +205,17 @@ def show(example: Example, tokenizer: Tokenizer) -> None:
     start = 0
     for end in range(1, len(example) + 1):
         if end == len(example) or example.learned[end] != example.learned[start]:
-            piece = tokenizer.decode(example.ids[start:end], skip_special_tokens=False)
+            piece = _shortened(tokenizer.decode(example.ids[start:end], skip_special_tokens=False))
             console = stderr()
             marked = piece if console.is_terminal or not example.learned[start] else f"⟦{piece}⟧"
             text.append(marked, style="green" if example.learned[start] else "dim")
             start = end
     stderr().print(text, soft_wrap=True)
+
+
+def _shortened(text: str) -> str:
+    left_out = len(text) - SHOWN_CHARACTERS
+    if left_out <= 0:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]} … {left_out:,} characters … {text[-half:]}"

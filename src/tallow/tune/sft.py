@@ -14,10 +14,10 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from tallow.console import say
+from tallow.console import is_main_process, say
 from tallow.data.batch import Packed
 from tallow.data.permutation import Permutation
-from tallow.data.read import read_records
+from tallow.data.reading.settings import ReadSettings
 from tallow.data.records import Rejected
 from tallow.data.sources import SourceNames
 from tallow.errors import UsageError
@@ -36,7 +36,7 @@ from tallow.train.placing import lay_out
 from tallow.train.trainable import refuse_quantized
 from tallow.train.validation import HeldOut
 from tallow.tune.adapter import save_adapter
-from tallow.tune.examples import Example, check_learned, encode_record, keep_fitting, pack, show, to_packed
+from tallow.tune.examples import Example, check_learned, keep_fitting, pack, read_examples, to_packed
 from tallow.tune.lora import LoraConfig, add_adapters, merge_adapters
 
 TURN_END = "<|im_end|>"
@@ -62,8 +62,14 @@ class TuneConfig(Section):
 
     Args:
         model: The model to start from.
-        data: JSON or parquet files, directories and globs of `{"messages": [...]}` or `{"prompt", "completion"}`
-            records, or `tallow:pepys_chat`, the set that comes with the package.
+        data: JSON, parquet or CSV files, directories and globs of conversations (`{"messages": [...]}` and other
+            usual spellings) or of `{"prompt", "completion"}` records, or `tallow:pepys_chat`, the set that comes with
+            the package.
+        spelling: How the records of all files are spelled, where it cannot be told: `messages`, `sharegpt`, `alpaca`,
+            `question`, `prompt`, `transcript` or `pairs`.
+        learn_chosen: Of preferences learn the chosen answers, of answers with a label the good ones.
+        max_bad_fraction: Above this share of records that are malformed, or that the chat template refuses, the stage
+            fails.
         method: `full` trains all weights; `lora` trains low-rank adapters, kept in `adapter/` and merged into `model/`.
         lora: Settings of the adapters.
         epochs: Passes over the set; `loop.steps` goes before it.
@@ -73,6 +79,9 @@ class TuneConfig(Section):
 
     model: Path
     data: SourceNames = Field(min_length=1)
+    spelling: Literal["messages", "sharegpt", "alpaca", "question", "prompt", "transcript", "pairs"] | None = None
+    learn_chosen: bool = False
+    max_bad_fraction: float = Field(default=0.1, ge=0, le=1)
     method: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
     epochs: PositiveFloat = 1.0
@@ -92,22 +101,17 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
     """
     model, tokenizer = load_model(config.model, dtype=torch.float32), load_tokenizer(config.model)
     _check_model(model, config)
-    _give_template(tokenizer)
+    give_template(tokenizer)
     sequence_length = config.loop.sequence_length
     row_tokens = sequence_length + 1  # the last token is a target only
-    rejected = Rejected()
-    examples = keep_fitting(
-        (
-            encode_record(record.fields, tokenizer, str(record.place))
-            for record in read_records(config.data, rejected=rejected)
-        ),
-        sequence_length,
-    )
+    rejected = _set_aside(run)
+    reading = ReadSettings(max_bad_fraction=config.max_bad_fraction)
+    read = read_examples(config.data, tokenizer, rejected, config.spelling, reading, config.learn_chosen)
+    examples = keep_fitting((example for example, _ in read), sequence_length)
     if rejected.bad:
-        say(f"left out {rejected.bad:,} records that cannot be read (first: {rejected.first})")
+        say(f"set aside {rejected.bad:,} records in {rejected.path} (first: {rejected.first})")
     ends = _end_ids(model, tokenizer)
     check_learned(examples, ends)
-    show(examples[0], tokenizer)
     training, held_out = hold_out(examples, config.validation_fraction)
     rows = pack(training, row_tokens)
     held_out_rows = pack(held_out, row_tokens)
@@ -138,6 +142,15 @@ def tune(config: TuneConfig, run: StageRun) -> dict[str, Any]:
             here = world.size == 1 and layout.device.type == "cpu"
             _save(model if here else _whole(config, weights), tokenizer, ends, config, run)
     return {"examples": len(training), **result}
+
+
+def _set_aside(run: StageRun) -> Rejected:
+    """Keeps bad records in a file of the run, anew each time that the stage begins."""
+    if not is_main_process():
+        return Rejected()
+    path = run.directory / "rejected.jsonl"
+    path.unlink(missing_ok=True)
+    return Rejected(path)
 
 
 def _whole(config: TuneConfig, weights: Mapping[str, Tensor]) -> Decoder:
@@ -184,7 +197,7 @@ def _check_model(model: Decoder, config: TuneConfig) -> None:
         )
 
 
-def _give_template(tokenizer: Tokenizer) -> None:
+def give_template(tokenizer: Tokenizer) -> None:
     """A base model gets the ChatML template, if its tokenizer knows the tokens that it is written with."""
     if tokenizer.chat_template is None and tokenizer.backend.token_to_id(TURN_END) is not None:
         tokenizer.chat_template = ChatTemplate(CHATML, tokenizer.special_tokens)

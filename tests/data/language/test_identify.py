@@ -17,7 +17,7 @@ from tallow.data.language.identify import (
 )
 from tallow.errors import DataError
 
-TINY = LanguageConfig(model=str(Path(__file__).parent / "tiny.bin"))
+TINY = LanguageConfig(model=Path(__file__).parent / "tiny.bin")
 ENGLISH, FRENCH = "everyone has the right to life. ", "toute personne a droit à la vie. "
 
 
@@ -76,7 +76,7 @@ def test_without_a_model_it_says_where_to_get_one(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.shared_data
 def test_real_languages(shared_data: Callable[..., Path]) -> None:
-    config = LanguageConfig(model=str(shared_data("langid_model", "lid.176.ftz")))
+    config = LanguageConfig(model=shared_data("langid_model", "lid.176.ftz"))
     texts = [
         "The quick brown fox jumps over the lazy dog.",
         "Съешь же ещё этих мягких французских булок",

@@ -7,47 +7,20 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from tests.data.steps.corpora import MAKE, Texts, drop_short
 
 from tallow.data.read import Document
-from tallow.data.steps.judge import JUDGE, JudgeConfig, too_short
-from tallow.data.steps.measure import SIZES, SizesStep
-from tallow.data.steps.tables import PART
 from tallow.data.steps.unique import unique
 from tallow.data.work.engines import LocalEngine
-from tallow.data.work.step import Input, Made, Step
 from tallow.data.work.work import Work
-from tallow.recipe import Section
-
-
-class Texts(Section):
-    texts: tuple[tuple[int, str], ...]
-
-
-def _make(config: Texts, _: Sequence[pa.Table]) -> list[Made]:
-    documents = [Document.make(text, "a", offset) for offset, text in config.texts]
-    columns = {
-        "id": [bytes.fromhex(document.id) for document in documents],
-        "digest": [document.digest[:16] for document in documents],
-        "text": [document.text for document in documents],
-        "source": [document.source for document in documents],
-        "offset": [document.offset for document in documents],
-        "metadata": [None for _ in documents],
-    }
-    return [Made(pa.table(columns, schema=PART))]
-
-
-MAKE = Step(f"{__name__}:MAKE", 1, Texts, _make)
 
 
 def kept(directory: Path, parts: Sequence[Sequence[tuple[int, str]]], part_bytes: int) -> tuple[list[bytes], int]:
     """Ids of those that stay, and how many were dropped as copies."""
     work = Work(directory, LocalEngine(1))
     made = [part for [part] in work.each(MAKE, [(Texts(texts=tuple(texts)), ()) for texts in parts])]
-    sizes = [part for [part] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in made])]
-    rules = JudgeConfig(bounds=(too_short(2),))
-    verdicts = [part for [part] in work.each(JUDGE, [(rules, [Input(part)]) for part in sizes])]
+    verdicts = drop_short(work, made)
     verdicts = unique(work, made, verdicts, made, "digest", "copy", part_bytes)
     stay: list[bytes] = []
     for part, verdict in zip(made, verdicts, strict=True):
@@ -78,6 +51,6 @@ def test_the_smallest_id_stays_however_documents_are_parted(tmp_path: Path, seed
 
 
 def test_digests_are_those_of_texts() -> None:
-    [made] = _make(Texts(texts=((0, "text"),)), ())
+    [made] = MAKE.function(Texts(texts=((0, "text"),)), ())
     assert not isinstance(made.table, Sequence)
     assert made.table["digest"][0].as_py() == sha256(b"text").digest()[:16]

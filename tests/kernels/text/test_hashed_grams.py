@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallow.kernels.dispatch import using
-from tallow.kernels.text.hashed_grams import Grams, hashed_grams, sum_grams
+from tallow.kernels.text.hashed_grams import Grams, count_grams, hashed_grams, sum_grams, weigh_grams
 
 TEXTS = st.lists(st.one_of(st.text(), st.text("aAbé人 .\n\x7f1", max_size=80)), max_size=5)
 GRAMS = st.builds(
@@ -41,3 +41,18 @@ def test_what_is_counted() -> None:
     assert second < first
     lengths = [np.square(features.values[:6]).sum(), np.square(features.values[6:]).sum()]
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
+
+
+@given(TEXTS, GRAMS)
+def test_fast_counts_are_the_reference(texts: list[str], grams: Grams) -> None:
+    array = pa.array(["left out", *texts], pa.string()).slice(1)
+    weights = np.random.default_rng(0).integers(-100, 100, 1 << grams.bits).astype(np.float64)
+    found = []
+    for versions in ("fast", "reference"):
+        with using("fast" if versions == "fast" else "reference"):
+            sums, sizes = weigh_grams(array, grams, weights)
+            totals = count_grams(array, grams)
+        assert sums.sum() == totals @ weights
+        assert sizes.sum() == totals.sum()
+        found.append([sums.tolist(), sizes.tolist(), totals.tolist()])
+    assert found[0] == found[1]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from tallow.kernels.text import native
 from tallow.kernels.text.classes import character_tables
 from tallow.kernels.text.counts import count_texts
+from tallow.kernels.text.gram_index import GramIndex
 from tallow.kernels.text.kept_lines import LineRules, keep_lines
 from tallow.kernels.text.minhash import draw_permutations, shingle_sets, sign
 
@@ -49,4 +51,6 @@ def test_time_is_linear(shape: str) -> None:
     keep_lines(text, LineRules(0, 10**9, False, True, True, True))
     sign(text, 5, permutations)
     shingle_sets(text, 5)
+    index = GramIndex(text, 13, 2, 0)
+    index.search(text, np.ones(index.count, dtype=bool))
     assert time.process_time() - begin < 1

@@ -42,7 +42,8 @@ class MinHashSettings(Section):
     """How near-duplicates are found. The defaults are datatrove 0.10's, which verifies nothing.
 
     Args:
-        shingle_words: Words of a shingle. Documents with fewer words have none, and are like no other.
+        shingle_words: Words of a shingle, in which all numbers are alike, and case and accents do not count. Documents
+            with fewer words have none, and are like no other.
         bands: Two documents are compared if they agree in all of at least one of so many bands …
         rows: … of so many permutations each.
         threshold: Jaccard similarity of the sets of shingles from which on documents are near-duplicates.

@@ -36,7 +36,7 @@ class LanguageConfig(Section):
         letters: What has fewer letters in these parts is `und`.
     """
 
-    model: str | None = None
+    model: Path | None = None
     sample_bytes: int = Field(default=3000, ge=1)
     pieces: int = Field(default=3, ge=1, le=64)
     letters: int = Field(default=3, ge=0)
@@ -81,7 +81,7 @@ def find_language_model(config: LanguageConfig) -> Path:
         DataError: None is named, and the package that has one is not installed.
     """
     if config.model is not None:
-        return Path(config.model)
+        return config.model
     package = importlib.util.find_spec(PACKAGE)
     for place in package.submodule_search_locations or [] if package else []:
         if (path := Path(place, *BUNDLED)).is_file():

@@ -39,7 +39,7 @@ class PrivacyConfig(Section):
             `password=` and the like.
         wallet: Bitcoin (and what writes addresses as it does) by their check sums; Ethereum by its own, or by its
             form where that is in one case.
-        name: What the caller's finder of names finds.
+        name: What a finder of names finds that `scrub` is given in Python; the stage prepare has none.
         private_ips: Addresses that mean something only in a network of one's own (private, loopback, link-local) too.
         phone_regions: Countries (ISO 3166) whose numbers are told without the country's code, in this order.
         phone_validation: `possible`: beside a word such as "call" the right length suffices.

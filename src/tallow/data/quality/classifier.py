@@ -97,7 +97,7 @@ def train_classifier(good: pa.StringArray, bad: pa.StringArray, config: Classifi
         if not len(learned[-1]) or not len(held[-1]):
             raise DataError(
                 f"of {len(texts)} {kind} examples {len(held[-1])} are held out to measure by",
-                "give more examples, or another held_out",
+                "give more examples of that kind",
             )
     features = _join([hashed_grams(texts, config.grams()) for texts in learned])
     fitted = fit_logistic(features, _kinds(learned), 1 << config.bits, config.l2, config.most_steps, config.tolerance)

@@ -39,11 +39,13 @@ class JudgeConfig(Section):
     """What is asked of documents, in this order.
 
     Args:
+        min_chars: Documents with fewer are too short.
         languages: Which stay; None: all.
         bounds: On columns.
         quality: On the columns that `families.measure` gives.
     """
 
+    min_chars: int
     languages: tuple[str, ...] | None = None
     bounds: tuple[Bound, ...] = ()
     quality: QualityRules | None = None
@@ -58,8 +60,7 @@ def _judge(config: JudgeConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
 
 
 def _all(config: JudgeConfig, columns: Mapping[str, pa.ChunkedArray], rows: int) -> Verdicts:
-    names: list[str] = []
-    drops: list[npt.NDArray[np.bool_]] = []
+    names, drops = [TOO_SHORT], [columns[CHARS].to_numpy() < config.min_chars]
     if config.languages is not None:
         names.append(LANGUAGE)
         among = pc.call_function("is_in", [columns[LANGUAGE]], pc.SetLookupOptions(pa.array(config.languages)))
@@ -86,10 +87,6 @@ def _beyond(column: pa.ChunkedArray, bound: Bound) -> npt.NDArray[np.bool_]:
     if bound.max is not None:
         beyond |= values > bound.max
     return beyond
-
-
-def too_short(min_chars: int) -> Bound:
-    return Bound(reason=TOO_SHORT, column=CHARS, min=min_chars)
 
 
 JUDGE = Step(f"{__name__}:JUDGE", 1, JudgeConfig, _judge)

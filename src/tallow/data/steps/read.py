@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,11 @@ def _part(documents: Sequence[Document]) -> Made:
     for document in documents:
         counts[f"documents {document.source}"] += 1
         counts[f"bytes {document.source}"] += len(document.text.encode())
+    return Made(documents_table(documents), counts)
+
+
+def documents_table(documents: Sequence[Document]) -> pa.Table:
+    """Documents as `PART`."""
     columns = {
         "id": [bytes.fromhex(document.id) for document in documents],
         "digest": [document.digest[:16] for document in documents],
@@ -98,11 +103,7 @@ def _part(documents: Sequence[Document]) -> Made:
             json.dumps(dict(document.metadata), sort_keys=True) if document.metadata else None for document in documents
         ],
     }
-    return Made(pa.table(columns, schema=PART), counts)
-
-
-def _as_json(metadata: Mapping[str, str]) -> str | None:
-    return json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False) if metadata else None
+    return pa.table(columns, schema=PART)
 
 
 READ = Step(f"{__name__}:READ", 1, ReadConfig, _read)

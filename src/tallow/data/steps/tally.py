@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tallow.data.edits import make_edits
 from tallow.data.steps.judge import LANGUAGE
-from tallow.data.steps.tables import kept, words
+from tallow.data.steps.left import BYTES_LEFT
+from tallow.data.steps.tables import edits_of, kept, known_columns, words
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
 
@@ -25,9 +27,11 @@ GROUPS = pa.schema(
         ("language", pa.string()),
         ("documents", pa.int64()),
         ("bytes", pa.int64()),
+        ("left", pa.int64()),
     ]
 )
-"""How many documents of each source and language have come to what; `fate` is what has dropped them, or `kept`."""
+"""How many documents of each source and language have come to what; `fate` is what has dropped them, or `kept`. `left`
+are their bytes when all edits are made."""
 
 SAMPLES = pa.schema(
     [("fate", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("source", pa.string()), ("offset", pa.int64()),
@@ -58,16 +62,19 @@ def _tally(config: TallyConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """
     documents, verdicts, *beside = tables
     fates = verdicts["dropped_by"].fill_null(KEPT).combine_chunks()
-    columns = {name: table[name] for table in beside for name in table.column_names if name != "edits"}
+    columns = known_columns(beside)
     languages = columns.get(LANGUAGE, pa.nulls(documents.num_rows, pa.string()))
     sizes = pc.call_function("binary_length", [documents["text"]]).cast(pa.int64())
-    table = pa.table([fates, documents["source"], languages, sizes], names=["fate", "source", "language", "bytes"])
+    left = columns.get(BYTES_LEFT, sizes)
+    names = ["fate", "source", "language", "bytes", "left"]
+    table = pa.table([fates, documents["source"], languages, sizes, left], names=names)
     groups = table.group_by(["fate", "source", "language"], use_threads=False).aggregate(
-        [("bytes", "count"), ("bytes", "sum")]
+        [("bytes", "count"), ("bytes", "sum"), ("left", "sum")]
     )
-    order = ["fate", "source", "language", "bytes_count", "bytes_sum"]
+    order = ["fate", "source", "language", "bytes_count", "bytes_sum", "left_sum"]
     yield Made(pa.table(groups.select(order).columns, schema=GROUPS), _counts(documents, verdicts, columns))
-    yield Made(_samples(config, documents, fates, columns))
+    edits = [edits_of(table) for table in beside if "edits" in table.column_names]
+    yield Made(_samples(config, documents, fates, columns, edits))
 
 
 def _counts(documents: pa.Table, verdicts: pa.Table, columns: dict[str, Any]) -> Counter[str]:
@@ -85,13 +92,21 @@ def _counts(documents: pa.Table, verdicts: pa.Table, columns: dict[str, Any]) ->
     return counts
 
 
-def _samples(config: TallyConfig, documents: pa.Table, fates: pa.StringArray, columns: dict[str, Any]) -> pa.Table:
+def _samples(
+    config: TallyConfig,
+    documents: pa.Table,
+    fates: pa.StringArray,
+    columns: dict[str, Any],
+    edits: Sequence[pa.ListArray],
+) -> pa.Table:
+    """Samples, whose texts are edited: they are shown to others, who must not see what is private."""
     order = ranks(words(documents["id"])[:, 0], config.seed)
     rows: list[dict[str, Any]] = []
     for fate in sorted(fates.unique().to_pylist()):
         among = np.flatnonzero(pc.call_function("equal", [fates, fate]).to_numpy(zero_copy_only=False))
         for row in among[np.argsort(order[among], kind="stable")][: config.samples].tolist():
             document = documents.slice(row, 1).to_pylist()[0]
+            [text] = make_edits(pa.array([document["text"]]), [each.slice(row, 1) for each in edits]).to_pylist()
             known = {name: plain(column[row].as_py()) for name, column in columns.items()}
             rows.append(
                 {
@@ -100,7 +115,7 @@ def _samples(config: TallyConfig, documents: pa.Table, fates: pa.StringArray, co
                     "id": document["id"].hex(),
                     "source": document["source"],
                     "offset": document["offset"],
-                    "text": document["text"][: config.chars],
+                    "text": text[: config.chars],
                     "columns": json.dumps(known, ensure_ascii=False),
                 }
             )
@@ -124,4 +139,4 @@ def plain(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-TALLY = Step(f"{__name__}:TALLY", 2, TallyConfig, _tally)
+TALLY = Step(f"{__name__}:TALLY", 4, TallyConfig, _tally)

@@ -49,6 +49,8 @@ class Counter {
         features.clear();
     }
 
+    uint32_t times(uint32_t feature) const { return counts[feature]; }
+
     double value(uint32_t feature) const { return counts[feature] == 1 ? 1 : 1 + std::log(double(counts[feature])); }
 
     std::vector<uint32_t> features;  // in the order in which they occur first
@@ -158,11 +160,46 @@ void sum_grams(const TextPlaces &places, const SettingsTuple &settings, uintptr_
     }
 }
 
+// Adds how often each feature is in the texts.
+void count_grams(const TextPlaces &places, const SettingsTuple &settings, uintptr_t totals) {
+    nb::gil_scoped_release release;
+    const Texts texts(places);
+    Counter counter(settings);
+    auto *total = reinterpret_cast<int64_t *>(totals);
+    for (int64_t i = 0; i < texts.count; ++i) {
+        counter.count(texts[i]);
+        for (uint32_t feature : counter.features) total[feature] += counter.times(feature);
+        counter.clear();
+    }
+}
+
+// Of each text the sum of the weights of its features, each as often as it is there, and how many these are.
+void weigh_grams(const TextPlaces &places, const SettingsTuple &settings, uintptr_t weights, uintptr_t sums, uintptr_t sizes) {
+    nb::gil_scoped_release release;
+    const Texts texts(places);
+    Counter counter(settings);
+    const auto *weight = reinterpret_cast<const double *>(weights);
+    for (int64_t i = 0; i < texts.count; ++i) {
+        counter.count(texts[i]);
+        double sum = 0;
+        int64_t size = 0;
+        for (uint32_t feature : counter.features) {
+            sum += counter.times(feature) * weight[feature];
+            size += counter.times(feature);
+        }
+        reinterpret_cast<double *>(sums)[i] = sum;
+        reinterpret_cast<int64_t *>(sizes)[i] = size;
+        counter.clear();
+    }
+}
+
 }  // namespace
 
 void bind_hashed_grams(nb::module_ &m) {
     m.def("hashed_grams", &hashed_grams);
     m.def("sum_grams", &sum_grams);
+    m.def("count_grams", &count_grams);
+    m.def("weigh_grams", &weigh_grams);
 }
 
 }  // namespace tallow

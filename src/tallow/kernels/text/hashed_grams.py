@@ -96,6 +96,39 @@ def sum_grams(texts: pa.StringArray, grams: Grams, weights: npt.NDArray[np.float
     return sums
 
 
+def count_grams(texts: pa.StringArray, grams: Grams) -> npt.NDArray[np.int64]:
+    """How often each place of the table (2^bits) is hit by the n-grams of all texts."""
+    totals = np.zeros(1 << grams.bits, dtype=np.int64)
+    extension = native() if prefers_fast() else None
+    if extension is not None:
+        extension.count_grams(places(texts), grams.as_tuple(), totals.ctypes.data)
+        return totals
+    for text in texts.to_pylist():
+        for place in _places((text or "").encode(), grams):
+            totals[place] += 1
+    return totals
+
+
+def weigh_grams(
+    texts: pa.StringArray, grams: Grams, weights: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Of each text the sum of its n-grams' weights (2^bits), and how many n-grams these are."""
+    assert weights.shape == (1 << grams.bits,)
+    sums, sizes = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
+    extension = native() if prefers_fast() else None
+    if extension is not None:
+        weights = np.ascontiguousarray(weights, dtype=np.float64)
+        extension.weigh_grams(
+            places(texts), grams.as_tuple(), weights.ctypes.data, sums.ctypes.data, sizes.ctypes.data
+        )  # fmt: skip
+        return sums, sizes
+    for row, text in enumerate(texts.to_pylist()):
+        counts = Counter(_places((text or "").encode(), grams))
+        sums[row] = sum(count * weights[place] for place, count in counts.items())
+        sizes[row] = counts.total()
+    return sums, sizes
+
+
 def _places(text: bytes, grams: Grams) -> Iterator[int]:
     if len(text) > grams.bytes:
         size = grams.bytes

@@ -77,11 +77,12 @@ def _reference(
             names.append(name)
         merges.append(Merge(left, right, merged, count))
         for word in words:
-            _merge(word, left, right, merged)
+            merge_pair(word, left, right, merged)
     return merges
 
 
-def _merge(word: list[int], left: int, right: int, merged: int) -> None:
+def merge_pair(word: list[int], left: int, right: int, merged: int) -> None:
+    """Put one symbol in the place of two wherever they follow one another."""
     at = 0
     while at + 1 < len(word):
         if word[at] == left and word[at + 1] == right:

@@ -23,7 +23,7 @@ class WordCounter {
 public:
     // `properties`: address of a byte for each character there can be, which the caller keeps.
     WordCounter(uintptr_t properties, int digits)
-        : splitter_(reinterpret_cast<const uint8_t *>(properties), digits), slots_(1 << 14, -1) {}
+        : splitter_(reinterpret_cast<const uint8_t *>(properties), {digits}), slots_(1 << 14, -1) {}
     WordCounter(const WordCounter &) = delete;
 
     void add(const TextPlaces &places) {

@@ -50,11 +50,12 @@ def load_model(path: Path, *, dtype: torch.dtype | None = None) -> Decoder:
     return open_model(path).load(dtype)
 
 
-def load_encoder(path: Path, *, dtype: torch.dtype | None = None) -> Encoder:
+def load_encoder(path: Path, *, dtype: torch.dtype | None = None, head: bool = True) -> Encoder:
     """Load an encoder from a hub directory, its tensors mapped from the file where that can be.
 
     Args:
         dtype: Of all weights; None leaves them as stored.
+        head: Whether it is to give logits; otherwise only hidden states, whether the files have more or not.
 
     Raises:
         DataError: There is no model at `path`, or it is broken or of a kind that is not supported.
@@ -63,7 +64,7 @@ def load_encoder(path: Path, *, dtype: torch.dtype | None = None) -> Encoder:
     _check_dtype(dtype)
     if _is_gguf(path):
         raise UsageError(f"{path} is a file, but encoders are directories", "name a directory with config.json")
-    return load_encoder_directory(path, dtype)
+    return load_encoder_directory(path, dtype, head=head)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

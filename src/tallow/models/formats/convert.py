@@ -47,7 +47,7 @@ def convert(
     if to == "safetensors" and precision in ("q8_0", "q4_0"):
         raise UsageError(f"safetensors cannot hold {precision}", "quantize with `tallow compress`, or use --to gguf")
     out = Path(os.path.abspath(out))
-    _check_place(to, out)
+    check_place(to, out)
     dtype = _DTYPES.get(precision) if to == "safetensors" else None
     decoder = load_model(source, dtype=dtype)
     if dtype is not None:
@@ -68,7 +68,7 @@ def convert(
     }
 
 
-def _check_place(to: Literal["safetensors", "gguf"], out: Path) -> None:
+def check_place(to: Literal["safetensors", "gguf"], out: Path) -> None:
     """Refuse to write over anything but a model."""
     if to == "gguf" and out.is_dir():
         raise UsageError(f"{out} is a directory", "name a file for GGUF, such as model.gguf")

@@ -6,6 +6,7 @@ Tensors are mapped from the files, not copied; a page that is written to (traini
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,11 +164,12 @@ def load_directory(directory: Path, dtype: torch.dtype | None = None) -> Decoder
     return HubModel(directory).load(dtype)
 
 
-def load_encoder_directory(directory: Path, dtype: torch.dtype | None = None) -> Encoder:
+def load_encoder_directory(directory: Path, dtype: torch.dtype | None = None, *, head: bool = True) -> Encoder:
     """Load an encoder's directory, its tensors mapped from the file where that can be.
 
     Args:
         dtype: Of all weights; None: that of the first.
+        head: Whether it is to give logits; otherwise only hidden states, whether the files have more or not.
 
     Raises:
         DataError: A file is missing, truncated or broken, or tensors and config.json disagree.
@@ -178,7 +180,7 @@ def load_encoder_directory(directory: Path, dtype: torch.dtype | None = None) ->
     if quantized_names(read_json(directory / CONFIG, "model config")):
         raise DataError(f"{directory} is a quantized encoder, which is not supported", "take the unquantized model")
     stored = TensorFiles(directory)
-    model = _without_memory(Encoder, config, stored)
+    model = _without_memory(partial(Encoder, head=head), config, stored)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     tensors = MappedTensors(stored, family, family.tensors(config, shapes), shapes)
     model.load_state_dict(tensors.read_all(dtype), assign=True)

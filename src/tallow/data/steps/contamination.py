@@ -1,0 +1,70 @@
+"""Items of benchmarks in documents: what was found beside each, a report, and what is dropped or cut for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tallow.data.contamination.benchmarks import Search, load_items
+from tallow.data.contamination.overlap import annotate
+from tallow.data.contamination.report import BenchmarkReport, make_report
+from tallow.data.contamination.rule import CONTAMINATED, ContaminationRule, judge
+from tallow.data.edits import EDITS
+from tallow.data.steps.tables import VERDICTS, kept, texts_of
+from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.work import Work
+
+JUDGED = pa.schema([*VERDICTS, ("edits", EDITS)])
+"""Beside a part: what has dropped each document, and what is to be cut out of its text."""
+
+
+def find_contamination(work: Work, parts: Sequence[Part], search: Search) -> tuple[list[Part], list[BenchmarkReport]]:
+    """Columns beside the documents, and what of each benchmark is in all of them.
+
+    The report is about all documents given, those that something else drops among them.
+
+    Raises:
+        DataError, UsageError: As of `load_items`.
+    """
+    items = load_items(search)
+    made = work.each(FIND, [(search, [Input(part)]) for part in parts])
+    found = (grams.read().column("gram").to_numpy() for _, _, grams in made)
+    report = make_report(items, found, (evidence.read() for _, evidence, _ in made))
+    return [columns for columns, *_ in made], report
+
+
+def judge_contamination(
+    work: Work, parts: Sequence[Part], verdicts: Sequence[Part], columns: Sequence[Part], rule: ContaminationRule
+) -> list[Part]:
+    """New verdicts (`JUDGED`): documents that have too much of an item are dropped, or cut."""
+    given = [(rule, [Input(each) for each in beside]) for beside in zip(parts, verdicts, columns, strict=True)]
+    return [made for [made] in work.each(JUDGE, given)]
+
+
+def _find(config: Search, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    """Columns beside documents, evidence, and the n-grams found."""
+    [documents] = tables
+    columns, evidence, grams = annotate(documents, texts_of(documents), load_items(config))
+    yield Made(columns)
+    yield Made(evidence)
+    yield Made(pa.table({"gram": grams}))
+
+
+def _judge(config: ContaminationRule, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    documents, verdicts, columns = tables
+    dropped, edits = judge(texts_of(documents), columns, config)
+    dropped &= kept(verdicts)
+    reasons = pc.call_function("if_else", [pa.array(dropped), pa.scalar(CONTAMINATED), verdicts.column("dropped_by")])
+    counts = {CONTAMINATED: int(dropped.sum()), "cut": int(np.count_nonzero(_lengths(edits)))}
+    yield Made(pa.table([reasons, edits], schema=JUDGED), counts)
+
+
+def _lengths(lists: pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return pc.call_function("list_value_length", [lists]).to_numpy(zero_copy_only=False)
+
+
+FIND = Step(f"{__name__}:FIND", 1, Search, _find)
+JUDGE = Step(f"{__name__}:JUDGE", 1, ContaminationRule, _judge)

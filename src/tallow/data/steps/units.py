@@ -1,0 +1,86 @@
+"""Lines or paragraphs that occur before, found by steps on parts (duplicates/units.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tallow.data.duplicates.cuts import flat_cuts
+from tallow.data.duplicates.units import UnitSettings, cut_units, hash_units, judge_groups
+from tallow.data.steps.deal import answered, bucket_bits, dealt, numbers_of
+from tallow.data.steps.tables import kept, texts_of, words
+from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.work import Work
+from tallow.recipe import Section
+
+GROUP_BYTES = 44
+
+
+class FindConfig(Section):
+    """Groups are dealt out by the first `bits` bits of their hash."""
+
+    settings: UnitSettings
+    bits: int
+
+
+class UnitStep(Section):
+    settings: UnitSettings
+
+
+def repeated_units(
+    work: Work, parts: Sequence[Part], verdicts: Sequence[Part], settings: UnitSettings, part_bytes: int
+) -> list[Part]:
+    """What is to be cut out of the documents that are kept so far: `CUTS`, beside each part.
+
+    Each has the counts `units` (that are long enough), `repeated_units` and `repeated_bytes` (that go).
+
+    Args:
+        parts: The documents.
+        verdicts: Beside them.
+        settings: Which units go.
+        part_bytes: Of text in a part, more or less.
+    """
+    bits = bucket_bits(len(parts) * part_bytes * GROUP_BYTES // (settings.min_chars + 1), part_bytes)
+    find = FindConfig(settings=settings, bits=bits)
+    config = UnitStep(settings=settings)
+    beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
+    found = work.each(FIND, [(find, inputs) for inputs in beside])
+    buckets = [(config, [Input(groups, bucket) for _, groups in found]) for bucket in range(1 << bits)]
+    answers = [made for [made] in work.each(JUDGE, buckets)]
+    told = [
+        (config, [Input(verdict), Input(units), *(Input(answer, number) for answer in answers)])
+        for number, (verdict, (units, _)) in enumerate(zip(verdicts, found, strict=True))
+    ]
+    return [made for [made] in work.each(CUT, told)]
+
+
+def _find(config: FindConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    """`UNITS`, and a batch of `GROUPS` for each bucket."""
+    documents, verdicts = tables
+    rows = np.flatnonzero(kept(verdicts))
+    documents = documents.take(rows)
+    units, groups = hash_units(texts_of(documents), words(documents.column("id")), rows, config.settings)
+    yield Made(units)
+    yield Made(dealt(groups, groups.column("word_0").to_numpy(), config.bits))
+
+
+def _judge(config: UnitStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    """A batch of `ANSWERS` for each part."""
+    answers, parts = judge_groups(pa.concat_tables(tables), numbers_of(tables), config.settings)
+    yield Made(answered(answers, parts, len(tables)))
+
+
+def _cut(config: UnitStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
+    verdicts, units, *answers = tables
+    cuts, repeated = cut_units(units, pa.concat_tables(answers), verdicts.num_rows, config.settings)
+    _, begins, ends = flat_cuts(cuts)
+    yield Made(
+        cuts, {"units": units.num_rows, "repeated_units": repeated, "repeated_bytes": int((ends - begins).sum())}
+    )
+
+
+FIND = Step(f"{__name__}:FIND", 1, FindConfig, _find)
+JUDGE = Step(f"{__name__}:JUDGE", 1, UnitStep, _judge)
+CUT = Step(f"{__name__}:CUT", 1, UnitStep, _cut)

@@ -1,0 +1,1 @@
+"""Instructions that a model makes of some that people wrote."""

@@ -1,0 +1,85 @@
+"""What a file is, its content tells."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from tallow.errors import DataError, UsageError
+from tallow.kernels.text.word_counts import GPT2
+from tallow.tokenizer.formats import convert_tokenizer
+from tallow.tokenizer.formats.tiktoken import from_ranks
+from tallow.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257, b" the": 258}
+    return from_ranks(ranks, GPT2, {"<|endoftext|>": 259}, Path("here"))
+
+
+def test_gpt2_s_two_files(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    result = convert_tokenizer(tokenizer, "gpt2", tmp_path / "gpt2")
+    assert (result["format"], result["vocab_size"]) == ("gpt2", 260)
+    for place in (tmp_path / "gpt2", tmp_path / "gpt2" / "merges.txt"):
+        loaded = Tokenizer.load(place)
+        assert loaded.encode("the the<|endoftext|>") == tokenizer.encode("the the<|endoftext|>")
+        assert loaded.special_tokens == tokenizer.special_tokens
+    (tmp_path / "gpt2" / "vocab.json").unlink()
+    with pytest.raises(DataError, match="vocab"):
+        Tokenizer.load(tmp_path / "gpt2" / "merges.txt")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_packed_or_not(tokenizer: Tokenizer, tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "vocabulary"
+    convert_tokenizer(tokenizer, "tiktoken", tmp_path / "v.json")
+    content = (tmp_path / "v.json").read_bytes()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert Tokenizer.load(path).encode("the") == tokenizer.encode("the")
+
+
+def test_tokenizer_json_as_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path / "tokenizer.json").encode("the the") == tokenizer.encode("the the")
+
+
+@pytest.mark.parametrize("content", [b"", b"what is this", b"\xff\xfe", b"{}", gzip.compress(b"YQ== 0\n")[:-9]])
+def test_unknown_files(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(DataError):
+        Tokenizer.load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("vocabulary", ["[]", "{", '{"a": "b"}', '{"a": 0}'])
+def test_broken_merges(vocabulary: str, tmp_path: Path) -> None:
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "vocab.json").write_text(vocabulary)
+    with pytest.raises(DataError):
+        Tokenizer.load(tmp_path)
+
+
+def test_merges_of_another_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b</w>": 1, "ab</w>": 2}')
+    with pytest.raises(DataError, match="ends of words"):
+        Tokenizer.load(tmp_path)
+
+
+def test_what_is_there_is_not_written_over_by_another_kind(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        convert_tokenizer(tokenizer, "gpt2", tmp_path / "file")
+    with pytest.raises(UsageError, match="is a directory"):
+        convert_tokenizer(tokenizer, "tiktoken", tmp_path)
+
+
+def test_gpt2_s_files_hold_no_other_rule(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    state = json.loads(tokenizer.backend.to_str())
+    state["normalizer"] = {"type": "Lowercase"}
+    other = Tokenizer.from_json(json.dumps(state).encode(), tmp_path)
+    with pytest.raises(UsageError, match="another"):
+        convert_tokenizer(other, "gpt2", tmp_path / "x")
