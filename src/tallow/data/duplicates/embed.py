@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from tallow.kernels.threads import single_thread
 from tallow.models.blocks.bidirectional import BidirectionalContext
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.encoder import Encoder
@@ -55,7 +54,7 @@ class Embedder:
         vectors_ND = np.zeros((len(texts), self.size), dtype=np.float32)
         found = np.zeros(len(texts), dtype=np.bool_)
         longest = min(max_tokens, self.model.config.max_positions)
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), single_thread():
             for row, text in enumerate(texts):
                 start = (text.as_py() or "")[: CHARS_PER_TOKEN * max_tokens]
                 if not start:
@@ -76,13 +75,3 @@ class Embedder:
 def load_embedder(path: Path, fingerprint: str) -> Embedder:  # noqa: ARG001
     """The embedder at `path`, loaded once a process while its `fingerprint` is the same."""
     return Embedder(path)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
