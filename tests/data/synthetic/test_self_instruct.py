@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.engine.conftest import make_model, make_tokenizer, tiny
@@ -289,6 +289,25 @@ def test_a_refusal_is_not_asked_again() -> None:
             assert hint in caught.value.hint
     with pytest.raises(UsageError, match="no address"):
         list(Endpoint("file:///etc", "m").write([ASK]))
+
+
+def test_a_key_does_not_follow_a_redirect() -> None:
+    class Elsewhere(BaseHTTPRequestHandler):
+        asked: ClassVar[list[str]] = []
+
+        def do_GET(self) -> None:
+            self.asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    there = {"Location": f"http://127.0.0.1:{server.server_address[1]}/"}
+    with endpoint(lambda _: (302, there, b"")) as url, pytest.raises(UsageError, match="302"):
+        list(Endpoint(url, "m", key="secret").write([ASK]))
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    assert not Elsewhere.asked
 
 
 def test_many_asks_at_once_are_answered_in_order() -> None:

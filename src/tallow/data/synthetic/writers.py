@@ -126,7 +126,7 @@ class Endpoint:
             raise UsageError(f"{self.base_url} is no address of a server", "write http://HOST:PORT/v1")
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+            with _opener().open(request, timeout=self.timeout_s) as response:
                 raw = response.read(MOST_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from error
@@ -155,6 +155,15 @@ class Endpoint:
             return _PassingError(f"{error.code}: {message}", _seconds(error.headers.get("Retry-After")))
         hint = "set OPENAI_API_KEY" if error.code in (401, 403) else "check the address and the name of the model"
         return UsageError(f"{self.base_url} refuses the request ({error.code}: {message})", hint)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """What urllib opens addresses with, but for redirects: the key would go along, to whoever is named."""
+    opener, http = urllib.request.OpenerDirector(), urllib.request
+    for handler in (http.ProxyHandler, http.HTTPHandler, http.HTTPSHandler, http.HTTPErrorProcessor):
+        opener.add_handler(handler())
+    opener.add_handler(http.HTTPDefaultErrorHandler())
+    return opener
 
 
 class _PassingError(Exception):
