@@ -1,11 +1,11 @@
-"""A corpus cleaned by tallow beside datatrove: the same rules and MinHash parameters, end to end, two processes each.
+"""A corpus cleaned by tallow beside datatrove: the same rules and MinHash parameters, end to end, two processors each.
 
     .venv/bin/python benchmarks/data.py --text FILE ... --datatrove VENV/bin/python [--rounds N] [--exact]
 
 English texts (JSON lines, text; .gz, .xz) are cut at blank lines into documents of at most 4,000 characters. Each side
 reads them from JSON lines in two files, drops by Gopher's repetition and quality rules, C4's and FineWeb's, with the
 same bounds, then near-duplicates (5 words, 14 bands of 8 rows, 64 bits), and writes what is left. They take turns, as
-processes of their own, the start of Python in them; medians count. Memory is the largest sum of what all processes of a
+processes of their own, the start of Python in them; medians count. tallow's tasks are two threads', as by default. Memory is the largest sum of what all processes of a
 side hold (shared pages counted once for each), looked at twenty times a second.
 
 datatrove drops C4's lines after Gopher's rules have seen them, tallow before; words are spaCy's there; and it verifies
@@ -47,7 +47,7 @@ from tallow.data.steps.near import CLUSTER
 from tallow.kernels.text.minhash import jaccard, shingle_sets
 from tallow.recipe import dump_recipe
 
-MOST_CHARS, PROCESSES = 4000, 2
+MOST_CHARS, PROCESSORS = 4000, 2
 SETTINGS = MinHashSettings()
 
 DATATROVE = """
@@ -100,11 +100,11 @@ def main() -> None:
         documents = list(cut(options.text))
         size = sum(len(text.encode()) for text in documents)
         (place / "source").mkdir()
-        for number in range(PROCESSES):
+        for number in range(PROCESSORS):
             lines = (json.dumps({"text": text, "id": str(id)}) for id, text in enumerate(documents))
             with open(place / "source" / f"{number}.jsonl", "w") as file:
-                file.writelines(f"{line}\n" for id, line in enumerate(lines) if id % PROCESSES == number)
-        print(f"{len(documents):,} documents, {size / 1e6:.1f} MB, {PROCESSES} processes, {options.rounds} rounds\n")
+                file.writelines(f"{line}\n" for id, line in enumerate(lines) if id % PROCESSORS == number)
+        print(f"{len(documents):,} documents, {size / 1e6:.1f} MB, {PROCESSORS} processors, {options.rounds} rounds\n")
         sides: dict[str, list[Side]] = {}
         for _ in range(options.rounds):
             sides.setdefault("tallow", []).append(run_tallow(place))
@@ -142,7 +142,6 @@ def run_tallow(place: Path) -> Side:
     )
     recipe = place / "recipe.yaml"
     recipe.write_text(dump_recipe({"name": "x", "prepare": config.model_dump(mode="json")}))
-    processes = f"cluster.processes={PROCESSES}"
     command = [
         sys.executable,
         "-m",
@@ -152,7 +151,9 @@ def run_tallow(place: Path) -> Side:
         "--run",
         str(run),
         "--set",
-        f"prepare.{processes}",
+        "prepare.cluster.processes=1",
+        "--set",
+        f"prepare.cluster.threads={PROCESSORS}",
     ]
     seconds, peak = measured([*command, "--json"])
     fates = open_prepared(run).found.fates()
@@ -165,7 +166,7 @@ def run_datatrove(place: Path, python: str) -> Side:
     run.mkdir()
     script = run / "clean.py"
     script.write_text(DATATROVE)
-    seconds, peak = measured([python, str(script), str(place / "source"), str(run), str(PROCESSES)])
+    seconds, peak = measured([python, str(script), str(place / "source"), str(run), str(PROCESSORS)])
     return Side(seconds, peak, *(count_lines(run / name) for name in ("filtered", "kept")))
 
 

@@ -1,6 +1,6 @@
 """Memory and time of preparation by the size of the corpus, which is made here.
 
-    .venv/bin/python benchmarks/data_memory.py [--gb 0.5 5] [--processes N] [--part-mb MB]
+    .venv/bin/python benchmarks/data_memory.py [--gb 0.5 5] [--processes N] [--threads N] [--part-mb MB]
 
 Made-up English-like text with quality rules, near-duplicates (a tenth of the documents has a near copy), repeated lines
 and private things. Takes about three times the size on disk below --place.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
@@ -29,8 +28,9 @@ from tallow.recipe import dump_recipe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, nargs="+", default=[0.5, 5])
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--part-mb", type=float, default=16)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--part-mb", type=float, default=8)
     parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
     print("| GB | documents | kept | seconds | MB/s | peak MB, all processes |\n|" + "---:|" * 6)
@@ -49,7 +49,9 @@ def main() -> None:
             recipe = place / "recipe.yaml"
             recipe.write_text(dump_recipe({"name": "x", "prepare": config.model_dump(mode="json")}))
             command = [sys.executable, "-m", "tallow", "prepare", str(recipe), "--run", str(place / "run"), "--json"]
-            seconds, peak = measured([*command, "--set", f"cluster.processes={options.processes}"])
+            seconds, peak = measured(
+                [*command, "--set", f"cluster={{processes: {options.processes}, threads: {options.threads}}}"]
+            )
             manifest = load_document_manifest(place / "run" / "prepare" / "documents")
             kept = sum(counts.documents for counts in manifest.splits.values())
             print(f"| {size} | {documents:,} | {kept:,} | {seconds:,.0f} | {size * 1e3 / seconds:.1f} | {peak:,.0f} |")

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+ARROW_MEMORY = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""Environment of processes that prepare texts. Arrow's own allocator keeps what is freed: twice what is in use."""
+
 
 def exempt_from_collection() -> None:
     """What exists by now stays until the process ends: garbage is not to be looked for in it again and again."""

@@ -10,7 +10,7 @@ import pytest
 from tests.data.toy_steps import ADD, BY_REST, COUNT, Numbers, Plus
 
 from tallow.data.work.cluster import ClusterConfig
-from tallow.data.work.engines import Engine, LocalEngine
+from tallow.data.work.engines import LocalEngine
 from tallow.data.work.step import Input, Part
 from tallow.data.work.work import Work
 from tallow.errors import CapacityError, DataError
@@ -35,10 +35,11 @@ def sums_by_rest(work: Work) -> list[int]:
 EXPECTED = [sum(x for x in range(1, 61) if x % 3 == rest) for rest in range(3)]
 
 
-@pytest.mark.parametrize("engine", [LocalEngine(2), LocalEngine(3)])
-def test_any_number_of_processes_make_the_same_files(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("processes", "threads"), [(1, 2), (2, 1), (3, 2)])
+def test_any_number_of_processes_make_the_same_files(processes: int, threads: int, tmp_path: Path) -> None:
     assert sums_by_rest(Work(tmp_path / "one", LocalEngine(1))) == EXPECTED
-    assert sums_by_rest(Work(tmp_path / "many", engine)) == EXPECTED
+    with LocalEngine(processes, threads) as engine:
+        assert sums_by_rest(Work(tmp_path / "many", engine)) == EXPECTED
     assert hash_path(tmp_path / "many") == hash_path(tmp_path / "one")
 
 
@@ -89,7 +90,7 @@ def test_what_a_step_says_of_its_tables_is_said(processes: int, tmp_path: Path) 
 def test_a_process_that_is_killed_costs_a_part(tmp_path: Path) -> None:
     work = Work(tmp_path, LocalEngine(2))
     parts = work.each(COUNT, [(Numbers(first=i, count=3), ()) for i in range(6)])
-    plus = Plus(mark=tmp_path.parent / "mark")
+    plus = Plus(mark=tmp_path.parent / "mark", spared=os.getpid())
     with pytest.raises(CapacityError, match="has ended"):
         work.each(ADD, [(plus, [Input(part)]) for [part] in parts])
     done = len(list(tmp_path.glob("*.json"))) - 6

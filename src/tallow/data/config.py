@@ -146,7 +146,7 @@ class PrepareConfig(ReadSettings):
         privacy: Replace what is private by placeholders.
         licences: For the data card: what the sources are licensed under, by a pattern of their names; the first one
             that fits counts.
-        part_mb: Text that a process works on at once, in MB; it needs several times as much memory.
+        part_mb: Text that a thread works on at once, in MB; it needs several times as much memory.
         cluster: Who does the work.
     """
 
@@ -170,7 +170,7 @@ class PrepareConfig(ReadSettings):
     diversity: DiversityRule | None = None
     privacy: PrivacyConfig | None = None
     licences: dict[str, str] = Field(default_factory=dict)
-    part_mb: float = Field(default=16.0, ge=0.001, le=1024)
+    part_mb: float = Field(default=8.0, ge=0.001, le=1024)
     cluster: ClusterConfig = ClusterConfig()
 
     @property

@@ -17,9 +17,12 @@ V2_FILES = ("memory.max", "memory.current", "active_file", "inactive_file")
 V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_active_file", "total_inactive_file")
 
 # of glibc's malloc.h, and its defaults
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8
 DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 << 10, 65536
-NEVER = -1
+ADAPTED_MMAP_THRESHOLD = 32 << 20
+"""To which it raises this itself, unless it has been set, where a program frees large pieces."""
+NEVER, ANY = -1, 0
+LARGE = 256 << 10
 LARGE_PAGE = 2 << 20
 
 
@@ -59,6 +62,31 @@ def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
     inside = -start % LARGE_PAGE
     libc.madvise(ctypes.c_void_p(start + inside), ctypes.c_size_t(room - inside), mmap.MADV_HUGEPAGE)
     libc.free(ctypes.c_void_p(start))
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """Within this block what is large goes back to the system once it is freed; for work at texts part by part.
+
+    Otherwise the C library keeps it for later, some for each thread: more than is in use. Only glibc can do so.
+    """
+    if (libc := _glibc()) is None:
+        yield
+        return
+    libc.mallopt(MMAP_THRESHOLD, LARGE)
+    libc.mallopt(ARENA_MAX, 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(MMAP_THRESHOLD, ADAPTED_MMAP_THRESHOLD)
+        libc.mallopt(TRIM_THRESHOLD, 2 * ADAPTED_MMAP_THRESHOLD)
+        libc.mallopt(ARENA_MAX, ANY)
+
+
+def return_freed_memory() -> None:
+    """Have the C library give back to the system what is freed between what is in use; only glibc can do so."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

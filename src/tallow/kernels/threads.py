@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
 
@@ -31,21 +32,35 @@ def set_num_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Let torch compute with one thread in this block.
+class _Single:
+    """The number of torch's threads is the process's: the first of the blocks lowers it, and the last restores it."""
 
-    For short operations between those of the C++ decoder: the threads that torch takes for them go on spinning for
-    milliseconds after each, on the cores that the decoder's own threads need.
-    """
-    import torch
+    def __init__(self) -> None:
+        self._lock, self._blocks, self._threads = Lock(), 0, 1
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        import torch
+
+        with self._lock:
+            if self._blocks == 0:
+                self._threads = torch.get_num_threads()
+            self._blocks += 1
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                torch.set_num_threads(1 if self._blocks else self._threads)
+
+
+single_thread = _Single()
+"""Let torch compute with one thread in this block, also where several Python threads are in such blocks.
+
+For short operations between those of the C++ decoder: the threads that torch takes for them go on spinning for
+milliseconds after each, on the cores that the decoder's own threads need.
+"""
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from tallow.data.read import read_records
 from tallow.data.sources import HashedFile
 from tallow.errors import DataError, UsageError
 from tallow.kernels.text.gram_index import MOST_WORDS, GramIndex
+from tallow.once import once
 from tallow.recipe import Section
 
 Rows = npt.NDArray[np.int64]
@@ -135,7 +136,7 @@ def load_items(search: Search) -> Items:
     return _load(search.model_dump_json())
 
 
-@functools.lru_cache(maxsize=2)
+@once(most=2)
 def _load(search_json: str) -> Items:
     search = Search.model_validate_json(search_json)
     settings = search.settings

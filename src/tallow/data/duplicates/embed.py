@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from tallow.models.encoder import Encoder
 from tallow.models.formats import load_encoder, load_model, load_tokenizer
 from tallow.models.formats.hub import is_encoder
 from tallow.models.skeletons import Model
+from tallow.once import once
 from tallow.tokenizer.tokenizer import Tokenizer
 
 CHARS_PER_TOKEN = 16
@@ -71,7 +71,7 @@ class Embedder:
         return self.model(torch.tensor([ids]), kind.plain(1, len(ids)))[0]
 
 
-@functools.lru_cache(maxsize=1)
+@once()
 def load_embedder(path: Path, fingerprint: str) -> Embedder:  # noqa: ARG001
     """The embedder at `path`, loaded once a process while its `fingerprint` is the same."""
     return Embedder(path)

@@ -6,7 +6,6 @@ half in another language gets about half of the probability, and the other langu
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tallow.data.language.model_file import read_label_model
 from tallow.errors import DataError
 from tallow.files import fingerprint_files, hash_file
 from tallow.kernels.text.labels import LABEL_PREFIX, LabelModel, Looks, most_probable_labels
+from tallow.once import once
 from tallow.recipe import Section
 
 UNDETERMINED = "und"
@@ -97,6 +97,6 @@ def language_model_hash(config: LanguageConfig) -> str:
     return hash_file(find_language_model(config))
 
 
-@functools.lru_cache(maxsize=2)
+@once(most=2)
 def _read(path: Path, fingerprint: str) -> LabelModel:  # noqa: ARG001
     return read_label_model(path)

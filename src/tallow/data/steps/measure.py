@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,7 @@ from tallow.data.quality.classifier import load_classifier
 from tallow.data.quality.ngram import load_ngrams
 from tallow.data.steps.tables import texts_of
 from tallow.data.work.step import Made, Step
+from tallow.once import once
 from tallow.recipe import Section
 
 CHARS = "chars"
@@ -83,12 +85,12 @@ def _quality(config: QualityStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
 
 def _scores(config: ScoreStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
     [documents] = tables
-    texts = texts_of(documents)
-    if config.kind == "classifier":
-        scores = load_classifier(config.model).probabilities(texts)
-    else:
-        scores = load_ngrams(config.model).perplexities(texts)
-    yield Made(pa.table({config.column: scores}))
+    yield Made(pa.table({config.column: _load_scorer(config.kind, config.model, config.sha256)(texts_of(documents))}))
+
+
+@once()
+def _load_scorer(kind: str, model: Path, sha256: str) -> Callable[[pa.StringArray], npt.NDArray[np.floating]]:  # noqa: ARG001
+    return load_classifier(model).probabilities if kind == "classifier" else load_ngrams(model).perplexities
 
 
 def _private(config: PrivacyStep, tables: Sequence[pa.Table]) -> Iterator[Made]:

@@ -55,6 +55,10 @@ class ReadConfig(ReadSettings):
     part_bytes: int
 
 
+WAITING_BYTES = 2**20
+"""Of text, which Python holds before it goes to a part."""
+
+
 def _read(config: ReadConfig, _: Sequence[pa.Table]) -> Iterator[Made]:
     """Parts of documents; the last table is of records that were set aside.
 
@@ -62,19 +66,17 @@ def _read(config: ReadConfig, _: Sequence[pa.Table]) -> Iterator[Made]:
     """
     records: list[dict[str, Any]] = []
     rejected = Rejected(records=records)
-    batch: list[Document] = []
-    size = 0
-    for part in config.pieces:
-        source = Source(part.name, part.path, part.kind, part.root)
-        for document in read_piece(Piece(source, part.begin, part.end), config, rejected):
+    part = _Part()
+    for piece in config.pieces:
+        source = Source(piece.name, piece.path, piece.kind, piece.root)
+        for document in read_piece(Piece(source, piece.begin, piece.end), config, rejected):
             length = len(document.text.encode())
-            if batch and size + length > config.part_bytes:
-                yield _part(batch)
-                batch, size = [], 0
-            batch.append(document)
-            size += length
-    if batch:
-        yield _part(batch)
+            if part.documents and part.bytes + length > config.part_bytes:
+                yield part.made()
+                part = _Part()
+            part.add(document, length)
+    if part.documents:
+        yield part.made()
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     firsts = [rejected.first] + [""] * len(lines)
     hints = [rejected.hint] + [""] * len(lines)
@@ -83,12 +85,36 @@ def _read(config: ReadConfig, _: Sequence[pa.Table]) -> Iterator[Made]:
     yield Made(table, {"good": rejected.good, "bad": rejected.bad, **notes})
 
 
-def _part(documents: Sequence[Document]) -> Made:
-    counts: Counter[str] = Counter()
-    for document in documents:
-        counts[f"documents {document.source}"] += 1
-        counts[f"bytes {document.source}"] += len(document.text.encode())
-    return Made(documents_table(documents), counts)
+class _Part:
+    """Documents that become a part; those of a few MB are made Arrow's, which takes much less memory than Python's."""
+
+    def __init__(self) -> None:
+        self.documents = self.bytes = 0
+        self._counts: Counter[str] = Counter()
+        self._tables: list[pa.Table] = []
+        self._waiting: list[Document] = []
+        self._waiting_bytes = 0
+
+    def add(self, document: Document, length: int) -> None:
+        self._waiting.append(document)
+        self._waiting_bytes += length
+        self.documents += 1
+        self.bytes += length
+        self._counts[f"documents {document.source}"] += 1
+        self._counts[f"bytes {document.source}"] += length
+        if self._waiting_bytes >= WAITING_BYTES:
+            self._settle()
+
+    def made(self) -> Made:
+        if self._waiting:
+            self._settle()
+        table = pa.concat_tables(self._tables).combine_chunks()
+        self._tables.clear()
+        return Made(table, self._counts)
+
+    def _settle(self) -> None:
+        self._tables.append(documents_table(self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
 
 
 def documents_table(documents: Sequence[Document]) -> pa.Table:

@@ -1,13 +1,16 @@
-"""Who does the tasks: this process, others beside it, or those of a Ray cluster. What is made is the same."""
+"""Who does the tasks: threads of this process and of others beside it, or a Ray cluster. What is made is the same."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from contextvars import copy_context
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Protocol, Self
@@ -16,6 +19,8 @@ from tallow import errors
 from tallow.data.work import worker
 from tallow.data.work.step import Task
 from tallow.errors import CapacityError, TallowError, UsageError
+from tallow.kernels.memory import returning_freed_memory
+from tallow.startup import ARROW_MEMORY
 
 AHEAD = 2
 """Tasks that wait for each process."""
@@ -38,37 +43,53 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Processes of this machine; with one of them, this one."""
+    """Processes of this machine, of which this one is the first.
 
-    def __init__(self, processes: int) -> None:
-        self.processes = processes
+    Args:
+        processes: How many.
+        threads: Tasks that each of them performs at the same time. They share what a process has anyway, libraries and
+            models, so they need less memory than processes.
+    """
+
+    def __init__(self, processes: int, threads: int = 1) -> None:
+        self.processes, self.threads = processes, threads
         self._workers: list[_Worker] = []
+        self._memory = ExitStack()
 
     def __enter__(self) -> Self:
+        self._memory.enter_context(returning_freed_memory())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_workers()
+        self._memory.close()
+
+    def _end_workers(self) -> None:
         while self._workers:
             self._workers.pop().close()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[None]:
-        if self.processes == 1 or len(tasks) <= 1:
+        count = min(self.processes * self.threads, len(tasks))
+        if count <= 1:
             for task in tasks:
                 task.perform()
                 yield
             return
-        count = min(self.processes, len(tasks))
-        self._workers += [_Worker() for _ in range(count - len(self._workers))]
-        free: SimpleQueue[_Worker] = SimpleQueue()
+        wanted = -(-count // self.threads) - 1
+        self._workers += [_Worker(self.threads) for _ in range(wanted - len(self._workers))]
+        free: SimpleQueue[Callable[[Task], None]] = SimpleQueue()
+        for _ in range(self.threads):
+            free.put(Task.perform)
         for worker_process in self._workers:
-            free.put(worker_process)
+            for channel in worker_process.channels:
+                free.put(channel.perform)
 
         def perform(task: Task) -> None:
-            worker_process = free.get()
+            performer = free.get()
             try:
-                worker_process.perform(task)
+                performer(task)
             finally:
-                free.put(worker_process)
+                free.put(performer)
 
         with ThreadPoolExecutor(count) as pool:
             done = False
@@ -77,8 +98,8 @@ class LocalEngine:
                 done = True
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                if not done:  # else what is under way would have to be waited for
-                    self.__exit__()
+                if not done:  # else what other processes are at would have to be waited for
+                    self._end_workers()
 
 
 class RayEngine:
@@ -116,42 +137,62 @@ def _answer(row: dict[str, str]) -> dict[str, str]:
 
 
 class _Worker:
-    """A process that performs one task after another."""
+    """A process that performs tasks, some at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        # what this process writes to, what the other reads from; and the other way round
+        pipes = [(*os.pipe(), *os.pipe()) for _ in range(threads)]
+        theirs = [end for to_read, _, _, to_write in pipes for end in (to_read, to_write)]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", worker.__name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                encoding="utf-8",
+                [sys.executable, "-P", "-m", worker.__name__, *map(str, theirs)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=theirs,
+                env={**ARROW_MEMORY, **os.environ},
                 start_new_session=True,  # Ctrl-C is for the main process alone, which ends this one
             )
         except OSError as error:
             raise CapacityError(
                 f"no process can be started: {error.strerror}", "set cluster.processes lower"
             ) from error
+        finally:
+            for end in theirs:
+                os.close(end)
+        self.channels = [_Channel(self._process, tasks, answers) for _, tasks, answers, _ in pipes]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for channel in self.channels:
+            channel.close()
+
+
+class _Channel:
+    """A thread of another process, which performs one task after another."""
+
+    def __init__(self, process: subprocess.Popen[bytes], tasks: int, answers: int) -> None:
+        self._process = process
+        self._tasks, self._answers = os.fdopen(tasks, "w", encoding="utf-8"), os.fdopen(answers, encoding="utf-8")
 
     def perform(self, task: Task) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(task.as_json()) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._tasks.write(json.dumps(task.as_json()) + "\n")
+            self._tasks.flush()
+            line = self._answers.readline()
         except (BrokenPipeError, ValueError):
             line = ""
         if not line.endswith("\n"):
             status = self._process.wait()
             raise CapacityError(
                 f"a process has ended ({status}) while it worked on {task.step.name}, perhaps for want of memory",
-                "set cluster.processes or prepare.part_mb lower; the same command goes on",
+                "set cluster.processes, cluster.threads or prepare.part_mb lower; the same command goes on",
             )
         check(json.loads(line))
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._answers.close()
+        with suppress(BrokenPipeError):  # what it did not take
+            self._tasks.close()
 
 
 def check(answer: dict[str, Any]) -> None:
@@ -168,7 +209,11 @@ def check(answer: dict[str, Any]) -> None:
 def in_order(pool: ThreadPoolExecutor, function: Any, items: Iterable[Any], ahead: int) -> Iterator[Any]:
     """Results in the order of the items, a few of which are begun at a time."""
     items = iter(items)
-    waiting: deque[Future[Any]] = deque(pool.submit(function, item) for item in islice(items, ahead))
+
+    def begin(item: Any) -> Future[Any]:
+        return pool.submit(copy_context().run, function, item)
+
+    waiting: deque[Future[Any]] = deque(begin(item) for item in islice(items, ahead))
     while waiting:
         yield waiting.popleft().result()
-        waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+        waiting.extend(begin(item) for item in islice(items, 1))

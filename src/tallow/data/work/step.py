@@ -6,7 +6,7 @@ out of date, work that is done is found again after a kill at any instant, and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from tallow.errors import DataError, writing
 from tallow.files import atomic_file, hash_value
+from tallow.kernels.memory import return_freed_memory
 from tallow.recipe import Section
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
@@ -98,10 +99,11 @@ class Part:
         """
         try:
             with pa.memory_map(str(self.path)) as file:
-                reader = pa.ipc.open_file(file)
+                options = pa.ipc.IpcReadOptions(use_threads=False)
+                reader = pa.ipc.open_file(file, options=options)
                 if columns is not None:
-                    fields = sorted(reader.schema.get_field_index(name) for name in columns)
-                    reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields))
+                    options.included_fields = sorted(reader.schema.get_field_index(name) for name in columns)
+                    reader = pa.ipc.open_file(file, options=options)
                 return reader.read_all() if batch is None else pa.Table.from_batches([reader.get_batch(batch)])
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path} is missing or damaged", HINT) from error
@@ -164,16 +166,20 @@ class Task:
         Raises:
             TallowError: What the step says of its tables, or there is no room for what it makes.
         """
+        record = Record(step=self.step.name, parts=tuple(self._make()))
+        with writing(self.record), atomic_file(self.record, durable=False) as temporary:
+            temporary.write_text(record.model_dump_json(), encoding="utf-8")
+        pa.default_memory_pool().release_unused()
+        return_freed_memory()
+
+    def _make(self) -> Iterator[PartRecord]:
+        """Write the tables, each before the next one is made."""
         tables = [part.read(batch) for part, batch in self.inputs]
-        parts: list[PartRecord] = []
         for number, (table, counts) in enumerate(self.step.function(self.config, tables)):
             batches = table if isinstance(table, Sequence) else table.to_batches() or [_empty(table.schema)]
             size = write_batches(batches, self._path(number))
             rows = sum(batch.num_rows for batch in batches)
-            parts.append(PartRecord(bytes=size, rows=rows, counts=dict(counts)))
-        record = Record(step=self.step.name, parts=tuple(parts))
-        with writing(self.record), atomic_file(self.record, durable=False) as temporary:
-            temporary.write_text(record.model_dump_json(), encoding="utf-8")
+            yield PartRecord(bytes=size, rows=rows, counts=dict(counts))
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{self.key}-{number:05}.arrow"

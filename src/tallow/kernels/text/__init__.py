@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from types import ModuleType
 
 import pyarrow as pa
 
 from tallow.console import say
+from tallow.once import once
 
 
-@functools.cache
+@once()
 def native() -> ModuleType | None:
     """The C++ extension; None where it could not be built, which the first call says on standard error."""
     try:

@@ -6,12 +6,13 @@ Sentence_Terminal, which Python does not have.
 
 from __future__ import annotations
 
-import functools
 import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from tallow.once import once
 
 SPACE, WORD, LETTER, ALONE, MARK, LOWER, TERMINAL, CLOSER = (1 << bit for bit in range(8))
 """White space; letters and numbers; letters; letters of scripts without spaces; what goes on with the character before
@@ -69,7 +70,7 @@ class CharacterTables(NamedTuple):
     folds: npt.NDArray[np.uint32]
 
 
-@functools.cache
+@once()
 def character_tables() -> CharacterTables:
     """The tables of this process; making them takes about 0.2 s."""
     kinds = np.zeros(CHARACTERS, dtype=np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import unicodedata
 from collections import Counter
 from typing import Literal, NamedTuple
@@ -14,6 +13,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.text import native, places
+from tallow.once import once
 
 MaxDigits = Literal[0, 1, 2, 3]
 LETTER, NUMBER, WHITE = 1, 2, 4
@@ -89,7 +89,7 @@ class WordCounter:
         return WordCounts(b"".join(words), ends, np.array([self._counter[word] for word in words], dtype=np.int64))
 
 
-@functools.cache
+@once()
 def properties() -> npt.NDArray[np.uint8]:
     """For each character there can be whether it is a letter, a number, white space; as this Python's Unicode says."""
     found = np.zeros(0x110000, dtype=np.uint8)
