@@ -5,9 +5,9 @@
 English texts (JSON lines, text; .gz, .xz) are cut at blank lines into documents of at most 4,000 characters. Each side
 reads them from JSON lines in two files, drops by Gopher's repetition and quality rules, C4's and FineWeb's, with the
 same bounds, then near-duplicates (5 words, 14 bands of 8 rows, 64 bits), and writes what is left. They take turns, as
-processes of their own, the start of Python in them; medians count. tallow has two threads, datatrove two workers. Memory
-is the largest sum of what all processes of a side hold (shared pages counted once for each), looked at twenty times a
-second.
+processes of their own, the start of Python in them; medians count. tallow has two threads, datatrove two workers.
+Memory is the largest sum of what all processes of a side hold (shared pages counted once for each), looked at twenty
+times a second.
 
 datatrove drops C4's lines after Gopher's rules have seen them, tallow before; words are spaCy's there; and it verifies
 nothing. So the sides do not keep quite the same; how many each one keeps is printed. --exact compares tallow's clusters
