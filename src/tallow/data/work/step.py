@@ -23,6 +23,9 @@ from tallow.recipe import Section
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
 Counts = Mapping[str, int | float]
+SCHEMA_START = 8
+"""In an Arrow file, behind its mark; https://arrow.apache.org/docs/format/Columnar.html, "IPC File Format"."""
+
 HINT = "remove it, and run the same command again"
 
 
@@ -59,10 +62,11 @@ class Step(Generic[AnyConfig]):
 
 
 class PartRecord(Section):
-    """What is noted of a table that was made: size of its file, rows, and what was counted."""
+    """What is noted of a table that was made: size of its file, rows, where its pieces begin, and what was counted."""
 
     bytes: int
     rows: int
+    starts: tuple[int, ...]
     counts: dict[str, int | float]
 
 
@@ -81,17 +85,18 @@ class Part:
         path: An Arrow file; its name tells what made it of what.
         rows: How many it has.
         counts: What the step that made it has counted.
+        starts: Where in the file the pieces begin that its maker gave it, such as buckets; by their numbers.
     """
 
     path: Path
     rows: int
     counts: Counts = field(default_factory=dict)
+    starts: Mapping[int, int] = field(default_factory=dict)
 
-    def read(self, batch: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """The table, mapped rather than read; or one of the pieces that its maker gave it, such as a bucket.
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table.
 
         Args:
-            batch: The number of the piece.
             columns: Only these, in the table's own order.
 
         Raises:
@@ -104,8 +109,22 @@ class Part:
                 if columns is not None:
                     options.included_fields = sorted(reader.schema.get_field_index(name) for name in columns)
                     reader = pa.ipc.open_file(file, options=options)
-                return reader.read_all() if batch is None else pa.Table.from_batches([reader.get_batch(batch)])
+                return reader.read_all()
         except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path} is missing or damaged", HINT) from error
+
+    def read_piece(self, batch: int) -> pa.Table:
+        """One of its pieces. No more of the file is looked at: where all parts send each other pieces, there are many.
+
+        Raises:
+            DataError: As `read`.
+        """
+        try:
+            with pa.OSFile(str(self.path)) as file:
+                schema = _read_schema(file)
+                file.seek(self.starts[batch])
+                return pa.Table.from_batches([pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)])
+        except (pa.ArrowException, OSError, EOFError) as error:
             raise DataError(f"{self.path} is missing or damaged", HINT) from error
 
 
@@ -114,6 +133,9 @@ class Input(NamedTuple):
 
     part: Part
     batch: int | None = None
+
+    def read(self) -> pa.Table:
+        return self.part.read() if self.batch is None else self.part.read_piece(self.batch)
 
 
 @dataclass(frozen=True)
@@ -139,14 +161,19 @@ class Task:
         return {
             "step": self.step.name,
             "config": self.config.model_dump(mode="json"),
-            "inputs": [[str(part.path), part.rows, batch] for part, batch in self.inputs],
+            "inputs": [
+                [str(part.path), part.rows, batch, None if batch is None else part.starts[batch]]
+                for part, batch in self.inputs
+            ],
             "directory": str(self.directory),
         }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Task:
         step = Step[Any].find(value["step"])
-        inputs = tuple(Input(Part(Path(path), rows), batch) for path, rows, batch in value["inputs"])
+        inputs = tuple(
+            Input(Part(Path(path), rows, starts={batch: start}), batch) for path, rows, batch, start in value["inputs"]
+        )
         return Task(step, step.config.model_validate(value["config"]), inputs, Path(value["directory"]))
 
     def done(self) -> list[Part] | None:
@@ -158,7 +185,10 @@ class Task:
             return None
         if sizes != [part.bytes for part in record.parts]:
             return None
-        return [Part(self._path(number), part.rows, part.counts) for number, part in enumerate(record.parts)]
+        return [
+            Part(self._path(number), part.rows, part.counts, dict(enumerate(part.starts)))
+            for number, part in enumerate(record.parts)
+        ]
 
     def perform(self) -> None:
         """Do the work.
@@ -174,20 +204,33 @@ class Task:
 
     def _make(self) -> Iterator[PartRecord]:
         """Write the tables, each before the next one is made."""
-        tables = [part.read(batch) for part, batch in self.inputs]
+        tables = [given.read() for given in self.inputs]
         for number, (table, counts) in enumerate(self.step.function(self.config, tables)):
-            batches = table if isinstance(table, Sequence) else table.to_batches() or [_empty(table.schema)]
-            size = write_batches(batches, self._path(number))
+            in_pieces = isinstance(table, Sequence)
+            batches = table if in_pieces else table.to_batches() or [_empty(table.schema)]
+            size, starts = write_batches(batches, self._path(number), compressed=not in_pieces)
             rows = sum(batch.num_rows for batch in batches)
-            yield PartRecord(bytes=size, rows=rows, counts=dict(counts))
+            yield PartRecord(bytes=size, rows=rows, starts=starts if in_pieces else (), counts=dict(counts))
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{self.key}-{number:05}.arrow"
 
 
-def write_batches(batches: Sequence[pa.RecordBatch], path: Path) -> int:
-    """Write an Arrow file, which need not outlive a loss of power; its size in bytes."""
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
+def write_batches(
+    batches: Sequence[pa.RecordBatch], path: Path, *, compressed: bool = True
+) -> tuple[int, tuple[int, ...]]:
+    """Write an Arrow file, which need not outlive a loss of power.
+
+    Args:
+        batches: At least one.
+        path: Where.
+        compressed: Which pieces are not, being small, and mostly hashes.
+
+    Returns:
+        Its size in bytes, and where each batch begins.
+    """
+    options = pa.ipc.IpcWriteOptions(compression="lz4" if compressed else None)
+    ends = list[int]()
     with (
         writing(path),
         atomic_file(path, durable=False) as temporary,
@@ -196,7 +239,16 @@ def write_batches(batches: Sequence[pa.RecordBatch], path: Path) -> int:
     ):
         for batch in batches:
             writer.write_batch(batch)
-    return path.stat().st_size
+            ends.append(file.tell())
+    with pa.OSFile(str(path)) as written:
+        _read_schema(written)
+        return written.size(), (written.tell(), *ends[:-1])
+
+
+def _read_schema(file: pa.NativeFile) -> pa.Schema:
+    """Of an Arrow file, which is then at its first batch."""
+    file.seek(SCHEMA_START)
+    return pa.ipc.read_schema(file)
 
 
 def pieces(table: pa.Table, starts: Sequence[int]) -> list[pa.RecordBatch]:
