@@ -119,6 +119,51 @@ def test_lines_go_first_and_what_is_left_is_compared(tmp_path: Path) -> None:
     assert "| no\\_end | 1 |" in card
 
 
+def test_what_lines_take_is_told(tmp_path: Path) -> None:
+    poem = "a line without an end\nwrite to ann@example.org\nand another one"
+    good = "\n".join([prose(1), "a heading", "This was written by bob@example.org himself."])
+    short = "\n".join(["One short line here.", "no end of a sentence, so that it goes"])
+    texts = [poem, good, short, prose(2), " "]
+    rules = QualityConfig(repetition=None, gopher=GopherRules(min_words=10), c4=None, fineweb=None, lines=C4Lines())
+    config = PrepareConfig(
+        sources=(write_jsonl(tmp_path / "a.jsonl", texts),),
+        language=LanguageRules(model=TINY_LANGUAGES, keep=("cmn", "eng")),
+        quality=rules,
+        privacy=PrivacyConfig(),
+        validation_fraction=0,
+    )
+    run = tmp_path / "run"
+    kept_texts(config, run)
+    manifest = load_document_manifest(run / "documents")
+    assert manifest.dropped == {"nothing left of lines": 1, "too short": 1, "gopher.min_words": 1}
+    [emptied] = show(run, "nothing left of lines", 5)
+    assert emptied["text"] == poem.replace("ann@example.org", "<EMAIL_1>")
+    assert (emptied["columns"]["chars_read"], emptied["columns"]["chars"]) == (len(poem), 0)
+    assert show(run, "gopher.min_words", 5)[0]["text"] == short
+    kept = [row["text"] for row in show(run, "kept", 5)]
+    assert kept[0] != kept[1]
+    assert sorted(kept) == sorted(row["text"] for row in documents(run))
+    assert any(text.endswith("This was written by <EMAIL_1> himself.") for text in kept)
+    card = (run / "documents" / "card.md").read_text()
+    for line in ("a line without an end", "no end of a sentence"):
+        assert line in card, "what was dropped is shown as it was read"
+    assert "a heading" not in card
+    assert "example.org" not in card
+    tables = {block.columns[0]: block for block in load_card(run / "documents") if isinstance(block, Table)}
+    read = sum(len(text.encode()) for text in texts)
+    assert sum(int(row[3] or 0) for row in tables["language"].rows) == read
+    assert read == sum(source.bytes for source in manifest.sources)
+
+
+def test_samples_of_what_is_kept_are_as_it_is_written(tmp_path: Path) -> None:
+    footer = "All rights to this long and tedious footer are reserved by its author."
+    source = write_jsonl(tmp_path / "a.jsonl", [f"{prose(seed)}\n{footer}" for seed in range(3)])
+    kept_texts(PrepareConfig(sources=(source,), repeated_units=(UnitSettings(),)), tmp_path / "run")
+    assert (tmp_path / "run" / "documents" / "card.md").read_text().count(footer) == 1
+    shown = sorted(row["text"] for row in show(tmp_path / "run", "kept", 5))
+    assert shown == sorted(row["text"] for row in documents(tmp_path / "run"))
+
+
 def test_private_things_are_replaced_and_too_many_drop(tmp_path: Path) -> None:
     texts = [f"Write to ann{number}@example.org, and to ann{number}@example.org again." for number in range(9)]
     texts.append(" ".join(f"bob{number}@example.org" for number in range(30)))

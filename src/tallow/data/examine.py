@@ -87,7 +87,6 @@ class Examined:
         judged: What the rules for single documents have dropped, with their counts.
         verdicts: What has dropped each document.
         tallies, samples: As `TALLY` gives them.
-        dropped_lines: Why lines were dropped before all else, and how many.
     """
 
     sources: Mapping[Source, str]
@@ -104,7 +103,6 @@ class Examined:
     verdicts: list[Part] = field(default_factory=list)
     tallies: list[Part] = field(default_factory=list)
     samples: list[Part] = field(default_factory=list)
-    dropped_lines: Counter[str] = field(default_factory=Counter)
 
     def groups(self) -> pa.Table:
         """How many documents, and how much text, of each source and language have come to what (`GROUPS`)."""
@@ -137,9 +135,8 @@ def examine(config: PrepareConfig, work: Work) -> Examined:
     found = _read(config, work)
     if config.quality is not None and config.quality.lines is not None:
         step = LinesStep(lines=config.quality.lines)
-        found.parts = [made for [made] in work.each(LINES, [(step, inputs) for inputs in found.beside()])]
-        for part in found.parts:
-            found.dropped_lines.update({name.removeprefix("dropped "): int(n) for name, n in part.counts.items()})
+        made = work.each(LINES, [(step, inputs) for inputs in found.beside()])
+        found.parts, found.columns["lines"] = ([tables[number] for tables in made] for number in range(2))
     for name, (step, settings) in _annotations(config).items():
         found.columns[name] = [made for [made] in work.each(step, [(settings, inputs) for inputs in found.beside()])]
     judged = [[Input(part) for part in each] for each in zip(*found.columns.values(), strict=True)]
@@ -149,8 +146,9 @@ def examine(config: PrepareConfig, work: Work) -> Examined:
     _drop_duplicates(config, work, found)
     _cut_repeated(config, work, found)
     _select(config, work, found)
-    given = found.beside(found.verdicts, *found.columns.values())
-    for tally, samples in work.each(TALLY, [(TallyConfig(), inputs) for inputs in given]):
+    tallied = TallyConfig(lines="lines" in found.columns, edits=len(found.edits), privacy=config.privacy)
+    given = found.beside(found.verdicts, *[found.read] * tallied.lines, *found.columns.values(), *found.edits)
+    for tally, samples in work.each(TALLY, [(tallied, inputs) for inputs in given]):
         found.tallies.append(tally)
         found.samples.append(samples)
     return found

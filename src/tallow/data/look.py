@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from tallow.data.config import PrepareConfig
 from tallow.data.drops import Drop, drop_table
-from tallow.data.edits import make_edits
 from tallow.data.examine import Examined, examine
+from tallow.data.privacy.config import PrivacyConfig
 from tallow.data.steps.tables import edits_of, known_columns, words
-from tallow.data.steps.tally import KEPT, plain, ranks
+from tallow.data.steps.tally import KEPT, plain, ranks, shown
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.work import Work
 from tallow.errors import DataError, UsageError
@@ -26,10 +25,10 @@ STAGE = "prepare"
 
 
 class Prepared(NamedTuple):
-    """What the stage prepare has made: its directory, settings as plain values, and what it found out."""
+    """What the stage prepare has made: its directory, settings, and what it found out."""
 
     directory: Path
-    values: dict[str, Any]
+    config: PrepareConfig
     found: Examined
 
 
@@ -47,12 +46,11 @@ def open_prepared(run: Path) -> Prepared:
         raise DataError(f"what was found out about the documents of {run} is gone", "prepare them anew, with --fresh")
     if directory is None or not (directory / RECIPE).is_file():
         raise DataError(f"{run} holds no prepared documents", f"name a run in which the stage {STAGE} was done")
-    values = load_recipe(directory / RECIPE)[STAGE]
-    return Prepared(directory, values, _examine(directory, values))
+    config = parse_section(PrepareConfig, load_recipe(directory / RECIPE)[STAGE], STAGE)
+    return Prepared(directory, config, _examine(directory, config))
 
 
-def _examine(directory: Path, values: dict[str, Any]) -> Examined:
-    config = parse_section(PrepareConfig, values, STAGE)
+def _examine(directory: Path, config: PrepareConfig) -> Examined:
     with LocalEngine(1) as engine:
         return examine(config, Work(directory / "work", engine))
 
@@ -96,10 +94,11 @@ def what_if(run: Path, overrides: Sequence[str]) -> WhatIf:
     """
     if not overrides:
         raise UsageError("what if what?", "name a setting: --set quality.gopher.min_words=20")
-    directory, values, now = open_prepared(run)
+    directory, config, now = open_prepared(run)
     plain_names = [override.removeprefix(f"{STAGE}.") for override in overrides]
+    values = config.model_dump(mode="json")
     changed = apply_overrides(values, plain_names, "key=value", "quality.gopher.min_words=20")
-    then = _examine(directory, changed)
+    then = _examine(directory, parse_section(PrepareConfig, changed, STAGE))
     return WhatIf(drop_table(now), drop_table(then), _kept(now), _kept(then))
 
 
@@ -120,7 +119,7 @@ def show(run: Path, fate: str | None, count: int, skip: int = 0, seed: int = 0) 
     Raises:
         UsageError: Nothing has come to this.
     """
-    found = open_prepared(run).found
+    _, config, found = open_prepared(run)
     fates = found.fates()
     if fate is not None and fate not in fates:
         raise UsageError(f"no document has come to {fate!r}", f"there are: {', '.join(sorted(fates))}")
@@ -133,21 +132,20 @@ def show(run: Path, fate: str | None, count: int, skip: int = 0, seed: int = 0) 
     chosen = np.argsort(np.concatenate(order), kind="stable")[skip : skip + count]
     if skip and not len(chosen):
         raise UsageError("there are no documents on that page", f"{sum(map(len, order)):,} have come to this")
-    return [_document(found, *place) for place in np.concatenate(places)[chosen].tolist()]
+    return [_document(found, config.privacy, *place) for place in np.concatenate(places)[chosen].tolist()]
 
 
-def _document(found: Examined, number: int, row: int) -> dict[str, Any]:
-    document = found.parts[number].read().slice(row, 1).to_pylist()[0]
+def _document(found: Examined, privacy: PrivacyConfig | None, number: int, row: int) -> dict[str, Any]:
     reason = found.verdicts[number].read().slice(row, 1).to_pylist()[0]["dropped_by"]
     tables = [parts[number].read().slice(row, 1) for parts in found.columns.values()]
     columns = {name: column[0].as_py() for name, column in known_columns(tables).items()}
-    edits = [edits_of(table) for table in tables if "edits" in table.column_names]
-    [text] = make_edits(pa.array([document["text"]]), edits).to_pylist()
+    document = (found.read if reason else found.parts)[number].read().slice(row, 1).to_pylist()[0]
+    edits = [edits_of(parts[number].read().slice(row, 1)) for parts in found.edits]
     return {
         "id": document["id"].hex(),
         "source": document["source"],
         "offset": document["offset"],
         "fate": reason or KEPT,
         "columns": {name: plain(value) for name, value in columns.items()},
-        "text": text,
+        "text": shown(document["text"], None if reason else edits, privacy),
     }
