@@ -31,7 +31,7 @@ from tallow.cli_options import (
     expanded,
     set_threads,
 )
-from tallow.console import is_main_process
+from tallow.console import is_main_process, say
 from tallow.engine.choices import Precision
 from tallow.errors import DataError, UsageError
 from tallow.exits import escape, print_json, resumable, run_command
@@ -469,13 +469,17 @@ def data_what_if(
         print_json(found.as_json())
         return
     table = Table("", "now", "then", "", box=None, pad_edge=False)
-    kept = [("kept", found.kept_now[0], found.kept_then[0]), ("bytes kept", found.kept_now[1], found.kept_then[1])]
+    now, then = found.now, found.then
+    kept = [("kept", now.documents, then.documents), ("bytes kept", now.bytes, then.bytes)]
     for name, now, then in [*kept, *found.rows()]:
         change = f"{then - now:+,}" if then != now else ""
         table.add_row(f"[bold]{escape(name)}[/bold]", f"{now:,}", f"{then:,}", change)
     for column in table.columns[1:]:
         column.justify = "right"
     Console(highlight=False).print(table, soft_wrap=True)
+    if found.changed:
+        names = f"{found.changed[0]} and {len(found.changed) - 1:,} more" if found.changed[1:] else found.changed[0]
+        say(f"{names} changed since, or gone: all this is about what was read")
 
 
 @data.command("show")

@@ -125,7 +125,9 @@ def apply_overrides(
             raise UsageError(f"--set {override}: the value is not valid YAML", "quote it") from error
         place = result
         for key in keys[:-1]:
-            place = place.setdefault(key, {})
+            if place.get(key) is None:  # a part that was left out as a whole
+                place[key] = {}
+            place = place[key]
             if not isinstance(place, dict):
                 raise UsageError(f"--set {override}: {key} holds a value, not a section", "set it directly")
         place[keys[-1]] = value

