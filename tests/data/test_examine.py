@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pytest
 
-from tallow.data.blocks import Table, load_card
+from tallow.data.blocks import Paragraph, Table, load_card
 from tallow.data.config import (
     ContaminationConfig,
     DiversityRule,
@@ -397,6 +397,12 @@ def test_selection_keeps_shares_of_what_is_left(tmp_path: Path) -> None:
     found = kept_texts(config, tmp_path / "run")
     dropped = load_document_manifest(tmp_path / "run" / "documents").dropped
     assert dropped == {"quantiles.chars": 8, "importance": 54, "diversity": 9}
+    card = load_card(tmp_path / "run" / "documents")
+    [drops] = [block for block in card if isinstance(block, Table) and block.columns[0] == "reason"]
+    reasons = ["too short", "duplicate", "quantiles.chars", "importance", "diversity"]
+    assert [row[0] for row in drops.rows] == reasons, "as they were asked"
+    summary = next(block.text for block in card if isinstance(block, Paragraph))
+    assert "80 documents (16.7 kB) were read; 9 (" in summary
     assert set(found) <= set(alike)
     with pytest.raises(UsageError, match="no column of numbers nothing"):
         kept_texts(PrepareConfig(sources=(source,), quantiles=(QuantileRule(column="nothing"),)), tmp_path / "bad")

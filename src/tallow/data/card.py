@@ -41,7 +41,7 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
     blocks: list[Block] = [
         Heading("Data card", 1),
         Paragraph(
-            f"{read[0]:,} documents ({_megabytes(read[1])}) were read; {stay[0]:,} ({_megabytes(stay[1])}) are kept, "
+            f"{read[0]:,} documents ({_size(read[1])}) were read; {stay[0]:,} ({_size(stay[1])}) are kept, "
             f"{manifest.splits['validation'].documents:,} of them held out for validation. "
             f"{found.rejected.bad:,} records could not be used."
         ),
@@ -235,8 +235,11 @@ def _licence(source: str, config: PrepareConfig) -> str:
     return next((licence for pattern, licence in config.licences.items() if fnmatch(source, pattern)), NOT_STATED)
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size(size: int) -> str:
+    for unit, name in ((1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size} bytes"
 
 
 def with_tokens(card: Sequence[Block], groups: pa.Table) -> list[Block]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from tallow.data.config import PrepareConfig, ScoreRule
 from tallow.data.contamination.benchmarks import Search, SearchSettings
 from tallow.data.contamination.report import BenchmarkReport
-from tallow.data.contamination.rule import ContaminationRule
+from tallow.data.contamination.rule import CONTAMINATED, ContaminationRule
 from tallow.data.inputs import Inputs
 from tallow.data.language.identify import (
     UNDETERMINED,
@@ -37,7 +37,7 @@ from tallow.data.steps.contamination import find_contamination, judge_contaminat
 from tallow.data.steps.diversity import keep_diverse
 from tallow.data.steps.importance import weigh_importance
 from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig
-from tallow.data.steps.left import LEFT, LeftConfig
+from tallow.data.steps.left import LEFT, NOTHING_LEFT, LeftConfig
 from tallow.data.steps.lines import LINES, LinesStep
 from tallow.data.steps.measure import (
     LANGUAGES,
@@ -87,6 +87,7 @@ class Examined:
         contamination: What of each benchmark was found.
         clusters: Of near-duplicates, with counts.
         judged: What the rules for single documents have dropped, with their counts.
+        asked: Besides rules, what documents may have been dropped for, in the order in which it was asked.
         verdicts: What has dropped each document.
         tallies, samples: As `TALLY` gives them.
     """
@@ -103,6 +104,7 @@ class Examined:
     contamination: list[BenchmarkReport] = field(default_factory=list)
     clusters: Part | None = None
     judged: list[Part] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     verdicts: list[Part] = field(default_factory=list)
     tallies: list[Part] = field(default_factory=list)
     samples: list[Part] = field(default_factory=list)
@@ -185,6 +187,8 @@ def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> No
     found.verdicts = judge_contamination(work, found.parts, found.verdicts, columns, rule)
     if rule.action == "cut":
         found.edits.append(found.verdicts)
+    else:
+        found.asked.append(CONTAMINATED)
 
 
 def _drop_duplicates(config: PrepareConfig, work: Work, found: Examined) -> None:
@@ -193,16 +197,19 @@ def _drop_duplicates(config: PrepareConfig, work: Work, found: Examined) -> None
     if config.deduplicate:
         with work.telling("duplicates"):
             found.verdicts = unique(work, parts, found.verdicts, parts, "digest", DUPLICATE, size)
+        found.asked.append(DUPLICATE)
     if config.near_duplicates is not None:
         with work.telling("near-duplicates"):
             near, found.clusters = near_duplicates(work, parts, config.near_duplicates)
             found.verdicts = unique(work, parts, found.verdicts, near, CLUSTER, NEAR_DUPLICATE, size)
         found.columns[CLUSTER] = near
+        found.asked.append(NEAR_DUPLICATE)
     if config.semantic_duplicates is not None:
         with work.telling("semantic duplicates"):
             survivors = semantic_duplicates(work, parts, found.verdicts, config.semantic_duplicates)
             found.verdicts = drop_but_survivors(work, parts, found.verdicts, survivors, SEMANTIC_DUPLICATE)
         found.columns["semantic"] = survivors
+        found.asked.append(SEMANTIC_DUPLICATE)
 
 
 def _cut_repeated(config: PrepareConfig, work: Work, found: Examined) -> None:
@@ -221,6 +228,7 @@ def _cut_repeated(config: PrepareConfig, work: Work, found: Examined) -> None:
         beside = found.beside(found.verdicts, *found.edits)
         made = work.each(LEFT, [(left, inputs) for inputs in beside])
         found.verdicts, found.columns["left"] = ([tables[number] for tables in made] for number in range(2))
+        found.asked.append(NOTHING_LEFT)
 
 
 def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
@@ -230,8 +238,8 @@ def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
         if columns is None:
             known = ", ".join(name for parts in found.columns.values() for name in _numbers(parts))
             raise UsageError(f"quantiles: there is no column of numbers {rule.column}", f"there are: {known}")
-        reason = f"quantiles.{rule.column}"
-        ranks = columns, rule.column, rule.low, rule.high, reason
+        found.asked.append(f"quantiles.{rule.column}")
+        ranks = columns, rule.column, rule.low, rule.high, found.asked[-1]
         found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
     if config.importance is not None:
         rule = config.importance
@@ -241,11 +249,13 @@ def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
         )
         weights = weigh_importance(work, found.parts, found.verdicts, rule.target, settings, reading)
         found.columns["importance"] = weights
-        ranks = weights, KEY, 1 - rule.share, 1.0, "importance"
+        found.asked.append("importance")
+        ranks = weights, KEY, 1 - rule.share, 1.0, found.asked[-1]
         found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
     if config.diversity is not None:
         settings = DiversityConfig(**_inherited(config.diversity, DiversityConfig))
-        wanted = config.diversity.share, "diversity", settings, config.part_bytes
+        found.asked.append("diversity")
+        wanted = config.diversity.share, found.asked[-1], settings, config.part_bytes
         found.verdicts = keep_diverse(work, found.parts, found.verdicts, *wanted)
 
 
