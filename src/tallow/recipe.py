@@ -41,6 +41,13 @@ class Section(BaseModel):
                 ]
         return values
 
+    def check_inputs(self) -> None:
+        """Refuse files that cannot be what a setting takes them for, before they are hashed, which may take long.
+
+        Raises:
+            DataError: One cannot.
+        """
+
     def work_settings(self) -> dict[str, Any]:
         """Those of them that what is done before the end depends on."""
         return {name: value for name, value in self.result_settings().items() if name not in self.finishing}

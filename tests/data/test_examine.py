@@ -12,6 +12,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pytest
 
+from tallow import stages
+from tallow.data import inputs
 from tallow.data.blocks import Paragraph, Table, load_card
 from tallow.data.config import (
     ContaminationConfig,
@@ -40,9 +42,8 @@ from tallow.data.work.engines import LocalEngine
 from tallow.data.work.work import Work
 from tallow.errors import DataError, UsageError
 from tallow.files import hash_path
-from tallow.recipe import dump_recipe
+from tallow.recipe import apply_overrides, dump_recipe, parse_section
 from tallow.run import RECIPE, StageRun
-from tallow.stages import input_paths
 
 TINY_LANGUAGES = Path(__file__).parent / "language" / "tiny.bin"
 
@@ -423,12 +424,43 @@ def test_inputs_of_sections_within_are_inputs_of_the_stage(tmp_path: Path) -> No
         contamination=ContaminationConfig(benchmarks=(items,)),
         classifiers={"good": ScoreRule(model=tmp_path / "model")},
     )
-    paths = input_paths(config)
+    paths = stages.input_paths(config)
     assert paths == {
         "sources.0": source,
         "contamination.benchmarks.0": items,
         "classifiers.good.model": tmp_path / "model",
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("perplexity={model: PLACE}", "ngram.json does not exist"),
+        ("classifiers={good: {model: PLACE}}", "classifier.json does not exist"),
+        ("classifiers={good: {model: PLACE/ngrams}}", "not a classifier"),
+        ("language={model: PLACE}", "is a directory"),
+        ("language={model: PLACE/notes.txt}", "not a fastText model"),
+        ("semantic_duplicates={model: PLACE}", "holds no model"),
+        ("contamination={benchmarks: [PLACE]}", "records are needed"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_it_is_hashed(
+    setting: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path / "notes.txt", tmp_path / "ngrams" / "classifier.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    write_jsonl(tmp_path / "a.jsonl", [prose(1), prose(2)])
+    values = {"sources": [str(tmp_path / "a.jsonl")]}
+    config = parse_section(PrepareConfig, apply_overrides(values, [setting.replace("PLACE", str(tmp_path))]), "prepare")
+    kept_texts(PrepareConfig(sources=(tmp_path / "a.jsonl",)), tmp_path / "other")
+    for module in (stages, inputs):
+        monkeypatch.setattr(module, "hash_input" if module is stages else "hash_path", lambda _: pytest.fail("hashed"))
+    with pytest.raises(DataError, match=complaint):
+        stages.run_stage("prepare", config, StageRun(tmp_path / "run"))
+    if not setting.startswith("contamination"):
+        with pytest.raises(DataError, match=complaint):
+            what_if(tmp_path / "other", [setting.replace("PLACE", str(tmp_path))])
 
 
 def test_the_card_tells_what_is_written(corpus: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -27,7 +28,9 @@ from tallow.data.language.identify import (
 )
 from tallow.data.privacy.config import KindConfig
 from tallow.data.quality.c4 import C4Lines
+from tallow.data.quality.classifier import find_classifier
 from tallow.data.quality.families import QualityRules
+from tallow.data.quality.ngram import find_ngrams
 from tallow.data.read import Piece, ReadSettings, cut
 from tallow.data.records import Rejected
 from tallow.data.selection.diversity import DiversityConfig
@@ -278,7 +281,8 @@ def _annotations(config: PrepareConfig, inputs: Inputs) -> dict[str, tuple[Step[
     if config.quality is not None:
         steps["quality"] = (QUALITY, QualityStep(lines=config.quality.lines or C4Lines()))
     for column, kind, rule in _scores(config):
-        sha256 = inputs.model(str(rule.model), lambda rule=rule: rule.model).sha256
+        find = find_classifier if kind == "classifier" else find_ngrams
+        sha256 = inputs.model(str(rule.model), partial(find, rule.model)).sha256
         score = ScoreStep(column=column, kind=kind, sha256=sha256, model=rule.model)
         steps[column] = (SCORES, score)
     if config.privacy is not None:

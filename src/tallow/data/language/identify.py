@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import Field
 
-from tallow.data.language.model_file import read_label_model
+from tallow.data.language.model_file import read_label_model, require_label_model
 from tallow.errors import DataError
 from tallow.files import fingerprint_files
 from tallow.kernels.text.labels import LABEL_PREFIX, LabelModel, Looks, most_probable_labels
@@ -75,12 +75,13 @@ def load_language_model(config: LanguageConfig) -> LabelModel:
 
 
 def find_language_model(config: LanguageConfig) -> Path:
-    """The file that is asked for.
+    """The file that is asked for, if it is a fastText model.
 
     Raises:
-        DataError: None is named, and the package that has one is not installed.
+        DataError: It is missing or something else, or none is named, and the package that has one is not installed.
     """
     if config.model is not None:
+        require_label_model(config.model)
         return config.model
     package = importlib.util.find_spec(PACKAGE)
     for place in package.submodule_search_locations or [] if package else []:
