@@ -433,7 +433,7 @@ def test_after_an_interruption_stages_go_on(
         raise KeyboardInterrupt
 
     (workplace / "x.txt").write_text("some text to prepare")
-    monkeypatch.setattr(f"tallow.cli.{work}", interrupted)
+    monkeypatch.setattr(f"tallow.cli_stages.{work}", interrupted)
     assert run_tallow(monkeypatch, *command, "--json") == 5
     assert json.loads(capsys.readouterr().out)["error"]["hint"] == "run the same command again to go on"
 

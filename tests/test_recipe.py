@@ -35,6 +35,10 @@ def test_override_values_are_yaml() -> None:
     assert values == {"a": {"number": "1e-3", "list": [1, 2], "flag": True, "text": "x=y", "empty": ""}}
 
 
+def test_what_was_left_out_as_a_whole_can_be_set_in_part() -> None:
+    assert apply_overrides({"a": {"b": None}}, ["a.b.c=1", "a.b.d=2"]) == {"a": {"b": {"c": 1, "d": 2}}}
+
+
 def test_overrides_leave_the_given_values_alone() -> None:
     values = {"a": {"b": [1]}}
     apply_overrides(values, ["a.c=2"])["a"]["b"].append(2)

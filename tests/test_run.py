@@ -256,3 +256,16 @@ def test_damaged_anomalies_are_passed_over(tmp_path: Path, capsys: pytest.Captur
     log.rewind(3, ())
     assert [record["step"] for record in log.read()] == [3]
     assert "passed over 2 damaged lines" in capsys.readouterr().err
+
+
+def test_what_is_right_for_any_settings_stays(tmp_path: Path) -> None:
+    run = StageRun(tmp_path / "s")
+    run.begin("s", Config(source=tmp_path), {"data": "1"})
+    for name in ("work", "documents"):
+        (run.directory / name).mkdir()
+        (run.directory / name / "file").touch()
+    StageRun(tmp_path / "s").begin("s", Config(source=tmp_path, steps=7), {"data": "1"})
+    assert (tmp_path / "s" / "work" / "file").exists()
+    assert not (tmp_path / "s" / "documents").exists()
+    StageRun(tmp_path / "s", resume=False).begin("s", Config(source=tmp_path, steps=7), {"data": "1"})
+    assert not (tmp_path / "s" / "work").exists()

@@ -26,9 +26,26 @@ if TYPE_CHECKING:  # importing these for good would import torch
     from tallow.engine.request import SamplingParams
     from tallow.engine.structure import Structure
     from tallow.serve.settings import ServeSettings
+    from tallow.tokenizer.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
 
+Source = Annotated[
+    str | None, typer.Argument(metavar="RECIPE.yaml | MODEL", help="A recipe, or a model to start from.")
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model directory, a .gguf file, a run, or a pulled name.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe; may be repeated."),
+]
+Run = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory \\[default: runs/<name>].")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of skipping or resuming what is there.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run stopped (this is also the default).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
 CachePrecisionOption = Annotated[
@@ -322,3 +339,21 @@ def set_threads(threads: int | None) -> None:
         if not 1 <= threads <= MAX_THREADS:
             raise UsageError(f"--threads {threads} is not between 1 and {MAX_THREADS}", "leave it out to use all cores")
         set_num_threads(threads)
+
+
+def is_recipe(source: str) -> bool:
+    """Whether it is named as a recipe is."""
+    return source.endswith((".yaml", ".yml"))
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """That of a model, or in a file or directory of its own."""
+    from tallow.tokenizer.formats import has_tokenizer
+    from tallow.tokenizer.tokenizer import Tokenizer
+
+    if has_tokenizer(Path(source)):
+        return Tokenizer.load(source)
+    from tallow.models import formats  # imports torch, for which a file above need not wait
+    from tallow.models.store import resolve
+
+    return formats.load_tokenizer(resolve(source))

@@ -53,6 +53,10 @@ class ProgressBar(Protocol):
         """Go `amount` units on; `note` is a short text such as `loss 2.31`."""
         ...
 
+    def expect(self, amount: int, done: int = 0) -> None:
+        """There are `amount` more units, `done` of them already."""
+        ...
+
 
 @contextmanager
 def progress(title: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[ProgressBar]:
@@ -98,6 +102,10 @@ class _LiveBar:
         if note:
             self.live.update(self.task, note=note)
 
+    def expect(self, amount: int, done: int = 0) -> None:
+        total = self.live.tasks[0].total
+        self.live.update(self.task, total=None if total is None else total + amount, advance=done)
+
 
 class _PlainLines:
     def __init__(self, console: Console, title: str, total: int | None, unit: str, done: int) -> None:
@@ -111,6 +119,10 @@ class _PlainLines:
         self.note = note or self.note
         if time.monotonic() - self.last >= PLAIN_LINE_SECONDS:
             self._print()
+
+    def expect(self, amount: int, done: int = 0) -> None:
+        self.total = None if self.total is None else self.total + amount
+        self.done += done
 
     def close(self) -> None:
         if self.printed != self.done:

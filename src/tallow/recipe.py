@@ -41,6 +41,13 @@ class Section(BaseModel):
                 ]
         return values
 
+    def check_inputs(self) -> None:
+        """Refuse files that cannot be what a setting takes them for, before they are hashed, which may take long.
+
+        Raises:
+            DataError: One cannot.
+        """
+
     def work_settings(self) -> dict[str, Any]:
         """Those of them that what is done before the end depends on."""
         return {name: value for name, value in self.result_settings().items() if name not in self.finishing}
@@ -125,7 +132,9 @@ def apply_overrides(
             raise UsageError(f"--set {override}: the value is not valid YAML", "quote it") from error
         place = result
         for key in keys[:-1]:
-            place = place.setdefault(key, {})
+            if place.get(key) is None:  # a part that was left out as a whole
+                place[key] = {}
+            place = place[key]
             if not isinstance(place, dict):
                 raise UsageError(f"--set {override}: {key} holds a value, not a section", "set it directly")
         place[keys[-1]] = value

@@ -46,6 +46,8 @@ STARTED = "started.json"
 PLAN = "plan.json"
 LOCK_TRIES, LOCK_PAUSE_S = 5, 0.02
 CHECKPOINTS = "checkpoints"
+WORK = "work"
+"""A directory of files each of which is named by a hash of what made it: they stay right whatever settings change."""
 METRICS = "metrics.jsonl"
 LINEAGE = "lineage.json"
 
@@ -134,7 +136,7 @@ class StageRun:
         """Make the directory ready for one piece of work.
 
         What a run of the same work left is kept, to be gone on from, whatever `config.finishing` says; what other work
-        left is removed, but for checkpoints of work that is not finished.
+        left is removed, but for checkpoints of work that is not finished, and what is right for any settings (`WORK`).
 
         Args:
             inputs: Content hash of each input, as `fingerprint_stage` takes them.
@@ -226,7 +228,16 @@ class StageRun:
                 f"{self.directory} holds files that are not of a tallow run", "choose another directory with --run"
             )
         with writing(self.directory):
-            shutil.rmtree(self.directory)
+            if not self.resume or not (self.directory / WORK).is_dir():
+                shutil.rmtree(self.directory)
+                return
+            for path in self.directory.iterdir():
+                if path.name in (WORK, STARTED):  # the mark is written anew, and tells until then that this is ours
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def plan(self, steps: int) -> None:
         """Note how many steps there are, for whoever watches."""

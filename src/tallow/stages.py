@@ -225,6 +225,7 @@ def resolve_all(recipe: Recipe, directory: Path) -> dict[str, Section]:
     for name, config in configs.items():
         paths = input_paths(config).items()
         require_inputs(name, {setting: path for setting, path in paths if made.isdisjoint(path.absolute().parents)})
+        config.check_inputs()
     _check_together({name: config.model_dump() for name, config in configs.items()}, directory)
     return configs
 
@@ -291,6 +292,7 @@ def run_stage(name: str, config: Section, run: StageRun) -> dict[str, Any]:
             return {}
         paths = input_paths(config)
         require_inputs(name, paths)
+        config.check_inputs()
         inputs = {setting: hash_input(path) for setting, path in paths.items()}
         fingerprint = fingerprint_stage(name, config, inputs)
         earlier = run.finished(fingerprint) if run.resume else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pytest
 
-from tallow.data.blocks import Table, load_card
+from tallow import stages
+from tallow.data import inputs
+from tallow.data.blocks import Paragraph, Table, load_card
 from tallow.data.config import (
     ContaminationConfig,
     DiversityRule,
@@ -39,9 +42,8 @@ from tallow.data.work.engines import LocalEngine
 from tallow.data.work.work import Work
 from tallow.errors import DataError, UsageError
 from tallow.files import hash_path
-from tallow.recipe import dump_recipe
+from tallow.recipe import apply_overrides, dump_recipe, parse_section
 from tallow.run import RECIPE, StageRun
-from tallow.stages import input_paths
 
 TINY_LANGUAGES = Path(__file__).parent / "language" / "tiny.bin"
 
@@ -119,6 +121,51 @@ def test_lines_go_first_and_what_is_left_is_compared(tmp_path: Path) -> None:
     assert "| no\\_end | 1 |" in card
 
 
+def test_what_lines_take_is_told(tmp_path: Path) -> None:
+    poem = "a line without an end\nwrite to ann@example.org\nand another one"
+    good = "\n".join([prose(1), "a heading", "This was written by bob@example.org himself."])
+    short = "\n".join(["One short line here.", "no end of a sentence, so that it goes"])
+    texts = [poem, good, short, prose(2), " "]
+    rules = QualityConfig(repetition=None, gopher=GopherRules(min_words=10), c4=None, fineweb=None, lines=C4Lines())
+    config = PrepareConfig(
+        sources=(write_jsonl(tmp_path / "a.jsonl", texts),),
+        language=LanguageRules(model=TINY_LANGUAGES, keep=("cmn", "eng")),
+        quality=rules,
+        privacy=PrivacyConfig(),
+        validation_fraction=0,
+    )
+    run = tmp_path / "run"
+    kept_texts(config, run)
+    manifest = load_document_manifest(run / "documents")
+    assert manifest.dropped == {"nothing left of lines": 1, "too short": 1, "gopher.min_words": 1}
+    [emptied] = show(run, "nothing left of lines", 5)
+    assert emptied["text"] == poem.replace("ann@example.org", "<EMAIL_1>")
+    assert (emptied["columns"]["chars_read"], emptied["columns"]["chars"]) == (len(poem), 0)
+    assert show(run, "gopher.min_words", 5)[0]["text"] == short
+    kept = [row["text"] for row in show(run, "kept", 5)]
+    assert kept[0] != kept[1]
+    assert sorted(kept) == sorted(row["text"] for row in documents(run))
+    assert any(text.endswith("This was written by <EMAIL_1> himself.") for text in kept)
+    card = (run / "documents" / "card.md").read_text()
+    for line in ("a line without an end", "no end of a sentence"):
+        assert line in card, "what was dropped is shown as it was read"
+    assert "a heading" not in card
+    assert "example.org" not in card
+    tables = {block.columns[0]: block for block in load_card(run / "documents") if isinstance(block, Table)}
+    read = sum(len(text.encode()) for text in texts)
+    assert sum(int(row[3] or 0) for row in tables["language"].rows) == read
+    assert read == sum(source.bytes for source in manifest.sources)
+
+
+def test_samples_of_what_is_kept_are_as_it_is_written(tmp_path: Path) -> None:
+    footer = "All rights to this long and tedious footer are reserved by its author."
+    source = write_jsonl(tmp_path / "a.jsonl", [f"{prose(seed)}\n{footer}" for seed in range(3)])
+    kept_texts(PrepareConfig(sources=(source,), repeated_units=(UnitSettings(),)), tmp_path / "run")
+    assert (tmp_path / "run" / "documents" / "card.md").read_text().count(footer) == 1
+    shown = sorted(row["text"] for row in show(tmp_path / "run", "kept", 5))
+    assert shown == sorted(row["text"] for row in documents(tmp_path / "run"))
+
+
 def test_private_things_are_replaced_and_too_many_drop(tmp_path: Path) -> None:
     texts = [f"Write to ann{number}@example.org, and to ann{number}@example.org again." for number in range(9)]
     texts.append(" ".join(f"bob{number}@example.org" for number in range(30)))
@@ -183,11 +230,42 @@ def test_what_if_is_what_would_be(corpus: Path, tmp_path: Path) -> None:
         }
     )
     kept = kept_texts(changed, tmp_path / "other")
-    assert found.kept_then == (len(kept), sum(len(text) for text in kept))
-    assert found.kept_now[0] > found.kept_then[0]
+    assert (found.then.documents, found.then.bytes) == (len(kept), sum(len(text) for text in kept))
+    assert found.now.documents > found.then.documents
     expected = load_document_manifest(tmp_path / "other" / "documents").dropped
     assert {reason: then for reason, _, then in found.rows() if then} == expected
     assert hash_path(tmp_path / "run" / "documents") == before
+
+
+def test_questions_are_about_what_was_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [prose(seed, 60 + seed) for seed in range(40)])
+    good, bad = pa.array([prose(seed) for seed in range(50, 80)]), pa.array([f"zzz {seed}" for seed in range(30)])
+    train_classifier(good, bad, ClassifierConfig(bits=10)).save(tmp_path / "good")
+    classifiers = {"good": ScoreRule(model=tmp_path / "good")}
+    kept_texts(PrepareConfig(sources=(source,), quality=GOPHER, classifiers=classifiers), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    asked = ["quality.gopher.min_words=65", "near_duplicates={}"]
+    first, shown = what_if(tmp_path / "run", asked), show(tmp_path / "run", None, 40)
+    assert (first.now.documents, first.changed) == (40, [])
+    assert 0 < first.then.documents < 40
+    capfd.readouterr()
+    assert what_if(tmp_path / "run", asked) == first
+    said = capfd.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["rules", "duplicates", "near-duplicates", "counts"]
+    source.touch()
+    assert what_if(tmp_path / "run", asked) == first, "the same is in it"
+    write_jsonl(source, [prose(7)])
+    changed = what_if(tmp_path / "run", asked)
+    assert (changed.now, changed.then, changed.changed) == (first.now, first.then, [source.as_posix()])
+    source.unlink()
+    shutil.rmtree(tmp_path / "good")
+    assert what_if(tmp_path / "run", asked).then == first.then
+    assert show(tmp_path / "run", None, 40) == shown
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before, "nothing is left behind"
+    for path in (tmp_path / "run" / "work").glob("*-00000.arrow"):
+        path.unlink()
+    with pytest.raises(DataError, match="are gone"):
+        what_if(tmp_path / "run", asked)
 
 
 def test_pages_of_documents_are_all_of_them_once(corpus: Path, tmp_path: Path) -> None:
@@ -211,6 +289,18 @@ def test_only_what_is_prepared_can_be_looked_at(corpus: Path, tmp_path: Path) ->
         what_if(tmp_path, [])
     with pytest.raises(UsageError, match="min_wrods"):
         what_if(tmp_path, ["quality.gopher.min_wrods=3"])
+    for setting in ("sources=[/tmp]", "text_field=zzz", "part_mb=3", "prepare.split=lines"):
+        with pytest.raises(UsageError, match="how sources are read") as refused:
+            what_if(tmp_path, [setting])
+        assert "run tallow prepare" in refused.value.hint
+    config = PrepareConfig(sources=(corpus,), min_chars=7)
+    (tmp_path / "prepare" / RECIPE).write_text(dump_recipe({"prepare": config.model_dump(mode="json")}))
+    with pytest.raises(DataError, match="not finished"):
+        open_prepared(tmp_path)
+    record = tmp_path / "prepare" / "work" / "examined.json"
+    record.write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        open_prepared(tmp_path)
 
 
 def test_bounds_between_which_nothing_lies_are_errors(tmp_path: Path) -> None:
@@ -225,7 +315,7 @@ def test_when_nothing_is_left_other_bounds_can_be_tried(corpus: Path, tmp_path: 
     with pytest.raises(DataError, match=r"none is left .dropped by: gopher\.min_words 120"):
         kept_texts(config, tmp_path)
     (tmp_path / RECIPE).write_text(dump_recipe({"prepare": config.model_dump(mode="json")}))
-    assert what_if(tmp_path, ["quality.gopher.min_words=50"]).kept_then[0] > 90
+    assert what_if(tmp_path, ["quality.gopher.min_words=50"]).then.documents > 90
 
 
 def test_a_rule_that_is_misspelt_is_an_error() -> None:
@@ -308,6 +398,12 @@ def test_selection_keeps_shares_of_what_is_left(tmp_path: Path) -> None:
     found = kept_texts(config, tmp_path / "run")
     dropped = load_document_manifest(tmp_path / "run" / "documents").dropped
     assert dropped == {"quantiles.chars": 8, "importance": 54, "diversity": 9}
+    card = load_card(tmp_path / "run" / "documents")
+    [drops] = [block for block in card if isinstance(block, Table) and block.columns[0] == "reason"]
+    reasons = ["too short", "duplicate", "quantiles.chars", "importance", "diversity"]
+    assert [row[0] for row in drops.rows] == reasons, "as they were asked"
+    summary = next(block.text for block in card if isinstance(block, Paragraph))
+    assert "80 documents (16.7 kB) were read; 9 (" in summary
     assert set(found) <= set(alike)
     with pytest.raises(UsageError, match="no column of numbers nothing"):
         kept_texts(PrepareConfig(sources=(source,), quantiles=(QuantileRule(column="nothing"),)), tmp_path / "bad")
@@ -328,12 +424,43 @@ def test_inputs_of_sections_within_are_inputs_of_the_stage(tmp_path: Path) -> No
         contamination=ContaminationConfig(benchmarks=(items,)),
         classifiers={"good": ScoreRule(model=tmp_path / "model")},
     )
-    paths = input_paths(config)
+    paths = stages.input_paths(config)
     assert paths == {
         "sources.0": source,
         "contamination.benchmarks.0": items,
         "classifiers.good.model": tmp_path / "model",
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("perplexity={model: PLACE}", "ngram.json does not exist"),
+        ("classifiers={good: {model: PLACE}}", "classifier.json does not exist"),
+        ("classifiers={good: {model: PLACE/ngrams}}", "not a classifier"),
+        ("language={model: PLACE}", "is a directory"),
+        ("language={model: PLACE/notes.txt}", "not a fastText model"),
+        ("semantic_duplicates={model: PLACE}", "holds no model"),
+        ("contamination={benchmarks: [PLACE]}", "records are needed"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_it_is_hashed(
+    setting: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path / "notes.txt", tmp_path / "ngrams" / "classifier.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    write_jsonl(tmp_path / "a.jsonl", [prose(1), prose(2)])
+    values = {"sources": [str(tmp_path / "a.jsonl")]}
+    config = parse_section(PrepareConfig, apply_overrides(values, [setting.replace("PLACE", str(tmp_path))]), "prepare")
+    kept_texts(PrepareConfig(sources=(tmp_path / "a.jsonl",)), tmp_path / "other")
+    for module in (stages, inputs):
+        monkeypatch.setattr(module, "hash_input" if module is stages else "hash_path", lambda _: pytest.fail("hashed"))
+    with pytest.raises(DataError, match=complaint):
+        stages.run_stage("prepare", config, StageRun(tmp_path / "run"))
+    if not setting.startswith("contamination"):
+        with pytest.raises(DataError, match=complaint):
+            what_if(tmp_path / "other", [setting.replace("PLACE", str(tmp_path))])
 
 
 def test_the_card_tells_what_is_written(corpus: Path, tmp_path: Path) -> None:
@@ -348,5 +475,6 @@ def test_the_card_tells_what_is_written(corpus: Path, tmp_path: Path) -> None:
     read = manifest.sources[0]
     kept = sum(counts.documents for counts in manifest.splits.values())
     assert sources.rows == ((read.name, read.documents, kept, read.bytes, written, "not stated"),)
-    assert what_if(tmp_path / "run", ["min_chars=1"]).kept_now == (kept, written)
+    now = what_if(tmp_path / "run", ["min_chars=1"]).now
+    assert (now.documents, now.bytes) == (kept, written)
     assert written < sum(len(text) for text in kept_texts(config, tmp_path / "run"))

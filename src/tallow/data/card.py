@@ -21,11 +21,13 @@ from tallow.data.duplicates.minhash import detection_probability
 from tallow.data.examine import Examined
 from tallow.data.manifest import DocumentManifest
 from tallow.data.privacy.scrub import scrub
+from tallow.data.steps.judge import NOTHING_OF_LINES
+from tallow.data.steps.lines import BYTES, DROPPED
 from tallow.data.steps.tally import KEPT
 from tallow.recipe import dump_recipe
 
 NOT_STATED = "not stated"
-DROPPED = "What was dropped"
+DROPS_HEADING = "What was dropped"
 SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SAMPLES = 5
 
@@ -39,7 +41,7 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
     blocks: list[Block] = [
         Heading("Data card", 1),
         Paragraph(
-            f"{read[0]:,} documents ({_megabytes(read[1])}) were read; {stay[0]:,} ({_megabytes(stay[1])}) are kept, "
+            f"{read[0]:,} documents ({_size(read[1])}) were read; {stay[0]:,} ({_size(stay[1])}) are kept, "
             f"{manifest.splits['validation'].documents:,} of them held out for validation. "
             f"{found.rejected.bad:,} records could not be used."
         ),
@@ -48,10 +50,8 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
     ]
     if any(group["language"] is not None for group in groups):
         blocks += [Heading("Languages"), _languages(groups, kept)]
-    blocks += [Heading(DROPPED), Paragraph(DROPS), _drops(found)]
-    if found.dropped_lines:
-        lines = tuple(sorted((name, count) for name, count in found.dropped_lines.items() if count))
-        blocks += [Heading("Lines that were dropped first"), Table(("reason", "lines"), lines)]
+    blocks += [Heading(DROPS_HEADING), Paragraph(DROPS), _drops(found)]
+    blocks += _lines(found)
     blocks += _near(config, found)
     blocks += _contamination(config, found)
     blocks += _edits(found)
@@ -73,6 +73,21 @@ DROPS = (
 def _drops(found: Examined) -> Table:
     rows = tuple((row.reason, row.first, row.all, row.alone) for row in drop_table(found))
     return Table(("reason", "first", "all", "alone"), rows)
+
+
+def _lines(found: Examined) -> Iterable[Block]:
+    if "lines" not in found.columns:
+        return
+    counts = Counter[str]()
+    for part in found.parts:
+        counts.update({name: int(count) for name, count in part.counts.items()})
+    dropped = {name.removeprefix(DROPPED): count for name, count in counts.items() if name.startswith(DROPPED)}
+    yield Heading("Lines that were dropped first")
+    yield Paragraph(
+        f"They took {counts[BYTES]:,} bytes of all documents. Languages and rules are about what is left; what has no "
+        f"line left is told as “{NOTHING_OF_LINES}”."
+    )
+    yield Table(("reason", "lines"), tuple(sorted((name, count) for name, count in dropped.items() if count)))
 
 
 def _near(config: PrepareConfig, found: Examined) -> list[Block]:
@@ -134,10 +149,11 @@ def _edits(found: Examined) -> Iterable[Block]:
     if found.repeated:
         yield Heading("Repeated passages")
         kept = [group for group in found.groups().to_pylist() if group["fate"] == KEPT]
+        lines = " and the rules for lines" if "lines" in found.columns else ""
         cut = sum(group["bytes"] - group["left"] for group in kept)
         yield Paragraph(
             f"{counts['repeated_bytes']:,} bytes of what occurs before were found in what rules and duplicates leave. "
-            f"What is kept in the end has lost {cut:,} bytes by all edits together."
+            f"What is kept in the end has lost {cut:,} bytes by all edits{lines} together."
         )
 
 
@@ -219,8 +235,11 @@ def _licence(source: str, config: PrepareConfig) -> str:
     return next((licence for pattern, licence in config.licences.items() if fnmatch(source, pattern)), NOT_STATED)
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size(size: int) -> str:
+    for unit, name in ((1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size} bytes"
 
 
 def with_tokens(card: Sequence[Block], groups: pa.Table) -> list[Block]:
@@ -238,7 +257,7 @@ def with_tokens(card: Sequence[Block], groups: pa.Table) -> list[Block]:
     added: list[Block] = [Heading("Tokens"), Paragraph(TOKENS), Table(heads, tuple(rows))]
     if not card:
         return [Heading("Data card", 1), *added]
-    place = next((n for n, block in enumerate(card) if block == Heading(DROPPED)), len(card))
+    place = next((n for n, block in enumerate(card) if block == Heading(DROPS_HEADING)), len(card))
     return [*card[:place], *added, *card[place:]]
 
 

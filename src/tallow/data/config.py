@@ -173,6 +173,16 @@ class PrepareConfig(ReadSettings):
     part_mb: float = Field(default=8.0, ge=0.001, le=1024)
     cluster: ClusterConfig = ClusterConfig()
 
+    def check_inputs(self) -> None:
+        """Refuse models and benchmarks that are none.
+
+        Raises:
+            DataError: One is missing, or something else.
+        """
+        from tallow.data.checks import check_inputs  # it knows all kinds of models; who wants settings need not wait
+
+        check_inputs(self)
+
     @property
     def part_bytes(self) -> int:
         return int(self.part_mb * 2**20)

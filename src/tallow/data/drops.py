@@ -6,7 +6,6 @@ from collections import Counter
 from typing import NamedTuple
 
 from tallow.data.examine import Examined
-from tallow.data.steps.tally import KEPT
 
 
 class Drop(NamedTuple):
@@ -34,5 +33,4 @@ def drop_table(found: Examined) -> list[Drop]:
             counts.setdefault(reason, Counter())[which] += int(count)
     fates = found.fates()
     rows = [Drop(reason, *(count[which] for which in ("first", "all", "alone"))) for reason, count in counts.items()]
-    others = [reason for reason in fates if reason not in counts and reason != KEPT]
-    return rows + [Drop(reason, fates[reason], fates[reason], fates[reason]) for reason in sorted(others)]
+    return rows + [Drop(reason, *[fates[reason]] * 3) for reason in dict.fromkeys(found.asked)]

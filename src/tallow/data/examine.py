@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -17,26 +18,29 @@ import pyarrow as pa
 from tallow.data.config import PrepareConfig, ScoreRule
 from tallow.data.contamination.benchmarks import Search, SearchSettings
 from tallow.data.contamination.report import BenchmarkReport
-from tallow.data.contamination.rule import ContaminationRule
+from tallow.data.contamination.rule import CONTAMINATED, ContaminationRule
+from tallow.data.inputs import Inputs
 from tallow.data.language.identify import (
     UNDETERMINED,
     LanguageConfig,
-    language_model_hash,
+    find_language_model,
     load_language_model,
 )
 from tallow.data.privacy.config import KindConfig
 from tallow.data.quality.c4 import C4Lines
+from tallow.data.quality.classifier import find_classifier
 from tallow.data.quality.families import QualityRules
+from tallow.data.quality.ngram import find_ngrams
 from tallow.data.read import Piece, ReadSettings, cut
 from tallow.data.records import Rejected
 from tallow.data.selection.diversity import DiversityConfig
 from tallow.data.selection.importance import KEY, ImportanceConfig
-from tallow.data.sources import Source, find_sources, hashed_files
+from tallow.data.sources import Source, find_sources
 from tallow.data.steps.contamination import find_contamination, judge_contamination
 from tallow.data.steps.diversity import keep_diverse
 from tallow.data.steps.importance import weigh_importance
 from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig
-from tallow.data.steps.left import LEFT, LeftConfig
+from tallow.data.steps.left import LEFT, NOTHING_LEFT, LeftConfig
 from tallow.data.steps.lines import LINES, LinesStep
 from tallow.data.steps.measure import (
     LANGUAGES,
@@ -62,7 +66,7 @@ from tallow.data.steps.units import repeated_units
 from tallow.data.work.step import Input, Part, Step
 from tallow.data.work.work import Work
 from tallow.errors import UsageError
-from tallow.files import hash_file, hash_path
+from tallow.files import hash_file
 from tallow.kernels.text.labels import LABEL_PREFIX
 from tallow.recipe import Section
 
@@ -75,6 +79,7 @@ class Examined:
 
     Args:
         sources: What was read, and its SHA-256.
+        reads: How it was.
         read: The documents as they were read.
         parts: The documents, from here on.
         rejected: What was set aside, in numbers …
@@ -85,12 +90,13 @@ class Examined:
         contamination: What of each benchmark was found.
         clusters: Of near-duplicates, with counts.
         judged: What the rules for single documents have dropped, with their counts.
+        asked: Besides rules, what documents may have been dropped for, in the order in which it was asked.
         verdicts: What has dropped each document.
         tallies, samples: As `TALLY` gives them.
-        dropped_lines: Why lines were dropped before all else, and how many.
     """
 
     sources: Mapping[Source, str]
+    reads: tuple[ReadConfig, ...]
     read: list[Part]
     parts: list[Part]
     rejected: Rejected
@@ -101,10 +107,10 @@ class Examined:
     contamination: list[BenchmarkReport] = field(default_factory=list)
     clusters: Part | None = None
     judged: list[Part] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     verdicts: list[Part] = field(default_factory=list)
     tallies: list[Part] = field(default_factory=list)
     samples: list[Part] = field(default_factory=list)
-    dropped_lines: Counter[str] = field(default_factory=Counter)
 
     def groups(self) -> pa.Table:
         """How many documents, and how much text, of each source and language have come to what (`GROUPS`)."""
@@ -127,32 +133,45 @@ class Examined:
         return [[Input(part) for part in each] for each in zip(self.parts, *more, strict=True)]
 
 
-def examine(config: PrepareConfig, work: Work) -> Examined:
+def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None = None) -> Examined:
     """Read the sources, annotate all documents, and decide which are kept.
+
+    Args:
+        config: The settings.
+        work: Where and by whom it is done.
+        reads: How sources were read, where they are to be taken as they were then; None: they are looked at.
 
     Raises:
         DataError: A source is unusable, too many records are, or a model is.
         CapacityError: The disk is full.
     """
-    found = _read(config, work)
+    with work.telling("reading"):
+        found = _read(config, work, reads)
     if config.quality is not None and config.quality.lines is not None:
         step = LinesStep(lines=config.quality.lines)
-        found.parts = [made for [made] in work.each(LINES, [(step, inputs) for inputs in found.beside()])]
-        for part in found.parts:
-            found.dropped_lines.update({name.removeprefix("dropped "): int(n) for name, n in part.counts.items()})
-    for name, (step, settings) in _annotations(config).items():
-        found.columns[name] = [made for [made] in work.each(step, [(settings, inputs) for inputs in found.beside()])]
+        with work.telling("lines"):
+            made = work.each(LINES, [(step, inputs) for inputs in found.beside()])
+        found.parts, found.columns["lines"] = ([tables[number] for tables in made] for number in range(2))
+    for name, (step, settings) in _annotations(config, work.inputs).items():
+        with work.telling(name):
+            made = work.each(step, [(settings, inputs) for inputs in found.beside()])
+        found.columns[name] = [part for [part] in made]
     judged = [[Input(part) for part in each] for each in zip(*found.columns.values(), strict=True)]
-    found.judged = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
+    with work.telling("rules"):
+        found.judged = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
     found.verdicts = found.judged
-    _drop_contaminated(config, work, found)
+    with work.telling("benchmarks"):
+        _drop_contaminated(config, work, found)
     _drop_duplicates(config, work, found)
-    _cut_repeated(config, work, found)
-    _select(config, work, found)
-    given = found.beside(found.verdicts, *found.columns.values())
-    for tally, samples in work.each(TALLY, [(TallyConfig(), inputs) for inputs in given]):
-        found.tallies.append(tally)
-        found.samples.append(samples)
+    with work.telling("repeated passages"):
+        _cut_repeated(config, work, found)
+    with work.telling("selection"):
+        _select(config, work, found)
+    tallied = TallyConfig(lines="lines" in found.columns, edits=len(found.edits), privacy=config.privacy)
+    given = found.beside(found.verdicts, *[found.read] * tallied.lines, *found.columns.values(), *found.edits)
+    with work.telling("counts"):
+        made = work.each(TALLY, [(tallied, inputs) for inputs in given])
+    found.tallies, found.samples = ([tables[number] for tables in made] for number in range(2))
     return found
 
 
@@ -162,7 +181,8 @@ def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> No
     if settings is None:
         return
     search = Search(
-        benchmarks=hashed_files(settings.benchmarks), settings=SearchSettings(**_inherited(settings, SearchSettings))
+        benchmarks=work.inputs.files(settings.benchmarks),
+        settings=SearchSettings(**_inherited(settings, SearchSettings)),
     )
     columns, found.contamination = find_contamination(work, found.parts, search)
     rule = ContaminationRule(**_inherited(settings, ContaminationRule))
@@ -170,20 +190,29 @@ def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> No
     found.verdicts = judge_contamination(work, found.parts, found.verdicts, columns, rule)
     if rule.action == "cut":
         found.edits.append(found.verdicts)
+    else:
+        found.asked.append(CONTAMINATED)
 
 
 def _drop_duplicates(config: PrepareConfig, work: Work, found: Examined) -> None:
     """Of documents that are the same, nearly the same, or say nearly the same, keep one."""
+    parts, size = found.parts, config.part_bytes
     if config.deduplicate:
-        found.verdicts = unique(work, found.parts, found.verdicts, found.parts, "digest", DUPLICATE, config.part_bytes)
+        with work.telling("duplicates"):
+            found.verdicts = unique(work, parts, found.verdicts, parts, "digest", DUPLICATE, size)
+        found.asked.append(DUPLICATE)
     if config.near_duplicates is not None:
-        near, found.clusters = near_duplicates(work, found.parts, config.near_duplicates)
+        with work.telling("near-duplicates"):
+            near, found.clusters = near_duplicates(work, parts, config.near_duplicates)
+            found.verdicts = unique(work, parts, found.verdicts, near, CLUSTER, NEAR_DUPLICATE, size)
         found.columns[CLUSTER] = near
-        found.verdicts = unique(work, found.parts, found.verdicts, near, CLUSTER, NEAR_DUPLICATE, config.part_bytes)
+        found.asked.append(NEAR_DUPLICATE)
     if config.semantic_duplicates is not None:
-        survivors = semantic_duplicates(work, found.parts, found.verdicts, config.semantic_duplicates)
+        with work.telling("semantic duplicates"):
+            survivors = semantic_duplicates(work, parts, found.verdicts, config.semantic_duplicates)
+            found.verdicts = drop_but_survivors(work, parts, found.verdicts, survivors, SEMANTIC_DUPLICATE)
         found.columns["semantic"] = survivors
-        found.verdicts = drop_but_survivors(work, found.parts, found.verdicts, survivors, SEMANTIC_DUPLICATE)
+        found.asked.append(SEMANTIC_DUPLICATE)
 
 
 def _cut_repeated(config: PrepareConfig, work: Work, found: Examined) -> None:
@@ -202,6 +231,7 @@ def _cut_repeated(config: PrepareConfig, work: Work, found: Examined) -> None:
         beside = found.beside(found.verdicts, *found.edits)
         made = work.each(LEFT, [(left, inputs) for inputs in beside])
         found.verdicts, found.columns["left"] = ([tables[number] for tables in made] for number in range(2))
+        found.asked.append(NOTHING_LEFT)
 
 
 def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
@@ -211,8 +241,8 @@ def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
         if columns is None:
             known = ", ".join(name for parts in found.columns.values() for name in _numbers(parts))
             raise UsageError(f"quantiles: there is no column of numbers {rule.column}", f"there are: {known}")
-        reason = f"quantiles.{rule.column}"
-        ranks = columns, rule.column, rule.low, rule.high, reason
+        found.asked.append(f"quantiles.{rule.column}")
+        ranks = columns, rule.column, rule.low, rule.high, found.asked[-1]
         found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
     if config.importance is not None:
         rule = config.importance
@@ -222,11 +252,13 @@ def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
         )
         weights = weigh_importance(work, found.parts, found.verdicts, rule.target, settings, reading)
         found.columns["importance"] = weights
-        ranks = weights, KEY, 1 - rule.share, 1.0, "importance"
+        found.asked.append("importance")
+        ranks = weights, KEY, 1 - rule.share, 1.0, found.asked[-1]
         found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
     if config.diversity is not None:
         settings = DiversityConfig(**_inherited(config.diversity, DiversityConfig))
-        wanted = config.diversity.share, "diversity", settings, config.part_bytes
+        found.asked.append("diversity")
+        wanted = config.diversity.share, found.asked[-1], settings, config.part_bytes
         found.verdicts = keep_diverse(work, found.parts, found.verdicts, *wanted)
 
 
@@ -237,17 +269,21 @@ def _numbers(parts: Sequence[Part]) -> list[str]:
     return [name for name, column in columns.items() if any(is_kind(column.type) for is_kind in kinds)]
 
 
-def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
+def _annotations(config: PrepareConfig, inputs: Inputs) -> dict[str, tuple[Step[Any], Section]]:
     """What makes which columns."""
-    steps: dict[str, tuple[Step[Any], Section]] = {"sizes": (SIZES, SizesStep())}
+    steps: dict[str, tuple[Step[Any], Section]] = {"lengths": (SIZES, SizesStep())}
     if config.language is not None:
         settings = LanguageConfig(**_inherited(config.language, LanguageConfig))
-        _check_languages(config.language.keep or (), load_language_model(settings).labels)
-        steps["language"] = (LANGUAGES, LanguageStep(settings=settings, model=language_model_hash(settings)))
+        if config.language.keep:
+            _check_languages(config.language.keep, load_language_model(settings).labels)
+        model = inputs.model(f"{settings.model or 'language'}", lambda: find_language_model(settings))
+        steps["language"] = (LANGUAGES, LanguageStep(settings=settings, model=model.sha256))
     if config.quality is not None:
         steps["quality"] = (QUALITY, QualityStep(lines=config.quality.lines or C4Lines()))
     for column, kind, rule in _scores(config):
-        score = ScoreStep(column=column, kind=kind, sha256=hash_path(rule.model), model=rule.model)
+        find = find_classifier if kind == "classifier" else find_ngrams
+        sha256 = inputs.model(str(rule.model), partial(find, rule.model)).sha256
+        score = ScoreStep(column=column, kind=kind, sha256=sha256, model=rule.model)
         steps[column] = (SCORES, score)
     if config.privacy is not None:
         nameless = config.privacy.model_copy(update={"name": KindConfig(action="ignore")})  # nothing here finds them
@@ -299,15 +335,9 @@ def _inherited(config: Section, parent: type[Section]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in parent.model_fields}
 
 
-def _read(config: PrepareConfig, work: Work) -> Examined:
-    """All documents, and what was set aside.
-
-    Raises:
-        DataError: A source is unusable, or too many records are.
-    """
-    sources = {source: hash_file(source.path) for source in find_sources(config.sources, config.directories)}
+def _plan_reading(config: PrepareConfig, sources: Mapping[Source, str]) -> tuple[ReadConfig, ...]:
     settings = _inherited(config, ReadSettings)
-    given = [
+    return tuple(
         ReadConfig(
             pieces=tuple(
                 FilePiece(
@@ -325,8 +355,22 @@ def _read(config: PrepareConfig, work: Work) -> Examined:
             **settings,
         )
         for group in _groups(cut(sources, config, config.part_bytes), config.part_bytes)
-    ]
-    made = work.each(READ, [(each, ()) for each in given])
+    )
+
+
+def _read(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None) -> Examined:
+    """All documents, and what was set aside.
+
+    Raises:
+        DataError: A source is unusable, or too many records are.
+    """
+    if reads is None:
+        sources = {source: hash_file(source.path) for source in find_sources(config.sources, config.directories)}
+        reads = _plan_reading(config, sources)
+    else:
+        pieces = (piece for read in reads for piece in read.pieces)
+        sources = {Source(piece.name, piece.path, piece.kind, piece.root): piece.sha256 for piece in pieces}
+    made = work.each(READ, [(each, ()) for each in reads])
     rejected = Rejected()
     for counts in (tables[-1].counts for tables in made):
         rejected.good += int(counts["good"])
@@ -340,7 +384,7 @@ def _read(config: PrepareConfig, work: Work) -> Examined:
         rejected.first, rejected.hint = first["first"], first["hint"]
     rejected.check(config.max_bad_fraction)
     parts = [part for tables in made for part in tables[:-1]]
-    return Examined(sources=sources, read=parts, parts=parts, rejected=rejected, records=records)
+    return Examined(sources=sources, reads=tuple(reads), read=parts, parts=parts, rejected=rejected, records=records)
 
 
 def _groups(pieces: Iterable[Piece], part_bytes: int) -> Iterator[list[Piece]]:

@@ -2,110 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
+from pydantic import ValidationError
 
 from tallow.data.config import PrepareConfig
-from tallow.data.drops import Drop, drop_table
-from tallow.data.edits import make_edits
 from tallow.data.examine import Examined, examine
+from tallow.data.inputs import Inputs
+from tallow.data.privacy.config import PrivacyConfig
+from tallow.data.reading.settings import ReadSettings
+from tallow.data.record import RECORD, Figures, PrepareRecord
+from tallow.data.steps.read import READ
 from tallow.data.steps.tables import edits_of, known_columns, words
-from tallow.data.steps.tally import KEPT, plain, ranks
+from tallow.data.steps.tally import KEPT, plain, ranks, shown
 from tallow.data.work.engines import LocalEngine
+from tallow.data.work.step import Task
 from tallow.data.work.work import Work
 from tallow.errors import DataError, UsageError
+from tallow.files import PARTIAL, read_json
 from tallow.recipe import apply_overrides, load_recipe, parse_section
-from tallow.run import RECIPE
+from tallow.run import RECIPE, WORK
 
 STAGE = "prepare"
 
 
 class Prepared(NamedTuple):
-    """What the stage prepare has made: its directory, settings as plain values, and what it found out."""
+    """What the stage prepare has made: its directory, and what it has left for those who ask."""
 
     directory: Path
-    values: dict[str, Any]
-    found: Examined
+    record: PrepareRecord
+
+    @property
+    def config(self) -> PrepareConfig:
+        return parse_section(PrepareConfig, self.record.settings, STAGE)
+
+    @contextmanager
+    def examine(self, config: PrepareConfig) -> Iterator[Examined]:
+        """What is known of all documents by some settings; what that lacks is there as long as the context."""
+        with (
+            TemporaryDirectory(dir=self.directory, prefix=".asked.", suffix=PARTIAL) as place,
+            _WithoutSources(1) as engine,
+        ):
+            work = Work(Path(place), engine, self.directory / WORK, Inputs(self.record.inputs))
+            yield examine(config, work, self.record.reads)
+
+
+class _WithoutSources(LocalEngine):
+    """Reads no source again: the record is of what was in it then."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[None]:
+        if any(task.step.name == READ.name for task in tasks):
+            raise DataError("some of the documents that were read are gone", "prepare them anew, with --fresh")
+        return super().run(tasks)
 
 
 def open_prepared(run: Path) -> Prepared:
-    """Read what was found out about all documents; nothing is done again that is still there.
+    """Read what the stage prepare has left.
 
     Args:
         run: `runs/NAME`, or `runs/NAME/prepare`.
 
     Raises:
-        DataError: The stage was not done there.
+        DataError: The stage was not done there, or not to its end.
     """
-    directory = next((place for place in (run, run / STAGE) if (place / "work").is_dir()), None)
-    if directory is None and any((place / "documents").is_dir() for place in (run, run / STAGE)):
+    places = (run, run / STAGE)
+    directory = next((place for place in places if (place / WORK / f"{RECORD}.json").is_file()), None)
+    if directory is None and any((place / "documents").is_dir() for place in places):
         raise DataError(f"what was found out about the documents of {run} is gone", "prepare them anew, with --fresh")
-    if directory is None or not (directory / RECIPE).is_file():
+    if directory is None:
         raise DataError(f"{run} holds no prepared documents", f"name a run in which the stage {STAGE} was done")
-    values = load_recipe(directory / RECIPE)[STAGE]
-    return Prepared(directory, values, _examine(directory, values))
-
-
-def _examine(directory: Path, values: dict[str, Any]) -> Examined:
-    config = parse_section(PrepareConfig, values, STAGE)
-    with LocalEngine(1) as engine:
-        return examine(config, Work(directory / "work", engine))
+    path = directory / WORK / f"{RECORD}.json"
+    try:
+        record = PrepareRecord.model_validate(read_json(path, "record"))
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged, or of another version", "prepare anew, with --fresh") from error
+    recipe = directory / RECIPE
+    if recipe.is_file():
+        begun = parse_section(PrepareConfig, load_recipe(recipe)[STAGE], STAGE)
+        if begun.result_settings() != record.settings:
+            raise DataError(f"{directory} was begun with other settings and not finished", "prepare it to its end")
+    return Prepared(directory, record)
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """What drops documents now, and what would with other settings; documents and bytes that are kept."""
+    """What came of all documents now, and what would with other settings.
 
-    now: list[Drop]
-    then: list[Drop]
-    kept_now: tuple[int, int]
-    kept_then: tuple[int, int]
+    Args:
+        now, then: That.
+        changed: Files that hold something else by now; both are about what they held.
+    """
+
+    now: Figures
+    then: Figures
+    changed: list[str]
 
     def rows(self) -> Iterator[tuple[str, int, int]]:
         """Each reason, and how many documents it drops now and then."""
-        now, then = ({drop.reason: drop.first for drop in drops} for drops in (self.now, self.then))
+        now, then = ({drop.reason: drop.first for drop in figures.drops} for figures in (self.now, self.then))
         for reason in dict.fromkeys([*now, *then]):
             yield reason, now.get(reason, 0), then.get(reason, 0)
 
     def as_json(self) -> dict[str, Any]:
-        keys = ("documents", "bytes")
         return {
             "kept": {
-                "now": dict(zip(keys, self.kept_now, strict=True)),
-                "then": dict(zip(keys, self.kept_then, strict=True)),
+                name: {"documents": figures.documents, "bytes": figures.bytes}
+                for name, figures in (("now", self.now), ("then", self.then))
             },
             "dropped": {reason: {"now": now, "then": then} for reason, now, then in self.rows()},
+            "changed": self.changed,
         }
 
 
 def what_if(run: Path, overrides: Sequence[str]) -> WhatIf:
-    """Judge documents by other settings, from the columns that are there; what they lack is made first, and kept.
+    """Judge documents by other settings, from the columns that are there; what they lack is made, and not kept.
+
+    Sources are not looked at again, whether they have changed or are gone.
 
     Args:
         run: As in `open_prepared`.
         overrides: `quality.gopher.min_words=20`, say; `prepare.` may stand before it.
 
     Raises:
-        UsageError: There is no such setting.
+        UsageError: There is no such setting, or it is of how sources are read.
         DataError: The stage was not done there.
     """
     if not overrides:
         raise UsageError("what if what?", "name a setting: --set quality.gopher.min_words=20")
-    directory, values, now = open_prepared(run)
+    prepared = open_prepared(run)
     plain_names = [override.removeprefix(f"{STAGE}.") for override in overrides]
-    changed = apply_overrides(values, plain_names, "key=value", "quality.gopher.min_words=20")
-    then = _examine(directory, changed)
-    return WhatIf(drop_table(now), drop_table(then), _kept(now), _kept(then))
+    example = "quality.gopher.min_words=20"
+    changed = apply_overrides(prepared.record.settings, plain_names, "key=value", example)
+    _refuse_to_read(prepared.record.settings, changed)
+    with prepared.examine(parse_section(PrepareConfig, changed, STAGE)) as found:
+        return WhatIf(prepared.record.figures, Figures.of(found), prepared.record.changed())
 
 
-def _kept(found: Examined) -> tuple[int, int]:
-    rows = [row for row in found.groups().to_pylist() if row["fate"] == KEPT]
-    return sum(row["documents"] for row in rows), sum(row["left"] for row in rows)
+def _refuse_to_read(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Settings of reading ask for other documents, of which nothing is known.
+
+    Raises:
+        UsageError: One was changed.
+    """
+    for name in ("sources", "part_mb", *ReadSettings.model_fields):
+        if name in then and then[name] != now[name]:
+            raise UsageError(
+                f"{STAGE}.{name} is about how sources are read, and what is known is of what was read",
+                f"set it in the recipe, and run tallow {STAGE}",
+            )
 
 
 def show(run: Path, fate: str | None, count: int, skip: int = 0, seed: int = 0) -> list[dict[str, Any]]:
@@ -120,34 +170,40 @@ def show(run: Path, fate: str | None, count: int, skip: int = 0, seed: int = 0) 
     Raises:
         UsageError: Nothing has come to this.
     """
-    found = open_prepared(run).found
-    fates = found.fates()
-    if fate is not None and fate not in fates:
-        raise UsageError(f"no document has come to {fate!r}", f"there are: {', '.join(sorted(fates))}")
+    prepared = open_prepared(run)
+    with prepared.examine(prepared.config) as found:
+        fates = found.fates()
+        if fate is not None and fate not in fates:
+            raise UsageError(f"no document has come to {fate!r}", f"there are: {', '.join(sorted(fates))}")
+        chosen = _choose(found, fate, slice(skip, skip + count), seed)
+        return [_document(found, prepared.config.privacy, number, row) for number, row in chosen]
+
+
+def _choose(found: Examined, fate: str | None, wanted: slice, seed: int) -> list[tuple[int, int]]:
+    """Parts and rows of the documents on a page."""
     order, places = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
     for number, (part, verdicts) in enumerate(zip(found.parts, found.verdicts, strict=True)):
         reasons = np.array([reason or KEPT for reason in verdicts.read()["dropped_by"].to_pylist()], dtype=object)
         rows = np.flatnonzero(reasons == fate) if fate is not None else np.arange(len(reasons))
         order.append(ranks(words(part.read(columns=["id"])["id"])[rows, 0], seed))
         places.append(np.stack([np.full(len(rows), number), rows], axis=1))
-    chosen = np.argsort(np.concatenate(order), kind="stable")[skip : skip + count]
-    if skip and not len(chosen):
+    chosen = np.argsort(np.concatenate(order), kind="stable")[wanted]
+    if wanted.start and not len(chosen):
         raise UsageError("there are no documents on that page", f"{sum(map(len, order)):,} have come to this")
-    return [_document(found, *place) for place in np.concatenate(places)[chosen].tolist()]
+    return [(number, row) for number, row in np.concatenate(places)[chosen].tolist()]
 
 
-def _document(found: Examined, number: int, row: int) -> dict[str, Any]:
-    document = found.parts[number].read().slice(row, 1).to_pylist()[0]
+def _document(found: Examined, privacy: PrivacyConfig | None, number: int, row: int) -> dict[str, Any]:
     reason = found.verdicts[number].read().slice(row, 1).to_pylist()[0]["dropped_by"]
     tables = [parts[number].read().slice(row, 1) for parts in found.columns.values()]
     columns = {name: column[0].as_py() for name, column in known_columns(tables).items()}
-    edits = [edits_of(table) for table in tables if "edits" in table.column_names]
-    [text] = make_edits(pa.array([document["text"]]), edits).to_pylist()
+    document = (found.read if reason else found.parts)[number].read().slice(row, 1).to_pylist()[0]
+    edits = [edits_of(parts[number].read().slice(row, 1)) for parts in found.edits]
     return {
         "id": document["id"].hex(),
         "source": document["source"],
         "offset": document["offset"],
         "fate": reason or KEPT,
         "columns": {name: plain(value) for name, value in columns.items()},
-        "text": text,
+        "text": shown(document["text"], None if reason else edits, privacy),
     }

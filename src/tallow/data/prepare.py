@@ -17,6 +17,7 @@ from tallow.data.config import PrepareConfig
 from tallow.data.documents import DocumentWriter
 from tallow.data.examine import DUPLICATE, NEAR_DUPLICATE, examine
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
+from tallow.data.record import RECORD, PrepareRecord
 from tallow.data.split import held_out_below
 from tallow.data.steps.judge import LANGUAGE, TOO_SHORT
 from tallow.data.steps.split import SPLIT, SplitConfig
@@ -25,7 +26,7 @@ from tallow.data.work.step import Part
 from tallow.data.work.work import Work
 from tallow.errors import DataError, writing
 from tallow.files import atomic_directory
-from tallow.run import StageRun
+from tallow.run import WORK, StageRun
 
 ENDS = ("smallest", "largest")
 """Digests of the documents that are kept."""
@@ -44,8 +45,9 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         UsageError: The directory cannot be written.
     """
     with config.cluster.make() as engine:
-        work = Work(run.directory / "work", engine)
+        work = Work(run.directory / WORK, engine)
         found = examine(config, work)
+        work.keep(RECORD, PrepareRecord.of(config, found, work.inputs))
         fates = found.fates()
         dropped = [(reason, count) for reason, count in fates.most_common(6) if reason != KEPT]
         if dropped and fates[KEPT] <= (config.validation_fraction > 0):
@@ -58,7 +60,8 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         bound = held_out_below(config.validation_fraction, min(ends[0]), max(ends[1]))
         languages = found.columns.get(LANGUAGE, [])
         given = found.beside(found.verdicts, *[languages] * bool(languages), *found.edits)
-        sides = work.each(SPLIT, [(SplitConfig(bound=bound, language=bool(languages)), each) for each in given])
+        with work.telling("writing"):
+            sides = work.each(SPLIT, [(SplitConfig(bound=bound, language=bool(languages)), each) for each in given])
     with atomic_directory(run.directory / "documents") as directory:
         splits = {
             split: _write([made[number] for made in sides], directory / split)

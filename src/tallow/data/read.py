@@ -86,14 +86,23 @@ def read_records(
     """
     settings, rejected = settings or ReadSettings(), rejected or Rejected()
     for source in find_sources([sources] if isinstance(sources, str | Path) else sources):
-        if source.kind not in RECORDS:
-            what = "a text file" if source.kind in ("text", "markdown") else f"a {source.kind.upper()} file"
-            raise DataError(f"{source.path} is {what} where records are needed", "give JSON, parquet or CSV")
+        require_records(source)
         piece = Piece(source)
         for record in _usable(piece, _records(piece, settings, rejected, None), rejected):
             rejected.good += 1
             yield record
     rejected.check(settings.max_bad_fraction)
+
+
+def require_records(source: Source) -> None:
+    """See to it that a file has records.
+
+    Raises:
+        DataError: It is of another kind.
+    """
+    if source.kind not in RECORDS:
+        what = "a text file" if source.kind in ("text", "markdown") else f"a {source.kind.upper()} file"
+        raise DataError(f"{source.path} is {what} where records are needed", "give JSON, parquet or CSV")
 
 
 def read_documents(sources: Iterable[Source], settings: ReadSettings, rejected: Rejected) -> Iterator[Document]:

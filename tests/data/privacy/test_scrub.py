@@ -138,6 +138,13 @@ def test_a_kind_that_does_not_exist_is_an_error() -> None:
         parse_section(PrivacyConfig, {"emial": {"action": "ignore"}}, "privacy")
 
 
+@pytest.mark.parametrize(("name", "near"), [("UK", "GB"), ("XX", "MX"), ("usa", "US"), ("de", "DE"), ("9", "US, GB")])
+def test_a_country_that_does_not_exist_is_an_error(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=rf"phone_regions: .*{name} is no country .* near are .*{near}"):
+        parse_section(PrivacyConfig, {"phone_regions": ["IR", name]}, "privacy")
+    assert parse_section(PrivacyConfig, {"phone_regions": ["IR", "NZ"]}, "privacy").phone_regions == ("IR", "NZ")
+
+
 def test_documents_with_too_many_are_told_by_the_counts() -> None:
     config = PrivacyConfig(email=KindConfig(drop_beyond=1), card=KindConfig(drop_beyond=0))
     texts = pa.array(["a@x.org", "a@x.org b@x.org", "4111111111111111", "", None])

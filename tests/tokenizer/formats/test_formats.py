@@ -6,13 +6,16 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tallow.errors import DataError, UsageError
-from tallow.kernels.text.word_counts import GPT2
-from tallow.tokenizer.formats import convert_tokenizer
+from tallow.kernels.text.word_counts import GPT2, WordCounter
+from tallow.tokenizer.formats import TokenizerFormat, convert_tokenizer
 from tallow.tokenizer.formats.tiktoken import from_ranks
 from tallow.tokenizer.tokenizer import Tokenizer
+from tallow.tokenizer.trainers import TRAINERS, Algorithm
+from tallow.tokenizer.trainers.settings import TrainerSettings
 
 
 @pytest.fixture(scope="module")
@@ -81,5 +84,60 @@ def test_gpt2_s_files_hold_no_other_rule(tokenizer: Tokenizer, tmp_path: Path) -
     state = json.loads(tokenizer.backend.to_str())
     state["normalizer"] = {"type": "Lowercase"}
     other = Tokenizer.from_json(json.dumps(state).encode(), tmp_path)
-    with pytest.raises(UsageError, match="another"):
+    with pytest.raises(UsageError, match=r"it changes text first \(Lowercase\)"):
         convert_tokenizer(other, "gpt2", tmp_path / "x")
+
+
+WORDS = "it cuts text into words"
+ESCAPED = "it escapes a ▁"
+CHARACTERS = "its tokens are made of characters, rare ones said in bytes, not of bytes"
+DIFFERENCES: dict[Algorithm, dict[TokenizerFormat, list[str]]] = {
+    "bpe": {
+        "sentencepiece": ["made of bytes, not of characters", WORDS],
+        "gpt2": ["it cuts text by a rule with at most 2 digits in a word, not by GPT-2's, with numbers of any length"],
+        "tiktoken": [],
+        "rwkv": ["it is BPE (merges), not WordPiece", WORDS],
+    },
+    "byte_fallback_bpe": {
+        "sentencepiece": [WORDS, ESCAPED],
+        "gpt2": [CHARACTERS, ESCAPED, WORDS],
+        "tiktoken": [CHARACTERS, ESCAPED, WORDS],
+        "rwkv": ["it is BPE (merges), not WordPiece", CHARACTERS, ESCAPED, WORDS],
+    },
+    "wordpiece": {
+        "sentencepiece": ["it is WordPiece", "made of bytes, not of characters", WORDS],
+        "gpt2": ["it is WordPiece", WORDS],
+        "tiktoken": ["it is WordPiece", WORDS],
+        "rwkv": [WORDS],
+    },
+    "unigram": {
+        "sentencepiece": [WORDS, ESCAPED],
+        "gpt2": ["it is Unigram", CHARACTERS, ESCAPED, WORDS],
+        "tiktoken": ["it is Unigram", CHARACTERS, ESCAPED, WORDS],
+        "rwkv": ["it is Unigram", CHARACTERS, ESCAPED, WORDS],
+    },
+}
+"""Of each kind that tallow trains, why which format cannot hold it."""
+
+
+@pytest.mark.parametrize("algorithm", DIFFERENCES)
+def test_what_is_in_the_way_is_named(algorithm: Algorithm, tmp_path: Path) -> None:
+    trainer = TRAINERS[algorithm]
+    counter = WordCounter(2)
+    counter.add(pa.array(["the quick brown fox ran in 1999 over the lazy dog, again and again " * 9]))
+    special = tuple(token for token in ("<|endoftext|>", trainer.unknown) if token is not None)
+    backend = trainer.train(counter.counts(), TrainerSettings(special, 300, 2, 2, 0.999))
+    backend.add_special_tokens(list(special))
+    tokenizer = Tokenizer.from_backend(backend, eos_token="<|endoftext|>", unk_token=trainer.unknown)
+    for to, differences in DIFFERENCES[algorithm].items():
+        out = tmp_path / f"{to}.json"
+        if not differences:
+            convert_tokenizer(tokenizer, to, out)
+            assert Tokenizer.load(out).encode("the quick 1999") == tokenizer.encode("the quick 1999")
+            continue
+        with pytest.raises(UsageError) as refused:
+            convert_tokenizer(tokenizer, to, out)
+        said = refused.value.message.partition(": ")[2].split("; ")
+        missing = [each for each in differences if not any(each in one for one in said)]
+        assert not missing, said
+        assert not out.exists()

@@ -131,7 +131,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_other_tokenizers_are_refused(any_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="another kind"):
+    with pytest.raises(UsageError, match="RWKV has no such tokenizer: it"):
         write_rwkv(any_tokenizer, tmp_path / "x.txt")
 
 

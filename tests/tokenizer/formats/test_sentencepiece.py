@@ -183,6 +183,6 @@ def test_any_bytes(content: bytes) -> None:
 
 
 def test_byte_level_tokenizers_are_refused(byte_level: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="another kind"):
+    with pytest.raises(UsageError, match="made of bytes, not of characters"):
         write(byte_level, tmp_path / "x.model")
     assert not list(tmp_path.iterdir())

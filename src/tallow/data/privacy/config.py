@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
+from difflib import get_close_matches
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tallow.data.privacy.span import KINDS, Kind
 from tallow.recipe import Section
 
 Country = Literal["us", "ru", "ir", "cn", "de", "fr", "es"]
+
+
+PHONE_REGIONS = ("US", "GB", "DE", "FR", "ES", "RU", "IR", "CN")
+USUAL_NAMES = {"UK": "GB", "EN": "GB", "ENGLAND": "GB", "FA": "IR", "ZH": "CN"}
+"""What countries are called that have another code, or a language that is meant for one."""
 
 
 class KindConfig(Section):
@@ -57,7 +65,7 @@ class PrivacyConfig(Section):
     wallet: KindConfig = KindConfig()
     name: KindConfig = KindConfig()
     private_ips: bool = False
-    phone_regions: tuple[str, ...] = ("US", "GB", "DE", "FR", "ES", "RU", "IR", "CN")
+    phone_regions: tuple[str, ...] = PHONE_REGIONS
     phone_validation: Literal["valid", "possible"] = "valid"
     countries: tuple[Country, ...] = ("us", "ru", "ir", "cn", "de", "fr", "es")
 
@@ -65,7 +73,26 @@ class PrivacyConfig(Section):
         """What is done about a kind."""
         return getattr(self, kind)
 
+    @field_validator("phone_regions")
+    @classmethod
+    def _regions_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names != PHONE_REGIONS:  # who leaves them alone need not wait for the library
+            with suppress(ImportError):  # without it no number is found, and scrubbing says so
+                from phonenumbers import SUPPORTED_REGIONS as KNOWN
+
+                for name in names:
+                    if name not in KNOWN:
+                        raise ValueError(f"{name} is no country of ISO 3166; near are {', '.join(_near(name, KNOWN))}")
+        return names
+
     @property
     def sought(self) -> tuple[Kind, ...]:
         """The kinds that are not ignored."""
         return tuple(kind for kind in KINDS if self.of(kind).action != "ignore")
+
+
+def _near(name: str, known: Collection[str]) -> list[str]:
+    """Codes of countries that may be meant."""
+    upper = name.upper()
+    usual = [USUAL_NAMES[upper]] if upper in USUAL_NAMES else []
+    return list(dict.fromkeys([*usual, *get_close_matches(upper, sorted(known), 3, 0.4)])) or [*PHONE_REGIONS]

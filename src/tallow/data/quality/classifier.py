@@ -106,17 +106,31 @@ def train_classifier(good: pa.StringArray, bad: pa.StringArray, config: Classifi
     return Classifier(config, weights, fitted.bias, measure(np.concatenate(probabilities), _kinds(held)))
 
 
+def find_classifier(directory: Path | str) -> Path:
+    """The directory, if it holds a classifier: a small file in it says so.
+
+    Raises:
+        DataError: It is missing, or something else.
+    """
+    directory = Path(directory)
+    if read_json(directory / SETTINGS, "classifier").get("format") != FORMAT:
+        raise _broken(directory)
+    return directory
+
+
+def _broken(directory: Path) -> DataError:
+    return DataError(f"{directory} is not a classifier of tallow's, or damaged", "train it again")
+
+
 def load_classifier(directory: Path | str) -> Classifier:
     """Read what `save` has written.
 
     Raises:
         DataError: It is missing, damaged, or something else.
     """
-    directory = Path(directory)
+    directory = find_classifier(directory)
     values = read_json(directory / SETTINGS, "classifier")
-    broken = DataError(f"{directory} is not a classifier of tallow's, or damaged", "train it again")
-    if values.get("format") != FORMAT:
-        raise broken
+    broken = _broken(directory)
     try:
         config = ClassifierConfig.model_validate(values["config"])
         tensors = load_file(directory / WEIGHTS)

@@ -114,17 +114,31 @@ def train_ngrams(texts: Sequence[pa.StringArray], config: NgramConfig) -> NgramM
     return NgramModel(config, found.tables, found.unknown, len(words) - len(chosen))
 
 
+def find_ngrams(directory: Path | str) -> Path:
+    """The directory, if it holds an n-gram model: a small file in it says so.
+
+    Raises:
+        DataError: It is missing, or something else.
+    """
+    directory = Path(directory)
+    if read_json(directory / SETTINGS, "n-gram model").get("format") != FORMAT:
+        raise _broken(directory)
+    return directory
+
+
+def _broken(directory: Path) -> DataError:
+    return DataError(f"{directory} is not an n-gram model of tallow's, or damaged", "train it again")
+
+
 def load_ngrams(directory: Path | str) -> NgramModel:
     """Read what `save` has written.
 
     Raises:
         DataError: It is missing, damaged, or something else.
     """
-    directory = Path(directory)
+    directory = find_ngrams(directory)
     values = read_json(directory / SETTINGS, "n-gram model")
-    broken = DataError(f"{directory} is not an n-gram model of tallow's, or damaged", "train it again")
-    if values.get("format") != FORMAT:
-        raise broken
+    broken = _broken(directory)
     try:
         config = NgramConfig.model_validate(values["config"])
         tensors = load_file(directory / TABLES)

@@ -18,7 +18,7 @@ from tallow.data.selection.importance import (
     log_ratios,
     log_weights,
 )
-from tallow.data.sources import HashedFile, SourceNames, find_sources, hashed_files
+from tallow.data.sources import HashedFile, SourceNames, find_sources
 from tallow.data.steps.tables import kept, texts_of, words
 from tallow.data.work.step import Input, Made, Part, Step
 from tallow.data.work.work import Work
@@ -58,7 +58,7 @@ def weigh_importance(
     Raises:
         DataError: The target cannot be read, or has no words.
     """
-    wanted = TargetStep(files=hashed_files(target), settings=config, reading=reading)
+    wanted = TargetStep(files=work.inputs.files(target), settings=config, reading=reading)
     [[target_counts]] = work.each(COUNT_TARGET, [(wanted, ())])
     beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
     counts = [made for [made] in work.each(COUNT, [(config, inputs) for inputs in beside])]

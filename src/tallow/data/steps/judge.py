@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from tallow.data.quality import families
 from tallow.data.quality.families import QualityRules
 from tallow.data.quality.rule import Verdicts
+from tallow.data.steps.lines import CHARS_READ
 from tallow.data.steps.measure import CHARS
 from tallow.data.steps.tables import VERDICTS
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
 
+NOTHING_OF_LINES = "nothing left of lines"
 TOO_SHORT = "too short"
 LANGUAGE = "language"
 
@@ -36,7 +38,7 @@ class Bound(Section):
 
 
 class JudgeConfig(Section):
-    """What is asked of documents, in this order.
+    """What is asked of documents, in this order; first of all, whether dropping lines has left anything of them.
 
     Args:
         min_chars: Documents with fewer are too short.
@@ -60,7 +62,13 @@ def _judge(config: JudgeConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
 
 
 def _all(config: JudgeConfig, columns: Mapping[str, pa.ChunkedArray], rows: int) -> Verdicts:
-    names, drops = [TOO_SHORT], [columns[CHARS].to_numpy() < config.min_chars]
+    names, drops = list[str](), list[npt.NDArray[np.bool_]]()
+    chars = columns[CHARS].to_numpy()
+    if CHARS_READ in columns:
+        names.append(NOTHING_OF_LINES)
+        drops.append((chars == 0) & (columns[CHARS_READ].to_numpy() > 0))
+    names.append(TOO_SHORT)
+    drops.append(chars < config.min_chars)
     if config.languages is not None:
         names.append(LANGUAGE)
         among = pc.call_function("is_in", [columns[LANGUAGE]], pc.SetLookupOptions(pa.array(config.languages)))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tallow.data.edits import changed_rows, make_edits
-from tallow.data.steps.tables import VERDICTS, edits_of, kept, texts_of
+from tallow.data.steps.tables import VERDICTS, characters, edits_of, kept, texts_of
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
 
@@ -29,8 +29,7 @@ def _left(config: LeftConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     rows = np.flatnonzero(changed_rows(edits, documents.num_rows) & kept(verdicts))
     before = texts_of(documents.select(["text"]).take(rows))
     after = make_edits(before, [column.take(pa.array(rows)) for column in edits])
-    trimmed = pc.call_function("utf8_trim_whitespace", [after])
-    short = pc.call_function("utf8_length", [trimmed]).to_numpy() < config.min_chars
+    short = characters(after).to_numpy() < config.min_chars
     gone = np.zeros(documents.num_rows, dtype=np.bool_)
     gone[rows[short]] = True
     reasons = pc.call_function("if_else", [pa.array(gone), pa.scalar(NOTHING_LEFT), verdicts["dropped_by"]])

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tallow.data.edits import EDITS
 from tallow.data.language.identify import LanguageConfig, identify, load_language_model
@@ -19,7 +18,7 @@ from tallow.data.quality import families
 from tallow.data.quality.c4 import C4Lines
 from tallow.data.quality.classifier import load_classifier
 from tallow.data.quality.ngram import load_ngrams
-from tallow.data.steps.tables import texts_of
+from tallow.data.steps.tables import characters, texts_of
 from tallow.data.work.step import Made, Step
 from tallow.once import once
 from tallow.recipe import Section
@@ -69,8 +68,7 @@ class PrivacyStep(Section):
 def _sizes(_: SizesStep, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """Characters, white space at the ends not counted."""
     [documents] = tables
-    trimmed = pc.call_function("utf8_trim_whitespace", [documents["text"]])
-    yield Made(pa.table({CHARS: pc.call_function("utf8_length", [trimmed])}))
+    yield Made(pa.table({CHARS: characters(documents["text"])}))
 
 
 def _languages(config: LanguageStep, tables: Sequence[pa.Table]) -> Iterator[Made]:

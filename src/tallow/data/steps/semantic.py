@@ -16,7 +16,6 @@ from tallow.data.steps.deal import answered, numbers_of
 from tallow.data.steps.tables import VERDICTS, kept, texts_of, words
 from tallow.data.work.step import Input, Made, Part, Step, pieces
 from tallow.data.work.work import Work
-from tallow.files import hash_path
 from tallow.models.store import resolve
 from tallow.recipe import Section
 
@@ -79,8 +78,8 @@ def semantic_duplicates(
     Raises:
         DataError: There is no such model, or it is broken.
     """
-    path = resolve(settings.model).absolute()
-    embed = EmbedConfig(path=path, model=hash_path(path), max_tokens=settings.max_tokens)
+    model = work.inputs.model(settings.model, lambda: resolve(settings.model).absolute())
+    embed = EmbedConfig(path=model.path, model=model.sha256, max_tokens=settings.max_tokens)
     beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
     embedded = [made for [made] in work.each(EMBED, [(embed, inputs) for inputs in beside])]
     count = sum(int(part.counts[EMBEDDED]) for part in embedded)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tallow.data.duplicates.cuts import flat_cuts
 from tallow.data.edits import EDITS
@@ -35,6 +36,11 @@ REJECTED = pa.schema([("record", pa.string()), ("first", pa.string()), ("hint", 
 def texts_of(documents: pa.Table) -> pa.StringArray:
     """Their texts in one array."""
     return _one(documents["text"])
+
+
+def characters(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """How many each text has, white space at the ends not counted."""
+    return pc.call_function("utf8_length", [pc.call_function("utf8_trim_whitespace", [texts])])
 
 
 def edits_of(table: pa.Table) -> pa.ListArray:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tallow.data.edits import make_edits
+from tallow.data.privacy.config import PrivacyConfig
+from tallow.data.privacy.scrub import scrub
 from tallow.data.steps.judge import LANGUAGE
 from tallow.data.steps.left import BYTES_LEFT
 from tallow.data.steps.tables import edits_of, kept, known_columns, words
@@ -30,8 +32,8 @@ GROUPS = pa.schema(
         ("left", pa.int64()),
     ]
 )
-"""How many documents of each source and language have come to what; `fate` is what has dropped them, or `kept`. `left`
-are their bytes when all edits are made."""
+"""How many documents of each source and language have come to what; `fate` is what has dropped them, or `kept`. `bytes`
+are those that were read, `left` those when lines are dropped and all edits are made."""
 
 SAMPLES = pa.schema(
     [("fate", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("source", pa.string()), ("offset", pa.int64()),
@@ -44,28 +46,36 @@ class TallyConfig(Section):
     """Of each fate so many documents are taken as samples, chosen by this seed and their ids alone.
 
     Args:
+        lines: Whether lines were dropped first, so that what was read is another table.
+        edits: So many tables, the last ones, tell what is done to texts that are kept.
+        privacy: What is replaced in samples of what was dropped.
         samples: How many.
         seed: Another one gives other samples.
         chars: Of each text so much is shown.
     """
 
+    lines: bool = False
+    edits: int = 0
+    privacy: PrivacyConfig | None = None
     samples: int = 5
     seed: int = 0
     chars: int = 600
 
 
 def _tally(config: TallyConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
-    """From documents, verdicts, and all columns beside them: `GROUPS`, then `SAMPLES`.
+    """From documents, verdicts, with `lines` documents as they were read, all columns, and edits: `GROUPS`; `SAMPLES`.
 
     Counts with `GROUPS`: `<fate>`, the documents of each; `private <kind>`, what is found in those that are kept; and
     the smallest and the largest digest of these.
     """
     documents, verdicts, *beside = tables
+    read = beside.pop(0) if config.lines else documents
+    edits = [edits_of(beside.pop()) for _ in range(config.edits)][::-1]
     fates = verdicts["dropped_by"].fill_null(KEPT).combine_chunks()
     columns = known_columns(beside)
     languages = columns.get(LANGUAGE, pa.nulls(documents.num_rows, pa.string()))
-    sizes = pc.call_function("binary_length", [documents["text"]]).cast(pa.int64())
-    left = columns.get(BYTES_LEFT, sizes)
+    sizes, unedited = (pc.call_function("binary_length", [t["text"]]).cast(pa.int64()) for t in (read, documents))
+    left = columns.get(BYTES_LEFT, unedited)
     names = ["fate", "source", "language", "bytes", "left"]
     table = pa.table([fates, documents["source"], languages, sizes, left], names=names)
     groups = table.group_by(["fate", "source", "language"], use_threads=False).aggregate(
@@ -73,8 +83,7 @@ def _tally(config: TallyConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     )
     order = ["fate", "source", "language", "bytes_count", "bytes_sum", "left_sum"]
     yield Made(pa.table(groups.select(order).columns, schema=GROUPS), _counts(documents, verdicts, columns))
-    edits = [edits_of(table) for table in beside if "edits" in table.column_names]
-    yield Made(_samples(config, documents, fates, columns, edits))
+    yield Made(_samples(config, documents, read, fates, columns, edits))
 
 
 def _counts(documents: pa.Table, verdicts: pa.Table, columns: dict[str, Any]) -> Counter[str]:
@@ -95,18 +104,20 @@ def _counts(documents: pa.Table, verdicts: pa.Table, columns: dict[str, Any]) ->
 def _samples(
     config: TallyConfig,
     documents: pa.Table,
+    read: pa.Table,
     fates: pa.StringArray,
     columns: dict[str, Any],
     edits: Sequence[pa.ListArray],
 ) -> pa.Table:
-    """Samples, whose texts are edited: they are shown to others, who must not see what is private."""
+    """Samples: what is kept as it is written, the rest as it was read, but for what is private."""
     order = ranks(words(documents["id"])[:, 0], config.seed)
     rows: list[dict[str, Any]] = []
     for fate in sorted(fates.unique().to_pylist()):
         among = np.flatnonzero(pc.call_function("equal", [fates, fate]).to_numpy(zero_copy_only=False))
         for row in among[np.argsort(order[among], kind="stable")][: config.samples].tolist():
-            document = documents.slice(row, 1).to_pylist()[0]
-            [text] = make_edits(pa.array([document["text"]]), [each.slice(row, 1) for each in edits]).to_pylist()
+            document = (documents if fate == KEPT else read).slice(row, 1).to_pylist()[0]
+            beside = [each.slice(row, 1) for each in edits]
+            text = shown(document["text"], beside if fate == KEPT else None, config.privacy)
             known = {name: plain(column[row].as_py()) for name, column in columns.items()}
             rows.append(
                 {
@@ -120,6 +131,21 @@ def _samples(
                 }
             )
     return pa.Table.from_pylist(rows, SAMPLES)
+
+
+def shown(text: str, edits: Sequence[pa.ListArray] | None, privacy: PrivacyConfig | None) -> str:
+    """A text that others may see.
+
+    Args:
+        text: One that is kept, or as it was read.
+        edits: All those of the one that is kept; None: it was dropped, so only what is private is replaced.
+        privacy: What that is.
+    """
+    if edits is not None:
+        [text] = make_edits(pa.array([text]), edits).to_pylist()
+    elif privacy is not None:
+        [text] = scrub(pa.array([text]), privacy).texts.to_pylist()
+    return text
 
 
 def ranks(ids: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
@@ -139,4 +165,4 @@ def plain(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-TALLY = Step(f"{__name__}:TALLY", 4, TallyConfig, _tally)
+TALLY = Step(f"{__name__}:TALLY", 5, TallyConfig, _tally)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from tallow.console import say
-from tallow.errors import DataError, UsageError
+from tallow.errors import DataError
 from tallow.files import write_text
 from tallow.kernels.text.word_counts import GPT2
+from tallow.tokenizer.formats.differences import (
+    cut,
+    cut_otherwise,
+    normalized,
+    not_of_bytes,
+    refusal,
+    vocabulary_of,
+    wrong_kind,
+)
 from tallow.tokenizer.formats.tiktoken import split_of
 from tallow.tokenizer.sealed import library_errors
 from tallow.tokenizer.tokenizer import Tokenizer
@@ -62,14 +73,26 @@ def write_merges(tokenizer: Tokenizer, out: Path) -> None:
     """
     state = json.loads(tokenizer.backend.to_str())
     model = state["model"]
-    plain = model["type"] == "BPE" and not model.get("ignore_merges") and state["normalizer"] is None
-    known = all(token["content"] in model["vocab"] for token in state["added_tokens"])
-    if not plain or not known or split_of(state) != GPT2:
-        raise UsageError(
-            "vocab.json and merges.txt hold tokenizers of GPT-2's kind, and this one is of another",
-            "write tokenizer.json, which holds any",
-        )
+    if differences := list(_differences(state)):
+        raise refusal("GPT-2's files cannot hold this tokenizer", differences)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
     write_text(out / "merges.txt", "\n".join(lines) + "\n")
+
+
+def _differences(state: Mapping[str, Any]) -> Iterator[str]:
+    """In what a tokenizer is not of GPT-2's kind."""
+    model = state["model"]
+    yield from wrong_kind(state, ("BPE",))
+    yield from not_of_bytes(state)
+    yield from normalized(state)
+    yield from cut_otherwise(split_of(state), GPT2, "GPT-2")
+    if split_of(state) is None:
+        yield from cut(state)
+    if model.get("ignore_merges"):
+        yield "it takes a word that is a token as it is, before it merges any"
+    known = vocabulary_of(state)
+    outside = [token["content"] for token in state["added_tokens"] if token["content"] not in known]
+    if outside:
+        yield f"it has tokens beside its vocabulary ({outside[0]})"

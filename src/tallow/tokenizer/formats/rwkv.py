@@ -9,8 +9,9 @@ import ast
 import json
 from pathlib import Path
 
-from tallow.errors import DataError, UsageError
+from tallow.errors import DataError
 from tallow.files import write_text
+from tallow.tokenizer.formats.differences import cut, normalized, not_of_bytes, refusal, wrong_kind
 from tallow.tokenizer.longest import longest_match_backend, longest_match_tokens
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -50,12 +51,13 @@ def write_rwkv(tokenizer: Tokenizer, out: Path) -> None:
     Raises:
         UsageError: The tokenizer does not take the longest token that fits.
     """
-    tokens = longest_match_tokens(json.loads(tokenizer.backend.to_str()))
-    if tokens is None or min(tokens.values()) < 1:
-        raise UsageError(
-            "RWKV takes the longest token that fits, and this tokenizer is of another kind",
-            "write tokenizer.json, which holds any",
-        )
+    state = json.loads(tokenizer.backend.to_str())
+    tokens = longest_match_tokens(state)
+    if tokens is None:
+        kinds = [*wrong_kind(state, ("WordPiece",)), *not_of_bytes(state), *normalized(state)]
+        raise refusal("RWKV has no such tokenizer", [*kinds, *cut(state)])
+    if min(tokens.values()) < 1:
+        raise refusal("RWKV has no such tokenizer", ["it has a token with the id 0, which ends a text there"])
     lines = list[str]()
     for token, id in sorted(tokens.items(), key=lambda item: item[1]):
         try:

@@ -24,8 +24,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from tallow.errors import DataError, UsageError
+from tallow.errors import DataError
 from tallow.files import atomic_file
+from tallow.tokenizer.formats.differences import cut, normalized, not_of_characters, refusal, wrong_kind
 from tallow.tokenizer.formats.pairs import all_pairs, last_pairs
 from tallow.tokenizer.formats.wire import field, fields, signed
 from tallow.tokenizer.sealed import library_errors
@@ -39,6 +40,7 @@ LEADING, MANY, TRAILING = r"\A +", " {2,}", rf"{SPACE}+\z"
 UNREACHABLE = -1000.0
 """Score of what Unigram must not find in text, such as `<0x41>`; far below those of pieces, which are logarithms."""
 UNIGRAM, BPE = 1, 2
+CANNOT = "sentencepiece has no such tokenizer"
 
 
 class Kind(IntEnum):
@@ -160,11 +162,6 @@ def write_sentencepiece(tokenizer: Tokenizer, out: Path) -> None:
         UsageError: sentencepiece has no such tokenizer.
     """
     model = _model(tokenizer)
-    if model is None:
-        raise UsageError(
-            "sentencepiece has BPE over characters and Unigram, with ▁ for a space; this tokenizer is of another kind",
-            "write tokenizer.json, which holds any",
-        )
     with atomic_file(out) as temporary:
         temporary.write_bytes(model.message())
 
@@ -244,12 +241,14 @@ def _unigram(model: SentencePieces, unknown: str | None) -> models.Unigram:
 # ---- from a tokenizer ------------------------------------------------------------------------------
 
 
-def _model(tokenizer: Tokenizer) -> SentencePieces | None:
+def _model(tokenizer: Tokenizer) -> SentencePieces:
     state = json.loads(tokenizer.backend.to_str())
-    found = _settings(state)
-    inner = state["model"]
-    if found is None or inner["type"] not in ("BPE", "Unigram"):
-        return None
+    found, inner = _settings(state), state["model"]
+    differences = [*wrong_kind(state, ("BPE", "Unigram")), *not_of_characters(state), *cut(state)]
+    if found is None:
+        differences += [*normalized(state)] or ["it does not spell a space as ▁"]
+    if found is None or differences:
+        raise refusal(CANNOT, differences)
     found.byte_fallback = bool(inner.get("byte_fallback"))
     if inner["type"] == "BPE":
         found.model = BPE
@@ -261,26 +260,30 @@ def _model(tokenizer: Tokenizer) -> SentencePieces | None:
         texts, scores = [text for text, _ in inner["vocab"]], [score for _, score in inner["vocab"]]
         unknown = None if inner["unk_id"] is None else texts[inner["unk_id"]]
     added = {token["content"]: token for token in state["added_tokens"]}
-    if unknown is None or not added.keys() <= set(texts) or len(set(texts)) < len(texts):
-        return None
+    if unknown is None:
+        raise refusal(CANNOT, ["it has no token for what is unknown"])
+    if not added.keys() <= set(texts) or len(set(texts)) < len(texts):
+        raise refusal(CANNOT, ["its vocabulary has gaps, or lacks an added token"])
     kinds = [_kind(text, unknown, added.get(text), found.byte_fallback) for text in texts]
     found.pieces = [
         (text, score if kind in (Kind.NORMAL, Kind.USER_DEFINED) else 0.0, kind)
         for text, score, kind in zip(texts, scores, kinds, strict=True)
     ]
     if any(kind == Kind.USER_DEFINED for kind in kinds):
-        return None
+        raise refusal(
+            CANNOT, [f"it has added tokens that are not special ones ({texts[kinds.index(Kind.USER_DEFINED)]})"]
+        )
     named = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     found.named = tuple(-1 if id is None or kinds[id] != Kind.CONTROL else id for id in named)  # pyright: ignore
     if found.model == BPE:
         again = [list(pair) for pair in json.loads(_tokenizer(found).backend.to_str())["model"]["merges"]]
         if again != [list(pair) for pair in inner["merges"]]:
-            return None
+            raise refusal(CANNOT, ["its merges are not those that its tokens give in the order of their scores"])
     return found
 
 
 def _settings(state: Mapping[str, Any]) -> SentencePieces | None:
-    """How text is normalized; None if sentencepiece could not do so."""
+    """How text is normalized; None if sentencepiece does not do so."""
     normalizer, found = state["normalizer"], SentencePieces([], space_before=False, one_space=False)
     steps = list([] if normalizer is None else normalizer.get("normalizers", [normalizer]))
     if steps and steps[0]["type"] == "Precompiled":
@@ -296,7 +299,7 @@ def _settings(state: Mapping[str, Any]) -> SentencePieces | None:
         found.space_before = True
         del steps[:1]
     if steps == [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]:
-        return found if state["pre_tokenizer"] is None else None
+        return found
     return None
 
 

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from tallow.errors import DataError, UsageError
+from tallow.errors import DataError
 from tallow.files import write_text
 from tallow.kernels.text.bpe import O200K, cl100k_pattern
 from tallow.kernels.text.word_counts import GPT2
+from tallow.tokenizer.formats.differences import cut, normalized, not_of_bytes, refusal, wrong_kind
 from tallow.tokenizer.formats.pairs import all_pairs, last_pairs
 from tallow.tokenizer.sealed import library_errors
 from tallow.tokenizer.spelling import byte_alphabet, byte_letters
@@ -148,12 +149,9 @@ def write_tiktoken(tokenizer: Tokenizer, out: Path) -> None:
     """
     state = json.loads(tokenizer.backend.to_str())
     ranks, pattern = _ranks(state), split_of(state)
-    special = all(token["special"] for token in state["added_tokens"])
-    if ranks is None or pattern is None or state["normalizer"] is not None or not special:
-        raise UsageError(
-            "tiktoken merges byte strings in the order of their ids, and this tokenizer is of another kind",
-            "write tokenizer.json, which holds any",
-        )
+    if differences := list(_differences(state, ranks, pattern)):
+        raise refusal("tiktoken has no such tokenizer", differences)
+    assert ranks is not None
     if out.suffix != ".json":
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
         return write_text(out, "".join(lines))
@@ -169,6 +167,20 @@ def write_tiktoken(tokenizer: Tokenizer, out: Path) -> None:
     runs = "\n".join([*lines[1:], " ".join(line)])
     write_text(out, json.dumps({"pat_str": pattern, "special_tokens": ids, "bpe_ranks": runs}))
     return None
+
+
+def _differences(state: Mapping[str, Any], ranks: object, pattern: str | None) -> Iterator[str]:
+    """In what a tokenizer is not of tiktoken's kind."""
+    kinds = [*wrong_kind(state, ("BPE",)), *not_of_bytes(state)]
+    yield from kinds
+    yield from normalized(state)
+    if pattern is None:
+        yield from cut(state) if state["pre_tokenizer"] else ("it does not cut text into words",)
+    if ranks is None and not kinds:
+        yield "it does not merge in the order of its ids"
+    plain = [token["content"] for token in state["added_tokens"] if not token["special"]]
+    if plain:
+        yield f"it has added tokens that are not special ones ({plain[0]})"
 
 
 def _ranks(state: Mapping[str, Any]) -> dict[bytes, int] | None:

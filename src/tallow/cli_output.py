@@ -1,0 +1,31 @@
+"""What commands print: one table of names and values, or one object with `--json`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tallow.exits import escape, print_json
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """A result, as it was asked for."""
+    if as_json:
+        print_json(result)
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in result.items():
+        table.add_row(f"[bold]{escape(key)}[/bold]", escape(format_value(value)))
+    Console(highlight=False).print(table, soft_wrap=True)
+
+
+def format_value(value: Any) -> str:
+    """A value as people read it: thousands parted, four digits of a fraction."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
