@@ -57,6 +57,7 @@ BROKEN = [
     (["report", "no-such-run"], 3, "does not exist"),
     (["run", "x.yaml", "--fresh", "--resume"], 2, ""),
     (["frobnicate"], 2, "frobnicate"),
+    (["bench", "tokenizer", "t", "x.txt", "--language-model", "m.bin"], 2, "--language-model tells languages"),
     (["generate"], 2, ""),
     (["generate", "m", "--prompt", "x", "--regex", "a", "--choice", "b"], 2, "both regex and choice"),
     (["generate", "m", "--prompt", "x", "--grammar", "none.lark"], 3, "none.lark does not exist"),
@@ -129,6 +130,23 @@ def test_every_failure_is_one_object_with_its_exit_code(
     whole = (".prepare.lock", "recipe.yaml", "started.json", "ledger.json")
     kept = {path for path in left if path.parent.name == "work" and path.suffix in (".json", ".arrow")}
     assert {path.name for path in left - kept} <= set(whole), "half-written files"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["data", "classifier", "--good", "a", "b", "--bad", "c", "--out", "o"], "--good"),
+        (["data", "select", "m", "--data", "a", "b", "--target", "c", "--out", "o"], "--data"),
+        (["extend", "m", "--text", "a", "b", "--out", "o"], "--text"),
+    ],
+)
+def test_several_values_after_an_option_are_told_how_to_be_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], option: str
+) -> None:
+    assert run_tallow(monkeypatch, *arguments, "--json") == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "unexpected extra argument" in error["message"]
+    assert f"{option} A {option} B" in error["hint"]
 
 
 def test_plain_errors_go_to_standard_error_with_a_hint(
@@ -509,6 +527,9 @@ def test_a_tokenizer_is_converted_and_measured(
     assert found["total"]["tokens_per_word"] == 7 / 3
     assert run_tallow(monkeypatch, *measure) == 0
     assert "text.txt" in capsys.readouterr().out
+    languages = ["--by", "language", "--language-model", Path(__file__).parent / "data" / "language" / "tiny.bin"]
+    assert run_tallow(monkeypatch, *measure, *languages, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["groups"].keys() <= {"rus", "fra", "eng", "cmn"}
     tiktoken = ["convert", tmp_path / "out", "--to", "tiktoken", "--out", tmp_path / "x", "--json"]
     assert run_tallow(monkeypatch, *tiktoken) == 2
     assert not (tmp_path / "x").exists()

