@@ -24,7 +24,6 @@ from tallow.data.language.identify import (
     language_model_hash,
     load_language_model,
 )
-from tallow.data.privacy.config import KindConfig
 from tallow.data.quality.c4 import C4Lines
 from tallow.data.quality.families import QualityRules
 from tallow.data.read import Piece, ReadSettings, cut
@@ -64,6 +63,7 @@ from tallow.data.work.work import Work
 from tallow.errors import UsageError
 from tallow.files import hash_file, hash_path
 from tallow.kernels.text.labels import LABEL_PREFIX
+from tallow.models.store import resolve
 from tallow.recipe import Section
 
 DUPLICATE, NEAR_DUPLICATE, SEMANTIC_DUPLICATE = "duplicate", "near-duplicate", "semantic duplicate"
@@ -250,8 +250,8 @@ def _annotations(config: PrepareConfig) -> dict[str, tuple[Step[Any], Section]]:
         score = ScoreStep(column=column, kind=kind, sha256=hash_path(rule.model), model=rule.model)
         steps[column] = (SCORES, score)
     if config.privacy is not None:
-        nameless = config.privacy.model_copy(update={"name": KindConfig(action="ignore")})  # nothing here finds them
-        steps["privacy"] = (PRIVATE, PrivacyStep(settings=nameless))
+        names = None if config.privacy.name is None else hash_path(resolve(config.privacy.name.model))
+        steps["privacy"] = (PRIVATE, PrivacyStep(settings=config.privacy, names=names))
     return steps
 
 
@@ -280,8 +280,6 @@ def _rules(config: PrepareConfig) -> JudgeConfig:
         if rule.max is not None:
             bounds.append(Bound(reason=f"{column}.max", column=column, max=rule.max))
     for kind in config.privacy.sought if config.privacy is not None else ():
-        if kind == "name":
-            continue
         assert config.privacy is not None
         if (most := config.privacy.of(kind).drop_beyond) is not None:
             bounds.append(Bound(reason=f"privacy.{kind}", column=f"privacy.{kind}", max=most))
