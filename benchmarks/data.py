@@ -157,8 +157,9 @@ def run_tallow(place: Path) -> Side:
         f"prepare.cluster.threads={PROCESSORS}",
     ]
     seconds, peak = measured([*command, "--json"])
-    fates = open_prepared(run).found.fates()
-    return Side(seconds, peak, fates["kept"] + fates["near-duplicate"], fates["kept"])
+    dropped = {drop.reason: drop.first for drop in open_prepared(run).record.figures.drops}
+    kept = open_prepared(run).record.figures.documents
+    return Side(seconds, peak, kept + dropped["near-duplicate"], kept)
 
 
 def run_datatrove(place: Path, python: str) -> Side:
@@ -235,9 +236,10 @@ def markdown(sides: dict[str, list[Side]], documents: int, size: int) -> str:
 
 def exactness(place: Path) -> str:
     """tallow's clusters beside those of all pairs."""
-    found = open_prepared(place / "tallow").found
-    documents = pa.concat_tables(part.read() for part in found.parts)
-    near = pa.concat_tables(part.read() for part in found.columns[CLUSTER])
+    prepared = open_prepared(place / "tallow")
+    with prepared.examine(prepared.config) as found:
+        documents = pa.concat_tables(part.read() for part in found.parts)
+        near = pa.concat_tables(part.read() for part in found.columns[CLUSTER])
     sets = shingle_sets(documents["text"].combine_chunks(), SETTINGS.shingle_words)
     count, pairs = documents.num_rows, list[np.ndarray]()
     for first in range(count - 1):

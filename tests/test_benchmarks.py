@@ -13,6 +13,7 @@ from benchmarks.optimizers import markdown as optimizers_table
 from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
 from benchmarks.privacy import Place, Score, score
 from benchmarks.privacy import table as privacy_table
+from benchmarks.toxicity import Labelled, group, plain_text
 
 from tallow.errors import TallowError
 from tallow.stages import Recipe, run_recipe
@@ -128,3 +129,16 @@ def test_found_places_are_scored_by_kind() -> None:
     assert scores["ip"] == Score(labelled=0, found=1, recalled=0, right=0)
     assert (scores["phone"].precision, scores["phone"].recall) == (1, 0.5)
     assert "| phone | 2 | 1.000 | 0.500 |" in privacy_table({"tallow": scores}).splitlines()
+
+
+def test_texts_that_share_half_of_their_runs_of_words_are_on_one_side_of_a_test() -> None:
+    first = ["one two three four five six", "seven eight nine ten eleven", "yes"]
+    second = ["Zero, one two three four five!", "nine ten eleven twelve thirteen fourteen", "YES", "no"]
+    groups = group({name: [Labelled(text, True) for text in texts] for name, texts in (("a", first), ("b", second))})
+    assert groups["a"][0] == groups["b"][0]
+    assert groups["a"][2] == groups["b"][2]
+    assert len({*groups["a"].tolist(), *groups["b"].tolist()}) == 5
+
+
+def test_a_tweet_is_told_by_its_words_alone() -> None:
+    assert plain_text('"RT @some_one: you &amp; me http://t.co/xyz"') == ": you & me"

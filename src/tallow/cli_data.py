@@ -13,6 +13,7 @@ from rich.table import Table
 from tallow.cli_options import Json, Overrides
 from tallow.cli_output import format_value, print_result
 from tallow.console import say
+from tallow.errors import UsageError
 from tallow.exits import escape, print_json, resumable
 
 data = typer.Typer(no_args_is_help=True, help="Look at prepared data: what is in it, and where it came from.")
@@ -181,27 +182,63 @@ def data_synthesize(
 
 @data.command("select")
 def data_select(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A small model, by whose gradients it is chosen.")],
-    files: Annotated[
-        list[str],
-        typer.Option("--data", help="Instructions to choose from: a file, directory or quoted glob; may be repeated."),
-    ],
-    targets: Annotated[
-        list[str], typer.Option("--target", help="A few examples of a task that is wanted, likewise; may be repeated.")
-    ],
+    files: Annotated[list[str], typer.Option("--data", help="Instructions to choose from; may be repeated.")],
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
-    fraction: Annotated[float, typer.Option(help="Share of the examples to take.")] = 0.05,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Longer examples are left out.")] = 512,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="By influence: a small model. By classifier: its directory."),
+    ] = None,
+    by: Annotated[
+        Literal["influence", "prompt_words", "response_words", "distinct", "copied", "classifier"],
+        typer.Option(help="What it is chosen by: gradients, or what the texts tell."),
+    ] = "influence",
+    targets: Annotated[
+        list[str] | None, typer.Option("--target", help="By influence: examples of a wanted task; may be repeated.")
+    ] = None,
+    fraction: Annotated[float | None, typer.Option(help="Share of the examples to take \\[default: 0.05].")] = None,
+    count: Annotated[int | None, typer.Option(help="Or so many of them.")] = None,
+    lowest: Annotated[
+        list[str] | None, typer.Option("--min", metavar="SCORE=VALUE", help="Least of a text's score; may be repeated.")
+    ] = None,
+    highest: Annotated[
+        list[str] | None, typer.Option("--max", metavar="SCORE=VALUE", help="Most of it; may be repeated.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(min=1, help="By influence longer examples are left out.")] = 512,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting; may be repeated.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="By influence another setting; repeatable.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose the instructions that teach what a few examples show, by gradients (LESS)."""
-    from tallow.recipe import apply_overrides, parse_section
-    from tallow.tune.influence import InfluenceConfig
-    from tallow.tune.select import select
+    """Choose instructions: those that teach what a few examples show (LESS), or by length, repetition, a classifier.
 
-    config = parse_section(InfluenceConfig, apply_overrides({}, settings or []), "select")
-    result = select(model, files, targets, out, config, fraction=fraction, sequence_length=sequence_length)
-    print_result(result, as_json)
+    Influence goes by gradients of a small MODEL. The longest prompts or responses (prompt_words, response_words), those
+    that repeat themselves (distinct) or their prompt (copied) least, and what a classifier finds best need none.
+    """
+    from tallow.data.selection.chosen import wanted
+    from tallow.recipe import apply_overrides, parse_section
+    from tallow.report.selection import selection_tables
+
+    much = wanted(fraction, count, 0.05)
+    if by != "influence":
+        from tallow.data.selection.by_text import read_bounds, select_by_text
+
+        if targets or settings:
+            raise UsageError(f"--target and --set say nothing of {by}", "leave them out, or choose --by influence")
+        bounds = {"lowest": read_bounds(lowest or []), "highest": read_bounds(highest or [])}
+        result = select_by_text(files, out, by, much, classifier=Path(model) if model else None, **bounds)
+    else:
+        from tallow.tune.influence import InfluenceConfig
+        from tallow.tune.select import select
+
+        if model is None or not targets:
+            raise UsageError(
+                "influence is that on a model, by some examples", "give MODEL and --target, or another --by"
+            )
+        if lowest or highest:
+            raise UsageError("--min and --max are of what texts tell", "choose by that first, with --fraction 1")
+        config = parse_section(InfluenceConfig, apply_overrides({}, settings or []), "select")
+        result = select(model, files, targets, out, config, much, sequence_length=sequence_length)
+    if as_json:
+        print_json(result)
+        return
+    Console(highlight=False).print(selection_tables(result), soft_wrap=True)

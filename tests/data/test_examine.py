@@ -44,6 +44,7 @@ from tallow.errors import DataError, UsageError
 from tallow.files import hash_path
 from tallow.recipe import apply_overrides, dump_recipe, parse_section
 from tallow.run import RECIPE, StageRun
+from tallow.stages import input_paths, require_inputs
 
 TINY_LANGUAGES = Path(__file__).parent / "language" / "tiny.bin"
 
@@ -461,6 +462,27 @@ def test_what_is_no_model_is_refused_before_it_is_hashed(
     if not setting.startswith("contamination"):
         with pytest.raises(DataError, match=complaint):
             what_if(tmp_path / "other", [setting.replace("PLACE", str(tmp_path))])
+
+
+def test_a_stored_model_is_an_input_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = tmp_path / "models" / "tiny"
+    stored.mkdir(parents=True)
+    (stored / "config.json").write_text("{}")
+    monkeypatch.setenv("TALLOW_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    source = write_jsonl(tmp_path / "a.jsonl", [prose(1)])
+    for name, place in (("tiny", stored), (str(stored), stored), ("unknown", Path("unknown"))):
+        values = {
+            "sources": [str(source)],
+            "semantic_duplicates": {"model": name},
+            "privacy": {"name": {"model": name}},
+        }
+        config = parse_section(PrepareConfig, values, "prepare")
+        paths = input_paths(config)
+        assert paths == {"sources.0": source, "semantic_duplicates.model": place, "privacy.name.model": place}
+        assert parse_section(PrepareConfig, config.model_dump(mode="json"), "prepare") == config
+    with pytest.raises(DataError, match=r"prepare\.semantic_duplicates: unknown does not exist"):
+        require_inputs("prepare", paths)
 
 
 def test_the_card_tells_what_is_written(corpus: Path, tmp_path: Path) -> None:

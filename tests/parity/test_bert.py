@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.parity.conftest import SIZES, VOCAB_SIZE, randomize
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForTokenClassification, PreTrainedModel
 
 from tallow.data.batch import PADDING_DOCUMENT
 from tallow.errors import DataError
 from tallow.models.blocks.bidirectional import BidirectionalContext
 from tallow.models.encoder import Encoder
-from tallow.models.formats import load_encoder, save_model
+from tallow.models.formats import load_encoder, load_tagger, save_model
 
 TOLERANCE = 5e-5
 SHOWS = 1e-2
@@ -119,3 +119,44 @@ def test_hidden_states_need_no_head(ids_BT: Tensor, tmp_path: Path) -> None:
         assert (hidden_BTD - wanted_BTD).abs().max() < TOLERANCE
         assert wanted_BTD.std() > 0.3
         assert model.head is None
+
+
+LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
+
+
+def make_tagger() -> PreTrainedModel:
+    sizes = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
+    config = AutoConfig.for_model("bert", **{**sizes, "vocab_size": VOCAB_SIZE, "id2label": LABELS})
+    model = AutoModelForTokenClassification.from_config(config, attn_implementation="eager").eval()
+    randomize(model)
+    return model
+
+
+def test_labels_of_tokens(ids_BT: Tensor, tmp_path: Path) -> None:
+    reference = make_tagger()
+    reference.save_pretrained(tmp_path / "theirs")
+    real_BT = torch.ones_like(ids_BT)
+    real_BT[1, 25:] = 0
+    wanted_BTL = reference_logits(reference, ids_BT, attention_mask=real_BT)
+    assert wanted_BTL.std() > 0.3
+
+    model = load_tagger(tmp_path / "theirs")
+    assert model.labels == ("O", "B-PER", "I-PER")
+    documents_BT = torch.where(real_BT.bool(), 0, PADDING_DOCUMENT)
+    context = BidirectionalContext(torch.arange(40).expand(2, 40), documents_BT)
+    got_BTL = our_logits(model, ids_BT, context=context)
+    assert got_BTL.shape == (2, 40, 3)
+    assert (got_BTL - wanted_BTL)[real_BT.bool()].abs().max() < TOLERANCE
+    assert (our_logits(model, ids_BT) - wanted_BTL)[1, :25].abs().max() > SHOWS
+
+    save_model(model, None, tmp_path / "ours")
+    back = AutoModelForTokenClassification.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    assert back.config.id2label == LABELS
+    again_BTL = reference_logits(back, ids_BT, attention_mask=real_BT)
+    assert (again_BTL - wanted_BTL)[real_BT.bool()].abs().max() < TOLERANCE
+
+
+def test_an_encoder_without_labels_is_no_tagger(tmp_path: Path) -> None:
+    make_reference().save_pretrained(tmp_path / "masked")
+    with pytest.raises(DataError, match="what labels tokens get"):
+        load_tagger(tmp_path / "masked")

@@ -13,6 +13,7 @@ from torch import Tensor
 from tallow.cli import app
 from tallow.data.instructions.samples import Conversation
 from tallow.data.instructions.spellings import read_sample, recognise
+from tallow.data.selection.chosen import Wanted
 from tallow.errors import DataError, UsageError
 from tallow.models.blocks.context import SequenceContext
 from tallow.objectives.causal import causal
@@ -23,7 +24,7 @@ from tallow.train.config import LoopConfig
 from tallow.train.placing import lay_out
 from tallow.train.update import Updater
 from tallow.tune.examples import Example, encode_answered, to_packed
-from tallow.tune.influence import InfluenceConfig, _Gradients, choose, influence
+from tallow.tune.influence import InfluenceConfig, _Gradients, influence
 from tallow.tune.lora import LoraConfig, add_adapters
 from tallow.tune.select import select
 
@@ -75,7 +76,7 @@ def test_what_teaches_the_task_is_chosen_and_does_teach_it(
     model_directory: Path, files: tuple[Path, Path], tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     data, target = files
-    result = select(model_directory, [data], [target], tmp_path / "out.jsonl", CONFIG, fraction=0.5)
+    result = select(model_directory, [data], [target], tmp_path / "out.jsonl", CONFIG, Wanted(fraction=0.5))
     assert (result["selected"], result["examples"]) == (12, 24)
     chosen = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert all(record in RECORDS for record in chosen)
@@ -136,10 +137,12 @@ def test_an_update_is_what_adam_does_and_projections_keep_cosines(tokenizer: Tok
     assert float(projected - cosine(one, other, dim=0)) == pytest.approx(0, abs=0.06)
 
 
-def test_those_with_the_highest_scores_are_chosen_for_any_target() -> None:
-    scores = torch.tensor([[0.1, 0.2], [0.9, -1.0], [0.0, 0.0], [0.3, 0.9]])
-    assert choose(scores, 2) == [1, 3]
-    assert choose(scores, 3) == [0, 1, 3]
+def test_a_single_update_is_not_in_vain(tokenizer: Tokenizer) -> None:
+    """With few examples and one epoch there is one, whose learning rate must not be that of the end, 0."""
+    examples, targets = encode(RECORDS[:4], tokenizer), {"a": encode(RECORDS[:1], tokenizer)}
+    config = CONFIG.model_copy(update={"epochs": 1})
+    scores = influence(tiny_model(tokenizer.vocab_size), examples, targets, config)
+    assert int(scores[:, 0].argmax()) == 0
 
 
 def test_the_mean_gradient_is_that_of_the_mean_loss(tokenizer: Tokenizer) -> None:
@@ -159,13 +162,11 @@ def test_the_mean_gradient_is_that_of_the_mean_loss(tokenizer: Tokenizer) -> Non
     torch.testing.assert_close(gradients.mean(examples), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_to_choose_from_or_by_is_refused(
-    model_directory: Path, files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_nothing_to_choose_from_or_by_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to choose"):
         influence(tiny_model(300), [], {"a": []}, CONFIG)
-    with pytest.raises(UsageError, match="fraction of 0"):
-        select(model_directory, [files[0]], [files[1]], tmp_path / "out.jsonl", CONFIG, fraction=0.0)
+    with pytest.raises(DataError, match="nothing to choose"):
+        influence(tiny_model(300), [Example([1, 2], [False, True])], {"a": []}, CONFIG)
 
 
 def test_the_command(
@@ -174,5 +175,8 @@ def test_the_command(
     arguments = ["data", "select", str(model_directory), "--data", str(files[0]), "--target", str(files[1])]
     settings = ["--set", "epochs=1", "--set", "lora.rank=2", "--set", "projection=64", "--fraction", "0.1"]
     app([*arguments, "--out", str(tmp_path / "out.jsonl"), *settings, "--json"], standalone_mode=False)
-    assert json.loads(capsys.readouterr().out)["selected"] == 3
+    result = json.loads(capsys.readouterr().out)
+    assert (result["selected"], sum(each["selected"] for each in result["ranges"])) == (3, 3)
+    with pytest.raises(UsageError, match="--min and --max are of what texts tell"):
+        app([*arguments, "--out", str(tmp_path / "out.jsonl"), "--min", "distinct=1"], standalone_mode=False)
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3

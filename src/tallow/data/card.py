@@ -165,9 +165,7 @@ def _private(config: PrepareConfig, found: Examined) -> list[Block]:
         for name, count in tally.counts.items():
             if name.startswith("private "):
                 counts[name.removeprefix("private ")] += int(count)
-    rows = tuple(
-        (kind, counts[kind], config.privacy.of(kind).action) for kind in config.privacy.sought if kind != "name"
-    )
+    rows = tuple((kind, counts[kind], config.privacy.of(kind).action) for kind in config.privacy.sought)
     return [Heading("Private things"), Table(("kind", "in documents that are kept", "action"), rows)]
 
 

@@ -26,6 +26,8 @@ def check_inputs(config: PrepareConfig) -> None:
         find_ngrams(config.perplexity.model)
     if config.semantic_duplicates is not None:
         resolve(config.semantic_duplicates.model)
+    if config.privacy is not None and config.privacy.name is not None:
+        resolve(config.privacy.name.model)
     if config.contamination is not None:
         for source in find_sources(config.contamination.benchmarks):
             require_records(source)

@@ -26,7 +26,6 @@ from tallow.data.language.identify import (
     find_language_model,
     load_language_model,
 )
-from tallow.data.privacy.config import KindConfig
 from tallow.data.quality.c4 import C4Lines
 from tallow.data.quality.classifier import find_classifier
 from tallow.data.quality.families import QualityRules
@@ -68,6 +67,7 @@ from tallow.data.work.work import Work
 from tallow.errors import UsageError
 from tallow.files import hash_file
 from tallow.kernels.text.labels import LABEL_PREFIX
+from tallow.models.store import resolve
 from tallow.recipe import Section
 
 DUPLICATE, NEAR_DUPLICATE, SEMANTIC_DUPLICATE = "duplicate", "near-duplicate", "semantic duplicate"
@@ -145,6 +145,7 @@ def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | Non
         DataError: A source is unusable, too many records are, or a model is.
         CapacityError: The disk is full.
     """
+    annotations = _annotations(config, work.inputs)  # first, as what is wrong with a model is better said at once
     with work.telling("reading"):
         found = _read(config, work, reads)
     if config.quality is not None and config.quality.lines is not None:
@@ -152,7 +153,7 @@ def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | Non
         with work.telling("lines"):
             made = work.each(LINES, [(step, inputs) for inputs in found.beside()])
         found.parts, found.columns["lines"] = ([tables[number] for tables in made] for number in range(2))
-    for name, (step, settings) in _annotations(config, work.inputs).items():
+    for name, (step, settings) in annotations.items():
         with work.telling(name):
             made = work.each(step, [(settings, inputs) for inputs in found.beside()])
         found.columns[name] = [part for [part] in made]
@@ -167,7 +168,9 @@ def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | Non
         _cut_repeated(config, work, found)
     with work.telling("selection"):
         _select(config, work, found)
-    tallied = TallyConfig(lines="lines" in found.columns, edits=len(found.edits), privacy=config.privacy)
+    private = annotations["privacy"][1] if "privacy" in annotations else None
+    assert private is None or isinstance(private, PrivacyStep)
+    tallied = TallyConfig(lines="lines" in found.columns, edits=len(found.edits), privacy=private)
     given = found.beside(found.verdicts, *[found.read] * tallied.lines, *found.columns.values(), *found.edits)
     with work.telling("counts"):
         made = work.each(TALLY, [(tallied, inputs) for inputs in given])
@@ -286,8 +289,9 @@ def _annotations(config: PrepareConfig, inputs: Inputs) -> dict[str, tuple[Step[
         score = ScoreStep(column=column, kind=kind, sha256=sha256, model=rule.model)
         steps[column] = (SCORES, score)
     if config.privacy is not None:
-        nameless = config.privacy.model_copy(update={"name": KindConfig(action="ignore")})  # nothing here finds them
-        steps["privacy"] = (PRIVATE, PrivacyStep(settings=nameless))
+        name = config.privacy.name
+        names = None if name is None else inputs.model(str(name.model), partial(resolve, name.model)).sha256
+        steps["privacy"] = (PRIVATE, PrivacyStep(settings=config.privacy, names=names))
     return steps
 
 
@@ -316,8 +320,6 @@ def _rules(config: PrepareConfig) -> JudgeConfig:
         if rule.max is not None:
             bounds.append(Bound(reason=f"{column}.max", column=column, max=rule.max))
     for kind in config.privacy.sought if config.privacy is not None else ():
-        if kind == "name":
-            continue
         assert config.privacy is not None
         if (most := config.privacy.of(kind).drop_beyond) is not None:
             bounds.append(Bound(reason=f"privacy.{kind}", column=f"privacy.{kind}", max=most))

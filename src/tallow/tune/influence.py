@@ -81,7 +81,7 @@ def influence(
     count = min(len(examples), max(config.warmup_examples, math.ceil(config.warmup_fraction * len(examples))))
     learned = torch.randperm(len(examples), generator=generator)[:count].tolist()
     loop = LoopConfig(
-        steps=config.epochs * math.ceil(count / config.batch_size),
+        steps=config.epochs * math.ceil(count / config.batch_size) + 1,  # one more: the rate of the last would be 0
         batch_size=config.batch_size,
         sequence_length=max(map(len, examples)) - 1,
         learning_rate=config.learning_rate,
@@ -118,12 +118,6 @@ def influence(
     if not bool(scores_NK.isfinite().all()):
         raise DataError("a gradient is not finite, or zero", "lower the learning rate, or look at the data")
     return scores_NK
-
-
-def choose(scores_NK: Tensor, count: int) -> list[int]:
-    """The numbers of the examples with the highest scores, by the target to which they are nearest; in order."""
-    best_N = scores_NK.max(dim=1).values
-    return sorted(torch.sort(best_N, descending=True, stable=True).indices[:count].tolist())
 
 
 class _Gradients:

@@ -11,7 +11,7 @@ import torch
 from tallow.data.duplicates.embed import Embedder
 from tallow.data.duplicates.semantic import (
     LENGTH,
-    SemanticSettings,
+    VectorSettings,
     as_integers,
     connect_similar,
     fit,
@@ -90,24 +90,24 @@ def test_integers_keep_cosines_and_products_are_exact() -> None:
 
 def test_k_means_finds_groups() -> None:
     vectors = blobs(groups=8, each=30, spread=0.05)
-    mean, centroids = fit(vectors, 8, SemanticSettings(model="", center=False))
+    mean, centroids = fit(vectors, 8, VectorSettings(center=False))
     assert not mean.any()
     labels = nearest(as_integers(vectors, mean), centroids).reshape(8, 30)
     assert (labels == labels[:, :1]).all()
     assert len(set(labels[:, 0].tolist())) == 8
-    other = fit(vectors, 8, SemanticSettings(model="", center=False, seed=2)).centroids_KD
+    other = fit(vectors, 8, VectorSettings(center=False, seed=2)).centroids_KD
     assert not np.array_equal(other, centroids)
 
 
 def test_k_means_has_no_more_clusters_than_vectors() -> None:
     vectors = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
-    centroids = fit(vectors, 10, SemanticSettings(model="")).centroids_KD
+    centroids = fit(vectors, 10, VectorSettings()).centroids_KD
     assert sorted(centroids.tolist()) == sorted((LENGTH * np.eye(3)).astype(int).tolist())
 
 
 def test_what_all_have_in_common_is_left_out() -> None:
     vectors = blobs(groups=8, each=30, spread=0.05) + 10
-    mean, _ = fit(vectors, 8, SemanticSettings(model=""))
+    mean, _ = fit(vectors, 8, VectorSettings())
     assert np.allclose(mean, vectors.mean(0))
     one, other = (as_integers(vectors, middle).astype(float) / LENGTH for middle in (np.zeros(16), mean))
     assert (one @ one.T).min() > 0.9
@@ -125,7 +125,7 @@ def test_similar_vectors_are_connected(monkeypatch: pytest.MonkeyPatch, keep) ->
     found = {}
     for block in (7, 1024):
         monkeypatch.setattr("tallow.data.duplicates.semantic.BLOCK", block)
-        found[block] = connect_similar(vectors, centroid, SemanticSettings(model="", threshold=0.93, keep=keep))
+        found[block] = connect_similar(vectors, centroid, VectorSettings(threshold=0.93, keep=keep))
     assert all(np.array_equal(*columns) for columns in zip(*found.values(), strict=True))
     rows, survivors, sizes, similarities = found[7]
     assert rows.tolist() == [number for number, group in enumerate(expected) if len(group) > 1]
@@ -142,7 +142,7 @@ def test_similar_vectors_are_connected(monkeypatch: pytest.MonkeyPatch, keep) ->
 
 
 def test_nothing_is_like_nothing() -> None:
-    found = connect_similar(np.zeros((3, 4), dtype=np.int16), np.zeros(4, dtype=np.int16), SemanticSettings(model=""))
+    found = connect_similar(np.zeros((3, 4), dtype=np.int16), np.zeros(4, dtype=np.int16), VectorSettings())
     assert len(found.rows) == 0
-    found = connect_similar(np.zeros((0, 4), dtype=np.int16), np.zeros(4, dtype=np.int16), SemanticSettings(model=""))
+    found = connect_similar(np.zeros((0, 4), dtype=np.int16), np.zeros(4, dtype=np.int16), VectorSettings())
     assert len(found.rows) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def make_texts() -> list[str]:
 
 @pytest.mark.parametrize("clusters", [1, 5])
 def test_survivors_do_not_depend_on_parts(tmp_path: Path, model: Path, clusters: int) -> None:
-    settings = SemanticSettings(model=str(model), threshold=0.97, clusters=clusters, sample=40, center=clusters > 1)
+    settings = SemanticSettings(model=model, threshold=0.97, clusters=clusters, sample=40, center=clusters > 1)
     found, counts = [], []
     for number, (parted, _) in enumerate(ways_to_part(make_texts(), 2)):
         work = Work(tmp_path / str(number), LocalEngine(1))
@@ -75,7 +76,7 @@ def test_survivors_do_not_depend_on_parts(tmp_path: Path, model: Path, clusters:
 
 def test_two_processes_make_the_same(tmp_path: Path, model: Path) -> None:
     """All but the vectors, for which each process would have to load PyTorch."""
-    texts, settings = make_texts(), SemanticSettings(model=str(model), threshold=0.97, clusters=3)
+    texts, settings = make_texts(), SemanticSettings(model=model, threshold=0.97, clusters=3)
     work = Work(tmp_path, LocalEngine(1))
     parts, verdicts = make_parts(work, [texts[:20], texts[20:25], texts[25:]])
     made = semantic_duplicates(work, parts, verdicts, settings)
@@ -93,5 +94,23 @@ def test_two_processes_make_the_same(tmp_path: Path, model: Path) -> None:
 def test_nothing_to_embed(tmp_path: Path, model: Path) -> None:
     work = Work(tmp_path, LocalEngine(1))
     parts, verdicts = make_parts(work, [["?", ""], []])
-    survivors = semantic_duplicates(work, parts, verdicts, SemanticSettings(model=str(model)))
+    survivors = semantic_duplicates(work, parts, verdicts, SemanticSettings(model=model))
     assert [row[2] for row in by_text(parts, survivors, "survivor")] == [None, None]
+
+
+def test_only_what_is_in_the_model_matters(tmp_path: Path, model: Path) -> None:
+    """Vectors and all that follows from them are found again where the same model is at another place."""
+    shutil.copytree(model, tmp_path / "moved")
+    work = Work(tmp_path / "work", LocalEngine(1))
+    parts, verdicts = make_parts(work, [make_texts()])
+    made = [
+        semantic_duplicates(work, parts, verdicts, SemanticSettings(model=place, threshold=0.97, clusters=3))
+        for place in (model, tmp_path / "moved")
+    ]
+    assert made[0] == made[1]
+    (tmp_path / "moved" / "added.txt").write_text("another model")
+    later = Work(tmp_path / "work", LocalEngine(1))  # which has not looked at the model yet
+    other = semantic_duplicates(
+        later, parts, verdicts, SemanticSettings(model=tmp_path / "moved", threshold=0.97, clusters=3)
+    )
+    assert other != made[0]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallow.data.synthetic.filters import usable_instances, why_not
+from tallow.data.synthetic.filters import is_copied, usable_instances, why_not
 from tallow.data.synthetic.prompts import (
     Instance,
     Task,
@@ -65,6 +65,7 @@ def test_words_are_those_of_any_script() -> None:
         (" Add 1.\n10. Sing a song", False, ["Add 1."]),
         ("9. Add 1.5 and 2.\n10) Sing\n\n11: Rhyme.", True, ["Add 1.5 and 2.", "Sing", "Rhyme."]),
         ("Task 9: Add.\nTask 10: Sing.", True, ["Add.", "Sing."]),
+        ("1. 9. Add 1.\n2. 10) 3. Sing.\n3. 5.2 and 6. are\n4. 8.", True, ["Add 1.", "Sing.", "5.2 and 6. are", "8."]),
         ("", True, []),
         ("Hm.", False, []),
     ],
@@ -100,6 +101,8 @@ def test_what_is_shown_reads_as_it_was() -> None:
         ("Output: b\nb", True, [Instance("", "b\nb")]),
         ("Input: None\nOutput: b", True, [Instance("", "b")]),
         ("just so", True, [Instance("", "just so")]),
+        ("Input: a", True, [Instance("a", "")]),
+        ("Input: a\nOutput: b, or Output: c\nOutput: d", True, [Instance("a", "b, or Output: c")]),
         ("", True, []),
     ],
 )
@@ -155,3 +158,22 @@ def test_instances_are_filtered() -> None:
         Instance("", "another"),
     ]
     assert usable_instances(found) == [good, Instance("", "one")]
+
+
+def test_what_was_shown_is_no_instance() -> None:
+    long = "The candle burns in the window all night."
+    shown = [ADD, Task("Sum it up.", False, (Instance(long, "It burns."),))]
+    for copied in (
+        Instance(long, "Light."),
+        Instance("x", long),
+        Instance("", long[:30]),
+        Instance(f"{long} It does.", "y"),
+    ):
+        assert is_copied(copied, shown)
+    for own in (
+        Instance("1, 2", "3"),
+        Instance("Another", long[5:]),
+        Instance("", long[:29]),
+        Instance("", "It burns."),
+    ):
+        assert not is_copied(own, shown)

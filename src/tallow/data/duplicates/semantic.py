@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from tallow.kernels.text.minhash import connect
+from tallow.models.setting import ModelPath
 from tallow.recipe import Section
 
 LENGTH = 4000
@@ -37,13 +38,10 @@ Number = TypeVar("Number", bound=np.generic)
 Rows = npt.NDArray[np.int64]
 
 
-class SemanticSettings(Section):
-    """Which documents are semantic duplicates.
+class VectorSettings(Section):
+    """Which vectors are alike.
 
     Args:
-        model: A model directory or .gguf file, or a name in the local store: an encoder, or a decoder, whose hidden
-            states say what the tokens so far are about.
-        max_tokens: Of a document so many tokens are looked at.
         threshold: Cosine of two vectors from which on their documents are duplicates.
         center: Subtract the mean of all vectors first: those of language models have most of their length in common.
         clusters: Of k-means; None: the root of the number of documents.
@@ -54,8 +52,6 @@ class SemanticSettings(Section):
             the centroid.
     """
 
-    model: str
-    max_tokens: int = Field(default=256, ge=1)
     threshold: float = Field(default=0.9, gt=0, le=1)
     center: bool = True
     clusters: int | None = Field(default=None, ge=1)
@@ -63,6 +59,19 @@ class SemanticSettings(Section):
     sample: int = Field(default=50_000, ge=1)
     seed: int = Field(default=1, ge=0)
     keep: Literal["id", "far", "near"] = "id"
+
+
+class SemanticSettings(VectorSettings):
+    """Which documents are semantic duplicates.
+
+    Args:
+        model: A model directory or .gguf file, or a name in the local store: an encoder, or a decoder, whose hidden
+            states say what the tokens so far are about.
+        max_tokens: Of a document so many tokens are looked at.
+    """
+
+    model: ModelPath
+    max_tokens: int = Field(default=256, ge=1)
 
 
 class Centroids(NamedTuple):
@@ -99,7 +108,7 @@ def as_integers(vectors_ND: Floats, mean_D: npt.NDArray[np.float64]) -> Vectors:
     return integers_ND
 
 
-def fit(vectors_ND: Floats, clusters: int, settings: SemanticSettings) -> Centroids:
+def fit(vectors_ND: Floats, clusters: int, settings: VectorSettings) -> Centroids:
     """Centroids of some vectors, by k-means++ (Arthur and Vassilvitskii 2007) and Lloyd's iterations on the sphere.
 
     There are no more than different vectors. The order of the vectors matters.
@@ -131,7 +140,7 @@ def nearest(vectors_ND: Vectors, centroids_KD: Vectors) -> Rows:
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
-def connect_similar(vectors_ND: Vectors, centroid_D: Vectors, settings: SemanticSettings) -> Groups:
+def connect_similar(vectors_ND: Vectors, centroid_D: Vectors, settings: VectorSettings) -> Groups:
     """The documents of a cluster that are connected, given in the order of their ids.
 
     Takes the memory of the vectors and of a block, whatever is similar.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tallow.data.privacy.span import KINDS, Kind
+from tallow.models.setting import ModelPath
 from tallow.recipe import Section
 
 Country = Literal["us", "ru", "ir", "cn", "de", "fr", "es"]
@@ -32,6 +33,32 @@ class KindConfig(Section):
     drop_beyond: int | None = Field(default=None, ge=0)
 
 
+class NameConfig(KindConfig):
+    """What is done about names of people, and the model that finds them.
+
+    Args:
+        model: A directory as on the hub: an encoder that labels tokens (`BertForTokenClassification`) with its
+            tokenizer; or a name in the local store.
+        labels: Of the kinds of entities that it labels, those that are names: `PER` stands for `B-PER` and `I-PER`,
+            too.
+        min_score: A word is of a name if these labels have so much of the probability together; lower finds more.
+        window: Tokens that the model sees at once, its own at the ends among them; no more than it has positions.
+        overlap: Tokens that two windows share, at most half of one.
+    """
+
+    model: ModelPath
+    labels: tuple[str, ...] = Field(default=("PER", "PERSON"), min_length=1)
+    min_score: float = Field(default=0.5, gt=0, lt=1)
+    window: int = Field(default=256, ge=8)
+    overlap: int = Field(default=64, ge=0)
+
+    @model_validator(mode="after")
+    def _windows_go_on(self) -> Self:
+        if self.overlap > self.window // 2:
+            raise ValueError(f"an overlap of {self.overlap} is more than half of a window of {self.window}")
+        return self
+
+
 class PrivacyConfig(Section):
     """What is done about each kind, and how some are told.
 
@@ -47,7 +74,7 @@ class PrivacyConfig(Section):
             `password=` and the like.
         wallet: Bitcoin (and what writes addresses as it does) by their check sums; Ethereum by its own, or by its
             form where that is in one case.
-        name: What a finder of names finds that `scrub` is given in Python; the stage prepare has none.
+        name: Names of people, which a model finds; None: they are not sought.
         private_ips: Addresses that mean something only in a network of one's own (private, loopback, link-local) too.
         phone_regions: Countries (ISO 3166) whose numbers are told without the country's code, in this order.
         phone_validation: `possible`: beside a word such as "call" the right length suffices.
@@ -63,7 +90,7 @@ class PrivacyConfig(Section):
     national_id: KindConfig = KindConfig()
     secret: KindConfig = KindConfig()
     wallet: KindConfig = KindConfig()
-    name: KindConfig = KindConfig()
+    name: NameConfig | None = None
     private_ips: bool = False
     phone_regions: tuple[str, ...] = PHONE_REGIONS
     phone_validation: Literal["valid", "possible"] = "valid"
@@ -71,7 +98,7 @@ class PrivacyConfig(Section):
 
     def of(self, kind: Kind) -> KindConfig:
         """What is done about a kind."""
-        return getattr(self, kind)
+        return getattr(self, kind) or KindConfig()  # names that a finder of the caller's finds
 
     @field_validator("phone_regions")
     @classmethod
@@ -87,8 +114,8 @@ class PrivacyConfig(Section):
 
     @property
     def sought(self) -> tuple[Kind, ...]:
-        """The kinds that are not ignored."""
-        return tuple(kind for kind in KINDS if self.of(kind).action != "ignore")
+        """The kinds that are not ignored; names, if there is a model for them."""
+        return tuple(kind for kind in KINDS if self.of(kind).action != "ignore" and (kind != "name" or self.name))
 
 
 def _near(name: str, known: Collection[str]) -> list[str]:

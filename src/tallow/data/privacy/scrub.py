@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,9 +50,10 @@ def scrub(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder |
     Args:
         texts: Of documents; what is null stays so.
         find_names: Finds names; it is asked once, for all texts, so whether scrubbing twice finds more is up to it.
-            None: names are not sought.
+            None: the model of `config.name` does; without one names are not sought.
 
     Raises:
+        DataError: The model that finds names is missing or broken.
         UsageError: A library that this needs is not installed.
     """
     found = find_private(texts, config, find_names)
@@ -63,6 +64,7 @@ def find_private(texts: pa.StringArray, config: PrivacyConfig, find_names: NameF
     """Find what `scrub` replaces or counts, and replace nothing yet.
 
     Raises:
+        DataError: The model that finds names is missing or broken.
         UsageError: A library that this needs is not installed.
     """
     documents = _search(texts, config, find_names)
@@ -70,13 +72,15 @@ def find_private(texts: pa.StringArray, config: PrivacyConfig, find_names: NameF
         [edit._asdict() for edit in documents[number].edits()] if number in documents else None
         for number in range(len(texts))
     ]
-    return Private(pa.array(edits, EDITS), _counts(len(texts), documents, config))
+    kinds = config.sought if find_names is None else dict.fromkeys((*config.sought, "name"))
+    return Private(pa.array(edits, EDITS), _counts(len(texts), documents, kinds))
 
 
 def locate(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None = None) -> list[list[Span]]:
     """Where in each text the things are that `scrub` replaces or counts; for measuring it, since values are told here.
 
     Raises:
+        DataError: The model that finds names is missing or broken.
         UsageError: A library that this needs is not installed.
     """
     documents = _search(texts, config, find_names)
@@ -98,17 +102,31 @@ def _finders() -> Callable[[str, Sequence[tuple[int, int, int]], PrivacyConfig],
     return find
 
 
+def _name_tagger(config: PrivacyConfig) -> NameFinder:
+    from tallow.data.privacy.names import name_tagger  # PyTorch, which takes seconds: nothing else here needs it
+
+    assert config.name is not None
+    return name_tagger(config.name)
+
+
+def _plain(name: str) -> str:
+    """A name, however it is broken into lines and whatever its cases."""
+    return " ".join(name.casefold().split())
+
+
 def _search(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None) -> dict[int, _Document]:
     """The documents in which something was found, scrubbed."""
     find = _finders()
     documents: dict[int, _Document] = {}
     rows = _by_text(find_candidates(texts))
-    names = find_names([text or "" for text in texts.to_pylist()]) if find_names and "name" in config.sought else None
+    if find_names is None and "name" in config.sought:
+        find_names = _name_tagger(config)
+    names = find_names([text or "" for text in texts.to_pylist()]) if find_names else None
     pending = sorted(rows.keys() | {number for number, places in enumerate(names or ()) if places})
     for number in pending:
         text = texts[number].as_py()
         spans = find(text, rows.get(number, ()), config)
-        spans += [Span(*place, "name", text[slice(*place)]) for place in (names[number] if names else ())]
+        spans += [Span(*place, "name", _plain(text[slice(*place)])) for place in (names[number] if names else ())]
         if spans:
             documents[number] = _Document(text, config)
             documents[number].add(spans)
@@ -202,8 +220,8 @@ def _by_text(rows: npt.NDArray[np.int32]) -> dict[int, list[tuple[int, int, int]
     return found
 
 
-def _counts(length: int, documents: Mapping[int, _Document], config: PrivacyConfig) -> Counts:
-    counts = dict[Kind, npt.NDArray[np.int32]]((kind, np.zeros(length, np.int32)) for kind in config.sought)
+def _counts(length: int, documents: Mapping[int, _Document], kinds: Iterable[Kind]) -> Counts:
+    counts = dict[Kind, npt.NDArray[np.int32]]((kind, np.zeros(length, np.int32)) for kind in kinds)
     for number, document in documents.items():
         for span in document.spans:
             counts[span.kind][number] += 1

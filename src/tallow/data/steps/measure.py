@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,17 @@ class ScoreStep(Section):
 
 
 class PrivacyStep(Section):
+    """What is private, and the hash of the model that finds names, if one does."""
+
     settings: PrivacyConfig
+    names: str | None = None
+
+    def result_settings(self) -> dict[str, Any]:
+        """Where the model is does not matter, only what is in it."""
+        values = super().result_settings()
+        if self.settings.name is not None:
+            del values["settings"]["name"]["model"]
+        return values
 
 
 def _sizes(_: SizesStep, tables: Sequence[pa.Table]) -> Iterator[Made]:

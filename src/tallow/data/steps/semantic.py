@@ -11,7 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tallow.data.duplicates.semantic import Centroids, SemanticSettings, as_integers, connect_similar, fit, nearest
+from tallow.data.duplicates.semantic import (
+    Centroids,
+    SemanticSettings,
+    VectorSettings,
+    as_integers,
+    connect_similar,
+    fit,
+    nearest,
+)
 from tallow.data.steps.deal import answered, numbers_of
 from tallow.data.steps.tables import VERDICTS, kept, texts_of, words
 from tallow.data.work.step import Input, Made, Part, Step, pieces
@@ -44,7 +52,7 @@ class SampleConfig(Section):
 
 
 class FitConfig(Section):
-    settings: SemanticSettings
+    settings: VectorSettings
     clusters: int
 
 
@@ -53,7 +61,7 @@ class AssignConfig(Section):
 
 
 class CompareConfig(Section):
-    settings: SemanticSettings
+    settings: VectorSettings
     cluster: int
 
 
@@ -78,21 +86,22 @@ def semantic_duplicates(
     Raises:
         DataError: There is no such model, or it is broken.
     """
-    model = work.inputs.model(settings.model, lambda: resolve(settings.model).absolute())
+    model = work.inputs.model(str(settings.model), lambda: resolve(settings.model).absolute())
     embed = EmbedConfig(path=model.path, model=model.sha256, max_tokens=settings.max_tokens)
     beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
     embedded = [made for [made] in work.each(EMBED, [(embed, inputs) for inputs in beside])]
     count = sum(int(part.counts[EMBEDDED]) for part in embedded)
     sample = SampleConfig(bound=min(2**64, settings.sample * 2**64 // max(1, count)))
     samples = [made for [made] in work.each(SAMPLE, [(sample, [Input(part)]) for part in embedded])]
-    wanted = FitConfig(settings=settings, clusters=settings.clusters or max(1, math.isqrt(count)))
+    alike = VectorSettings(**{name: getattr(settings, name) for name in VectorSettings.model_fields})
+    wanted = FitConfig(settings=alike, clusters=settings.clusters or max(1, math.isqrt(count)))
     [[centroids]] = work.each(FIT, [(wanted, [Input(part) for part in samples])])
     assigned = [
         made for [made] in work.each(ASSIGN, [(AssignConfig(), [Input(part), Input(centroids)]) for part in embedded])
     ]
     clusters = [
         (
-            CompareConfig(settings=settings, cluster=cluster),
+            CompareConfig(settings=alike, cluster=cluster),
             [Input(centroids), *(Input(part, cluster) for part in assigned)],
         )
         for cluster in range(max(1, centroids.rows - 1))

@@ -17,6 +17,7 @@ from tallow.data.privacy.config import PrivacyConfig
 from tallow.data.privacy.scrub import scrub
 from tallow.data.steps.judge import LANGUAGE
 from tallow.data.steps.left import BYTES_LEFT
+from tallow.data.steps.measure import PrivacyStep
 from tallow.data.steps.tables import edits_of, kept, known_columns, words
 from tallow.data.work.step import Made, Step
 from tallow.recipe import Section
@@ -56,7 +57,7 @@ class TallyConfig(Section):
 
     lines: bool = False
     edits: int = 0
-    privacy: PrivacyConfig | None = None
+    privacy: PrivacyStep | None = None
     samples: int = 5
     seed: int = 0
     chars: int = 600
@@ -111,13 +112,14 @@ def _samples(
 ) -> pa.Table:
     """Samples: what is kept as it is written, the rest as it was read, but for what is private."""
     order = ranks(words(documents["id"])[:, 0], config.seed)
+    privacy = config.privacy.settings if config.privacy is not None else None
     rows: list[dict[str, Any]] = []
     for fate in sorted(fates.unique().to_pylist()):
         among = np.flatnonzero(pc.call_function("equal", [fates, fate]).to_numpy(zero_copy_only=False))
         for row in among[np.argsort(order[among], kind="stable")][: config.samples].tolist():
             document = (documents if fate == KEPT else read).slice(row, 1).to_pylist()[0]
             beside = [each.slice(row, 1) for each in edits]
-            text = shown(document["text"], beside if fate == KEPT else None, config.privacy)
+            text = shown(document["text"], beside if fate == KEPT else None, privacy)
             known = {name: plain(column[row].as_py()) for name, column in columns.items()}
             rows.append(
                 {

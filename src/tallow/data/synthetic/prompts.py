@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-NUMBERED = re.compile(r"^\s*(?:task\s*)?(\d+)\s?[.):]\s*", re.IGNORECASE | re.MULTILINE)
+NUMBERED = re.compile(r"^\s*(?:task\s*)?(\d+)\s?[.):]\s*(?:\d+[.)]\s+)*", re.IGNORECASE | re.MULTILINE)
+"""A number, and others behind it: small models begin a list of their own (`1. 9. Sing.`)."""
+
 EXAMPLE = re.compile(r"^\s*example\s*\d*\s*[.:]?\s*$", re.IGNORECASE | re.MULTILINE)
 INPUT, OUTPUT, LABEL = "Input:", "Output:", "Class label:"
 MOST_INSTANCES = 5
@@ -98,12 +100,17 @@ def ask_for_labelled_instances(instruction: str, shown: Sequence[Task]) -> str:
 
 
 def read_instances(answer: str, ended: bool) -> list[Instance]:
-    """Instances of an answer to `ask_for_instances`; the last is left out if it did not end by itself."""
+    """Instances of an answer to `ask_for_instances`; the last is left out if it did not end by itself.
+
+    An input without an output becomes an instance that has none; of several outputs the first counts.
+    """
     found = []
     for part in EXAMPLE.split(answer):
         before, output, after = part.partition(OUTPUT)
         if output:
-            found.append(Instance(_input(before), after.strip()))
+            found.append(Instance(_input(before), after.partition(f"\n{OUTPUT}")[0].strip()))
+        elif part.strip().startswith(INPUT):
+            found.append(Instance(_input(part), ""))
         elif part.strip():
             found.append(Instance("", part.strip()))
     return found if ended else found[:-1]

@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from tallow.console import progress, say
 from tallow.data.read import read_records
 from tallow.data.records import Record, Rejected
-from tallow.data.synthetic.filters import usable_instances, why_not
+from tallow.data.synthetic.filters import is_copied, usable_instances, why_not
 from tallow.data.synthetic.log import AskLog
 from tallow.data.synthetic.prompts import (
     MOST_INSTANCES,
@@ -241,8 +241,10 @@ def _instances(
         for task, answer in zip(made, log.answers(asks, writer), strict=True):
             read = read_labelled_instances if task.is_classification else read_instances
             found = read(answer.text, answer.ended)
-            usable = usable_instances(found)
-            left_out["unusable instance"] += len(found) - len(usable)
+            own = [instance for instance in found if not is_copied(instance, shown[task.is_classification])]
+            usable = usable_instances(own)
+            left_out["copied instance"] += len(found) - len(own)
+            left_out["unusable instance"] += len(own) - len(usable)
             left_out["no usable instance"] += not usable
             finished.append(replace(task, instances=tuple(usable)))
             bar.advance()

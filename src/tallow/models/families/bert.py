@@ -1,4 +1,5 @@
-"""BERT (arXiv 1810.04805) with its masked-token head; the pooler and the next-sentence head are left aside."""
+"""BERT (arXiv 1810.04805) with its masked-token head, or with one that labels tokens; the pooler and the next-sentence
+head are left aside."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ OUTSIDE = {
     "head.dense": "cls.predictions.transform.dense",
     "head.norm": "cls.predictions.transform.LayerNorm",
     "head": "cls.predictions",
+    "classifier": "classifier",
 }
 LAYER = {
     "attention.q_proj": "attention.self.query",
@@ -77,6 +79,7 @@ FAMILY = Family(
     write_config,
     layer=LAYER,
     outside=OUTSIDE,
+    tagger="BertForTokenClassification",
     aliases=(("bert.", ""),),
     # as files have them that were converted from the released checkpoints
     endings=((".LayerNorm.weight", ".LayerNorm.gamma"), (".LayerNorm.bias", ".LayerNorm.beta")),

@@ -112,6 +112,7 @@ class Family(Generic[Config]):
         aliases: How some files spell a tensor's name: beginning as written here, beginning there.
         endings: The same of its end.
         ignored: Ends of the names of stored tensors that are no parameters.
+        tagger: Entry of `architectures` of such an encoder with a head that labels tokens; None: there is none.
         variants: Other ways in which files hold such a model: the end of a tensor's name that is only there, and the
             format. They are read, not written.
     """
@@ -127,6 +128,7 @@ class Family(Generic[Config]):
     aliases: tuple[tuple[str, str], ...] = (("model.", ""),)
     endings: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    tagger: str | None = None
     variants: tuple[tuple[str, Family], ...] = ()
 
     def of_files(self, names: Iterable[str]) -> Family:

@@ -10,8 +10,9 @@ from tallow.errors import DataError, UsageError
 from tallow.models.decoder import Decoder
 from tallow.models.encoder import Encoder
 from tallow.models.formats.gguf import GGUFModel, Precision, has_gguf_tokenizer, load_gguf_tokenizer, save_gguf
-from tallow.models.formats.hub import HubModel, load_encoder_directory, save_directory
+from tallow.models.formats.hub import HubModel, load_encoder_directory, load_tagger_directory, save_directory
 from tallow.models.skeletons import Model
+from tallow.models.tagger import Tagger
 from tallow.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "has_tokenizer",
     "load_encoder",
     "load_model",
+    "load_tagger",
     "load_tokenizer",
     "open_model",
     "save_gguf",
@@ -62,9 +64,23 @@ def load_encoder(path: Path, *, dtype: torch.dtype | None = None, head: bool = T
         UsageError: The dtype is not a floating-point one, or the model is no encoder.
     """
     _check_dtype(dtype)
-    if _is_gguf(path):
-        raise UsageError(f"{path} is a file, but encoders are directories", "name a directory with config.json")
+    _require_directory(path)
     return load_encoder_directory(path, dtype, head=head)
+
+
+def load_tagger(path: Path, *, dtype: torch.dtype | None = None) -> Tagger:
+    """Load an encoder that labels tokens from a hub directory, its tensors mapped from the file where that can be.
+
+    Args:
+        dtype: Of all weights; None leaves them as stored.
+
+    Raises:
+        DataError: There is no model at `path`, it labels no tokens, or it is broken or of a kind that is not supported.
+        UsageError: The dtype is not a floating-point one, or the model is no encoder.
+    """
+    _check_dtype(dtype)
+    _require_directory(path)
+    return load_tagger_directory(path, dtype)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -98,6 +114,11 @@ def has_tokenizer(path: Path) -> bool:
 def _check_dtype(dtype: torch.dtype | None) -> None:
     if dtype is not None and not dtype.is_floating_point:
         raise UsageError(f"a model cannot be loaded as {dtype}", "use torch.float32, torch.bfloat16 or torch.float16")
+
+
+def _require_directory(path: Path) -> None:
+    if _is_gguf(path):
+        raise UsageError(f"{path} is a file, but encoders are directories", "name a directory with config.json")
 
 
 def _is_gguf(path: Path) -> bool:

@@ -35,13 +35,15 @@ from tallow.models.formats.quantized import (
 from tallow.models.formats.tensor_files import TensorFiles, write_tensor_files
 from tallow.models.skeletons import Model
 from tallow.models.stored import StoredModel
+from tallow.models.tagger import Tagger
 from tallow.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 CONTROL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 Config = TypeVar("Config", DecoderConfig, EncoderConfig)
-Skeleton = TypeVar("Skeleton", Decoder, Encoder)
+Skeleton = TypeVar("Skeleton", bound=Model)
+AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
 
 
 def read_config(directory: Path) -> DecoderConfig:
@@ -75,6 +77,22 @@ def read_encoder_config(directory: Path) -> EncoderConfig:
             f"{directory} is of type {values['model_type']} and no encoder", f"encoders are: {', '.join(ENCODERS)}"
         )
     return _parse(directory, lambda: find_encoder_family(values["model_type"]).read_config(values))
+
+
+def read_labels(directory: Path) -> tuple[str, ...]:
+    """What the logits of a tagger stand for, as `id2label` of config.json says.
+
+    Raises:
+        DataError: config.json is missing or broken, or it is no tagger's.
+    """
+    given = _read_values(directory).get("id2label")
+    labels = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
+    named = [label for label in labels if isinstance(label, str)]
+    if not labels or len(named) < len(labels):
+        raise DataError(
+            f"{directory / CONFIG} does not say what labels tokens get (id2label)", "name a token-classification model"
+        )
+    return tuple(named)
 
 
 def is_encoder(directory: Path) -> bool:
@@ -175,12 +193,31 @@ def load_encoder_directory(directory: Path, dtype: torch.dtype | None = None, *,
         DataError: A file is missing, truncated or broken, or tensors and config.json disagree.
         UsageError: It is a decoder.
     """
+    return _load_encoder(directory, dtype, partial(Encoder, head=head))
+
+
+def load_tagger_directory(directory: Path, dtype: torch.dtype | None = None) -> Tagger:
+    """Load the directory of an encoder that labels tokens, its tensors mapped from the file where that can be.
+
+    Args:
+        dtype: Of all weights; None: that of the first.
+
+    Raises:
+        DataError: A file is missing, truncated or broken, or tensors and config.json disagree.
+        UsageError: It is a decoder.
+    """
+    return _load_encoder(directory, dtype, partial(Tagger, labels=read_labels(directory)))
+
+
+def _load_encoder(
+    directory: Path, dtype: torch.dtype | None, skeleton: Callable[[EncoderConfig], AnyEncoder]
+) -> AnyEncoder:
     config = read_encoder_config(directory)
     family = find_encoder_family(config.family)
     if quantized_names(read_json(directory / CONFIG, "model config")):
         raise DataError(f"{directory} is a quantized encoder, which is not supported", "take the unquantized model")
     stored = TensorFiles(directory)
-    model = _without_memory(partial(Encoder, head=head), config, stored)
+    model = _without_memory(skeleton, config, stored)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     tensors = MappedTensors(stored, family, family.tensors(config, shapes), shapes)
     model.load_state_dict(tensors.read_all(dtype), assign=True)
@@ -196,7 +233,8 @@ def save_directory(model: Model, tokenizer: Tokenizer | None, directory: Path) -
     """
     config = hub_config(model)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    tensor_maps = unquantized(family_of(model.config).tensors(model.config), parameters)
+    named = parameters if isinstance(model, Encoder) else None  # encoders have several heads, or none
+    tensor_maps = unquantized(family_of(model.config).tensors(model.config, named), parameters)
     plain = {tensor_map.hub: tensor_map for tensor_map in tensor_maps}
     quantized = dict(quantized_tensors(model)) if isinstance(model, Decoder) else {}
     sizes = {hub: sum(it.part(parameters[name]).nbytes for name in it.ours) for hub, it in plain.items()}
@@ -222,6 +260,11 @@ def hub_config(model: Model) -> dict[str, Any]:
     """
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     values = {**family_of(model.config).hub_config(model.config), "dtype": dtype, "torch_dtype": dtype}
+    if isinstance(model, Tagger):
+        labels = {str(number): label for number, label in enumerate(model.labels)}
+        ids = {label: number for number, label in enumerate(model.labels)}
+        tagger = find_encoder_family(model.config.family).tagger
+        return {**values, "architectures": [tagger], "id2label": labels, "label2id": ids}
     if isinstance(model, Encoder):
         return values
     return {**values, **write_control_tokens(model.config), **quantization_config(model)}
