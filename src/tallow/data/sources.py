@@ -177,7 +177,8 @@ def _find(name: str, directories: Literal["data", "code"]) -> list[Source]:
         with reading(path, "data directory"):
             below = sorted(file for file in path.rglob("*") if not _hidden(file.relative_to(path)))
         if directories == "code":
-            files = [file for file in below if language(file) and file.is_file()]
+            # what a link leads to is in the tree itself, or none of its business
+            files = [file for file in below if language(file) and file.is_file() and not file.is_symlink()]
             if not files:
                 raise DataError(f"directory {path} holds no source code", f"known are {', '.join(LANGUAGES)}")
             return [Source(file.as_posix(), file, "code", path) for file in files]

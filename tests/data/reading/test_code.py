@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tests.data.reading.conftest import Read
 
+from tallow.data.reading import code
 from tallow.data.records import Rejected
 from tallow.data.sources import find_sources
 from tallow.errors import DataError
@@ -79,3 +81,22 @@ def test_no_source_code(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="holds no source code"):
         find_sources([tmp_path], "code")
+
+
+def test_links_are_not_followed(tree: Path, tmp_path: Path, read: Read) -> None:
+    """A tree from elsewhere could bring in whatever this user can read, and its own files twice."""
+    (tmp_path / "secret.py").write_text("KEY = 1\n")
+    (tree / "src/stolen.py").symlink_to(tmp_path / "secret.py")
+    (tree / "src/again.py").symlink_to("add.py")
+    (tree / "src/loop").symlink_to(tree)
+    assert len(read(tree, directories="code")) == 4
+
+
+def test_a_directory_is_looked_through_once(tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(50):
+        (tmp_path / f"{number}.py").write_text(CODE)
+    (tmp_path / "LICENSE").write_text(MIT)
+    looks = mock.Mock(fullmatch=mock.Mock(side_effect=code.LICENCE_FILES.fullmatch))
+    monkeypatch.setattr(code, "LICENCE_FILES", looks)
+    assert {document.metadata["license"] for document in read(tmp_path, directories="code")} == {"MIT"}
+    assert looks.fullmatch.call_count == 51

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import bz2
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 from tests.data.reading.conftest import Read
 
 from tallow.data.read import ReadSettings
-from tallow.data.reading.encodings import decide
+from tallow.data.reading.encodings import decide, decode
 from tallow.data.reading.settings import Unusable
 from tallow.data.records import Rejected
 from tallow.errors import UsageError
@@ -103,3 +105,22 @@ def test_a_missing_package_names_the_extra(
     with pytest.raises(UsageError, match=f"needs {package}") as caught:
         read(tmp_path / name)
     assert "tallow[data]" in caught.value.hint
+
+
+@pytest.mark.parametrize("declared", ["zip", "bz2", "hex", "rot13", "undefined", "a\0b", "é" * 50, "utf-7", "idna"])
+def test_a_declaration_cannot_unpack_or_break_a_text(declared: str) -> None:
+    """Python has codecs from bytes to bytes too: a few kilobytes that are declared `zip` would become gigabytes."""
+    bomb = zlib.compress(bytes(10**6)) if declared == "zip" else bz2.compress(bytes(10**6))
+    settings = ReadSettings()
+    for raw in (bomb, RUSSIAN.encode("cp1251"), b"+2AA- \xe9t\xe9, \xe0 la plage, l'\xe9t\xe9 fut tr\xe8s beau"):
+        try:
+            encoding = decide(raw, settings, declared=declared)
+        except Unusable:
+            continue
+        assert encoding != declared
+        decode(raw, encoding).encode()
+
+
+def test_half_a_surrogate_pair_is_set_aside() -> None:
+    with pytest.raises(Unusable, match="is not utf-7 text"):
+        decode(b"+2AA-", "utf-7")

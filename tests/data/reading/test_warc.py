@@ -207,3 +207,10 @@ def test_no_member_is_read_twice_for_zlib(tmp_path: Path) -> None:
     (source,) = find_sources([tmp_path / "a.warc.gz"])
     for frame, start in zip(frames(Piece(source), 10_000), starts, strict=True):
         assert zlib.decompressobj(31).decompress(raw[start:]) == frame.raw
+
+
+@pytest.mark.parametrize("charset", ["zip", "bz2", "utf-7", "no\0ne"])
+def test_a_charset_cannot_end_the_run(tmp_path: Path, read: Read, charset: str) -> None:
+    bad = record(http(b"caf\xe9 +2AA-" * 3, f"text/plain; charset={charset}"))
+    (tmp_path / "a.warc").write_bytes(bad + record(http(page(1))))
+    assert read(tmp_path / "a.warc")[-1].text == "Text of page 1."

@@ -10,8 +10,10 @@ Left out, and counted as such:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from tallow.data.languages import language
@@ -96,17 +98,26 @@ def _licence(source: Source, text: str) -> dict[str, str]:
     found = SPDX.search(text[:GENERATED_CHARACTERS])
     metadata = {"license": found[1].strip()} if found else {}
     for directory in source.path.parents:
-        files = [file for file in directory.iterdir() if LICENCE_FILES.fullmatch(file.name) and not language(file)]
-        if file := min(filter(Path.is_file, files), default=None):
+        if file := _licence_file(directory, directory.stat().st_mtime_ns):
             metadata["license_file"] = file.relative_to(source.root).as_posix()
-            if "license" not in metadata:
-                with open(file, encoding="utf-8", errors="replace") as stream:
-                    terms = stream.read(LICENCE_BYTES)
-                for name, phrase in LICENCES:
-                    if re.search(phrase, terms, re.IGNORECASE):
-                        metadata["license"] = name
-                        break
+            if "license" not in metadata and (name := _licence_of(file, file.stat().st_mtime_ns)):
+                metadata["license"] = name
             break
         if directory == source.root:
             break
     return metadata
+
+
+@lru_cache(maxsize=1024)
+def _licence_file(directory: Path, _changed: int) -> Path | None:
+    """The first one of a directory, which is looked through once and not for each of its files."""
+    names = sorted(entry.name for entry in os.scandir(directory) if LICENCE_FILES.fullmatch(entry.name))
+    files = (directory / name for name in names)
+    return next((file for file in files if file.is_file() and not language(file)), None)
+
+
+@lru_cache(maxsize=1024)
+def _licence_of(file: Path, _changed: int) -> str:
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        terms = stream.read(LICENCE_BYTES)
+    return next((name for name, phrase in LICENCES if re.search(phrase, terms, re.IGNORECASE)), "")

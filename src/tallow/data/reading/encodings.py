@@ -22,6 +22,8 @@ MARKS = {
 WIDE = ("utf-16", "utf-32")
 SEVEN_BIT = ("iso-2022", "iso2022", "hz")
 """What is written in these is also ASCII, so that only a declaration tells them."""
+UNFIT = frozenset({"utf-7", "idna", "punycode", "unicode-escape", "raw-unicode-escape"})
+"""No browser reads them: they give halves of surrogate pairs, or take time quadratic in the text."""
 MIN_CONFIDENCE = 0.1
 """Below it are guesses from a few characters (docs/decisions.md)."""
 BOM = "\ufeff"
@@ -34,7 +36,7 @@ def decide(raw: bytes, settings: ReadSettings, whole: bool = True, declared: str
         raw: The text, or its beginning.
         settings: `encoding` may name it.
         whole: Whether it is all of it; a beginning may end within a character.
-        declared: What the text says of itself, or what came with it says of it.
+        declared: What the text says of itself, or what came with it says of it: any string.
 
     Raises:
         Unusable: The bytes are no text, or it cannot be told which.
@@ -49,16 +51,17 @@ def decide(raw: bytes, settings: ReadSettings, whole: bool = True, declared: str
             return name
     if b"\0" in raw:
         raise binary()
-    if declared.lower().startswith(SEVEN_BIT) and _decodes(raw, declared, whole):
-        return codecs.lookup(declared).name
+    stated = _text_encoding(declared)
+    if stated.startswith(SEVEN_BIT) and _decodes(raw, stated, whole):
+        return stated
     if _decodes(raw, "utf-8", whole):
         return "utf-8"
-    if declared and _decodes(raw, declared, whole):
-        return codecs.lookup(declared).name
+    if stated and _decodes(raw, stated, whole):
+        return stated
     found = extra("chardet", "text that is not UTF-8").detect(raw[:SAMPLE_BYTES])
-    name = found["encoding"]
+    name = _text_encoding(found["encoding"] or "")
     if name and found["confidence"] >= MIN_CONFIDENCE and _decodes(raw, name, whole):
-        return codecs.lookup(name).name
+        return name
     raise Unusable("is not UTF-8 text, nor in an encoding that can be told", "set encoding to what it is in")
 
 
@@ -91,7 +94,9 @@ def decode(raw: bytes, encoding: str, offset: int = 0) -> str:
     """
     try:
         text = raw.decode(encoding)
-    except (UnicodeDecodeError, UnicodeError) as error:
+        if encoding != "utf-8":
+            text.encode()  # UTF-7 and escapes may hold halves of surrogate pairs, which are no characters
+    except UnicodeError as error:
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             hint = "set encoding to utf-16"
         else:
@@ -110,9 +115,19 @@ def count(encoding: str, settings: ReadSettings, rejected: Rejected) -> None:
         rejected.note(f"read as {encoding}")
 
 
+def _text_encoding(name: str) -> str:
+    """Python's name of an encoding that a text may be in; empty for others, such as `zip`, which would unpack it."""
+    try:
+        known = codecs.lookup(name).name
+        "".encode(known)
+    except (LookupError, ValueError):  # such as a NUL in the name
+        return ""
+    return known if known.replace("_", "-") not in UNFIT else ""
+
+
 def _decodes(raw: bytes, encoding: str, whole: bool) -> bool:
     try:
         codecs.getincrementaldecoder(encoding)().decode(raw, whole)
-    except (UnicodeError, LookupError):
+    except UnicodeError:
         return False
     return True

@@ -1,8 +1,7 @@
 """HTML: the text of a page, without what leads to other pages.
 
-resiliparse reads and renders it: headings, paragraphs and list items each on lines of their own. It takes time
-quadratic in how deeply elements are nested and in how many attributes one has, so that pages with more of them than
-anybody writes are refused before.
+resiliparse reads and renders it: headings, paragraphs and list items each on lines of their own. Pages that would take
+it long are refused before (`html_limits`).
 """
 
 from __future__ import annotations
@@ -12,32 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from tallow.data.reading.encodings import count, decide, decode
+from tallow.data.reading.html_limits import refuse_hostile, without_formatting
 from tallow.data.reading.navigation import drop_navigation
 from tallow.data.reading.settings import Piece, ReadSettings, Text, Unusable, empty, extra
 from tallow.data.records import Rejected
 
 MAX_BYTES = 2**24
-MAX_DEPTH = 512
-"""As in Chromium, which puts what is deeper beside one another."""
-MAX_ATTRIBUTES = 1000
 DECLARATION_BYTES = 1024
 """HTML, "prescan a byte stream to determine its encoding"."""
 DECLARATION = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-ATTRIBUTE = r"[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]*+)?+)?+"
-TAG = re.compile(
-    rf"<(?:!--.*?(?:-->|\Z)|(?P<raw>script|style|textarea|xmp)\b.*?(?:</(?P=raw)|\Z)"
-    rf"|(?P<end>/?)(?P<name>[a-z][^\s/>]*+)(?P<attributes>(?:{ATTRIBUTE})*+))",
-    re.IGNORECASE | re.DOTALL,
-)
-ONE_ATTRIBUTE = re.compile(ATTRIBUTE)
-UNNESTED = frozenset(
-    {
-        "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr",
-        "p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "option", "optgroup", "colgroup", "html",
-        "head", "body",
-    }
-)  # fmt: skip
-"""Elements that are empty, that there is one of, or that end where the next of their kind begins."""
 
 
 def read_html(piece: Piece, settings: ReadSettings, rejected: Rejected) -> Iterator[Text]:
@@ -73,8 +55,8 @@ def extract(raw: bytes, settings: ReadSettings, rejected: Rejected, declared: st
         declared = found[1].decode("ascii", errors="ignore")
     # as browsers take it: iso-8859-1 is cp1252, gb2312 is gbk
     encoding = decide(raw, settings, declared=(declared and parsing.map_encoding_to_html5(declared, False)) or "")
-    page = decode(raw, encoding)
-    _refuse_hostile(page)
+    page = without_formatting(decode(raw, encoding))
+    refuse_hostile(page, settings.max_document_bytes)
     count(encoding, settings, rejected)
     extracting: Any = extra("resiliparse.extract.html2text", "HTML")
     tree = extra("resiliparse.parse.html", "HTML").HTMLTree.parse(page)
@@ -85,20 +67,3 @@ def extract(raw: bytes, settings: ReadSettings, rejected: Rejected, declared: st
         raise Unusable(settings.too_long)  # lists in lists are indented
     title = " ".join((tree.title or "").split())
     return text.strip(), {"title": title} if title else {}
-
-
-def _refuse_hostile(page: str) -> None:
-    depth = 0
-    for tag in TAG.finditer(page):
-        name = tag["name"]
-        if name is None or name.lower() in UNNESTED:
-            pass
-        elif tag["end"]:
-            depth = max(0, depth - 1)
-        else:
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise Unusable(f"nested more than {MAX_DEPTH} elements deep")
-        attributes = tag["attributes"] or ""
-        if len(attributes) > MAX_ATTRIBUTES and sum(1 for _ in ONE_ATTRIBUTE.finditer(attributes)) > MAX_ATTRIBUTES:
-            raise Unusable(f"a tag with more than {MAX_ATTRIBUTES} attributes")

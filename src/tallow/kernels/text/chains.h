@@ -5,13 +5,19 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "hash.h"
+
 namespace tallow {
 
 using Key = uint64_t;  // of a pair: left symbol, right symbol
+
+// Left and right symbol, the symbol that they become, how often they followed one another.
+using Merge = std::tuple<int32_t, int32_t, int32_t, int64_t>;
 
 inline Key key_of(int32_t left, int32_t right) { return Key(uint32_t(left)) << 32 | uint32_t(right); }
 inline int32_t left_of(Key key) { return int32_t(key >> 32); }
@@ -47,7 +53,7 @@ public:
 
 private:
     size_t find(Key key) const {
-        size_t slot = (key * 0x9E3779B97F4A7C15u) >> 20 & (slots_.size() - 1);
+        size_t slot = slot_of(key, slots_.size());
         while (slots_[slot] >= 0 && keys_[size_t(slots_[slot])] != key) slot = (slot + 1) & (slots_.size() - 1);
         return slot;
     }

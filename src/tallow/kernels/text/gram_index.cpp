@@ -1,12 +1,15 @@
 // The n-grams of some passages, and where texts have them; gram_index.py says what these are.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
+#include "arrays.h"
 #include "classes.h"
 #include "hash.h"
 #include "texts.h"
@@ -42,11 +45,6 @@ struct Scanned {
     }
 };
 
-template <class Item>
-nb::bytes as_bytes(const std::vector<Item> &items) {
-    return nb::bytes(items.data(), items.size() * sizeof(Item));
-}
-
 class GramIndex {
    public:
     GramIndex(const TextPlaces &places, const ClassPlaces &classes, size_t gram_words, size_t shortest_words, size_t shortest_bytes)
@@ -65,16 +63,18 @@ class GramIndex {
         index_beginnings();
     }
 
-    // Bytes of where each passage's n-grams begin (int64), of these (int32), and of how many words each has (int32).
-    nb::tuple grams() const {
+    // Where each passage's n-grams begin, these, and how many words each has.
+    std::tuple<Array<int64_t>, Array<int32_t>, Array<int32_t>> grams() const {
         std::vector<int32_t> lengths;
         for (const Gram &gram : grams_) lengths.push_back(int32_t(gram.length));
-        return nb::make_tuple(as_bytes(offsets_), as_bytes(members_), as_bytes(lengths));
+        return {as_array(std::vector(offsets_)), as_array(std::vector(members_)), as_array(std::move(lengths))};
     }
 
-    // Bytes of the row, the n-gram, the number of its first word, and its first byte and the one behind its last, of
-    // each place (int32); the numbers of words of texts are written.
-    nb::tuple search(const TextPlaces &places, uintptr_t active, uintptr_t sizes) const {
+    using Integers = Array<int32_t>;
+
+    // The row, the n-gram, the number of its first word, and its first byte and the one behind its last, of each place;
+    // the numbers of words of texts are written.
+    std::tuple<Integers, Integers, Integers, Integers, Integers> search(const TextPlaces &places, uintptr_t active, uintptr_t sizes) const {
         std::vector<int32_t> rows, grams, firsts, begins, ends;
         {
             nb::gil_scoped_release release;
@@ -103,7 +103,8 @@ class GramIndex {
                 }
             }
         }
-        return nb::make_tuple(as_bytes(rows), as_bytes(grams), as_bytes(firsts), as_bytes(begins), as_bytes(ends));
+        return {as_array(std::move(rows)), as_array(std::move(grams)), as_array(std::move(firsts)), as_array(std::move(begins)),
+                as_array(std::move(ends))};
     }
 
    private:

@@ -69,9 +69,7 @@ class GramIndex:
         if extension is not None:
             at = places(passages), class_places()
             self._native = extension.GramIndex(*at, gram_words, shortest_words, shortest_bytes)
-            offsets, *rest = self._native.grams()
-            self.offsets = np.frombuffer(offsets, np.int64)
-            self.members, self.lengths = (np.frombuffer(each, np.int32) for each in rest)
+            self.offsets, self.members, self.lengths = self._native.grams()
             return
         found: list[list[int]] = []
         for passage in passages.to_pylist():
@@ -105,9 +103,7 @@ class GramIndex:
         sizes = np.zeros(len(texts), dtype=np.int64)
         if self._native is not None:
             flags = np.ascontiguousarray(active, dtype=np.uint8)
-            found = self._native.search(places(texts), flags.ctypes.data, sizes.ctypes.data)
-            rows, grams, firsts, begins, ends = (np.frombuffer(each, np.int32) for each in found)
-            return Places(rows, grams, firsts, begins, ends, sizes)
+            return Places(*self._native.search(places(texts), flags.ctypes.data, sizes.ctypes.data), sizes)
         lengths = sorted(set(self.lengths.tolist()))
         every: list[tuple[int, ...]] = []
         for row, text in enumerate(texts.to_pylist()):

@@ -11,6 +11,19 @@ namespace tallow {
 
 constexpr uint64_t HASH_FACTOR = 0x9E3779B97F4A7C15;
 
+// A number drawn for the process: what depends on it alone is where things lie, so that no text can be made for which
+// many lie together.
+inline uint64_t salt() {
+    static const uint64_t drawn = (uint64_t(std::random_device{}()) << 32 | std::random_device{}()) | 1;
+    return drawn;
+}
+
+// Where a key belongs in a table of so many slots, a power of two: all bits of the key count.
+inline size_t slot_of(uint64_t key, size_t slots) {
+    const uint64_t hash = key * HASH_FACTOR;
+    return size_t(hash ^ hash >> 32) & (slots - 1);
+}
+
 // A word's hash with one more character.
 inline uint64_t absorb(uint64_t hash, uint64_t character) {
     hash = (hash ^ character) * HASH_FACTOR;
@@ -20,8 +33,8 @@ inline uint64_t absorb(uint64_t hash, uint64_t character) {
 // The hash of words in their order with one more.
 inline uint64_t chain(uint64_t words, uint64_t word) { return (words ^ words >> 32) * HASH_FACTOR + word; }
 
-inline uint64_t hash_bytes(std::string_view bytes) {
-    uint64_t hash = bytes.size();
+inline uint64_t hash_bytes(std::string_view bytes, uint64_t seed = 0) {
+    uint64_t hash = seed ^ bytes.size();
     size_t at = 0;
     for (; at + 8 <= bytes.size(); at += 8) {
         uint64_t chunk;
@@ -33,8 +46,7 @@ inline uint64_t hash_bytes(std::string_view bytes) {
     return absorb(absorb(hash, rest), 0);
 }
 
-// Counts by hash. Where a hash lies depends on a number drawn for the process, so that no text can be made for which
-// many lie together; what is counted does not.
+// Counts by hash.
 class HashCounts {
 public:
     // Forget all and make room for so many hashes.
@@ -61,11 +73,6 @@ public:
     bool add(uint64_t hash) { return counts_[slot(hash)]++ == 0; }
 
 private:
-    static uint64_t salt() {
-        static const uint64_t drawn = (uint64_t(std::random_device{}()) << 32 | std::random_device{}()) | 1;
-        return drawn;
-    }
-
     std::vector<uint64_t> keys_;
     std::vector<uint32_t> counts_;
     int shift_ = 60;

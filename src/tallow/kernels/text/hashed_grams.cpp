@@ -1,5 +1,6 @@
 // Counts of hashed n-grams of words and characters: what tallow/kernels/text/hashed_grams.py defines, faster.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arrays.h"
 #include "texts.h"
 #include "utf8.h"
 
@@ -122,8 +124,8 @@ class Counter {
     std::vector<uint64_t> words;
 };
 
-// Bytes of the numbers (uint32) and values (float32) of features; the offsets of texts in them are written.
-nb::tuple hashed_grams(const TextPlaces &places, const SettingsTuple &settings, uintptr_t offsets) {
+// The numbers and values of features; the offsets of texts in them are written.
+std::tuple<Array<uint32_t>, Array<float>> hashed_grams(const TextPlaces &places, const SettingsTuple &settings, uintptr_t offsets) {
     std::vector<uint32_t> features;
     std::vector<float> values;
     {
@@ -142,8 +144,7 @@ nb::tuple hashed_grams(const TextPlaces &places, const SettingsTuple &settings, 
             offset[i + 1] = int64_t(features.size());
         }
     }
-    return nb::make_tuple(nb::bytes(features.data(), features.size() * sizeof(uint32_t)),
-                          nb::bytes(values.data(), values.size() * sizeof(float)));
+    return {as_array(std::move(features)), as_array(std::move(values))};
 }
 
 void sum_grams(const TextPlaces &places, const SettingsTuple &settings, uintptr_t weights, uintptr_t sums) {

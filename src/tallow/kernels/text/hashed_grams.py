@@ -69,8 +69,7 @@ def hashed_grams(texts: pa.StringArray, grams: Grams) -> Features:
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     extension = native() if prefers_fast() else None
     if extension is not None:
-        found, values = extension.hashed_grams(places(texts), grams.as_tuple(), offsets.ctypes.data)
-        return Features(offsets, np.frombuffer(found, np.uint32), np.frombuffer(values, np.float32))
+        return Features(offsets, *extension.hashed_grams(places(texts), grams.as_tuple(), offsets.ctypes.data))
     all_places, all_values = list[int](), list[float]()
     for number, text in enumerate(texts.to_pylist()):
         counts = Counter(_places((text or "").encode(), grams))

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "hash.h"
+
 namespace nb = nanobind;
 
 namespace tallow {
@@ -54,7 +56,7 @@ private:
     // Never 0.
     static uint64_t key_of(int64_t node, int32_t symbol) { return uint64_t(node) << 32 | uint64_t(symbol + 1); }
     size_t find(uint64_t key) const {
-        size_t slot = (key * 0x9E3779B97F4A7C15u) >> 24 & (slots_.size() - 1);
+        size_t slot = slot_of(key, slots_.size());
         while (slots_[slot].key && slots_[slot].key != key) slot = (slot + 1) & (slots_.size() - 1);
         return slot;
     }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "encoded.h"
+#include "hash.h"
 #include "texts.h"
 
 namespace nb = nanobind;
@@ -54,8 +55,7 @@ private:
 
     size_t slot(uint32_t node, uint8_t byte) const {
         const uint64_t key = uint64_t(node) << 8 | byte;
-        const uint64_t hash = key * 0x9E3779B97F4A7C15u;
-        size_t slot = size_t(hash >> 32) & (edges_.size() - 1);
+        size_t slot = slot_of(key, edges_.size());
         while (edges_[slot].key != key && edges_[slot].key != kFree.key) slot = (slot + 1) & (edges_.size() - 1);
         return slot;
     }

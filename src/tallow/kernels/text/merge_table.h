@@ -7,6 +7,8 @@
 #include <queue>
 #include <vector>
 
+#include "hash.h"
+
 namespace tallow {
 
 // What a pair of symbols becomes, and when: smaller ranks go first.
@@ -62,8 +64,7 @@ private:
     static uint64_t key_of(int32_t left, int32_t right) { return uint64_t(uint32_t(left)) << 32 | uint32_t(right); }
 
     size_t find(uint64_t key) const {
-        uint64_t hash = key * 0x9E3779B97F4A7C15u;
-        size_t slot = size_t(hash ^ hash >> 32) & (slots_.size() - 1);
+        size_t slot = slot_of(key, slots_.size());
         while (slots_[slot].key != key && slots_[slot].key != kFree) slot = (slot + 1) & (slots_.size() - 1);
         return slot;
     }

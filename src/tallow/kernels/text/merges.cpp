@@ -4,6 +4,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <queue>
 #include <string>
 #include <vector>
@@ -24,9 +25,6 @@ struct Candidate {
         return count != other.count ? count < other.count : key > other.key;
     }
 };
-
-// Left and right symbol, the symbol that they become, how often they followed one another.
-using Merge = std::tuple<int32_t, int32_t, int32_t, int64_t>;
 
 // The words and names are those of `Chains`.
 std::vector<Merge> learn_merges(uintptr_t symbols, uintptr_t ends, uintptr_t counts, int64_t words,
@@ -51,6 +49,8 @@ std::vector<Merge> learn_merges(uintptr_t symbols, uintptr_t ends, uintptr_t cou
         risen.clear();
         const int32_t merged = chains.merge(best.key, [&](Key key) { risen.push_back(key); });
         merges.emplace_back(left_of(best.key), right_of(best.key), merged, best.count);
+        std::sort(risen.begin(), risen.end());  // a pair rises once for each place
+        risen.erase(std::unique(risen.begin(), risen.end()), risen.end());
         for (const Key key : risen)
             if (pairs[key].count > 0) queue.push({pairs[key].count, key});
     }

@@ -4,9 +4,9 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
+#include "arrays.h"
 #include "classes.h"
 #include "hash.h"
 #include "texts.h"
@@ -112,8 +112,8 @@ void sign(const TextPlaces &places, const ClassPlaces &classes, size_t words, ui
 }
 
 // Sorted shingles of all texts one after another; `offsets` has room for one more than there are texts.
-nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> shingle_sets(const TextPlaces &places, const ClassPlaces &classes, size_t words, uintptr_t offsets) {
-    auto all = std::make_unique<std::vector<uint64_t>>();
+Array<uint64_t> shingle_sets(const TextPlaces &places, const ClassPlaces &classes, size_t words, uintptr_t offsets) {
+    std::vector<uint64_t> all;
     {
         nb::gil_scoped_release release;
         const Texts texts(places);
@@ -121,16 +121,14 @@ nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> shingle_sets(const TextPlaces &pla
         Shingler shingler(kinds, words);
         int64_t *const begins = reinterpret_cast<int64_t *>(offsets);
         for (int64_t i = 0; i < texts.count; ++i) {
-            begins[i] = int64_t(all->size());
+            begins[i] = int64_t(all.size());
             const std::vector<uint64_t> &shingles = shingler.shingles(texts[i]);
-            all->insert(all->end(), shingles.begin(), shingles.end());
-            std::sort(all->begin() + begins[i], all->end());
+            all.insert(all.end(), shingles.begin(), shingles.end());
+            std::sort(all.begin() + begins[i], all.end());
         }
-        begins[texts.count] = int64_t(all->size());
+        begins[texts.count] = int64_t(all.size());
     }
-    std::vector<uint64_t> *const kept = all.release();
-    const nb::capsule owner(kept, [](void *vector) noexcept { delete static_cast<std::vector<uint64_t> *>(vector); });
-    return {kept->data(), {kept->size()}, owner};
+    return as_array(std::move(all));
 }
 
 // Of pairs of sorted sets: what both have as a part of what either has.

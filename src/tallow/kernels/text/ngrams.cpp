@@ -1,5 +1,6 @@
 // Words of texts as hashes, and what an n-gram model says of them: tallow/kernels/text/ngrams.py defines both.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arrays.h"
 #include "texts.h"
 #include "utf8.h"
 
@@ -78,7 +80,7 @@ void for_each_word(std::string_view text, int64_t most_bytes, const Kinds &kinds
     take(end_word);
 }
 
-nb::bytes word_hashes(const TextPlaces &places, int64_t most_bytes, const Ranges &ranges, uintptr_t offsets) {
+Array<uint64_t> word_hashes(const TextPlaces &places, int64_t most_bytes, const Ranges &ranges, uintptr_t offsets) {
     std::vector<uint64_t> words;
     {
         nb::gil_scoped_release release;
@@ -91,7 +93,7 @@ nb::bytes word_hashes(const TextPlaces &places, int64_t most_bytes, const Ranges
             offset[i + 1] = int64_t(words.size());
         }
     }
-    return nb::bytes(words.data(), words.size() * sizeof(uint64_t));
+    return as_array(std::move(words));
 }
 
 // The n-grams of one length, by their keys; `index` tells where keys with the same first bits begin.
@@ -122,7 +124,7 @@ class Scorer {
 
     void take(uint64_t word) {
         const size_t order = tables.size();
-        std::array<float, highest_order> found_backoffs;
+        std::array<float, highest_order> found_backoffs{};
         size_t found = 0;
         double log_probability = unknown;
         uint64_t key = word;

@@ -104,8 +104,7 @@ def word_hashes(texts: pa.StringArray, most_bytes: int) -> tuple[npt.NDArray[np.
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     extension = native() if prefers_fast() else None
     if extension is not None:
-        words = extension.word_hashes(places(texts), most_bytes, _RANGES, offsets.ctypes.data)
-        return offsets, np.frombuffer(words, np.uint64)
+        return offsets, extension.word_hashes(places(texts), most_bytes, _RANGES, offsets.ctypes.data)
     found = list[int]()
     for number, text in enumerate(texts.to_pylist()):
         found += _words(text or "", most_bytes)

@@ -1,12 +1,13 @@
 // Which strings of symbols occur most often in counted words, by their suffixes in order: those that have a beginning in
 // common lie together, and how long the common beginnings of neighbours are tells all that there is to count.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
+#include <nanobind/ndarray.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
+
+#include "arrays.h"
 
 namespace nb = nanobind;
 
@@ -121,15 +122,17 @@ private:
 
 // `symbols` of all words lie one after another; word i ends before `ends[i]` and occurs `counts[i]` times. Of each
 // substring a place where it is, its length and how often it occurs, one after another.
-std::vector<int64_t> best_substrings(uintptr_t symbols, uintptr_t ends, uintptr_t counts, int64_t words,
-                                     int64_t longest, int64_t min_count, int64_t most) {
-    nb::gil_scoped_release release;
-    const Substrings substrings(reinterpret_cast<const int32_t *>(symbols), reinterpret_cast<const int64_t *>(ends),
-                                reinterpret_cast<const int64_t *>(counts), words, longest);
+Array<int64_t> best_substrings(uintptr_t symbols, uintptr_t ends, uintptr_t counts, int64_t words,
+                               int64_t longest, int64_t min_count, int64_t most) {
     std::vector<int64_t> found;
-    for (const Substring &some : substrings.best(min_count, size_t(most)))
-        found.insert(found.end(), {some.at, some.length, some.count});
-    return found;
+    {
+        nb::gil_scoped_release release;
+        const Substrings substrings(reinterpret_cast<const int32_t *>(symbols), reinterpret_cast<const int64_t *>(ends),
+                                    reinterpret_cast<const int64_t *>(counts), words, longest);
+        for (const Substring &some : substrings.best(min_count, size_t(most)))
+            found.insert(found.end(), {some.at, some.length, some.count});
+    }
+    return as_array(std::move(found));
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ def best_substrings(
         return _reference(symbols.tolist(), ends.tolist(), counts.tolist(), longest, max(1, min_count), most)
     addresses = symbols.ctypes.data, ends.ctypes.data, counts.ctypes.data
     found = extension.best_substrings(*addresses, len(ends), longest, max(1, min_count), most)
-    return Substrings(*np.array(found, dtype=np.int64).reshape(-1, 3).T.copy())
+    return Substrings(*found.reshape(-1, 3).T.copy())
 
 
 def _reference(

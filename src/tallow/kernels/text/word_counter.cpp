@@ -1,7 +1,7 @@
 // Pieces of texts, and how often each occurs.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstring>
@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "arrays.h"
+#include "hash.h"
 #include "pieces.h"
 #include "texts.h"
 
@@ -41,7 +43,7 @@ public:
     }
 
     // The bytes of all words one after another, by the order of their bytes; where each ends; how often each occurs.
-    std::tuple<nb::bytes, std::vector<int64_t>, std::vector<int64_t>> counts() const {
+    std::tuple<nb::bytes, Array<int64_t>, Array<int64_t>> counts() const {
         std::vector<size_t> order(words_.size());
         std::iota(order.begin(), order.end(), size_t(0));
         std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return words_[a].text < words_[b].text; });
@@ -51,7 +53,7 @@ public:
             bytes += words_[i].text;
             ends.push_back(int64_t(bytes.size())), counts.push_back(words_[i].count);
         }
-        return {nb::bytes(bytes.data(), bytes.size()), std::move(ends), std::move(counts)};
+        return {nb::bytes(bytes.data(), bytes.size()), as_array(std::move(ends)), as_array(std::move(counts))};
     }
 
 private:
@@ -60,24 +62,6 @@ private:
         uint64_t hash;
         int64_t count;
     };
-
-    static uint64_t hash_of(std::string_view text) {
-        uint64_t hash = text.size();
-        size_t i = 0;
-        const auto mix = [&](uint64_t word) {
-            hash = (hash ^ word) * 0x9E3779B97F4A7C15u;
-            hash ^= hash >> 32;
-        };
-        for (; i + 8 <= text.size(); i += 8) {
-            uint64_t word;
-            std::memcpy(&word, text.data() + i, 8);
-            mix(word);
-        }
-        uint64_t rest = 0;
-        std::memcpy(&rest, text.data() + i, text.size() - i);
-        mix(rest);
-        return hash;
-    }
 
     size_t find(std::string_view text, uint64_t hash) const {
         size_t slot = hash & (slots_.size() - 1);
@@ -89,7 +73,7 @@ private:
     }
 
     void count(std::string_view text) {
-        const uint64_t hash = hash_of(text);
+        const uint64_t hash = hash_bytes(text, salt());
         size_t slot = find(text, hash);
         if (slots_[slot] < 0) {
             if (2 * words_.size() >= slots_.size()) {

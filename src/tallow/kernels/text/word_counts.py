@@ -82,8 +82,7 @@ class WordCounter:
     def counts(self) -> WordCounts:
         """What has been counted so far."""
         if self._native is not None:
-            found, ends, counts = self._native.counts()
-            return WordCounts(found, np.array(ends, dtype=np.int64), np.array(counts, dtype=np.int64))
+            return WordCounts(*self._native.counts())
         words = sorted(self._counter)
         ends = np.cumsum([len(word) for word in words], dtype=np.int64)
         return WordCounts(b"".join(words), ends, np.array([self._counter[word] for word in words], dtype=np.int64))

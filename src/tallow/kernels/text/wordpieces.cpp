@@ -99,9 +99,6 @@ private:
     size_t seen_ = 0;
 };
 
-// Left and right symbol, the symbol that they become, how often they followed one another.
-using Merge = std::tuple<int32_t, int32_t, int32_t, int64_t>;
-
 // The words and names are those of `Chains`.
 std::vector<Merge> learn_wordpieces(uintptr_t symbols, uintptr_t ends, uintptr_t counts, int64_t words,
                                     const std::vector<nb::bytes> &spelling, int64_t vocab_size, int64_t min_count) {
