@@ -3,6 +3,7 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string_view>
@@ -20,6 +21,7 @@ namespace {
 
 constexpr std::string_view label_prefix = "__label__", end_of_line = "</s>";
 constexpr int64_t shortest_piece = 300, widest_cut = 32;
+constexpr double pruning_margin = 0.99;  // far more than what rounding makes of a product of probabilities
 
 bool separates(char byte) {
     return byte == ' ' || (byte >= '\t' && byte <= '\r') || byte == '\0';
@@ -35,17 +37,49 @@ int64_t cut(std::string_view text, int64_t at) {
     return at;
 }
 
-std::vector<std::string_view> look_at(std::string_view text, int64_t most, int64_t pieces) {
+void look_at(std::string_view text, int64_t most, int64_t pieces, std::vector<std::string_view> &found) {
     const int64_t size = int64_t(text.size()), looked_at = std::min(size, most);
     const int64_t count = std::max<int64_t>(1, std::min(pieces, looked_at / shortest_piece)), length = looked_at / count;
-    std::vector<std::string_view> found;
+    found.clear();
     for (int64_t i = 0; i < count; ++i) {
         const int64_t start = count == 1 ? 0 : i * (size - length) / (count - 1);
         const int64_t begin = cut(text, start), end = std::max(begin, cut(text, start + length));
         found.push_back(text.substr(size_t(begin), size_t(end - begin)));
     }
-    return found;
 }
+
+// A set of small numbers.
+class NumberSet {
+   public:
+    explicit NumberSet(size_t size) : words((size + 63) / 64) {}
+
+    bool has(size_t number) const { return words[number >> 6] >> (number & 63) & 1; }
+    void add(size_t number) { words[number >> 6] |= uint64_t(1) << (number & 63); }
+
+    // Takes them out in rising order.
+    template <class Use>
+    void drain(Use use) {
+        for (size_t word = 0; word < words.size(); ++word)
+            while (words[word]) {
+                use(word * 64 + size_t(std::countr_zero(words[word])));
+                words[word] &= words[word] - 1;
+            }
+    }
+
+    // Takes them out in falling order; `use` may add smaller ones.
+    template <class Use>
+    void drain_down(Use use) {
+        for (size_t word = words.size(); word-- > 0;)
+            while (words[word]) {
+                const int bit = 63 - std::countl_zero(words[word]);
+                words[word] &= ~(uint64_t(1) << bit);
+                use(word * 64 + size_t(bit));
+            }
+    }
+
+   private:
+    std::vector<uint64_t> words;
+};
 
 // log(x + 1e-5) in fastText's mixture of precisions.
 float log_of(float x) { return float(std::log(double(x) + 1e-5)); }
@@ -64,9 +98,9 @@ class LabelModel {
                std::get<2>(kept)),
           prunes(std::get<2>(kept) >= 0),
           inputs(reinterpret_cast<const char *>(inputs)),
-          outputs(reinterpret_cast<const float *>(std::get<0>(outputs))),
           labels(std::get<1>(outputs)),
           width(std::get<2>(outputs)),
+          outputs(columns(reinterpret_cast<const float *>(std::get<0>(outputs)), labels, width)),
           tree(reinterpret_cast<const int32_t *>(tree)),
           shortest(std::get<0>(grams)),
           longest(std::get<1>(grams)),
@@ -81,37 +115,63 @@ class LabelModel {
         const Texts texts(places);
         auto *best = reinterpret_cast<int32_t *>(found);
         auto *probability = reinterpret_cast<float *>(probabilities);
-        Work work(*this, float(std::log(smallest)));
-        std::vector<double> sums(static_cast<size_t>(labels));
+        Work work(*this, smallest);
         for (int64_t i = 0; i < texts.count; ++i, best += 2, probability += 2) {
             best[0] = best[1] = -1;
             probability[0] = probability[1] = 0;
-            const auto looked_at = look_at(texts[i], most, pieces);
-            if (!has_letters(looked_at, fewest_letters)) continue;
-            std::fill(sums.begin(), sums.end(), 0.0);
-            for (const std::string_view piece : looked_at) add_piece(piece, work, sums);
-            for (int32_t label = 0; label < labels; ++label) {
-                const float mean = float(sums[size_t(label)] / double(looked_at.size()));
+            look_at(texts[i], most, pieces, work.pieces);
+            if (!has_letters(work.pieces, fewest_letters)) continue;
+            for (const std::string_view piece : work.pieces) add_piece(piece, work);
+            work.probable.drain([&](size_t label) {
+                const float mean = float(work.sums[label] / double(work.pieces.size()));
                 if (mean > probability[0]) {
                     best[1] = best[0], probability[1] = probability[0];
-                    best[0] = label, probability[0] = mean;
+                    best[0] = int32_t(label), probability[0] = mean;
                 } else if (mean > probability[1]) {
-                    best[1] = label, probability[1] = mean;
+                    best[1] = int32_t(label), probability[1] = mean;
                 }
-            }
+            });
         }
     }
 
    private:
     struct Work {
-        std::vector<float> hidden, scores;
+        std::vector<std::string_view> pieces;
+        std::vector<uint32_t> buckets;  // of the n-grams of a piece, in their order
+        std::vector<int64_t> rows;      // of a piece, in their order
         std::vector<int32_t> word_hashes;
-        int64_t features = 0;
+        std::vector<float> hidden, products, scores;
+        std::vector<double> shares;  // of nodes of the tree, nearly
+        NumberSet nodes;             // that are to be visited
+        NumberSet probable;          // labels that have a sum
+        std::vector<double> sums;
+        double smallest;
         float least;
 
-        Work(const LabelModel &model, float least)
-            : hidden(size_t(model.width)), scores(size_t(2 * model.labels)), least(least) {}
+        Work(const LabelModel &model, double smallest)
+            : hidden(size_t(model.width)),
+              products(size_t(model.labels)),
+              scores(size_t(2 * model.labels)),
+              shares(size_t(2 * model.labels)),
+              nodes(size_t(2 * model.labels)),
+              probable(size_t(model.labels)),
+              sums(size_t(model.labels)),
+              smallest(smallest),
+              least(float(std::log(smallest))) {}
+
+        void add(size_t label, double probability) {
+            sums[label] = (probable.has(label) ? sums[label] : 0.0) + probability;
+            probable.add(label);
+        }
     };
+
+    // A matrix by columns, so that the products of many rows go on side by side, each in its order.
+    static std::vector<float> columns(const float *rows, int64_t count, int64_t width) {
+        std::vector<float> turned(size_t(count * width));
+        for (int64_t row = 0; row < count; ++row)
+            for (int64_t i = 0; i < width; ++i) turned[size_t(i * count + row)] = rows[row * width + i];
+        return turned;
+    }
 
     static uint32_t hash_of(std::string_view word) {
         uint32_t hash = hash_start;
@@ -129,24 +189,40 @@ class LabelModel {
         return false;
     }
 
-    void add_row(int64_t row, Work &work) const {
-        const char *values = inputs + row * width * int64_t(sizeof(float));
-        for (int64_t i = 0; i < width; ++i) {
-            float value;
-            std::memcpy(&value, values + i * int64_t(sizeof(float)), sizeof value);
-            work.hidden[size_t(i)] += value;
+    // Rows of the n-grams found so far. Which n-grams have rows cannot be foreseen, so it is asked without branches first.
+    void look_up(Work &work) const {
+        if (!prunes) {
+            for (const uint32_t bucket : work.buckets) work.rows.push_back(word_count + bucket);
+        } else if (!kept.none()) {
+            size_t maybe = 0;
+            for (const uint32_t bucket : work.buckets) {
+                work.buckets[maybe] = bucket;
+                maybe += kept.may_have(bucket);
+            }
+            for (size_t i = 0; i < maybe; ++i) {
+                const int32_t row = kept.find(work.buckets[i]);
+                if (row >= 0) work.rows.push_back(word_count + row);
+            }
         }
-        ++work.features;
+        work.buckets.clear();
     }
 
-    void add_bucket(uint32_t bucket, Work &work) const {
-        if (prunes) {
-            if (kept.none()) return;
-            const int32_t row = kept.find(bucket);
-            if (row >= 0) add_row(word_count + row, work);
-        } else {
-            add_row(word_count + bucket, work);
+    void add_rows(Work &work) const {
+        const int64_t bytes = width * int64_t(sizeof(float));
+        constexpr size_t ahead = 8;
+        float *const hidden = work.hidden.data();
+        std::fill(work.hidden.begin(), work.hidden.end(), 0.f);
+        for (size_t number = 0; number < work.rows.size(); ++number) {
+            if (number + ahead < work.rows.size()) __builtin_prefetch(inputs + work.rows[number + ahead] * bytes);
+            const char *values = inputs + work.rows[number] * bytes;
+            for (int64_t i = 0; i < width; ++i) {
+                float value;
+                std::memcpy(&value, values + i * int64_t(sizeof(float)), sizeof value);
+                hidden[i] += value;
+            }
         }
+        const float share = float(1.0 / double(work.rows.size()));
+        for (float &value : work.hidden) value *= share;
     }
 
     // The n-grams of `<word>`.
@@ -160,7 +236,7 @@ class LabelModel {
             for (int64_t n = 1; end < size && n <= longest; ++n) {
                 hash = hash_on(hash, at(end++));
                 while (end < size && continues(at(end))) hash = hash_on(hash, at(end++));
-                if (n >= shortest && !(n == 1 && (begin == 0 || end == size))) add_bucket(remainder(hash), work);
+                if (n >= shortest && !(n == 1 && (begin == 0 || end == size))) work.buckets.push_back(remainder(hash));
             }
         }
     }
@@ -169,7 +245,10 @@ class LabelModel {
         const uint32_t hash = hash_of(word);
         const int32_t id = table.find(word, hash);
         if (id >= word_count || (id < 0 && word.starts_with(label_prefix))) return;
-        if (id >= 0) add_row(id, work);
+        if (id >= 0) {
+            look_up(work);
+            work.rows.push_back(id);
+        }
         if (!ends) add_grams(word, work);
         work.word_hashes.push_back(int32_t(hash));
     }
@@ -180,21 +259,24 @@ class LabelModel {
             uint64_t hash = uint64_t(int64_t(hashes[i]));
             for (size_t j = i + 1; j < hashes.size() && j < i + size_t(word_grams); ++j) {
                 hash = hash * 116049371u + uint64_t(int64_t(hashes[j]));
-                add_bucket(uint32_t(hash % buckets), work);
+                work.buckets.push_back(uint32_t(hash % buckets));
             }
         }
     }
 
-    float product(int64_t row, const Work &work) const {
-        float sum = 0;
-        for (int64_t i = 0; i < width; ++i) sum += outputs[row * width + i] * work.hidden[size_t(i)];
-        return sum;
+    void multiply(Work &work) const {
+        float *const products = work.products.data();
+        std::fill(work.products.begin(), work.products.end(), 0.f);
+        for (int64_t i = 0; i < width; ++i) {
+            const float *const column = outputs.data() + i * labels;
+            const float value = work.hidden[size_t(i)];
+            for (int64_t row = 0; row < labels; ++row) products[row] += column[row] * value;
+        }
     }
 
-    void add_piece(std::string_view piece, Work &work, std::vector<double> &sums) const {
-        std::fill(work.hidden.begin(), work.hidden.end(), 0.f);
+    void add_piece(std::string_view piece, Work &work) const {
         work.word_hashes.clear();
-        work.features = 0;
+        work.rows.clear();
         for (size_t at = 0; at < piece.size();) {
             size_t end = at;
             while (end < piece.size() && !separates(piece[end])) ++end;
@@ -203,45 +285,49 @@ class LabelModel {
         }
         add_word(end_of_line, true, work);
         if (word_grams > 1) add_word_grams(work);
-        if (!work.features) return;
-        const float share = float(1.0 / double(work.features));
-        for (float &value : work.hidden) value *= share;
-        if (tree) walk(work, sums);
-        else weigh(work, sums);
+        look_up(work);
+        if (work.rows.empty()) return;
+        add_rows(work);
+        multiply(work);
+        if (tree) walk(work);
+        else weigh(work);
     }
 
     // Logarithms of probabilities from the root down; children come before their parents, and leaves are the labels.
-    void walk(Work &work, std::vector<double> &sums) const {
+    void walk(Work &work) const {
         auto &scores = work.scores;
-        std::fill(scores.begin(), scores.end(), -INFINITY);
+        const double too_small = work.smallest * pruning_margin;
+        const auto descend = [&](int32_t child, int64_t parent, float right) {
+            const double share = work.shares[size_t(parent)] * (double(right) + 1e-5);
+            if (share < too_small) return;  // the logarithm would say so too
+            work.shares[size_t(child)] = share;
+            scores[size_t(child)] = scores[size_t(parent)] + log_of(right);
+            work.nodes.add(size_t(child));
+        };
         scores[size_t(2 * labels - 2)] = 0;
-        for (int64_t node = 2 * labels - 2; node >= 0; --node) {
-            const float score = scores[size_t(node)];
-            if (!(score >= work.least)) continue;
-            if (node < labels) {
-                sums[size_t(node)] += std::min(1.0, double(std::exp(score)));
-                continue;
-            }
-            const int64_t inner = node - labels;
-            const float right = float(1.0 / (1.0 + double(std::exp(-product(inner, work)))));
-            scores[size_t(tree[2 * inner])] = score + log_of(float(1.0 - double(right)));
-            scores[size_t(tree[2 * inner + 1])] = score + log_of(right);
-        }
+        work.shares[size_t(2 * labels - 2)] = 1;
+        work.nodes.add(size_t(2 * labels - 2));
+        work.nodes.drain_down([&](size_t node) {
+            const float score = scores[node];
+            if (!(score >= work.least)) return;
+            if (int64_t(node) < labels) return work.add(node, std::min(1.0, double(std::exp(score))));
+            const size_t inner = node - size_t(labels);
+            const float right = float(1.0 / (1.0 + double(std::exp(-work.products[inner]))));
+            descend(tree[2 * inner], int64_t(node), float(1.0 - double(right)));
+            descend(tree[2 * inner + 1], int64_t(node), right);
+        });
     }
 
-    void weigh(Work &work, std::vector<double> &sums) const {
+    void weigh(Work &work) const {
         float largest = -INFINITY, total = 0;
-        for (int64_t label = 0; label < labels; ++label) {
-            work.scores[size_t(label)] = product(label, work);
-            largest = std::max(largest, work.scores[size_t(label)]);
+        for (const float product : work.products) largest = std::max(largest, product);
+        for (float &product : work.products) {
+            product = std::exp(product - largest);
+            total += product;
         }
         for (int64_t label = 0; label < labels; ++label) {
-            work.scores[size_t(label)] = std::exp(work.scores[size_t(label)] - largest);
-            total += work.scores[size_t(label)];
-        }
-        for (int64_t label = 0; label < labels; ++label) {
-            const float score = log_of(work.scores[size_t(label)] / total);
-            if (score >= work.least) sums[size_t(label)] += std::min(1.0, double(std::exp(score)));
+            const float score = log_of(work.products[size_t(label)] / total);
+            if (score >= work.least) work.add(size_t(label), std::min(1.0, double(std::exp(score))));
         }
     }
 
@@ -250,8 +336,8 @@ class LabelModel {
     KeptRows kept;
     bool prunes;
     const char *inputs;
-    const float *outputs;
     int64_t labels, width;
+    std::vector<float> outputs;  // by columns
     const int32_t *tree;
     int64_t shortest, longest, word_grams;
     uint32_t buckets;
