@@ -26,7 +26,6 @@ struct Remainder {
 class KeptRows {
    public:
     KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count);
-    bool none() const { return slots.empty(); }
     // Whether a bucket may have been kept.
     bool may_have(uint32_t bucket) const { return filter[(bucket & filter_mask) >> 6] >> (bucket & 63) & 1; }
     // -1 where the bucket was not kept.

@@ -1,4 +1,5 @@
 // The tables of models that give a text a label.
+#include <algorithm>
 #include <bit>
 #include <stdexcept>
 
@@ -24,8 +25,8 @@ struct Search {
 }  // namespace
 
 KeptRows::KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count) {
-    if (count <= 0) return;
-    const uint32_t size = std::bit_ceil(uint32_t(count) * 2);
+    if (count < 0) return;
+    const uint32_t size = std::bit_ceil(uint32_t(std::max<int64_t>(1, count)) * 2);
     mask = size - 1;
     shift = 32 - std::bit_width(mask);
     slots.assign(size, {0, -1});

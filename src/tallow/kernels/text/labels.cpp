@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -21,6 +22,7 @@ namespace {
 
 constexpr std::string_view label_prefix = "__label__", end_of_line = "</s>";
 constexpr int64_t shortest_piece = 300, widest_cut = 32;
+constexpr size_t batch = 4096;  // n-grams, and rows, that are gone through together
 constexpr double pruning_margin = 0.99;  // far more than what rounding makes of a product of probabilities
 
 bool separates(char byte) {
@@ -63,17 +65,6 @@ class NumberSet {
             while (words[word]) {
                 use(word * 64 + size_t(std::countr_zero(words[word])));
                 words[word] &= words[word] - 1;
-            }
-    }
-
-    // Takes them out in falling order; `use` may add smaller ones.
-    template <class Use>
-    void drain_down(Use use) {
-        for (size_t word = words.size(); word-- > 0;)
-            while (words[word]) {
-                const int bit = 63 - std::countl_zero(words[word]);
-                words[word] &= ~(uint64_t(1) << bit);
-                use(word * 64 + size_t(bit));
             }
     }
 
@@ -135,25 +126,33 @@ class LabelModel {
     }
 
    private:
+    // A node of the tree that may be worth a visit.
+    struct Visit {
+        int64_t node;
+        float score;   // of its parent
+        float part;    // of the parent's probability
+        double share;  // of all, nearly
+    };
+
     struct Work {
         std::vector<std::string_view> pieces;
-        std::vector<uint32_t> buckets;  // of the n-grams of a piece, in their order
-        std::vector<int64_t> rows;      // of a piece, in their order
+        std::string word;
+        std::vector<uint32_t> buckets;  // that may have rows, the first `bucket_count`, not looked up yet
+        size_t bucket_count = 0;
+        std::vector<int64_t> rows;  // not added yet
+        int64_t features = 0;
         std::vector<int32_t> word_hashes;
-        std::vector<float> hidden, products, scores;
-        std::vector<double> shares;  // of nodes of the tree, nearly
-        NumberSet nodes;             // that are to be visited
-        NumberSet probable;          // labels that have a sum
+        std::vector<float> hidden, products;
+        std::vector<Visit> visits;
+        NumberSet probable;  // labels that have a sum
         std::vector<double> sums;
         double smallest;
         float least;
 
         Work(const LabelModel &model, double smallest)
-            : hidden(size_t(model.width)),
+            : buckets(batch),
+              hidden(size_t(model.width)),
               products(size_t(model.labels)),
-              scores(size_t(2 * model.labels)),
-              shares(size_t(2 * model.labels)),
-              nodes(size_t(2 * model.labels)),
               probable(size_t(model.labels)),
               sums(size_t(model.labels)),
               smallest(smallest),
@@ -167,7 +166,7 @@ class LabelModel {
 
     // A matrix by columns, so that the products of many rows go on side by side, each in its order.
     static std::vector<float> columns(const float *rows, int64_t count, int64_t width) {
-        std::vector<float> turned(size_t(count * width));
+        std::vector<float> turned(size_t(count * width + 16));  // what is computed beyond the last one is not used
         for (int64_t row = 0; row < count; ++row)
             for (int64_t i = 0; i < width; ++i) turned[size_t(i * count + row)] = rows[row * width + i];
         return turned;
@@ -189,29 +188,29 @@ class LabelModel {
         return false;
     }
 
-    // Rows of the n-grams found so far. Which n-grams have rows cannot be foreseen, so it is asked without branches first.
-    void look_up(Work &work) const {
-        if (!prunes) {
-            for (const uint32_t bucket : work.buckets) work.rows.push_back(word_count + bucket);
-        } else if (!kept.none()) {
-            size_t maybe = 0;
-            for (const uint32_t bucket : work.buckets) {
-                work.buckets[maybe] = bucket;
-                maybe += kept.may_have(bucket);
-            }
-            for (size_t i = 0; i < maybe; ++i) {
-                const int32_t row = kept.find(work.buckets[i]);
-                if (row >= 0) work.rows.push_back(word_count + row);
-            }
-        }
-        work.buckets.clear();
+    void add_bucket(uint32_t bucket, Work &work) const {
+        if (work.bucket_count == batch) look_up(work);
+        work.buckets[work.bucket_count] = bucket;
+        work.bucket_count += !prunes || kept.may_have(bucket);  // without a branch, for it cannot be foreseen
     }
 
-    void add_rows(Work &work) const {
+    void add_row(int64_t row, Work &work) const {
+        if (work.rows.size() == batch) sum_up(work);
+        work.rows.push_back(row);
+    }
+
+    void look_up(Work &work) const {
+        for (size_t i = 0; i < work.bucket_count; ++i) {
+            const int64_t row = prunes ? kept.find(work.buckets[i]) : work.buckets[i];
+            if (row >= 0) add_row(word_count + row, work);
+        }
+        work.bucket_count = 0;
+    }
+
+    void sum_up(Work &work) const {
         const int64_t bytes = width * int64_t(sizeof(float));
         constexpr size_t ahead = 8;
         float *const hidden = work.hidden.data();
-        std::fill(work.hidden.begin(), work.hidden.end(), 0.f);
         for (size_t number = 0; number < work.rows.size(); ++number) {
             if (number + ahead < work.rows.size()) __builtin_prefetch(inputs + work.rows[number + ahead] * bytes);
             const char *values = inputs + work.rows[number] * bytes;
@@ -221,22 +220,22 @@ class LabelModel {
                 hidden[i] += value;
             }
         }
-        const float share = float(1.0 / double(work.rows.size()));
-        for (float &value : work.hidden) value *= share;
+        work.features += int64_t(work.rows.size());
+        work.rows.clear();
     }
 
     // The n-grams of `<word>`.
     void add_grams(std::string_view word, Work &work) const {
-        const size_t size = word.size() + 2;
-        const auto at = [&](size_t i) { return i == 0 ? '<' : i == size - 1 ? '>' : word[i - 1]; };
-        for (size_t begin = 0; begin < size; ++begin) {
-            if (continues(at(begin))) continue;
+        work.word.assign(1, '<').append(word).push_back('>');
+        const char *const first = work.word.data(), *const last = first + work.word.size();
+        for (const char *begin = first; begin < last; ++begin) {
+            if (continues(*begin)) continue;
             uint32_t hash = hash_start;
-            size_t end = begin;
-            for (int64_t n = 1; end < size && n <= longest; ++n) {
-                hash = hash_on(hash, at(end++));
-                while (end < size && continues(at(end))) hash = hash_on(hash, at(end++));
-                if (n >= shortest && !(n == 1 && (begin == 0 || end == size))) work.buckets.push_back(remainder(hash));
+            const char *end = begin;
+            for (int64_t n = 1; end < last && n <= longest; ++n) {
+                do hash = hash_on(hash, *end++);
+                while (end < last && continues(*end));
+                if (n >= shortest && !(n == 1 && (begin == first || end == last))) add_bucket(remainder(hash), work);
             }
         }
     }
@@ -246,8 +245,8 @@ class LabelModel {
         const int32_t id = table.find(word, hash);
         if (id >= word_count || (id < 0 && word.starts_with(label_prefix))) return;
         if (id >= 0) {
-            look_up(work);
-            work.rows.push_back(id);
+            look_up(work);  // what goes before it
+            add_row(id, work);
         }
         if (!ends) add_grams(word, work);
         work.word_hashes.push_back(int32_t(hash));
@@ -259,24 +258,26 @@ class LabelModel {
             uint64_t hash = uint64_t(int64_t(hashes[i]));
             for (size_t j = i + 1; j < hashes.size() && j < i + size_t(word_grams); ++j) {
                 hash = hash * 116049371u + uint64_t(int64_t(hashes[j]));
-                work.buckets.push_back(uint32_t(hash % buckets));
+                add_bucket(uint32_t(hash % buckets), work);
             }
         }
     }
 
     void multiply(Work &work) const {
-        float *const products = work.products.data();
-        std::fill(work.products.begin(), work.products.end(), 0.f);
-        for (int64_t i = 0; i < width; ++i) {
-            const float *const column = outputs.data() + i * labels;
-            const float value = work.hidden[size_t(i)];
-            for (int64_t row = 0; row < labels; ++row) products[row] += column[row] * value;
+        constexpr int64_t together = 16;
+        for (int64_t row = 0; row < labels; row += together) {
+            float sums[together] = {};
+            const float *column = outputs.data() + row;
+            for (int64_t i = 0; i < width; ++i, column += labels)
+                for (int64_t j = 0; j < together; ++j) sums[j] += column[j] * work.hidden[size_t(i)];
+            std::copy_n(sums, std::min(together, labels - row), work.products.data() + row);
         }
     }
 
     void add_piece(std::string_view piece, Work &work) const {
+        std::fill(work.hidden.begin(), work.hidden.end(), 0.f);
         work.word_hashes.clear();
-        work.rows.clear();
+        work.features = 0;
         for (size_t at = 0; at < piece.size();) {
             size_t end = at;
             while (end < piece.size() && !separates(piece[end])) ++end;
@@ -286,36 +287,42 @@ class LabelModel {
         add_word(end_of_line, true, work);
         if (word_grams > 1) add_word_grams(work);
         look_up(work);
-        if (work.rows.empty()) return;
-        add_rows(work);
+        sum_up(work);
+        if (!work.features) return;
+        const float share = float(1.0 / double(work.features));
+        for (float &value : work.hidden) value *= share;
         multiply(work);
         if (tree) walk(work);
         else weigh(work);
     }
 
-    // Logarithms of probabilities from the root down; children come before their parents, and leaves are the labels.
+    // Logarithms of probabilities from the root down, the greater child first. What is surely too small is left out: less
+    // than the smallest that counts or, where there is one piece, than the second best label.
     void walk(Work &work) const {
-        auto &scores = work.scores;
-        const double too_small = work.smallest * pruning_margin;
-        const auto descend = [&](int32_t child, int64_t parent, float right) {
-            const double share = work.shares[size_t(parent)] * (double(right) + 1e-5);
-            if (share < too_small) return;  // the logarithm would say so too
-            work.shares[size_t(child)] = share;
-            scores[size_t(child)] = scores[size_t(parent)] + log_of(right);
-            work.nodes.add(size_t(child));
-        };
-        scores[size_t(2 * labels - 2)] = 0;
-        work.shares[size_t(2 * labels - 2)] = 1;
-        work.nodes.add(size_t(2 * labels - 2));
-        work.nodes.drain_down([&](size_t node) {
-            const float score = scores[node];
-            if (!(score >= work.least)) return;
-            if (int64_t(node) < labels) return work.add(node, std::min(1.0, double(std::exp(score))));
-            const size_t inner = node - size_t(labels);
-            const float right = float(1.0 / (1.0 + double(std::exp(-work.products[inner]))));
-            descend(tree[2 * inner], int64_t(node), float(1.0 - double(right)));
-            descend(tree[2 * inner + 1], int64_t(node), right);
-        });
+        double too_small = work.smallest * pruning_margin, best = 0;
+        work.visits.assign(1, {2 * labels - 2, 0, 1, 1});
+        while (!work.visits.empty()) {
+            const Visit visit = work.visits.back();
+            work.visits.pop_back();
+            if (visit.share < too_small) continue;
+            const float score = visit.node == 2 * labels - 2 ? 0 : visit.score + log_of(visit.part);
+            if (!(score >= work.least)) continue;
+            if (visit.node < labels) {
+                work.add(size_t(visit.node), std::min(1.0, double(std::exp(score))));
+                if (work.pieces.size() > 1) continue;
+                too_small = std::max(too_small, std::min(best, visit.share) * pruning_margin);
+                best = std::max(best, visit.share);
+                continue;
+            }
+            const int64_t inner = visit.node - labels;
+            const float right = float(1.0 / (1.0 + double(std::exp(-work.products[size_t(inner)]))));
+            const float left = float(1.0 - double(right));
+            const auto push = [&](int64_t side, float part) {
+                work.visits.push_back({tree[2 * inner + side], score, part, visit.share * (double(part) + 1e-5)});
+            };
+            if (left < right) push(0, left), push(1, right);
+            else push(1, right), push(0, left);
+        }
     }
 
     void weigh(Work &work) const {
