@@ -34,7 +34,7 @@ KeptRows::KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         const uint32_t bucket = uint32_t(buckets[i]);
         filter[(bucket & filter_mask) >> 6] |= uint64_t(1) << (bucket & 63);
-        Search search{bucket * 2654435769u >> shift, mask};
+        Search search{first(bucket), mask};
         while (slots[search.at].row >= 0) search.go_on();
         slots[search.at] = {bucket, rows[i]};
     }

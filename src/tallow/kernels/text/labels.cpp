@@ -196,11 +196,14 @@ class LabelModel {
 
     void add_row(int64_t row, Work &work) const {
         if (work.rows.size() == batch) sum_up(work);
+        __builtin_prefetch(inputs + row * width * int64_t(sizeof(float)));
         work.rows.push_back(row);
     }
 
     void look_up(Work &work) const {
+        constexpr size_t ahead = 8;
         for (size_t i = 0; i < work.bucket_count; ++i) {
+            if (prunes && i + ahead < work.bucket_count) kept.prefetch(work.buckets[i + ahead]);
             const int64_t row = prunes ? kept.find(work.buckets[i]) : work.buckets[i];
             if (row >= 0) add_row(word_count + row, work);
         }
@@ -208,12 +211,9 @@ class LabelModel {
     }
 
     void sum_up(Work &work) const {
-        const int64_t bytes = width * int64_t(sizeof(float));
-        constexpr size_t ahead = 8;
         float *const hidden = work.hidden.data();
-        for (size_t number = 0; number < work.rows.size(); ++number) {
-            if (number + ahead < work.rows.size()) __builtin_prefetch(inputs + work.rows[number + ahead] * bytes);
-            const char *values = inputs + work.rows[number] * bytes;
+        for (const int64_t row : work.rows) {
+            const char *values = inputs + row * width * int64_t(sizeof(float));
             for (int64_t i = 0; i < width; ++i) {
                 float value;
                 std::memcpy(&value, values + i * int64_t(sizeof(float)), sizeof value);
