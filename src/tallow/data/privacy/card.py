@@ -14,6 +14,10 @@ _NUMBER = re.compile(
     rf"|\d{{4}}([ \xa0-])\d{{6}}\2\d{{4,5}}){AFTER}"
 )
 _WORDS = re.compile(r"card|visa|credit|debit|karte|carte|tarjeta|карт|کارت|卡", re.IGNORECASE)
+SIZES = frozenset(
+    (*((size,) for size in range(13, 20)), (4, 4, 4, 4), *((4, 4, 4, 4, n) for n in (1, 2, 3)), (4, 6, 4), (4, 6, 5))
+)
+"""Sizes of its groups of digits."""
 _LONG = range(16, 20)
 _IRAN = (
     5022,
