@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from stdnum import luhn
 
@@ -76,7 +77,15 @@ def find(text: str, start: int, end: int) -> Iterator[Span]:
 
 def is_card(number: str) -> bool:
     """Whether ASCII digits are a card's."""
-    issued = any(
-        low <= int(number[: len(str(low))]) <= high and len(number) in lengths for low, high, lengths in _ISSUERS
-    )
+    issued = any(len(number) in _lengths().get((size, int(number[:size])), ()) for size in range(1, 5))
     return issued and luhn.is_valid(number)
+
+
+@cache
+def _lengths() -> dict[tuple[int, int], set[int]]:
+    """How long cards are by how many digits they begin with, and which."""
+    found: dict[tuple[int, int], set[int]] = {}
+    for low, high, lengths in _ISSUERS:
+        for prefix in range(low, high + 1):
+            found.setdefault((len(str(low)), prefix), set()).update(lengths)
+    return found

@@ -51,7 +51,8 @@ def find(text: str, start: int, end: int, regions: Sequence[str], possible: bool
         spans = [
             span
             for piece in pieces.finditer(text, max(0, start - 1), end)
-            if (span := _find(text, piece.start(), piece.end(), regions, possible)) is not None
+            if piece.span() != (start, end)
+            and (span := _find(text, piece.start(), piece.end(), regions, possible)) is not None
         ]
         if spans:
             yield from spans

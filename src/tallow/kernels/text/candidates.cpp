@@ -143,7 +143,7 @@ struct Finder {
     NumberGroups::Group group(const char *from, const char *to) const {
         const std::string_view between(from, size_t(to - from));
         const bool spaced = between.find(' ') != between.npos || between.find("\xC2\xA0") != between.npos;
-        return {int32_t(groups.digits.size()), between == "." || between == "-", spaced, between.find('(') != between.npos};
+        return {int32_t(groups.digits.size()), between == ".", between == "-", spaced, between.find('(') != between.npos};
     }
 
     // A word that ends here.

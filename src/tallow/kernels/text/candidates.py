@@ -82,7 +82,7 @@ def find_candidates(texts: pa.StringArray, forms: NumberForms | None = None) -> 
         rows = [(number, *row) for number, text in enumerate(texts.to_pylist()) for row in _scan(text or "", forms)]
         return np.array(rows, np.int32).reshape(-1, 4)
     words = b"".join(word + b"\n" for word in SECRET_WORDS)
-    found = extension.find_candidates(places(texts), words, None if forms is None else forms.lines())
+    found = extension.find_candidates(places(texts), words, None if forms is None else forms.lines)
     return np.frombuffer(found, np.int32).reshape(-1, 4)
 
 

@@ -84,8 +84,8 @@ NumberForms::Shapes NumberForms::read_shapes(std::string_view lines) {
 bool NumberForms::may_be(const NumberGroups &number, std::string_view text, const char *at, const char *last) {
     return has_plus(text, at) || has_piece(number, [](const NumberGroups::Group &) { return false; }) ||
            has_piece(number, [](const NumberGroups::Group &group) { return group.spaced; }) ||
-           has_piece(number, [](const NumberGroups::Group &group) { return group.bracketed; }) || has_any(number, anywhere) ||
-           (has_letter(text, at, last) && has_any(number, lettered)) || is_near(text, at, last);
+           has_piece(number, [](const NumberGroups::Group &group) { return group.bracketed; }) || has_any(number, anywhere, false) ||
+           (has_letter(text, at, last) && has_any(number, lettered, true)) || is_near(text, at, last);
 }
 
 // Of the pieces that a number falls into.
@@ -114,14 +114,15 @@ bool NumberForms::is_piece(const NumberGroups &number, size_t from, size_t to) c
     return begins(key);
 }
 
-bool NumberForms::has_any(const NumberGroups &number, const Shapes &shapes) const {
+bool NumberForms::has_any(const NumberGroups &number, const Shapes &shapes, bool dots) const {
     const size_t count = number.groups.size();
     for (size_t from = 0; from < count; ++from) {
-        if (number.groups[from].joined) continue;
+        if (number.groups[from].joined()) continue;
         uint64_t key = 0;
         for (size_t group = from; group < std::min(count, from + MAX_GROUPS) && number.size(group) <= MAX_SIZE; ++group) {
+            if (group > from && number.groups[group].dotted && !dots) break;
             key = key << SIZE_BITS | uint64_t(number.size(group));
-            if ((group + 1 == count || !number.groups[group + 1].joined) && shapes.contains(key)) return true;
+            if ((group + 1 == count || !number.groups[group + 1].joined()) && shapes.contains(key)) return true;
         }
     }
     return false;

@@ -13,8 +13,9 @@ namespace tallow {
 struct NumberGroups {
     struct Group {
         int32_t first;  // of its digits, among those of the number
-        bool joined;    // to the one before by a single dot or hyphen
-        bool spaced, bracketed;  // from it by a space, a bracket
+        bool dotted, hyphened;   // a single dot or hyphen is between the one before and it
+        bool spaced, bracketed;  // among others a space, a bracket
+        bool joined() const { return dotted || hyphened; }
     };
     std::vector<char> digits;
     std::vector<Group> groups;
@@ -42,7 +43,7 @@ class NumberForms {
     static Shapes read_shapes(std::string_view lines);
     bool has_piece(const NumberGroups &number, bool (*begins)(const NumberGroups::Group &)) const;
     bool is_piece(const NumberGroups &number, size_t from, size_t to) const;
-    bool has_any(const NumberGroups &number, const Shapes &shapes) const;
+    bool has_any(const NumberGroups &number, const Shapes &shapes, bool dots) const;
     bool is_near(std::string_view text, const char *at, const char *last);
     bool has_word(size_t surely_bounded, bool bounded) const;
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
 
 Sizes = tuple[int, ...]
 
@@ -26,15 +27,17 @@ _FOLDS = {
 """Lower case of ASCII, Latin-1 and Cyrillic; letters beyond them that some regard as the same as theirs are strange."""
 
 
-class NumberForms(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class NumberForms:
     """Numbers that may be private.
 
     Args:
         pieces: Sizes of groups of digits, and what their digits begin with: of the whole number, or of a piece that
             begins at a space or at a bracket.
         abroad: What digits begin with that begin with 00, and how many there are at least: of such pieces too.
-        anywhere: Sizes of successive groups that no single dot or hyphen joins to others.
-        lettered: The same where a letter is beside the number.
+        anywhere: Sizes of successive groups without a single dot between them, and joined to others by no single dot or
+            hyphen.
+        lettered: The same, with dots between them too, where a letter is beside the number.
         words: In lower case: what says of a number beside it that it is private. `<` and `>` stand for where a word
             begins and ends.
     """
@@ -45,6 +48,7 @@ class NumberForms(NamedTuple):
     lettered: frozenset[Sizes]
     words: Sequence[str]
 
+    @cached_property
     def lines(self) -> tuple[bytes, bytes, bytes, bytes]:
         """As the extension takes them."""
         pieces = [f"{_written(sizes)}:{first}" for sizes, firsts in self.pieces.items() for first in firsts]
@@ -60,12 +64,11 @@ class NumberForms(NamedTuple):
         """Whether the number there may be one of them."""
         number = text[start:end]
         pieces = [number, *re.split(r"[ \xa0]", number), *number.split("(")]
-        joined = list(re.finditer(_NUMBER, number))
         return (
             text[:start].endswith(("+", "+(", "＋", "＋("))
             or any(map(self._is_piece, pieces))
-            or _has_any(number, joined, self.anywhere)
-            or (_has_letter(text, start, end) and _has_any(number, joined, self.lettered))
+            or _has_any(number, False, self.anywhere)
+            or (_has_letter(text, start, end) and _has_any(number, True, self.lettered))
             or self._is_near(text, start, end)
         )
 
@@ -94,7 +97,8 @@ def _written(sizes: Sizes) -> str:
     return "".join(_SIZES[size] for size in sizes)
 
 
-def _has_any(number: str, groups: Sequence[re.Match[str]], shapes: frozenset[Sizes]) -> bool:
+def _has_any(number: str, dots: bool, shapes: frozenset[Sizes]) -> bool:
+    groups = list(_NUMBER.finditer(number))
     between = [number[a.end() : b.start()] for a, b in pairwise(groups)]
     joined = [False, *(separator in (".", "-") for separator in between), False]
     sizes = tuple(len(group[0]) for group in groups)
@@ -102,7 +106,7 @@ def _has_any(number: str, groups: Sequence[re.Match[str]], shapes: frozenset[Siz
         sizes[first:last] in shapes
         for first in range(len(sizes))
         for last in range(first + 1, min(len(sizes), first + MAX_GROUPS) + 1)
-        if not joined[first] and not joined[last]
+        if not joined[first] and not joined[last] and (dots or "." not in between[first : last - 1])
     )
 
 
