@@ -103,8 +103,8 @@ class GramIndex:
         sizes = np.zeros(len(texts), dtype=np.int64)
         if self._native is not None:
             flags = np.ascontiguousarray(active, dtype=np.uint8)
-            rows, grams, words, begins, ends = self._native.search(places(texts), flags.ctypes.data, sizes.ctypes.data)
-            return Places(rows, grams, words, begins, ends, sizes)
+            rows, grams, firsts, begins, ends = self._native.search(places(texts), flags.ctypes.data, sizes.ctypes.data)
+            return Places(rows, grams, firsts, begins, ends, sizes)
         lengths = sorted(set(self.lengths.tolist()))
         every: list[tuple[int, ...]] = []
         for row, text in enumerate(texts.to_pylist()):
