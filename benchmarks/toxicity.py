@@ -106,8 +106,8 @@ def row(classifier: Classifier, examples: Sequence[Labelled]) -> str:
 
 def train(examples: Sequence[Labelled]) -> Classifier:
     """With the penalty that is best on what is held out of these."""
-    kinds = [pa.array([example.text for example in examples if example.toxic == kind]) for kind in (True, False)]
-    tried = [train_classifier(*kinds, ClassifierConfig(l2=penalty, held_out=0.1)) for penalty in PENALTIES]
+    toxic, other = (pa.array([example.text for example in examples if example.toxic == kind]) for kind in (True, False))
+    tried = [train_classifier(toxic, other, ClassifierConfig(l2=penalty, held_out=0.1)) for penalty in PENALTIES]
     return max(tried, key=lambda classifier: classifier.report.auc)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def select(
     settings = {
         "by": "influence",
         **config.model_dump(mode="json"),
-        **much._asdict(),
+        **asdict(much),
         "sequence_length": sequence_length,
     }
     return write_chosen(out, scored, choose_best(scored, much), {"model": str(model), "settings": settings})

@@ -96,7 +96,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inputs_BT = torch.tensor(rows)
         pieces = [tokenizer.backend.id_to_token(id) or "" for id in inputs_BT.flatten().tolist()]
         wanted = [1 if p in FIRST else 2 if p in LATER else -100 if p.startswith("##") else 0 for p in pieces]
-        logits_BTL = model.logits(model(inputs_BT, BidirectionalContext.plain(*inputs_BT.shape)))
+        logits_BTL = model.logits(model(inputs_BT, BidirectionalContext.plain(16, 24)))
         F.cross_entropy(logits_BTL.flatten(0, 1), torch.tensor(wanted)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -212,27 +212,25 @@ def test_a_recipe_replaces_names(directory: Path, tmp_path: Path) -> None:
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     moved = tmp_path / "moved"
     shutil.copytree(directory, moved)
-    written = []
-    for number, model in enumerate((directory, moved)):
+    written, stamps = [], []
+    for model in (directory, moved):
         values = {"name": {"model": str(model), "drop_beyond": 3}}
-        config = PrepareConfig(
-            sources=(source,), validation_fraction=0, privacy=parse_section(PrivacyConfig, values, "privacy")
-        )
+        privacy = parse_section(PrivacyConfig, values, "privacy")
+        config = PrepareConfig(sources=(source,), validation_fraction=0, privacy=privacy)
         assert input_paths(config)["privacy.name.model"] == model
         prepare(config, StageRun(tmp_path / "run"))
         files = sorted((tmp_path / "run" / "documents" / "train").glob("*.parquet"))
         written.append(sorted(text for file in files for text in pq.read_table(file)["text"].to_pylist()))
-        stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "work").glob("*.arrow")}
-        if number == 0:
-            before = stamps
+        stamps.append({file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "work").glob("*.arrow")})
     assert written[0] == written[1] == ["aa bb", "abe <NAME_1>, <NAME_2> aa <NAME_1>. <EMAIL_1>"]
-    assert stamps == before, "the same model elsewhere is the same model"
+    assert stamps[0] == stamps[1], "the same model elsewhere is the same model"
     assert load_document_manifest(tmp_path / "run" / "documents").dropped == {"privacy.name": 1}
     assert "| name | 3 | replace |" in (tmp_path / "run" / "documents" / "card.md").read_text()
 
+    privacy = parse_section(PrivacyConfig, {"name": {"model": str(moved), "drop_beyond": 2}}, "privacy")
     weights = load_file(moved / "model.safetensors")
     save_file({**weights, "classifier.bias": torch.tensor([1e3, 0, 0, 0])}, moved / "model.safetensors")
-    prepare(config, StageRun(tmp_path / "run"))
+    prepare(PrepareConfig(sources=(source,), validation_fraction=0, privacy=privacy), StageRun(tmp_path / "run"))
     assert load_document_manifest(tmp_path / "run" / "documents").dropped == {}, "another model finds other names"
 
 

@@ -113,7 +113,7 @@ def test_a_classifier_chooses_what_it_has_learned(data: Path, tmp_path: Path) ->
 
 def test_what_is_learned_is_the_response() -> None:
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    messages = [{"role": role, "content": text} for role, text in turns]
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
     messages[1]["weight"] = 0
     for fields, expected in (
         ({"messages": messages}, ("a\nb\nc", "d")),

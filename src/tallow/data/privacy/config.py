@@ -95,5 +95,5 @@ class PrivacyConfig(Section):
     @property
     def sought(self) -> tuple[Kind, ...]:
         """The kinds that are not ignored; names, if there is a model for them."""
-        kinds = (kind for kind in KINDS if kind != "name" or self.name is not None)
-        return tuple(kind for kind in kinds if self.of(kind).action != "ignore")
+        there = self.name is not None
+        return tuple(kind for kind in KINDS if self.of(kind).action != "ignore" and (there or kind != "name"))

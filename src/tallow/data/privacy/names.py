@@ -132,7 +132,7 @@ class NameTagger:
 
     def _logits(self, inputs_BT: Tensor) -> Tensor:
         """Of windows, without what the tokenizer has put around them."""
-        hidden_BTD = self._model(inputs_BT, BidirectionalContext.plain(*inputs_BT.shape))
+        hidden_BTD = self._model(inputs_BT, BidirectionalContext.plain(len(inputs_BT), inputs_BT.shape[1]))
         return self._model.logits(hidden_BTD[:, len(self._before) : inputs_BT.shape[1] - len(self._after)])
 
     def _tokens(self, text: str) -> _Tokens:
@@ -167,12 +167,12 @@ def name_tagger(config: NameConfig) -> NameTagger:
         UsageError: As `NameTagger`.
     """
     path = resolve(config.model)
-    return _loaded(path, config, fingerprint_files(path))
+    return _loaded(path, config.model_dump_json(), fingerprint_files(path))
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: Path, config: NameConfig, fingerprint: str) -> NameTagger:  # noqa: ARG001
-    return NameTagger(path, config)
+def _loaded(path: Path, config: str, fingerprint: str) -> NameTagger:  # noqa: ARG001
+    return NameTagger(path, NameConfig.model_validate_json(config))
 
 
 def _kind(label: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -80,7 +81,7 @@ def select_by_text(
     chosen = choose_best(scored, much, by in LOWEST)
     settings = {
         "by": by,
-        **much._asdict(),
+        **asdict(much),
         "min": dict(lowest or {}),
         "max": dict(highest or {}),
         "classifier": None if classifier is None else hash_path(classifier),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,8 @@ class Scored(NamedTuple):
     out: str | None = None
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True)
+class Wanted:
     """How much is taken: a share of the samples that could be chosen, rounded up, or so many of them."""
 
     fraction: float | None = None

@@ -86,12 +86,13 @@ def read_labels(directory: Path) -> tuple[str, ...]:
         DataError: config.json is missing or broken, or it is no tagger's.
     """
     given = _read_values(directory).get("id2label")
-    numbers = [str(number) for number in range(len(given))] if isinstance(given, dict) else []
-    if not numbers or not all(isinstance(given.get(number), str) for number in numbers):
+    labels = [given.get(str(number)) for number in range(len(given))] if isinstance(given, dict) else []
+    named = tuple(label for label in labels if isinstance(label, str))
+    if not labels or len(named) < len(labels):
         raise DataError(
             f"{directory / CONFIG} does not say what labels tokens get (id2label)", "name a token-classification model"
         )
-    return tuple(given[number] for number in numbers)
+    return named
 
 
 def is_encoder(directory: Path) -> bool:
