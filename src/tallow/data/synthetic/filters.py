@@ -40,9 +40,9 @@ def why_not(instruction: str, ascii_only: bool = True) -> str | None:
 
 
 def is_copied(instance: Instance, shown: Sequence[Task]) -> bool:
-    """Whether an input or output is one of those that the model was shown, or as long a beginning of one.
+    """Whether an input or output begins as one of those that the model was shown.
 
-    The paper does not ask for that; small models do little else.
+    The paper does not ask for that; small models write little else.
     """
     given = [
         text for task in shown for each in task.instances for text in (each.input, each.output) if len(text) >= COPIED
