@@ -245,6 +245,21 @@ def test_names_are_counted_and_a_finder_of_the_caller_goes_first(directory: Path
     assert "name" not in scrub(texts, PrivacyConfig()).counts
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("B-PER", ("B", "PER")),
+        ("i_person", ("I", "PERSON")),
+        ("B-FIRST_NAME", ("B", "FIRST_NAME")),
+        ("PER", ("", "PER")),
+        ("first_name", ("", "FIRST_NAME")),
+        ("O", ("", "O")),
+    ],
+)
+def test_labels_are_read_in_their_spellings(label: str, expected: tuple[str, str]) -> None:
+    assert names._kind(label) == expected
+
+
 def test_what_cannot_find_names_is_refused(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"privacy\.name\.model is required"):
         parse_section(PrivacyConfig, {"name": {"action": "count"}}, "privacy")
@@ -258,4 +273,4 @@ def test_what_cannot_find_names_is_refused(directory: Path, tmp_path: Path) -> N
     save_model(small, make_tokenizer(), tmp_path / "small")
     with pytest.raises(DataError, match="tokens, the model 9"):
         NameTagger(tmp_path / "small", config_of(tmp_path / "small"))
-    assert [len(found(NameTagger(directory, config_of(directory, labels=["LOC"])), "Aa bb"))] == [0]
+    assert [len(found(NameTagger(directory, config_of(directory, labels=["loc"])), "Aa bb"))] == [0]
