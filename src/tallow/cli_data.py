@@ -186,7 +186,7 @@ def data_select(
     out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="By influence: a small model. By classifier: its directory."),
+        typer.Argument(metavar="MODEL", help="By influence: a small model. By classifier: its directory."),
     ] = None,
     by: Annotated[
         Literal["influence", "prompt_words", "response_words", "distinct", "copied", "classifier"],
@@ -211,8 +211,9 @@ def data_select(
 ) -> None:
     """Choose instructions: those that teach what a few examples show (LESS), or by length, repetition, a classifier.
 
-    Influence goes by gradients of a small MODEL. The longest prompts or responses (prompt_words, response_words), those
-    that repeat themselves (distinct) or their prompt (copied) least, and what a classifier finds best need none.
+    Influence goes by gradients of a small MODEL, classifier by the probability that one gives. The longest prompts or
+    responses (prompt_words, response_words) and those that repeat themselves (distinct) or their prompt (copied) least
+    need none.
     """
     from tallow.data.selection.chosen import wanted
     from tallow.recipe import apply_overrides, parse_section

@@ -14,7 +14,7 @@ from tallow.models.store import resolve
 def _locate(value: object) -> object:
     """Where a model is; what is nowhere stays as it is, and is refused where it is looked for."""
     try:
-        return resolve(value) if isinstance(value, str | Path) else value
+        return str(resolve(value)) if isinstance(value, str | Path) else value  # from JSON only texts become paths
     except TallowError:
         return value
 

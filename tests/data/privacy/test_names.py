@@ -96,7 +96,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         inputs_BT = torch.tensor(rows)
         pieces = [tokenizer.backend.id_to_token(id) or "" for id in inputs_BT.flatten().tolist()]
         wanted = [1 if p in FIRST else 2 if p in LATER else -100 if p.startswith("##") else 0 for p in pieces]
-        logits_BTL = model.logits(model(inputs_BT, BidirectionalContext.plain(inputs_BT.shape[0], inputs_BT.shape[1])))
+        logits_BTL = model.logits(model(inputs_BT, BidirectionalContext.plain(16, 24)))
         F.cross_entropy(logits_BTL.flatten(0, 1), torch.tensor(wanted)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -213,15 +213,10 @@ def test_a_recipe_replaces_names(directory: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(directory, moved)
     written, stamps = [], []
-    configs = [
-        PrepareConfig(
-            sources=(source,),
-            validation_fraction=0,
-            privacy=parse_section(PrivacyConfig, {"name": {"model": str(model), "drop_beyond": 3}}, "privacy"),
-        )
-        for model in (directory, moved)
-    ]
-    for config, model in zip(configs, (directory, moved), strict=True):
+    for model in (directory, moved):
+        values = {"name": {"model": str(model), "drop_beyond": 3}}
+        privacy = parse_section(PrivacyConfig, values, "privacy")
+        config = PrepareConfig(sources=(source,), validation_fraction=0, privacy=privacy)
         assert input_paths(config)["privacy.name.model"] == model
         prepare(config, StageRun(tmp_path / "run"))
         files = sorted((tmp_path / "run" / "documents" / "train").glob("*.parquet"))
@@ -232,9 +227,10 @@ def test_a_recipe_replaces_names(directory: Path, tmp_path: Path) -> None:
     assert load_document_manifest(tmp_path / "run" / "documents").dropped == {"privacy.name": 1}
     assert "| name | 3 | replace |" in (tmp_path / "run" / "documents" / "card.md").read_text()
 
+    privacy = parse_section(PrivacyConfig, {"name": {"model": str(moved), "drop_beyond": 2}}, "privacy")
     weights = load_file(moved / "model.safetensors")
     save_file({**weights, "classifier.bias": torch.tensor([1e3, 0, 0, 0])}, moved / "model.safetensors")
-    prepare(configs[1], StageRun(tmp_path / "run"))
+    prepare(PrepareConfig(sources=(source,), validation_fraction=0, privacy=privacy), StageRun(tmp_path / "run"))
     assert load_document_manifest(tmp_path / "run" / "documents").dropped == {}, "another model finds other names"
 
 
@@ -247,6 +243,21 @@ def test_names_are_counted_and_a_finder_of_the_caller_goes_first(directory: Path
     given = scrub(texts, config, lambda texts: [[(3, 5)] if text == "Aa bb Cc" else [] for text in texts])
     assert given.counts["name"].tolist() == [1, 0, 0]
     assert "name" not in scrub(texts, PrivacyConfig()).counts
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("B-PER", ("B", "PER")),
+        ("i_person", ("I", "PERSON")),
+        ("B-FIRST_NAME", ("B", "FIRST_NAME")),
+        ("PER", ("", "PER")),
+        ("first_name", ("", "FIRST_NAME")),
+        ("O", ("", "O")),
+    ],
+)
+def test_labels_are_read_in_their_spellings(label: str, expected: tuple[str, str]) -> None:
+    assert names._kind(label) == expected
 
 
 def test_what_cannot_find_names_is_refused(directory: Path, tmp_path: Path) -> None:
@@ -262,4 +273,4 @@ def test_what_cannot_find_names_is_refused(directory: Path, tmp_path: Path) -> N
     save_model(small, make_tokenizer(), tmp_path / "small")
     with pytest.raises(DataError, match="tokens, the model 9"):
         NameTagger(tmp_path / "small", config_of(tmp_path / "small"))
-    assert [len(found(NameTagger(directory, config_of(directory, labels=["LOC"])), "Aa bb"))] == [0]
+    assert [len(found(NameTagger(directory, config_of(directory, labels=["loc"])), "Aa bb"))] == [0]

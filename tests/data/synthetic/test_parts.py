@@ -167,7 +167,7 @@ def test_what_was_shown_is_no_instance() -> None:
         Instance(long, "Light."),
         Instance("x", long),
         Instance("", long[:30]),
-        Instance(f"{long} It does.", "y"),
+        Instance(f"{long[:30]}a book.", "y"),
     ):
         assert is_copied(copied, shown)
     for own in (

@@ -8,6 +8,7 @@ depend on what a text lies beside.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,8 +37,8 @@ PIECE = 1 << 16
 SEARCHED = 1024
 """Characters at the end of such a piece among which white space is looked for to end it at."""
 
-PREFIXES = "BIESLU"
-"""Of labels: beginning, inside and end of an entity, or one of a single token."""
+PREFIXED = re.compile(r"([BIESLU])[-_](.+)")
+"""Labels that say which part of an entity a token is: its beginning, inside or end, or all of it."""
 
 FIRST = "BSU"
 """Those with which another entity begins."""
@@ -75,7 +76,8 @@ class NameTagger:
             )
         self._min_score = config.min_score
         kinds = [_kind(label) for label in self._model.labels]
-        self._wanted_L = torch.tensor([kind in config.labels for _, kind in kinds])
+        wanted = {label.upper() for label in config.labels}
+        self._wanted_L = torch.tensor([kind in wanted for _, kind in kinds])
         self._first_L = torch.tensor([prefix in tuple(FIRST) for prefix, _ in kinds])
         if not self._wanted_L.any():
             raise DataError(
@@ -132,7 +134,7 @@ class NameTagger:
 
     def _logits(self, inputs_BT: Tensor) -> Tensor:
         """Of windows, without what the tokenizer has put around them."""
-        hidden_BTD = self._model(inputs_BT, BidirectionalContext.plain(inputs_BT.shape[0], inputs_BT.shape[1]))
+        hidden_BTD = self._model(inputs_BT, BidirectionalContext.plain(len(inputs_BT), inputs_BT.shape[1]))
         return self._model.logits(hidden_BTD[:, len(self._before) : inputs_BT.shape[1] - len(self._after)])
 
     def _tokens(self, text: str) -> _Tokens:
@@ -167,18 +169,18 @@ def name_tagger(config: NameConfig) -> NameTagger:
         UsageError: As `NameTagger`.
     """
     path = resolve(config.model)
-    return _loaded(path, config, fingerprint_files(path))
+    return _loaded(path, config.model_dump_json(), fingerprint_files(path))
 
 
 @once()
-def _loaded(path: Path, config: NameConfig, fingerprint: str) -> NameTagger:  # noqa: ARG001
-    return NameTagger(path, config)
+def _loaded(path: Path, config: str, fingerprint: str) -> NameTagger:  # noqa: ARG001
+    return NameTagger(path, NameConfig.model_validate_json(config))
 
 
 def _kind(label: str) -> tuple[str, str]:
     """The prefix of a label (empty where it has none), and the kind of entity, in capitals."""
-    prefix, separator, kind = label.upper().replace("_", "-", 1).partition("-")
-    return (prefix, kind) if separator and prefix in tuple(PREFIXES) else ("", label.upper())
+    prefixed = PREFIXED.fullmatch(label.upper())
+    return (prefixed[1], prefixed[2]) if prefixed else ("", label.upper())
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from tallow.data.synthetic.prompts import Instance, Task
 
 FEWEST_WORDS, MOST_WORDS = 4, 150
 COPIED = 30
-"""Characters of a text that is not there twice by chance."""
+"""Characters with which two texts do not begin by chance."""
 
 BEYOND_TEXT = re.compile(r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to)\b", re.IGNORECASE)
 """What a language model can neither see nor do."""
@@ -40,15 +40,12 @@ def why_not(instruction: str, ascii_only: bool = True) -> str | None:
 
 
 def is_copied(instance: Instance, shown: Sequence[Task]) -> bool:
-    """Whether an input or output is one of those that the model was shown, or as long a beginning of one.
+    """Whether an input or output begins as one of those that the model was shown.
 
-    The paper does not ask for that; small models do little else.
+    The paper does not ask for that; small models write little else.
     """
-    given = [
-        text for task in shown for each in task.instances for text in (each.input, each.output) if len(text) >= COPIED
-    ]
-    made = [text for text in (instance.input, instance.output) if len(text) >= COPIED]
-    return any(text.startswith(other) or other.startswith(text) for text in made for other in given)
+    begins = {text[:COPIED] for task in shown for each in task.instances for text in (each.input, each.output)}
+    return any(len(text) >= COPIED and text[:COPIED] in begins for text in (instance.input, instance.output))
 
 
 def usable_instances(instances: Sequence[Instance]) -> list[Instance]:
