@@ -359,6 +359,9 @@ def test_items_of_benchmarks_go(tmp_path: Path) -> None:
         assert "100%, in" in card
     dropped = load_document_manifest(tmp_path / "drop" / "documents").dropped
     assert dropped == {"contaminated": 1}
+    items.unlink()
+    asked = what_if(tmp_path / "drop", ["min_chars=2"])
+    assert (asked.now.documents, asked.then.documents, asked.changed) == (19, 19, [items.as_posix()])
 
 
 def test_what_occurs_before_is_cut_out(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,12 +46,13 @@ class Prepared(NamedTuple):
     @contextmanager
     def examine(self, config: PrepareConfig) -> Iterator[Examined]:
         """What is known of all documents by some settings; what that lacks is there as long as the context."""
-        with (
-            TemporaryDirectory(dir=self.directory, prefix=".asked.", suffix=PARTIAL) as place,
-            _WithoutSources(1) as engine,
-        ):
-            work = Work(Path(place), engine, self.directory / WORK, Inputs(self.record.inputs))
-            yield examine(config, work, self.record.reads)
+        place = self.directory / f".asked.{os.getpid()}{PARTIAL}"
+        try:
+            with _WithoutSources(1) as engine:
+                work = Work(place, engine, self.directory / WORK, Inputs(self.record.inputs))
+                yield examine(config, work, self.record.reads)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 class _WithoutSources(LocalEngine):
