@@ -132,13 +132,16 @@ class Examined:
         return [[Input(part) for part in each] for each in zip(self.parts, *more, strict=True)]
 
 
-def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None = None) -> Examined:
+def examine(
+    config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None = None, samples: bool = True
+) -> Examined:
     """Read the sources, annotate all documents, and decide which are kept.
 
     Args:
         config: The settings.
         work: Where and by whom it is done.
         reads: How sources were read, where they are to be taken as they were then; None: they are looked at.
+        samples: Whether samples are taken, in which what is private is sought.
 
     Raises:
         DataError: A source is unusable, too many records are, or a model is.
@@ -169,7 +172,8 @@ def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | Non
     tallied = TallyConfig(lines="lines" in found.columns, edits=len(found.edits), privacy=config.privacy)
     given = found.beside(found.verdicts, *[found.read] * tallied.lines, *found.columns.values(), *found.edits)
     with work.telling("counts"):
-        made = work.each(TALLY, [(tallied, inputs) for inputs in given])
+        settings = tallied if samples else tallied.model_copy(update={"samples": 0, "privacy": None})
+        made = work.each(TALLY, [(settings, inputs) for inputs in given])
     found.tallies, found.samples = ([tables[number] for tables in made] for number in range(2))
     return found
 

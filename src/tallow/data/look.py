@@ -44,13 +44,13 @@ class Prepared(NamedTuple):
         return parse_section(PrepareConfig, self.record.settings, STAGE)
 
     @contextmanager
-    def examine(self, config: PrepareConfig) -> Iterator[Examined]:
+    def examine(self, config: PrepareConfig, samples: bool = True) -> Iterator[Examined]:
         """What is known of all documents by some settings; what that lacks is there as long as the context."""
         place = self.directory / f".asked.{os.getpid()}{PARTIAL}"
         try:
             with _WithoutSources(1) as engine:
                 work = Work(place, engine, self.directory / WORK, Inputs(self.record.inputs))
-                yield examine(config, work, self.record.reads)
+                yield examine(config, work, self.record.reads, samples)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -142,7 +142,7 @@ def what_if(run: Path, overrides: Sequence[str]) -> WhatIf:
     example = "quality.gopher.min_words=20"
     changed = apply_overrides(prepared.record.settings, plain_names, "key=value", example)
     _refuse_to_read(prepared.record.settings, changed)
-    with prepared.examine(parse_section(PrepareConfig, changed, STAGE)) as found:
+    with prepared.examine(parse_section(PrepareConfig, changed, STAGE), samples=False) as found:
         return WhatIf(prepared.record.figures, Figures.of(found), prepared.record.changed())
 
 
