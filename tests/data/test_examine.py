@@ -38,6 +38,7 @@ from tallow.data.quality.classifier import ClassifierConfig, train_classifier
 from tallow.data.quality.families import QualityRules
 from tallow.data.quality.gopher import GopherRules
 from tallow.data.quality.ngram import NgramConfig, train_ngrams
+from tallow.data.steps import tally
 from tallow.data.work.engines import LocalEngine
 from tallow.data.work.work import Work
 from tallow.errors import DataError, UsageError
@@ -167,7 +168,7 @@ def test_samples_of_what_is_kept_are_as_it_is_written(tmp_path: Path) -> None:
     assert shown == sorted(row["text"] for row in documents(tmp_path / "run"))
 
 
-def test_private_things_are_replaced_and_too_many_drop(tmp_path: Path) -> None:
+def test_private_things_are_replaced_and_too_many_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"Write to ann{number}@example.org, and to ann{number}@example.org again." for number in range(9)]
     texts.append(" ".join(f"bob{number}@example.org" for number in range(30)))
     config = PrepareConfig(
@@ -183,6 +184,8 @@ def test_private_things_are_replaced_and_too_many_drop(tmp_path: Path) -> None:
     assert "| email | 18 | replace |" in page
     assert "example.org" not in page, "a card is shown to others"
     assert not any("example.org" in row["text"] for row in show(tmp_path / "run", None, 10))
+    monkeypatch.setattr(tally, "scrub", lambda *_: pytest.fail("samples that nobody sees"))
+    assert what_if(tmp_path / "run", ["privacy.email.drop_beyond=1"]).then.documents == 0
     assert "| name |" not in page
 
 
@@ -360,6 +363,9 @@ def test_items_of_benchmarks_go(tmp_path: Path) -> None:
         assert "100%, in" in card
     dropped = load_document_manifest(tmp_path / "drop" / "documents").dropped
     assert dropped == {"contaminated": 1}
+    items.unlink()
+    asked = what_if(tmp_path / "drop", ["min_chars=2"])
+    assert (asked.now.documents, asked.then.documents, asked.changed) == (19, 19, [items.as_posix()])
 
 
 def test_what_occurs_before_is_cut_out(tmp_path: Path) -> None:

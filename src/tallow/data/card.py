@@ -113,9 +113,10 @@ def _near(config: PrepareConfig, found: Examined) -> list[Block]:
 
 
 def _contamination(config: PrepareConfig, found: Examined) -> Iterable[Block]:
-    if not found.contamination:
+    if found.contamination is None:
         return
-    levels = tuple(found.contamination[0].in_one_document)
+    reports = found.contamination.report()
+    levels = tuple(reports[0].in_one_document)
     heads = (
         "benchmark",
         "items",
@@ -125,12 +126,12 @@ def _contamination(config: PrepareConfig, found: Examined) -> Iterable[Block]:
     )
     rows = tuple(
         (report.name, report.items, report.not_searched, report.touched, *_percents(report.in_one_document.values()))
-        for report in found.contamination
+        for report in reports
     )
     yield Heading("Items of benchmarks")
     yield Paragraph("In all documents that were read, also in those that are dropped.")
     yield Table(heads, rows)
-    for report in found.contamination:
+    for report in reports:
         for each in report.worst[:SAMPLES]:
             text = each.excerpt
             if config.privacy is not None:

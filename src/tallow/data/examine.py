@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from tallow.data.config import PrepareConfig, ScoreRule
 from tallow.data.contamination.benchmarks import Search, SearchSettings
-from tallow.data.contamination.report import BenchmarkReport
 from tallow.data.contamination.rule import CONTAMINATED, ContaminationRule
 from tallow.data.inputs import Inputs
 from tallow.data.language.identify import (
@@ -35,7 +34,7 @@ from tallow.data.records import Rejected
 from tallow.data.selection.diversity import DiversityConfig
 from tallow.data.selection.importance import KEY, ImportanceConfig
 from tallow.data.sources import Source, find_sources
-from tallow.data.steps.contamination import find_contamination, judge_contamination
+from tallow.data.steps.contamination import Contamination, find_contamination, judge_contamination
 from tallow.data.steps.diversity import keep_diverse
 from tallow.data.steps.importance import weigh_importance
 from tallow.data.steps.judge import JUDGE, Bound, JudgeConfig
@@ -87,7 +86,7 @@ class Examined:
         columns: Tables beside the parts, by what made them.
         edits: Tables beside the parts with what is done to texts.
         repeated: Of these, what occurs before.
-        contamination: What of each benchmark was found.
+        contamination: What of benchmarks was found.
         clusters: Of near-duplicates, with counts.
         judged: What the rules for single documents have dropped, with their counts.
         asked: Besides rules, what documents may have been dropped for, in the order in which it was asked.
@@ -104,7 +103,7 @@ class Examined:
     columns: dict[str, list[Part]] = field(default_factory=dict)
     edits: list[list[Part]] = field(default_factory=list)
     repeated: list[Part] = field(default_factory=list)
-    contamination: list[BenchmarkReport] = field(default_factory=list)
+    contamination: Contamination | None = None
     clusters: Part | None = None
     judged: list[Part] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
@@ -133,13 +132,16 @@ class Examined:
         return [[Input(part) for part in each] for each in zip(self.parts, *more, strict=True)]
 
 
-def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None = None) -> Examined:
+def examine(
+    config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None = None, samples: bool = True
+) -> Examined:
     """Read the sources, annotate all documents, and decide which are kept.
 
     Args:
         config: The settings.
         work: Where and by whom it is done.
         reads: How sources were read, where they are to be taken as they were then; None: they are looked at.
+        samples: Whether samples are taken, in which what is private is sought.
 
     Raises:
         DataError: A source is unusable, too many records are, or a model is.
@@ -173,7 +175,8 @@ def examine(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | Non
     tallied = TallyConfig(lines="lines" in found.columns, edits=len(found.edits), privacy=private)
     given = found.beside(found.verdicts, *[found.read] * tallied.lines, *found.columns.values(), *found.edits)
     with work.telling("counts"):
-        made = work.each(TALLY, [(tallied, inputs) for inputs in given])
+        settings = tallied if samples else tallied.model_copy(update={"samples": 0, "privacy": None})
+        made = work.each(TALLY, [(settings, inputs) for inputs in given])
     found.tallies, found.samples = ([tables[number] for tables in made] for number in range(2))
     return found
 
@@ -187,7 +190,8 @@ def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> No
         benchmarks=work.inputs.files(settings.benchmarks),
         settings=SearchSettings(**_inherited(settings, SearchSettings)),
     )
-    columns, found.contamination = find_contamination(work, found.parts, search)
+    found.contamination = find_contamination(work, found.parts, search)
+    columns = found.contamination.columns
     rule = ContaminationRule(**_inherited(settings, ContaminationRule))
     found.columns["contamination"] = columns
     found.verdicts = judge_contamination(work, found.parts, found.verdicts, columns, rule)

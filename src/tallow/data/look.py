@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,14 +44,15 @@ class Prepared(NamedTuple):
         return parse_section(PrepareConfig, self.record.settings, STAGE)
 
     @contextmanager
-    def examine(self, config: PrepareConfig) -> Iterator[Examined]:
+    def examine(self, config: PrepareConfig, samples: bool = True) -> Iterator[Examined]:
         """What is known of all documents by some settings; what that lacks is there as long as the context."""
-        with (
-            TemporaryDirectory(dir=self.directory, prefix=".asked.", suffix=PARTIAL) as place,
-            _WithoutSources(1) as engine,
-        ):
-            work = Work(Path(place), engine, self.directory / WORK, Inputs(self.record.inputs))
-            yield examine(config, work, self.record.reads)
+        place = self.directory / f".asked.{os.getpid()}{PARTIAL}"
+        try:
+            with _WithoutSources(1) as engine:
+                work = Work(place, engine, self.directory / WORK, Inputs(self.record.inputs))
+                yield examine(config, work, self.record.reads, samples)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 class _WithoutSources(LocalEngine):
@@ -140,7 +142,7 @@ def what_if(run: Path, overrides: Sequence[str]) -> WhatIf:
     example = "quality.gopher.min_words=20"
     changed = apply_overrides(prepared.record.settings, plain_names, "key=value", example)
     _refuse_to_read(prepared.record.settings, changed)
-    with prepared.examine(parse_section(PrepareConfig, changed, STAGE)) as found:
+    with prepared.examine(parse_section(PrepareConfig, changed, STAGE), samples=False) as found:
         return WhatIf(prepared.record.figures, Figures.of(found), prepared.record.changed())
 
 

@@ -155,14 +155,14 @@ def work_on(directory: Path, processes: int, size: int, wanted: Search) -> tuple
             piece = documents.slice(begin, size)
             write_batches(piece.combine_chunks().to_batches(), path)
             parts.append(Part(path, piece.num_rows))
-        columns, report = find_contamination(work, parts, wanted)
+        found = find_contamination(work, parts, wanted)
         sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
         rules = JudgeConfig(min_chars=4)
         verdicts = [made for [made] in work.each(JUDGE, [(rules, [Input(each)]) for each in sizes])]
-        judged = judge_contamination(work, parts, verdicts, columns, ContaminationRule(overlap=0.5))
-        rows = [row for part in columns for row in part.read().to_pylist()]
+        judged = judge_contamination(work, parts, verdicts, found.columns, ContaminationRule(overlap=0.5))
+        rows = [row for part in found.columns for row in part.read().to_pylist()]
         told = [reason for part in judged for reason in part.read().column("dropped_by").to_pylist()]
-    return rows, as_markdown(report), told
+    return rows, as_markdown(found.report()), told
 
 
 def test_parts_and_processes_change_nothing(tmp_path: Path, items: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,19 +22,40 @@ JUDGED = pa.schema([*VERDICTS, ("edits", EDITS)])
 """Beside a part: what has dropped each document, and what is to be cut out of its text."""
 
 
-def find_contamination(work: Work, parts: Sequence[Part], search: Search) -> tuple[list[Part], list[BenchmarkReport]]:
-    """Columns beside the documents, and what of each benchmark is in all of them.
+class Contamination(NamedTuple):
+    """What was found of benchmarks, which are read again only for the report.
 
-    The report is about all documents given, those that something else drops among them.
+    Args:
+        columns: Beside the documents.
+        evidence: Where it was found.
+        grams: The n-grams that were.
+        search: For what.
+    """
+
+    columns: list[Part]
+    evidence: list[Part]
+    grams: list[Part]
+    search: Search
+
+    def report(self) -> list[BenchmarkReport]:
+        """What of each benchmark is in all documents, those that something else drops among them.
+
+        Raises:
+            DataError, UsageError: As of `load_items`.
+        """
+        found = (part.read().column("gram").to_numpy() for part in self.grams)
+        return make_report(load_items(self.search), found, (part.read() for part in self.evidence))
+
+
+def find_contamination(work: Work, parts: Sequence[Part], search: Search) -> Contamination:
+    """Seek items of benchmarks in documents.
 
     Raises:
         DataError, UsageError: As of `load_items`.
     """
-    items = load_items(search)
     made = work.each(FIND, [(search, [Input(part)]) for part in parts])
-    found = (grams.read().column("gram").to_numpy() for _, _, grams in made)
-    report = make_report(items, found, (evidence.read() for _, evidence, _ in made))
-    return [columns for columns, *_ in made], report
+    columns, evidence, grams = ([tables[number] for tables in made] for number in range(3))
+    return Contamination(columns, evidence, grams, search)
 
 
 def judge_contamination(

@@ -20,7 +20,7 @@ class Work:
     """A directory in which steps are done.
 
     Args:
-        directory: Where parts lie.
+        directory: Where parts lie; made when there is something to do.
         engine: Who does the work.
         earlier: Another directory, where what is done already may be, and which is left as it is.
         inputs: What is known of files and models that steps go by.
@@ -31,8 +31,6 @@ class Work:
     ) -> None:
         self.directory, self.engine = directory, engine
         self.earlier, self.inputs = earlier, inputs or Inputs()
-        with writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
         self.used: set[str] = set()
         self._told: _Told | None = None
 
@@ -54,6 +52,7 @@ class Work:
         found = [self._done(task) for task in tasks]
         missing = [task for task, parts in zip(tasks, found, strict=True) if parts is None]
         if missing:
+            self._make_directory()
             with ExitStack() as stack:
                 told = self._told or stack.enter_context(_Told(step.name.rpartition(":")[2].lower()))
                 bar = told.expect(len(tasks), len(tasks) - len(missing))
@@ -63,6 +62,10 @@ class Work:
         assert all(parts is not None for parts in made)
         return [parts for parts in made if parts is not None]
 
+    def _make_directory(self) -> None:
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+
     def _done(self, task: Task) -> list[Part] | None:
         there = replace(task, directory=self.earlier).done() if self.earlier is not None else None
         return task.done() if there is None else there
@@ -70,6 +73,7 @@ class Work:
     def keep(self, name: str, value: Section) -> None:
         """Write something beside the parts, as JSON."""
         self.used.add(name)
+        self._make_directory()
         with writing(self.directory):
             write_text(self.directory / f"{name}.json", value.model_dump_json() + "\n")
 
