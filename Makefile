@@ -2,17 +2,18 @@
 # Variables: PYTHON (which Python makes .venv), ARGS (more arguments, e.g. make test ARGS="-k tokenizer").
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALLED_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/tallow/kernels/cpu/*.cpp src/tallow/kernels/cpu/*.h)
+INSTALLED_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/tallow/kernels/*/*.cpp src/tallow/kernels/*/*.h)
 
 # The pins hold for the package and, in pip before and after 25.3, for the tools that build it.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test check docs bench clean help
+.PHONY: quickstart test sanitize check docs bench clean help
 help:
 	@echo 'make quickstart  train, tune, compress and try a small language model (about eight minutes)'
 	@echo 'make test        run the tests'
+	@echo 'make sanitize    run the tests of the text kernels with sanitizers of memory and undefined behaviour'
 	@echo 'make check       formatting, lint, types, layers'
 	@echo 'make docs        build the manual into site/'
 	@echo 'make bench       measure speed on this machine'
@@ -23,6 +24,20 @@ quickstart: .venv/.installed
 
 test: .venv/.installed-dev .venv-clients/.installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+# The extension is built apart, and takes the place of the installed one for these tests only. Tests that time
+# themselves are left out: under sanitizers everything takes several times as long.
+SANITIZED := build/sanitized
+sanitize: .venv/.installed-dev
+	$(BIN)/pip install --quiet cmake ninja nanobind
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
+	    -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)" \
+	    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined \
+	    -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS"
+	$(BIN)/cmake --build $(SANITIZED) --target _text
+	TALLOW_TEXT_KERNELS="$(CURDIR)/$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(BIN)/pytest -p no:cacheprovider tests/kernels/text -k 'not time' $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,26 @@ settings.load_profile("tallow")
 HOME = pytest.StashKey[Path]()
 """A place for what tests pack; models are those of the machine's own store."""
 
+SANITIZED = os.environ.get("TALLOW_TEXT_KERNELS")
+"""Where `make sanitize` has built the extension for texts, which is then tested instead of the installed one."""
+
+
+def load_extension(name: str, directory: str) -> None:
+    (path,) = Path(directory).glob(f"{name.rpartition('.')[2]}.*.so")
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shared_data: needs the folder ../shared/data beside the repository")
     config.addinivalue_line(
         "markers", "smollm2: needs SmolLM2-135M-Instruct, fetched from the package index on first use"
     )
+    if SANITIZED is not None:
+        load_extension("tallow.kernels.text._text", SANITIZED)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of these compiles tallow's modules again

@@ -228,6 +228,16 @@ def test_parquet_without_the_column_names_those_it_has(tmp_path: Path) -> None:
     assert "body" in caught.value.hint
 
 
+def test_parquet_rows_that_are_no_utf8_are_set_aside(tmp_path: Path) -> None:
+    """Arrow does not look whether strings are UTF-8, neither when they are written nor when they are read."""
+    strings = pa.array([b"one", b"\xff\xfe", b"\xf0\x9f", "zwölf".encode()], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": strings}), tmp_path / "a.parquet")
+    rejected = Rejected()
+    found = read_documents(find_sources([tmp_path / "a.parquet"]), ReadSettings(max_bad_fraction=1), rejected)
+    assert [(document.text, document.offset) for document in found] == [("one", 0), ("zwölf", 3)]
+    assert rejected.bad == 2
+
+
 def test_parquet_rows_without_text_are_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a", None, "b", "x" * 50]}), path)

@@ -131,3 +131,17 @@ def test_unreadable_file_is_a_data_error(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(DataError, match="permission denied"), Source("a", path, "text").open():
         pass
+
+
+def test_globs_through_links_that_lead_upwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them make 2^40 paths, of which each leads to the same file."""
+    (tmp_path / "sub/.hidden").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt", ".c.txt", "sub/.hidden/d.txt"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "one").symlink_to(".")
+    (tmp_path / "sub/two").symlink_to("..")
+    both = [tmp_path / "a.txt", tmp_path / "sub/b.txt"]
+    assert expand_globs([str(tmp_path / "**/*.txt")]) == both
+    assert expand_globs([str(tmp_path / "sub/.hidden/**")]) == [tmp_path / "sub/.hidden/d.txt"]
+    monkeypatch.chdir(tmp_path)
+    assert expand_globs(["**/*.txt"]) == [Path("a.txt"), Path("sub/b.txt")]

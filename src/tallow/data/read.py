@@ -160,7 +160,7 @@ def _text_fields(piece: Piece, settings: ReadSettings, rejected: Rejected) -> It
 def _records(piece: Piece, settings: ReadSettings, rejected: Rejected, column: str | None) -> Iterator[Record]:
     match piece.source.kind:
         case "parquet":
-            return read_parquet(piece, None if column is None else [column])
+            return read_parquet(piece, None if column is None else [column], rejected)
         case "csv" | "tsv":
             return read_csv(piece, settings, rejected, column)
         case _:

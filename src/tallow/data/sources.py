@@ -6,7 +6,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -192,10 +192,21 @@ def _find(name: str, directories: Literal["data", "code"]) -> list[Source]:
 
 
 def _match(pattern: str) -> list[Path]:
-    matches = sorted(Path(match) for match in glob(pattern, recursive=True))
+    if "**" in pattern:  # `glob` would follow links, of which two that lead upwards make more paths than can be listed
+        anchor, *parts = Path(pattern).parts
+        anchor, parts = (anchor, parts) if Path(pattern).is_absolute() else (".", [anchor, *parts])
+        parts += ["*"] * (parts[-1] == "**")
+        matches = sorted(path for path in Path(anchor).glob("/".join(parts)) if _matches_hidden(path, parts))
+    else:
+        matches = sorted(map(Path, glob(pattern)))
     if not matches:
         raise DataError(f"no data file matches {pattern}", "check the pattern, and quote it in the shell")
     return matches
+
+
+def _matches_hidden(path: Path, parts: Sequence[str]) -> bool:
+    """Whether all hidden parts of a path, if it has any, are named by the pattern as they are."""
+    return all(part in parts for part in path.parts if part.startswith("."))
 
 
 def _hidden(path: Path) -> bool:

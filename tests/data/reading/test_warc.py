@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 import zlib
 from pathlib import Path
 
@@ -214,3 +215,13 @@ def test_a_charset_cannot_end_the_run(tmp_path: Path, read: Read, charset: str) 
     bad = record(http(b"caf\xe9 +2AA-" * 3, f"text/plain; charset={charset}"))
     (tmp_path / "a.warc").write_bytes(bad + record(http(page(1))))
     assert read(tmp_path / "a.warc")[-1].text == "Text of page 1."
+
+
+@pytest.mark.parametrize("length", [10**14, 10**6])
+def test_false_lengths_take_no_time(tmp_path: Path, read: Read, rejected: Rejected, length: int) -> None:
+    """Each says that it goes on to the end of the file, or far into those behind it."""
+    (tmp_path / "a.warc").write_bytes(record(b"x", length=length) * 20_000 + record(http(page(1))))
+    began = time.process_time()
+    assert [document.text for document in read(tmp_path / "a.warc")] == ["Text of page 1."]
+    assert time.process_time() - began < 3
+    assert rejected.bad == 20_000

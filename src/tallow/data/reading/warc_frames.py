@@ -24,6 +24,7 @@ END = b"\r\n\r\n"
 BEGIN = b"WARC/"
 BEGINNING = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[\w-]{1,64}:")
 LONGEST_BEGINNING = 80
+LIES = "cut short, or longer or shorter than its header says"
 LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,15})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -140,6 +141,11 @@ def records(file: IO[bytes], begin: int, limit: int, seekable: bool) -> Iterator
         else:
             stream.back(head[end + len(END) :])
             head = head[: end + len(END)]
+            if seekable and not stream.may_end(offset + size):  # told by a look there: its bytes are read but once
+                yield Frame(offset, head, LIES)
+                if not stream.find():
+                    return
+                continue
             length = size - len(head)
             body = stream.read(min(length, max(0, limit + 1 - len(head))))
             skipped = stream.skip(length - len(body)) if length > len(body) else 0
@@ -148,7 +154,7 @@ def records(file: IO[bytes], begin: int, limit: int, seekable: bool) -> Iterator
                 whole = size <= limit
                 yield Frame(offset, head + body, "" if whole else f"longer than {limit:,} bytes")
                 continue
-            yield Frame(offset, head + body, "cut short, or longer or shorter than its header says")
+            yield Frame(offset, head + body, LIES)
             if seekable:
                 stream.go(offset + len(head))
             else:
@@ -183,6 +189,16 @@ class _Stream:
         assert self.seekable
         self._ahead, self.offset = b"", offset
         self.file.seek(offset)
+
+    def may_end(self, offset: int) -> bool:
+        """Whether a record may end here; the next byte to be read stays what it is."""
+        at = self.offset
+        tail = b"."
+        if offset <= self.file.seek(0, 2):
+            self.file.seek(offset)
+            tail = self.file.read(len(END))
+        self.go(at)
+        return not tail.strip(b"\r\n")
 
     def skip(self, count: int) -> int:
         """Pass over bytes; how many there were."""
