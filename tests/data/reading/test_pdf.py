@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.data.reading.conftest import Read
 
+from tallow.data.reading import pdf
+from tallow.data.reading.settings import Piece, ReadSettings
 from tallow.data.records import Rejected
+from tallow.data.sources import find_sources
 
 ENCRYPT = b"/Encrypt << /Filter /Standard /V 1 /R 2 /O (%b) /U (%b) /P -4 >> /ID [<00><00>]" % (b"o" * 32, b"u" * 32)
 PICTURE = (
@@ -90,3 +94,50 @@ def test_files_that_cannot_be_read_are_set_aside(
     path.write_bytes(raw)
     assert read(path, max_document_bytes=2000) == []
     assert reason in rejected.first
+
+
+def with_form(content: bytes) -> bytes:
+    """A file whose first page has text, and whose second shows a form with this content, which can show itself."""
+    raw = make_pdf([["First page"], []])
+    form = b"<< /Type /XObject /Subtype /Form /BBox [0 0 9 9] /Resources << /XObject << /I1 5 0 R >> >> /Length %d >>"
+    shows = b"<< /Length 6 >>\nstream\n/I1 Do\nendstream"
+    raw = raw.replace(PICTURE, form % len(content) + b"\nstream\n" + content + b"\nendstream")
+    begin = raw.index(b"9 0 obj\n") + len(b"9 0 obj\n")
+    return raw[:begin] + shows + raw[raw.index(b"\nendobj", begin) :]  # places are wrong now, and found anew
+
+
+def test_a_page_that_takes_too_long_ends_its_file_alone(
+    tmp_path: Path, read: Read, rejected: Rejected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pdf, "PAGE_CPU_S", 0.3)
+    (tmp_path / "a.pdf").write_bytes(with_form(b"/I1 Do /I1 Do"))
+    (tmp_path / "b.pdf").write_bytes(make_pdf([["Another file"]]))
+    assert [document.text for document in read(tmp_path / "a.pdf")] == ["First page"]
+    assert "page 2 takes more than 0.3 s" in rejected.first
+    assert [document.text for document in read(tmp_path / "b.pdf")] == ["Another file"]
+    (tmp_path / "c.pdf").write_bytes(with_form(b"/I1 Do"))  # the form is what is wrong with the first one
+    assert [document.text for document in read(tmp_path / "c.pdf")] == ["First page"]
+    assert rejected.bad == 1
+
+
+def test_threads_read_files_at_the_same_time(tmp_path: Path) -> None:
+    names = [f"{number}.pdf" for number in range(12)]
+    for name in names:
+        (tmp_path / name).write_bytes(make_pdf([[f"Page {page} of {name}"] for page in range(20)]))
+
+    def texts(name: str) -> list[str]:
+        [source] = find_sources([tmp_path / name])
+        return [text.text for text in pdf.read_pdf(Piece(source), ReadSettings(), Rejected())]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(texts, names))
+    assert found == [[f"Page {page} of {name}" for page in range(20)] for name in names]
+
+
+def test_a_file_that_is_not_read_to_its_end_leaves_no_pages_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(make_pdf([["one"], ["two"]]))
+    [source] = find_sources([tmp_path / "a.pdf"])
+    for _ in range(2):
+        pages = pdf.read_pdf(Piece(source), ReadSettings(), Rejected())
+        assert next(pages).text == "one"
+        del pages
