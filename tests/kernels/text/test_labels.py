@@ -52,7 +52,7 @@ def random_model(seed: int, labels: int, is_tree: bool, is_pruned: bool, shortes
     st.builds(
         random_model,
         seed=st.integers(0, 1000),
-        labels=st.integers(1, 6),
+        labels=st.integers(1, 12),
         is_tree=st.booleans(),
         is_pruned=st.booleans(),
         shortest=st.integers(0, 3),
@@ -87,6 +87,18 @@ def test_pieces_are_beginning_middle_and_end() -> None:
     assert first == b"a" * 500
     assert middle == b"b" * 500
     assert last == b"c" * 500
+
+
+@pytest.mark.parametrize("is_pruned", [False, True])
+@pytest.mark.parametrize("text", ["été" * 2000, "the été tea " * 1000])
+def test_texts_longer_than_a_batch(text: str, is_pruned: bool) -> None:
+    model, looks = random_model(1, 6, True, is_pruned, 1, 3), Looks(1 << 20, 1, 0)
+    with using("fast"):
+        labels, probabilities = most_probable_labels(pa.array([text]), model, looks)
+    with using("reference"):
+        expected, expected_probabilities = most_probable_labels(pa.array([text]), model, looks)
+    assert labels.tolist() == expected.tolist()
+    np.testing.assert_allclose(probabilities, expected_probabilities, rtol=0, atol=1e-4)
 
 
 def test_words_that_make_each_search_long_are_refused() -> None:

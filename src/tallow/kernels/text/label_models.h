@@ -26,11 +26,12 @@ struct Remainder {
 class KeptRows {
    public:
     KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count);
-    bool none() const { return slots.empty(); }
+    // Whether a bucket may have been kept.
+    bool may_have(uint32_t bucket) const { return filter[(bucket & filter_mask) >> 6] >> (bucket & 63) & 1; }
+    void prefetch(uint32_t bucket) const { __builtin_prefetch(&slots[first(bucket)]); }
     // -1 where the bucket was not kept.
     int32_t find(uint32_t bucket) const {
-        if (!(filter[(bucket & filter_mask) >> 6] >> (bucket & 63) & 1)) return -1;
-        for (uint32_t at = bucket * 2654435769u >> shift;; at = (at + 1) & mask) {
+        for (uint32_t at = first(bucket);; at = (at + 1) & mask) {
             if (slots[at].row < 0) return -1;
             if (slots[at].bucket == bucket) return slots[at].row;
         }
@@ -41,6 +42,7 @@ class KeptRows {
         uint32_t bucket;
         int32_t row;
     };
+    uint32_t first(uint32_t bucket) const { return bucket * 2654435769u >> shift; }
     static constexpr uint32_t filter_mask = (1u << 21) - 1;
     std::vector<uint64_t> filter;
     std::vector<Slot> slots;

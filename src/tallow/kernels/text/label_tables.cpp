@@ -1,4 +1,5 @@
 // The tables of models that give a text a label.
+#include <algorithm>
 #include <bit>
 #include <stdexcept>
 
@@ -24,8 +25,8 @@ struct Search {
 }  // namespace
 
 KeptRows::KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count) {
-    if (count <= 0) return;
-    const uint32_t size = std::bit_ceil(uint32_t(count) * 2);
+    if (count < 0) return;
+    const uint32_t size = std::bit_ceil(uint32_t(std::max<int64_t>(1, count)) * 2);
     mask = size - 1;
     shift = 32 - std::bit_width(mask);
     slots.assign(size, {0, -1});
@@ -33,7 +34,7 @@ KeptRows::KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         const uint32_t bucket = uint32_t(buckets[i]);
         filter[(bucket & filter_mask) >> 6] |= uint64_t(1) << (bucket & 63);
-        Search search{bucket * 2654435769u >> shift, mask};
+        Search search{first(bucket), mask};
         while (slots[search.at].row >= 0) search.go_on();
         slots[search.at] = {bucket, rows[i]};
     }

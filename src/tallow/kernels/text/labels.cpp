@@ -3,8 +3,10 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -20,6 +22,8 @@ namespace {
 
 constexpr std::string_view label_prefix = "__label__", end_of_line = "</s>";
 constexpr int64_t shortest_piece = 300, widest_cut = 32;
+constexpr size_t batch = 4096;  // n-grams, and rows, that are gone through together
+constexpr double pruning_margin = 0.99;  // far more than what rounding makes of a product of probabilities
 
 bool separates(char byte) {
     return byte == ' ' || (byte >= '\t' && byte <= '\r') || byte == '\0';
@@ -35,17 +39,38 @@ int64_t cut(std::string_view text, int64_t at) {
     return at;
 }
 
-std::vector<std::string_view> look_at(std::string_view text, int64_t most, int64_t pieces) {
+void look_at(std::string_view text, int64_t most, int64_t pieces, std::vector<std::string_view> &found) {
     const int64_t size = int64_t(text.size()), looked_at = std::min(size, most);
     const int64_t count = std::max<int64_t>(1, std::min(pieces, looked_at / shortest_piece)), length = looked_at / count;
-    std::vector<std::string_view> found;
+    found.clear();
     for (int64_t i = 0; i < count; ++i) {
         const int64_t start = count == 1 ? 0 : i * (size - length) / (count - 1);
         const int64_t begin = cut(text, start), end = std::max(begin, cut(text, start + length));
         found.push_back(text.substr(size_t(begin), size_t(end - begin)));
     }
-    return found;
 }
+
+// A set of small numbers.
+class NumberSet {
+   public:
+    explicit NumberSet(size_t size) : words((size + 63) / 64) {}
+
+    bool has(size_t number) const { return words[number >> 6] >> (number & 63) & 1; }
+    void add(size_t number) { words[number >> 6] |= uint64_t(1) << (number & 63); }
+
+    // Takes them out in rising order.
+    template <class Use>
+    void drain(Use use) {
+        for (size_t word = 0; word < words.size(); ++word)
+            while (words[word]) {
+                use(word * 64 + size_t(std::countr_zero(words[word])));
+                words[word] &= words[word] - 1;
+            }
+    }
+
+   private:
+    std::vector<uint64_t> words;
+};
 
 // log(x + 1e-5) in fastText's mixture of precisions.
 float log_of(float x) { return float(std::log(double(x) + 1e-5)); }
@@ -64,9 +89,9 @@ class LabelModel {
                std::get<2>(kept)),
           prunes(std::get<2>(kept) >= 0),
           inputs(reinterpret_cast<const char *>(inputs)),
-          outputs(reinterpret_cast<const float *>(std::get<0>(outputs))),
           labels(std::get<1>(outputs)),
           width(std::get<2>(outputs)),
+          outputs(columns(reinterpret_cast<const float *>(std::get<0>(outputs)), labels, width)),
           tree(reinterpret_cast<const int32_t *>(tree)),
           shortest(std::get<0>(grams)),
           longest(std::get<1>(grams)),
@@ -81,37 +106,71 @@ class LabelModel {
         const Texts texts(places);
         auto *best = reinterpret_cast<int32_t *>(found);
         auto *probability = reinterpret_cast<float *>(probabilities);
-        Work work(*this, float(std::log(smallest)));
-        std::vector<double> sums(static_cast<size_t>(labels));
+        Work work(*this, smallest);
         for (int64_t i = 0; i < texts.count; ++i, best += 2, probability += 2) {
             best[0] = best[1] = -1;
             probability[0] = probability[1] = 0;
-            const auto looked_at = look_at(texts[i], most, pieces);
-            if (!has_letters(looked_at, fewest_letters)) continue;
-            std::fill(sums.begin(), sums.end(), 0.0);
-            for (const std::string_view piece : looked_at) add_piece(piece, work, sums);
-            for (int32_t label = 0; label < labels; ++label) {
-                const float mean = float(sums[size_t(label)] / double(looked_at.size()));
+            look_at(texts[i], most, pieces, work.pieces);
+            if (!has_letters(work.pieces, fewest_letters)) continue;
+            for (const std::string_view piece : work.pieces) add_piece(piece, work);
+            work.probable.drain([&](size_t label) {
+                const float mean = float(work.sums[label] / double(work.pieces.size()));
                 if (mean > probability[0]) {
                     best[1] = best[0], probability[1] = probability[0];
-                    best[0] = label, probability[0] = mean;
+                    best[0] = int32_t(label), probability[0] = mean;
                 } else if (mean > probability[1]) {
-                    best[1] = label, probability[1] = mean;
+                    best[1] = int32_t(label), probability[1] = mean;
                 }
-            }
+            });
         }
     }
 
    private:
+    // A node of the tree that may be worth a visit.
+    struct Visit {
+        int64_t node;
+        float score;   // of its parent
+        float part;    // of the parent's probability
+        double share;  // of all, nearly
+    };
+
     struct Work {
-        std::vector<float> hidden, scores;
-        std::vector<int32_t> word_hashes;
+        std::vector<std::string_view> pieces;
+        std::string word;
+        std::vector<uint32_t> buckets;  // that may have rows, the first `bucket_count`, not looked up yet
+        size_t bucket_count = 0;
+        std::vector<int64_t> rows;  // not added yet
         int64_t features = 0;
+        std::vector<int32_t> word_hashes;
+        std::vector<float> hidden, products;
+        std::vector<Visit> visits;
+        NumberSet probable;  // labels that have a sum
+        std::vector<double> sums;
+        double smallest;
         float least;
 
-        Work(const LabelModel &model, float least)
-            : hidden(size_t(model.width)), scores(size_t(2 * model.labels)), least(least) {}
+        Work(const LabelModel &model, double smallest)
+            : buckets(batch),
+              hidden(size_t(model.width)),
+              products(size_t(model.labels)),
+              probable(size_t(model.labels)),
+              sums(size_t(model.labels)),
+              smallest(smallest),
+              least(float(std::log(smallest))) {}
+
+        void add(size_t label, double probability) {
+            sums[label] = (probable.has(label) ? sums[label] : 0.0) + probability;
+            probable.add(label);
+        }
     };
+
+    // A matrix by columns, so that the products of many rows go on side by side, each in its order.
+    static std::vector<float> columns(const float *rows, int64_t count, int64_t width) {
+        std::vector<float> turned(size_t(count * width + 16));  // what is computed beyond the last one is not used
+        for (int64_t row = 0; row < count; ++row)
+            for (int64_t i = 0; i < width; ++i) turned[size_t(i * count + row)] = rows[row * width + i];
+        return turned;
+    }
 
     static uint32_t hash_of(std::string_view word) {
         uint32_t hash = hash_start;
@@ -129,38 +188,54 @@ class LabelModel {
         return false;
     }
 
-    void add_row(int64_t row, Work &work) const {
-        const char *values = inputs + row * width * int64_t(sizeof(float));
-        for (int64_t i = 0; i < width; ++i) {
-            float value;
-            std::memcpy(&value, values + i * int64_t(sizeof(float)), sizeof value);
-            work.hidden[size_t(i)] += value;
-        }
-        ++work.features;
+    void add_bucket(uint32_t bucket, Work &work) const {
+        if (work.bucket_count == batch) look_up(work);
+        work.buckets[work.bucket_count] = bucket;
+        work.bucket_count += !prunes || kept.may_have(bucket);  // without a branch, for it cannot be foreseen
     }
 
-    void add_bucket(uint32_t bucket, Work &work) const {
-        if (prunes) {
-            if (kept.none()) return;
-            const int32_t row = kept.find(bucket);
+    void add_row(int64_t row, Work &work) const {
+        if (work.rows.size() == batch) sum_up(work);
+        __builtin_prefetch(inputs + row * width * int64_t(sizeof(float)));
+        work.rows.push_back(row);
+    }
+
+    void look_up(Work &work) const {
+        constexpr size_t ahead = 8;
+        for (size_t i = 0; i < work.bucket_count; ++i) {
+            if (prunes && i + ahead < work.bucket_count) kept.prefetch(work.buckets[i + ahead]);
+            const int64_t row = prunes ? kept.find(work.buckets[i]) : work.buckets[i];
             if (row >= 0) add_row(word_count + row, work);
-        } else {
-            add_row(word_count + bucket, work);
         }
+        work.bucket_count = 0;
+    }
+
+    void sum_up(Work &work) const {
+        float *const hidden = work.hidden.data();
+        for (const int64_t row : work.rows) {
+            const char *values = inputs + row * width * int64_t(sizeof(float));
+            for (int64_t i = 0; i < width; ++i) {
+                float value;
+                std::memcpy(&value, values + i * int64_t(sizeof(float)), sizeof value);
+                hidden[i] += value;
+            }
+        }
+        work.features += int64_t(work.rows.size());
+        work.rows.clear();
     }
 
     // The n-grams of `<word>`.
     void add_grams(std::string_view word, Work &work) const {
-        const size_t size = word.size() + 2;
-        const auto at = [&](size_t i) { return i == 0 ? '<' : i == size - 1 ? '>' : word[i - 1]; };
-        for (size_t begin = 0; begin < size; ++begin) {
-            if (continues(at(begin))) continue;
+        work.word.assign(1, '<').append(word).push_back('>');
+        const char *const first = work.word.data(), *const last = first + work.word.size();
+        for (const char *begin = first; begin < last; ++begin) {
+            if (continues(*begin)) continue;
             uint32_t hash = hash_start;
-            size_t end = begin;
-            for (int64_t n = 1; end < size && n <= longest; ++n) {
-                hash = hash_on(hash, at(end++));
-                while (end < size && continues(at(end))) hash = hash_on(hash, at(end++));
-                if (n >= shortest && !(n == 1 && (begin == 0 || end == size))) add_bucket(remainder(hash), work);
+            const char *end = begin;
+            for (int64_t n = 1; end < last && n <= longest; ++n) {
+                do hash = hash_on(hash, *end++);
+                while (end < last && continues(*end));
+                if (n >= shortest && !(n == 1 && (begin == first || end == last))) add_bucket(remainder(hash), work);
             }
         }
     }
@@ -169,7 +244,10 @@ class LabelModel {
         const uint32_t hash = hash_of(word);
         const int32_t id = table.find(word, hash);
         if (id >= word_count || (id < 0 && word.starts_with(label_prefix))) return;
-        if (id >= 0) add_row(id, work);
+        if (id >= 0) {
+            look_up(work);  // what goes before it
+            add_row(id, work);
+        }
         if (!ends) add_grams(word, work);
         work.word_hashes.push_back(int32_t(hash));
     }
@@ -185,13 +263,18 @@ class LabelModel {
         }
     }
 
-    float product(int64_t row, const Work &work) const {
-        float sum = 0;
-        for (int64_t i = 0; i < width; ++i) sum += outputs[row * width + i] * work.hidden[size_t(i)];
-        return sum;
+    void multiply(Work &work) const {
+        constexpr int64_t together = 16;
+        for (int64_t row = 0; row < labels; row += together) {
+            float sums[together] = {};
+            const float *column = outputs.data() + row;
+            for (int64_t i = 0; i < width; ++i, column += labels)
+                for (int64_t j = 0; j < together; ++j) sums[j] += column[j] * work.hidden[size_t(i)];
+            std::copy_n(sums, std::min(together, labels - row), work.products.data() + row);
+        }
     }
 
-    void add_piece(std::string_view piece, Work &work, std::vector<double> &sums) const {
+    void add_piece(std::string_view piece, Work &work) const {
         std::fill(work.hidden.begin(), work.hidden.end(), 0.f);
         work.word_hashes.clear();
         work.features = 0;
@@ -203,45 +286,55 @@ class LabelModel {
         }
         add_word(end_of_line, true, work);
         if (word_grams > 1) add_word_grams(work);
+        look_up(work);
+        sum_up(work);
         if (!work.features) return;
         const float share = float(1.0 / double(work.features));
         for (float &value : work.hidden) value *= share;
-        if (tree) walk(work, sums);
-        else weigh(work, sums);
+        multiply(work);
+        if (tree) walk(work);
+        else weigh(work);
     }
 
-    // Logarithms of probabilities from the root down; children come before their parents, and leaves are the labels.
-    void walk(Work &work, std::vector<double> &sums) const {
-        auto &scores = work.scores;
-        std::fill(scores.begin(), scores.end(), -INFINITY);
-        scores[size_t(2 * labels - 2)] = 0;
-        for (int64_t node = 2 * labels - 2; node >= 0; --node) {
-            const float score = scores[size_t(node)];
+    // Logarithms of probabilities from the root down, the greater child first. What is surely too small is left out: less
+    // than the smallest that counts or, where there is one piece, than the second best label.
+    void walk(Work &work) const {
+        double too_small = work.smallest * pruning_margin, best = 0;
+        work.visits.assign(1, {2 * labels - 2, 0, 1, 1});
+        while (!work.visits.empty()) {
+            const Visit visit = work.visits.back();
+            work.visits.pop_back();
+            if (visit.share < too_small) continue;
+            const float score = visit.node == 2 * labels - 2 ? 0 : visit.score + log_of(visit.part);
             if (!(score >= work.least)) continue;
-            if (node < labels) {
-                sums[size_t(node)] += std::min(1.0, double(std::exp(score)));
+            if (visit.node < labels) {
+                work.add(size_t(visit.node), std::min(1.0, double(std::exp(score))));
+                if (work.pieces.size() > 1) continue;
+                too_small = std::max(too_small, std::min(best, visit.share) * pruning_margin);
+                best = std::max(best, visit.share);
                 continue;
             }
-            const int64_t inner = node - labels;
-            const float right = float(1.0 / (1.0 + double(std::exp(-product(inner, work)))));
-            scores[size_t(tree[2 * inner])] = score + log_of(float(1.0 - double(right)));
-            scores[size_t(tree[2 * inner + 1])] = score + log_of(right);
+            const int64_t inner = visit.node - labels;
+            const float right = float(1.0 / (1.0 + double(std::exp(-work.products[size_t(inner)]))));
+            const float left = float(1.0 - double(right));
+            const auto push = [&](int64_t side, float part) {
+                work.visits.push_back({tree[2 * inner + side], score, part, visit.share * (double(part) + 1e-5)});
+            };
+            if (left < right) push(0, left), push(1, right);
+            else push(1, right), push(0, left);
         }
     }
 
-    void weigh(Work &work, std::vector<double> &sums) const {
+    void weigh(Work &work) const {
         float largest = -INFINITY, total = 0;
-        for (int64_t label = 0; label < labels; ++label) {
-            work.scores[size_t(label)] = product(label, work);
-            largest = std::max(largest, work.scores[size_t(label)]);
+        for (const float product : work.products) largest = std::max(largest, product);
+        for (float &product : work.products) {
+            product = std::exp(product - largest);
+            total += product;
         }
         for (int64_t label = 0; label < labels; ++label) {
-            work.scores[size_t(label)] = std::exp(work.scores[size_t(label)] - largest);
-            total += work.scores[size_t(label)];
-        }
-        for (int64_t label = 0; label < labels; ++label) {
-            const float score = log_of(work.scores[size_t(label)] / total);
-            if (score >= work.least) sums[size_t(label)] += std::min(1.0, double(std::exp(score)));
+            const float score = log_of(work.products[size_t(label)] / total);
+            if (score >= work.least) work.add(size_t(label), std::min(1.0, double(std::exp(score))));
         }
     }
 
@@ -250,8 +343,8 @@ class LabelModel {
     KeptRows kept;
     bool prunes;
     const char *inputs;
-    const float *outputs;
     int64_t labels, width;
+    std::vector<float> outputs;  // by columns
     const int32_t *tree;
     int64_t shortest, longest, word_grams;
     uint32_t buckets;
