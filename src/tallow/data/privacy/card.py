@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from stdnum import luhn
 
@@ -14,6 +15,10 @@ _NUMBER = re.compile(
     rf"|\d{{4}}([ \xa0-])\d{{6}}\2\d{{4,5}}){AFTER}"
 )
 _WORDS = re.compile(r"card|visa|credit|debit|karte|carte|tarjeta|карт|کارت|卡", re.IGNORECASE)
+SIZES = frozenset(
+    (*((size,) for size in range(13, 20)), (4, 4, 4, 4), *((4, 4, 4, 4, n) for n in (1, 2, 3)), (4, 6, 4), (4, 6, 5))
+)
+"""Sizes of its groups of digits."""
 _LONG = range(16, 20)
 _IRAN = (
     5022,
@@ -64,6 +69,8 @@ _ISSUERS: tuple[tuple[int, int, range | tuple[int, ...]], ...] = (
 
 def find(text: str, start: int, end: int) -> Iterator[Span]:
     """Cards among digits."""
+    if end - start < 13:
+        return
     for match in _NUMBER.finditer(text, start, min(len(text), end + 2)):
         number = digits(match[0])
         if is_card(number) and (len(number) > 13 or is_near(_WORDS, text, match.start(), match.end())):
@@ -72,7 +79,15 @@ def find(text: str, start: int, end: int) -> Iterator[Span]:
 
 def is_card(number: str) -> bool:
     """Whether ASCII digits are a card's."""
-    issued = any(
-        low <= int(number[: len(str(low))]) <= high and len(number) in lengths for low, high, lengths in _ISSUERS
-    )
+    issued = any(len(number) in _lengths().get((size, int(number[:size])), ()) for size in range(1, 5))
     return issued and luhn.is_valid(number)
+
+
+@cache
+def _lengths() -> dict[tuple[int, int], set[int]]:
+    """How long cards are by how many digits they begin with, and which."""
+    found: dict[tuple[int, int], set[int]] = {}
+    for low, high, lengths in _ISSUERS:
+        for prefix in range(low, high + 1):
+            found.setdefault((len(str(low)), prefix), set()).update(lengths)
+    return found

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
-from tallow.data.privacy import card, email, iban, ip, national, phone, secret, wallet
+from tallow.data.privacy import card, email, iban, ip, national, phone, phone_plan, secret, wallet
 from tallow.data.privacy.config import PrivacyConfig
-from tallow.data.privacy.span import Span
+from tallow.data.privacy.span import Span, literals
 from tallow.kernels.text.candidates import Candidate
+from tallow.kernels.text.number_forms import NumberForms
+
+
+def number_forms(config: PrivacyConfig) -> NumberForms:
+    """Numbers at which `find` may find something."""
+    return _number_forms(config.phone_regions)
+
+
+@lru_cache(8)
+def _number_forms(regions: tuple[str, ...]) -> NumberForms:
+    pieces: dict[tuple[int, ...], frozenset[str]] = {}
+    for region in regions:
+        for sizes, firsts in phone_plan.usual_shapes(region).items():
+            pieces[sizes] = pieces.get(sizes, frozenset()) | firsts
+    ids = [form for forms in national.FORMS.values() for form in forms]
+    words = [word for form in ids if form.words for word in literals(form.words)]
+    return NumberForms(
+        pieces=pieces,
+        abroad=phone_plan.numbers_abroad(),
+        anywhere=card.SIZES.union(*(form.sizes for form in ids)),
+        lettered=frozenset[tuple[int, ...]]().union(*(form.beside_letter for form in ids)),
+        words=[*literals(phone.WORDS), *words],
+    )
 
 
 def find(text: str, candidates: Sequence[tuple[int, int, int]], config: PrivacyConfig) -> list[Span]:

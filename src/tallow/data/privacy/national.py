@@ -53,46 +53,81 @@ class Form(NamedTuple):
         pattern: Of what surely is one if `is_valid`.
         bare: Of what is one behind one of `words` (as `whole_words` takes them).
         is_valid: Of its letters and ASCII digits, in upper case.
+        sizes: Of the groups of digits of `pattern`.
+        beside_letter: Sizes of seven digits or more before or behind which it has a letter.
     """
 
     pattern: str
     is_valid: Callable[[str], bool]
     bare: str = ""
     words: str = ""
+    sizes: Sequence[tuple[int, ...]] = ()
+    beside_letter: Sequence[tuple[int, ...]] = ()
+
+
+def _joined(*sizes: int) -> set[tuple[int, ...]]:
+    """Sizes of groups of digits where any of the separators between them may be left out."""
+    if len(sizes) < 2:
+        return {sizes}
+    rest = _joined(*sizes[1:])
+    return {(sizes[0], *others) for others in rest} | {(sizes[0] + first, *others) for first, *others in rest}
 
 
 FORMS: dict[Country, Sequence[Form]] = {
-    "us": [Form(r"\d{3}-\d{2}-\d{4}", ssn.is_valid, r"\d{9}|\d{3} \d{2} \d{4}", r"<ssn>|social.security|<soc\.? ?sec")],
+    "us": [
+        Form(
+            r"\d{3}-\d{2}-\d{4}",
+            ssn.is_valid,
+            r"\d{9}|\d{3} \d{2} \d{4}",
+            r"<ssn>|social.security|<soc\.? ?sec",
+            sizes=[(3, 2, 4)],
+        )
+    ],
     "ru": [
-        Form(r"\d{3}-\d{3}-\d{3}[ \xa0-]\d{2}", is_snils, r"\d{11}|\d{3} \d{3} \d{3} \d{2}", r"снилс|snils"),
-        Form("", inn.is_valid, r"\d{12}|\d{10}", r"<(?:инн|inn)>"),
+        Form(
+            r"\d{3}-\d{3}-\d{3}[ \xa0-]\d{2}",
+            is_snils,
+            r"\d{11}|\d{3} \d{3} \d{3} \d{2}",
+            r"снилс|snils",
+            sizes=[(3, 3, 3, 2)],
+        ),
+        Form("", inn.is_valid, r"\d{12}|\d{10}", r"<инн>|<inn>"),
     ],
     "ir": [
         Form(
             r"\d{3}-\d{6}-\d",
             is_iranian,
             r"\d{10}",
-            r"کد.?ملی|كد.?ملي|شماره.?ملی|شناسه.?ملی|national (?:code|id|number)|code.?melli",
+            r"کد.?ملی|كد.?ملي|شماره.?ملی|شناسه.?ملی|national code|national id|national number|code.?melli",
+            sizes=[(3, 6, 1)],
         )
     ],
-    "cn": [Form(r"\d{17}[\dXx]|\d{6} \d{8} \d{3}[\dXx]", ric.is_valid)],
+    "cn": [
+        Form(
+            r"\d{17}[\dXx]|\d{6} \d{8} \d{3}[\dXx]",
+            ric.is_valid,
+            sizes=[(18,), (17,), (6, 8, 4), (6, 8, 3)],
+        )
+    ],
     "de": [
         Form(
             "",
             idnr.is_valid,
             r"\d{11}|\d{2} \d{3} \d{3} \d{3}",
-            r"steuer.?id|identifikationsnummer|id.?nr|steuernummer|<tin>|tax.?(?:id|number)",
+            r"steuer.?id|identifikationsnummer|id.?nr|steuernummer|<tin>|tax.?id|tax.?number",
         )
     ],
     "fr": [
         Form(
             r"\d[ \xa0]?\d{2}[ \xa0]?\d{2}[ \xa0]?\d[\dAB][ \xa0]?\d{3}[ \xa0]?\d{3}[ \xa0]?\d{2}",
             is_nir,
-        )
+            sizes=[*_joined(1, 2, 2, 2, 3, 3, 2)],
+            beside_letter=[*_joined(3, 3, 2)],
+        ),
     ],
     "es": [
-        Form(r"(?:\d{8}|\d{2}\.\d{3}\.\d{3})[ -]?[A-Z]", dni.is_valid),
-        Form(r"[XYZ]-?\d{7}-?[A-Z]", nie.is_valid),
+        Form(r"(?:\d{8}|\d{2}\.\d{3}\.\d{3})[ -]?[A-Z]", dni.is_valid, beside_letter=[(8,), (2, 3, 3)]),
+        Form(r"[XYZ]-?\d{7}-?[A-Z]", nie.is_valid, beside_letter=[(7,)]),
     ],
 }
 _PATTERNS = {
@@ -111,6 +146,8 @@ _PATTERNS = {
 
 def find(text: str, start: int, end: int, countries: Sequence[Country]) -> Iterator[Span]:
     """Ids among digits."""
+    if end - start > 7 and sum(map(str.isdecimal, text[start:end])) == 7:
+        return  # the only id with seven digits has nothing between them
     start, end = max(0, start - BEFORE_DIGITS), min(len(text), end + 4)
     for country in countries:
         for pattern, sure, words, is_valid in _PATTERNS[country]:

@@ -9,17 +9,20 @@ from functools import lru_cache
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberFormat
 
+from tallow.data.privacy.phone_plan import may_be_valid, usual_shapes
 from tallow.data.privacy.span import Span, digits, is_near, whole_words
 
 MIN_DIGITS, MAX_DIGITS = 7, 17
 """Of a number as it is dialled: at most 15 (ITU-T E.164) behind a 00."""
 LONGEST = 3 * MAX_DIGITS
 
-_WORDS = whole_words(
+WORDS = (
     r"phone|<tel>|<call|<cell>|<fax>|mobile|office|whatsapp|contact|<reach>|answering|<dial>|<text>|<sms>"
-    r"|telefon|handy|<ruf|téléphone|appel|portable|teléfono|móvil|llam[ae]|<тел>|телефон|звон|факс|<моб"
+    r"|telefon|handy|<ruf|téléphone|appel|portable|teléfono|móvil|llama|llame|<тел>|телефон|звон|факс|<моб"
     r"|تلفن|موبایل|تماس|همراه|فکس|نمابر|شماره|电话|電話|手机|手機|联系|聯繫|致电|传真|热线"
 )
+"""Words without operators, but for `|`, `<` and `>` (`whole_words`)."""
+_WORDS = whole_words(WORDS)
 _OTHERS = whole_words(r"<(?:инн|inn|ssn|order|invoice|id)>|снилс|isbn|issn|کد.?ملی|کد.?پستی")
 _NOT_A_PHONE = re.compile(  # a date, an ISBN
     r"(?:(?:19|20)\d\d([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2(?:19|20)?\d\d)(?!\d|[-./]\d)|97[89][- ]\d"
@@ -48,7 +51,8 @@ def find(text: str, start: int, end: int, regions: Sequence[str], possible: bool
         spans = [
             span
             for piece in pieces.finditer(text, max(0, start - 1), end)
-            if (span := _find(text, piece.start(), piece.end(), regions, possible)) is not None
+            if piece.span() != (start, end)
+            and (span := _find(text, piece.start(), piece.end(), regions, possible)) is not None
         ]
         if spans:
             yield from spans
@@ -84,8 +88,13 @@ def _number(raw: str, near: bool, regions: tuple[str, ...], possible: bool) -> s
         number = _parse("+" + (plain if plus else plain[2:]), None)
         good = number is not None and (phonenumbers.is_valid_number(number) or (near and possible and _fits(number)))
         return _international(number) if number is not None and good else None
+    sizes = tuple(map(len, groups))
     for region in regions:
-        number = _parse(raw, region)
+        if near:
+            is_plausible = may_be_valid(region).fullmatch(plain) is not None
+        else:
+            is_plausible = any(map(plain.startswith, usual_shapes(region).get(sizes, ())))
+        number = _parse(raw, region) if is_plausible else None
         if number is not None and phonenumbers.is_valid_number(number) and (near or _is_usual(groups, number)):
             return _international(number)
     if near and possible:

@@ -22,6 +22,7 @@ from tallow.data.privacy.config import PrivacyConfig
 from tallow.data.privacy.span import KINDS, Kind, Span, choose
 from tallow.errors import UsageError
 from tallow.kernels.text.candidates import find_candidates
+from tallow.kernels.text.number_forms import NumberForms
 
 NameFinder = Callable[[Sequence[str]], Sequence[Sequence[tuple[int, int]]]]
 """From texts to where names are in each: the first character, and that behind the last."""
@@ -90,19 +91,23 @@ def too_many(counts: Counts, config: PrivacyConfig) -> npt.NDArray[np.bool_]:
     return np.any(beyond, axis=0) if beyond else np.zeros(length, np.bool_)
 
 
-def _finders() -> Callable[[str, Sequence[tuple[int, int, int]], PrivacyConfig], list[Span]]:
+def _finders() -> tuple[
+    Callable[[str, Sequence[tuple[int, int, int]], PrivacyConfig], list[Span]], Callable[[PrivacyConfig], NumberForms]
+]:
     try:
-        from tallow.data.privacy.finders import find  # python-stdnum and phonenumbers, which come with an extra
+        # python-stdnum and phonenumbers, which come with an extra
+        from tallow.data.privacy.finders import find, number_forms
     except ImportError as error:
         raise UsageError(f"privacy needs a library that is not there: {error}", "pip install 'tallow[data]'") from error
-    return find
+    return find, number_forms
 
 
 def _search(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder | None) -> dict[int, _Document]:
     """The documents in which something was found, scrubbed."""
-    find = _finders()
+    find, number_forms = _finders()
+    forms = number_forms(config)
     documents: dict[int, _Document] = {}
-    rows = _by_text(find_candidates(texts))
+    rows = _by_text(find_candidates(texts, forms))
     names = find_names([text or "" for text in texts.to_pylist()]) if find_names and "name" in config.sought else None
     pending = sorted(rows.keys() | {number for number, places in enumerate(names or ()) if places})
     for number in pending:
@@ -114,7 +119,8 @@ def _search(texts: pa.StringArray, config: PrivacyConfig, find_names: NameFinder
             documents[number].add(spans)
     pending = list(documents)
     while pending:
-        again = _by_text(find_candidates(pa.array([documents[number].scrubbed for number in pending], pa.string())))
+        scrubbed = pa.array([documents[number].scrubbed for number in pending], pa.string())
+        again = _by_text(find_candidates(scrubbed, forms))
         pending = [
             pending[place]
             for place, candidates in again.items()

@@ -19,6 +19,9 @@ BEFORE = r"(?<![^\W\u0590-\U0010ffff])(?<!\d)(?<!\d[-.])"
 AFTER = r"(?![^\W\u0590-\U0010ffff])(?!\d)(?![-.]\d)"
 
 
+_OPERATOR = re.compile(r"\\?.\?|\.")
+
+
 class Span(NamedTuple):
     """Characters of a text.
 
@@ -46,6 +49,8 @@ def choose(spans: Iterable[Span]) -> list[Span]:
 
 def digits(text: str) -> str:
     """The digits of a text, in ASCII."""
+    if text.isascii():
+        return "".join(filter(str.isdecimal, text))
     return "".join(str(unicodedata.decimal(character)) for character in text if character.isdecimal())
 
 
@@ -54,6 +59,15 @@ def is_near(words: re.Pattern[str], text: str, start: int, end: int, before: int
     behind = text[max(0, start - before) : start].rpartition("\n")[2]
     ahead = text[end : end + after].partition("\n")[0]
     return words.search(behind) is not None or (after > 0 and words.search(ahead) is not None)
+
+
+def literals(pattern: str) -> list[str]:
+    """For each alternative of a pattern as `whole_words` takes it, what is in all that it matches, in lower case.
+
+    The alternatives have no operators but `.`, and `?` behind a character.
+    """
+    pieces = (_OPERATOR.split(alternative) for alternative in pattern.split("|"))
+    return [max(reversed(parts), key=len).lower() for parts in pieces]
 
 
 def whole_words(pattern: str) -> re.Pattern[str]:

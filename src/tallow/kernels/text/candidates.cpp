@@ -2,13 +2,18 @@
 // Each is defined by its pattern in candidates.py. Each byte is visited once, and looked at again by a search that went
 // on from an earlier one at most once a kind: a search ends where that of its kind ended, or after so many bytes.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
+#include "number_forms.h"
 #include "texts.h"
 #include "utf8.h"
 
@@ -20,7 +25,7 @@ namespace {
 enum Kind : int32_t { AT, NUMBER, IPV4, IPV6, TOKEN, IBAN, ASSIGNMENT, PEM };
 
 constexpr uint8_t DIGIT = 1, LETTER = 2, HEX = 4, WORD = 8, ANCHOR = 16;
-constexpr int64_t MIN_DIGITS = 7, MAX_BETWEEN = 3, MIN_TOKEN = 15, MIN_IPV6 = 6, MAX_IPV6 = 45, MAX_LABEL = 63;
+constexpr int64_t MIN_DIGITS = 7, MAX_BETWEEN = 3, MIN_TOKEN = 15, BEFORE_TOKEN = 5, MIN_IPV6 = 6, MAX_IPV6 = 45, MAX_LABEL = 63;
 
 constexpr std::array<uint8_t, 256> make_classes() {
     std::array<uint8_t, 256> classes{};
@@ -41,11 +46,34 @@ constexpr std::array<uint8_t, 256> CLASSES = make_classes();
 
 bool is(char byte, int classes) { return CLASSES[uint8_t(byte)] & classes; }
 
+// What keys and addresses of wallets begin with, beside the forms in `may_be_secret`.
+constexpr std::string_view CHAINS[] = {"bc1", "tb1", "ltc1", "BC1", "TB1", "LTC1"};
+constexpr std::string_view KEYS[] = {"ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "xapp-", "AIza", "ya29.",
+                                     "rk_live_", "rk_test_", "sk_live_", "sk_test_", "npm_", "hf_", "pypi-", "SG.", "eyJ"};
+
+bool is_base58(char byte) { return is(byte, DIGIT | LETTER) && !std::strchr("0OIl", byte); }
+
+// Whether a key or the address of a wallet may begin at a place; `run` is what letters and digits follow.
+bool may_be_secret(std::string_view text, std::string_view run) {
+    const char first = text[0];
+    const bool key = std::strchr("gsxAyrnhpSe", first) && std::any_of(std::begin(KEYS), std::end(KEYS), [&](std::string_view key) { return text.starts_with(key); });
+    if (key) return true;
+    const auto upper = [](char byte) { return byte >= 'A' && byte <= 'Z'; };
+    if (first == 'A' && run.size() == 20 && std::all_of(run.begin(), run.begin() + 4, upper)) return true;
+    if (text.starts_with("xox") && text.size() > 4 && text[3] >= 'a' && text[3] <= 'z' && text[4] == '-') return true;
+    if (std::strchr("123LMDTX", first) && run.size() >= 26 && run.size() <= 35 && std::all_of(run.begin(), run.end(), is_base58)) return true;
+    if (first == '0') return run.size() == 42 && run[1] == 'x';
+    if (run.size() < 11 || !std::strchr("btlBTL", first)) return false;
+    return std::any_of(std::begin(CHAINS), std::end(CHAINS), [&](std::string_view chain) { return run.starts_with(chain); });
+}
+
 struct Finder {
     std::vector<std::string_view> words;    // what secrets are called, lower case
     std::array<bool, 256> last_of_word{};  // the bytes that they end in, as they may be written
     const char *begin = nullptr, *end = nullptr, *mark = nullptr;
     const char *number_end = nullptr, *ipv6_end = nullptr, *dashes_end = nullptr;
+    std::optional<NumberForms> forms;  // of numbers
+    NumberGroups groups;
     int32_t text = 0, characters = 0;  // the number of the text, and characters before the mark
     std::vector<int32_t> found;
 
@@ -94,17 +122,37 @@ struct Finder {
 
     void number(const char *at) {
         if (at < number_end) return;
-        int64_t digits = 0;
+        groups.digits.clear();
+        groups.groups.assign(1, {});
         const char *last = at;
         for (const char *next = at;;) {
             const int bytes = digit(next);
             if (!bytes) break;
-            digits += 1;
+            groups.digits.push_back(char('0' + (uint8_t(next[bytes - 1]) & 15)));
             last = next += bytes;
+            if (digit(next)) continue;
             for (int64_t i = 0; i < MAX_BETWEEN && !digit(next); ++i) next += between(next);
+            if (digit(next)) groups.groups.push_back(group(last, next));
         }
         number_end = std::max(last, at + 1);
-        if (digits >= MIN_DIGITS) add(NUMBER, at, at, last);
+        if (int64_t(groups.digits.size()) >= MIN_DIGITS && (!forms || forms->may_be(groups, {begin, size_t(end - begin)}, at, last)))
+            add(NUMBER, at, at, last);
+    }
+
+    // The group of digits behind some separators.
+    NumberGroups::Group group(const char *from, const char *to) const {
+        const std::string_view between(from, size_t(to - from));
+        const bool spaced = between.find(' ') != between.npos || between.find("\xC2\xA0") != between.npos;
+        return {int32_t(groups.digits.size()), between == ".", between == "-", spaced, between.find('(') != between.npos};
+    }
+
+    // A word that ends here.
+    void token(const char *from, const char *to) {
+        for (const char *at = std::max(begin, from - BEFORE_TOKEN), *run = at; at < to; ++at) {
+            if (!is(*at, DIGIT | LETTER) || (at > begin && is(at[-1], DIGIT | LETTER))) continue;
+            for (run = at; run < end && is(*run, DIGIT | LETTER);) ++run;
+            if (may_be_secret({at, size_t(to - at)}, {at, size_t(run - at)})) return add(TOKEN, to, from, to);
+        }
     }
 
     void ipv4(const char *at) {
@@ -113,8 +161,9 @@ struct Finder {
         for (int part = 0; part < 4; ++part) {
             if (part && (next == end || *next++ != '.')) return;
             const char *first = next;
-            while (next < end && is(*next, DIGIT) && next - first < 4) ++next;
-            if (next == first || next - first > 3) return;
+            int value = 0;
+            for (; next < end && is(*next, DIGIT) && next - first < 4; ++next) value = 10 * value + (*next - '0');
+            if (next == first || value > 255 || (*first == '0' && next - first > 1)) return;
         }
         if (end - next > 1 && next[0] == '.' && is(next[1], DIGIT)) return;
         add(IPV4, at, at, next);
@@ -184,7 +233,7 @@ struct Finder {
         for (const char *at = begin; at <= end; ++at) {
             const uint8_t classes = at < end ? CLASSES[uint8_t(*at)] : 0;
             if (!(classes & WORD)) {
-                if (at - word >= MIN_TOKEN) add(TOKEN, at, word, at);
+                if (at - word >= MIN_TOKEN) token(word, at);
                 word = at + 1;
             }
             if (!(classes & ANCHOR)) continue;
@@ -206,8 +255,12 @@ struct Finder {
     }
 };
 
-nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words) {
-    Finder finder(std::string_view(words.c_str(), words.size()));
+using Lines = std::tuple<nb::bytes, nb::bytes, nb::bytes, nb::bytes>;
+
+nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words, const std::optional<Lines> &forms) {
+    const auto view = [](const nb::bytes &bytes) { return std::string_view(bytes.c_str(), bytes.size()); };
+    Finder finder(view(words));
+    if (forms) std::apply([&](const auto &...lines) { finder.forms.emplace(view(lines)...); }, *forms);
     {
         nb::gil_scoped_release release;
         const Texts texts(places);
@@ -218,6 +271,6 @@ nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words) {
 
 }  // namespace
 
-void bind_candidates(nb::module_ &m) { m.def("find_candidates", &find_candidates); }
+void bind_candidates(nb::module_ &m) { m.def("find_candidates", &find_candidates, nb::arg(), nb::arg(), nb::arg().none()); }
 
 }  // namespace tallow

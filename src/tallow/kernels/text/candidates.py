@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.text import native, places
+from tallow.kernels.text.number_forms import NumberForms
 
 
 class Candidate(IntEnum):
@@ -23,11 +24,12 @@ class Candidate(IntEnum):
     AT = 0
     """The @ of an e-mail address, or before the host of a URL."""
     NUMBER = 1
-    """Seven digits or more (ASCII, Arabic, Persian, wide) with at most three separators between two."""
+    """Seven digits or more (ASCII, Arabic, Persian, wide) with at most three separators between two, of some form."""
     IPV4 = 2
     IPV6 = 3
     TOKEN = 4
-    """A word of fifteen bytes or more: letters, digits, underscores and hyphens of ASCII."""
+    """A word of fifteen bytes or more (letters, digits, underscores and hyphens of ASCII) in which, or not far before
+    which, a key or the address of a wallet may begin."""
     IBAN = 5
     """The first four characters of an IBAN, for what they are."""
     ASSIGNMENT = 6
@@ -48,12 +50,16 @@ SECRET_WORDS = tuple(
 )
 """Names of secrets end in these, in any case of ASCII letters."""
 
+BEFORE_TOKEN = 5
+"""Characters of a key that may go before its first long word (`ya29.`)."""
+
 _DIGIT = rb"(?:[0-9]|\xd9[\xa0-\xa9]|\xdb[\xb0-\xb9]|\xef\xbc[\x90-\x99])"
 _BETWEEN = rb"(?:[ ()./-]|\xc2\xa0|\xe2\x80\x91)"
+_PART = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _PATTERNS: Mapping[Candidate, re.Pattern[bytes]] = {
     Candidate.AT: re.compile(rb"(?<=[!-?A-~\x80-\xff])@(?=[A-Za-z0-9\x80-\xff-]{1,63}[.:/][A-Za-z0-9\x80-\xff])"),
     Candidate.NUMBER: re.compile(_DIGIT + rb"(?:" + _BETWEEN + rb"{0,3}" + _DIGIT + rb"){6,}"),
-    Candidate.IPV4: re.compile(rb"(?<![0-9.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9]|\.[0-9])"),
+    Candidate.IPV4: re.compile(rb"(?<![0-9.])" + _PART + rb"(?:\." + _PART + rb"){3}(?![0-9]|\.[0-9])"),
     Candidate.IPV6: re.compile(rb"[0-9A-Fa-f:]+"),
     Candidate.TOKEN: re.compile(rb"[A-Za-z0-9_-]{15,}"),
     Candidate.IBAN: re.compile(rb"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=[ -]?[A-Za-z0-9])"),
@@ -62,30 +68,41 @@ _PATTERNS: Mapping[Candidate, re.Pattern[bytes]] = {
 }
 
 
-def find_candidates(texts: pa.StringArray) -> npt.NDArray[np.int32]:
+def find_candidates(texts: pa.StringArray, forms: NumberForms | None = None) -> npt.NDArray[np.int32]:
     """Candidates as rows: number of the text, `Candidate`, first character, and that behind the last.
 
     Rows of a text stand together, texts in their order.
+
+    Args:
+        texts: Where to look.
+        forms: Of numbers; None: any.
     """
     extension = native() if prefers_fast() else None
     if extension is None:
-        rows = [(number, *row) for number, text in enumerate(texts.to_pylist()) for row in _scan((text or "").encode())]
+        rows = [(number, *row) for number, text in enumerate(texts.to_pylist()) for row in _scan(text or "", forms)]
         return np.array(rows, np.int32).reshape(-1, 4)
-    found = extension.find_candidates(places(texts), b"".join(word + b"\n" for word in SECRET_WORDS))
+    words = b"".join(word + b"\n" for word in SECRET_WORDS)
+    found = extension.find_candidates(places(texts), words, None if forms is None else forms.lines)
     return np.frombuffer(found, np.int32).reshape(-1, 4)
 
 
-def _scan(data: bytes) -> Iterator[tuple[Candidate, int, int]]:
+def _scan(text: str, forms: NumberForms | None) -> Iterator[tuple[Candidate, int, int]]:
+    data = text.encode()
     begins = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
-    characters = np.concatenate(([0], np.cumsum(begins)))
+    characters = np.concatenate(([0], np.cumsum(begins))).tolist()
     for kind, pattern in _PATTERNS.items():
         for match in pattern.finditer(data):
+            start, end = characters[match.start()], characters[match.end()]
+            if kind == Candidate.NUMBER and forms is not None and not forms.may_be(text, start, end):
+                continue
             if _stands(kind, match):
-                yield kind, characters[match.start()], characters[match.end()]
+                yield kind, start, end
 
 
 def _stands(kind: Candidate, match: re.Match[bytes]) -> bool:
     data, start, end = match.string, match.start(), match.end()
+    if kind == Candidate.TOKEN:
+        return _SECRET.search(data, max(0, start - BEFORE_TOKEN), end) is not None
     if kind == Candidate.ASSIGNMENT:
         name = _BEHIND_NAME.sub(b"", data[max(0, start - 40) : start])
         return name.translate(_LOWER).endswith(SECRET_WORDS)
@@ -96,6 +113,11 @@ def _stands(kind: Candidate, match: re.Match[bytes]) -> bool:
     return True
 
 
+_SECRET = re.compile(
+    rb"(?<![A-Za-z0-9])(?:gh[pousr]_|github_pat_|glpat-|sk-|xox[a-z]-|xapp-|AIza|ya29\.|[rs]k_(?:live|test)_|npm_|hf_|pypi-"
+    rb"|SG\.|eyJ|(?:A[A-Z]{3}[A-Za-z0-9]{16}|[123LMDTX][1-9A-HJ-NP-Za-km-z]{25,34}|0x[A-Za-z0-9]{40})(?![A-Za-z0-9])"
+    rb"|(?=bc1|tb1|ltc1|BC1|TB1|LTC1)[A-Za-z0-9]{11})"
+)
 _BEHIND_NAME = re.compile(rb"""["']?[ ]{0,2}\Z""")
 _JOINED = re.compile(rb"[0-9A-Za-z_]")
 _LOWER = bytes(byte | 0x20 if ord("A") <= byte <= ord("Z") else byte for byte in range(256))
