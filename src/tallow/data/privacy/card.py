@@ -69,6 +69,8 @@ _ISSUERS: tuple[tuple[int, int, range | tuple[int, ...]], ...] = (
 
 def find(text: str, start: int, end: int) -> Iterator[Span]:
     """Cards among digits."""
+    if end - start < 13:
+        return
     for match in _NUMBER.finditer(text, start, min(len(text), end + 2)):
         number = digits(match[0])
         if is_card(number) and (len(number) > 13 or is_near(_WORDS, text, match.start(), match.end())):

@@ -23,6 +23,8 @@ _KINDS = (
 _GROUP = re.compile(r"\(((?:[^()]|\(\?:[^()]*\))*)\)")
 _UNIT = re.compile(r"(?:\\d|\[[^\]]*\]|\d)(?:\{(\d+)(?:,(\d+))?\}|(\?))?")
 _IN_RULE = re.compile(r"\\(\d)|(\d)|\D")
+_LITERAL = re.compile(r"\d+(?=[\\\[(][^|]*\Z)")
+"""The digits that all numbers of a pattern begin with."""
 _FIRST_IN_RULE = re.compile(r"\\\d")
 
 
@@ -36,7 +38,7 @@ def usual_shapes(region: str) -> Shapes:
         return {}
     code = str(phonenumbers.country_code_for_region(region))
     main = _metadata(_regions(code)[0])
-    lengths = {length for each in _regions(code) for length in _possible_lengths(_metadata(each))}
+    starts = _starts(code)
     found: dict[tuple[int, ...], set[str]] = {}
 
     def add(sizes: tuple[int, ...], first: str) -> None:
@@ -44,25 +46,28 @@ def usual_shapes(region: str) -> Shapes:
         found.setdefault((len(code), *sizes), set()).add(code + first)
 
     for numbers in main.number_format:
-        for sizes, first in _shapes(numbers, numbers.national_prefix_formatting_rule, lengths):
+        for sizes, first in _shapes(numbers, numbers.national_prefix_formatting_rule, starts):
             if len(sizes) > 1:
                 add(sizes, first)
     for numbers in main.intl_number_format or main.number_format:
-        for sizes, first in _shapes(numbers, None, lengths):
+        for sizes, first in _shapes(numbers, None, starts):
             add((len(code), *sizes), code + first)
-    for length in lengths:
-        add((len(code), length), code)  # of no format
+    for length, firsts in starts.items():
+        for first in firsts:
+            add((len(code), length), code + first)  # of no format
     return {sizes: frozenset(firsts) for sizes, firsts in found.items()}
 
 
-def _shapes(numbers: NumberFormat, prefix: str | None, lengths: set[int]) -> Iterator[tuple[tuple[int, ...], str]]:
+def _shapes(
+    numbers: NumberFormat, prefix: str | None, starts: Mapping[int, set[str]]
+) -> Iterator[tuple[tuple[int, ...], str]]:
     """Groups as one format writes them, with the literal digits that they begin with."""
     rule = numbers.format or ""
     if prefix:
         rule = _FIRST_IN_RULE.sub(lambda group: prefix.replace("\\1", group[0]), rule, count=1)
     groups = [group[1] for group in _GROUP.finditer(numbers.pattern or "")]
     for sizes in product(*map(_sizes, groups)):
-        if sum(sizes) in lengths:
+        if sum(sizes) in starts:
             written, first, is_first, is_new = list[int](), "", True, True
             for part in _IN_RULE.finditer(rule):
                 if part[1] is None and part[2] is None:
@@ -73,7 +78,22 @@ def _shapes(numbers: NumberFormat, prefix: str | None, lengths: set[int]) -> Ite
                 written[-1] += sizes[int(part[1]) - 1] if part[1] else 1
                 is_first, is_new = is_first and part[2] is not None, False
                 first += part[2] if is_first else ""
-            yield tuple(written), first
+            begins_as_number = next((part[1] for part in _IN_RULE.finditer(rule) if part[1]), "") == "1"
+            for start in starts[sum(sizes)]:
+                yield tuple(written), first + (start[: sizes[0]] if begins_as_number else "")
+
+
+def _starts(code: str) -> dict[int, set[str]]:
+    """How many digits numbers with a country's code have, and what they begin with: "" where that is several things."""
+    found: dict[int, set[str]] = {}
+    for region in _regions(code):
+        general = _lengths(_metadata(region))
+        for kind in filter(None, (getattr(_metadata(region), kind) for kind in _KINDS)):
+            literal = _LITERAL.match(kind.national_number_pattern or "")
+            for length in kind.possible_length or general:
+                if length in general:
+                    found.setdefault(length, set()).add(literal[0] if literal else "")
+    return found
 
 
 def _sizes(group: str) -> range:
@@ -111,14 +131,9 @@ def may_be_valid(region: str) -> re.Pattern[str]:
 def numbers_abroad() -> Mapping[str, int]:
     """What numbers begin with that begin with 00, and how many digits they have at least."""
     return {
-        f"00{code}": 2 + len(str(code)) + min(min(_possible_lengths(each)) for each in _all_metadata(code))
+        f"00{code}": 2 + len(str(code)) + min(min(_lengths(each)) for each in _all_metadata(code))
         for code in COUNTRY_CODE_TO_REGION_CODE
     }
-
-
-def _possible_lengths(plan: PhoneMetadata) -> tuple[int, ...]:
-    assert plan.general_desc is not None
-    return plan.general_desc.possible_length
 
 
 def _all_metadata(code: int) -> Iterator[PhoneMetadata]:
@@ -137,3 +152,9 @@ def _metadata(region: str) -> PhoneMetadata:
     found = PhoneMetadata.metadata_for_region(region)
     assert found is not None
     return found
+
+
+def _lengths(metadata: PhoneMetadata) -> tuple[int, ...]:
+    """How many digits any number of a country may have."""
+    assert metadata.general_desc is not None
+    return metadata.general_desc.possible_length

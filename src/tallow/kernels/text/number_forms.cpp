@@ -43,7 +43,7 @@ bool is_upper(char byte) { return byte >= 'A' && byte <= 'Z'; }
 bool has_letter(std::string_view text, const char *at, const char *last) {
     const char *const begin = text.data(), *const end = begin + text.size();
     if (last < end && (*last == ' ' || *last == '-')) ++last;
-    if (last < end && (is_upper(*last) || *last == 'x')) return true;
+    if (last < end && (is_upper(*last) || *last == 'x') && (last + 1 == end || !is_word(fold(char32_t(uint8_t(last[1])))))) return true;
     if (at > begin && at[-1] == ' ') --at;
     else if (at - begin > 1 && std::memcmp(at - 2, "\xC2\xA0", 2) == 0) at -= 2;
     return at > begin && (at[-1] == 'A' || at[-1] == 'B');

@@ -111,7 +111,10 @@ def _has_any(number: str, dots: bool, shapes: frozenset[Sizes]) -> bool:
 
 
 def _has_letter(text: str, start: int, end: int) -> bool:
-    return bool(re.match("[ -]?[A-Zx]", text[end:]) or re.search(r"[AB][ \xa0]?\Z", text[max(0, start - 2) : start]))
+    return bool(
+        re.match("[ -]?[A-Zx](?![A-Za-z0-9_])", text[end : end + 3])
+        or re.search(r"[AB][ \xa0]?\Z", text[max(0, start - 2) : start])
+    )
 
 
 def _has_word(text: str, bounded: int, word: str) -> bool:
