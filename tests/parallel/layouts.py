@@ -1,4 +1,4 @@
-"""What each kind of model learns in twenty updates, on one process or spread over several."""
+"""What each kind of model learns in ten updates, on one process or spread over several."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tallow.objectives.masked import masked
 from tallow.parallel import Layout, ParallelConfig, World, join_world
 from tallow.train.update import Update, Updater
 
-VOCABULARY, ROWS, LENGTH, STEPS, RATE = 40, 8, 16, 20, 1e-3
+VOCABULARY, ROWS, LENGTH, STEPS, RATE = 40, 8, 16, 10, 1e-3
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "intermediate_size": 64}
 DECODER = {**SHAPE, "num_kv_heads": 2, "max_positions": LENGTH}
 KINDS = {

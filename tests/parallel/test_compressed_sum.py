@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tests.parallel.layouts import KINDS, STEPS, micro_batches, rows_of, together
+from tests.parallel.layouts import KINDS, micro_batches, rows_of, together
 from tests.parallel.layouts import ROWS as BATCH
 from tests.train.toys import loop_config
 from torch import nn
@@ -23,7 +23,7 @@ from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.compressed_sum import EXACT_ROUNDS, CompressedSum
 from tallow.train.update import Updater
 
-ROWS, COLUMNS, ROUNDS = 48, 32, 30
+ROWS, COLUMNS, ROUNDS, STEPS = 48, 32, 30, 20
 
 
 def gradients(rank: int, inner: int) -> tuple[torch.Tensor, torch.Tensor]:
