@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "smollm2: needs SmolLM2-135M-Instruct, fetched from the package index on first use"
     )
+    # a shell lets what it starts in the background ignore Ctrl-C, which some tests send
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of these compiles tallow's modules again
