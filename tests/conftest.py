@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -46,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if SANITIZED is not None:
         load_extension("tallow.kernels.text._text", SANITIZED)
+    # a shell lets what it starts in the background ignore Ctrl-C, which some tests send
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of these compiles tallow's modules again

@@ -19,6 +19,11 @@ def start(work: Callable[..., None], *arguments: object) -> ForkServerProcess:
             "tests.train.toys",
             "torch.distributed.pipelining",
             "tallow.cli",
+            "tallow.data.prepare",
+            "tallow.data.examine",
+            "tallow.report.page",
+            "tallow.report.plots",
+            "tallow.tokenizer.train",
             "tallow.serve.server",
             "tallow.serve.worker",
         ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from tests.engine.test_runners import RUNNERS, MakeRunner
+from tests.engine.test_runners import RUNNERS, SINGLE, MakeRunner
 
 from tallow.engine.engine import Engine
 from tallow.engine.request import Request, RequestState, SamplingParams
@@ -42,7 +42,7 @@ def answers(runner: Runner, run_ahead_s: float, params: Sequence[SamplingParams]
     return requests, steps
 
 
-@pytest.mark.parametrize("make", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("make", SINGLE.values(), ids=SINGLE)
 @pytest.mark.parametrize("name", CHOICES)
 def test_the_same_answers(any_model: Decoder, make: MakeRunner, name: str) -> None:
     length = MOST_PASSES + 3  # once as many passes as may be, and once fewer
@@ -57,7 +57,7 @@ def test_the_same_answers(any_model: Decoder, make: MakeRunner, name: str) -> No
 
 @pytest.mark.parametrize("make", RUNNERS.values(), ids=RUNNERS)
 def test_the_same_side_by_side(any_model: Decoder, make: MakeRunner) -> None:
-    """Requests that end at different times, by their length or an end token."""
+    """Requests that end at different times, by their length or an end token; on two threads."""
     runner = make(any_model)
     [free], _ = answers(runner, 0.0, [replace(SAMPLED, ignore_eos=True)])
     params = [

@@ -43,6 +43,8 @@ def native(instruction_set: str | None, threads: int = 2) -> MakeRunner:
 
 
 RUNNERS: dict[str, MakeRunner] = {"torch": TorchRunner} | {name: native(name) for name in INSTRUCTION_SETS}
+SINGLE: dict[str, MakeRunner] = {"torch": TorchRunner} | {name: native(name, threads=1) for name in INSTRUCTION_SETS}
+"""For many short passes: of two threads, whoever is done first spins, which takes long on a busy machine."""
 
 
 @pytest.fixture(params=RUNNERS)

@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from tests.parity.smollm2_reference import transformers_twin
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from tallow.engine.choices import Precision
@@ -276,13 +277,12 @@ def test_stage_takes_what_prepared_documents_hold_out(tmp_path: Path) -> None:
 
 @pytest.mark.smollm2
 @pytest.mark.shared_data
-def test_smollm2_equals_transformers(smollm2_gguf: Path, shared_data: Callable[..., Path], tmp_path: Path) -> None:
+def test_smollm2_equals_transformers(smollm2_gguf: Path, shared_data: Callable[..., Path]) -> None:
     model = load(smollm2_gguf, "fp32")
     text = read_text(shared_data("wikitext2", "wiki.valid.raw"))
     score = perplexity(model, text, window=256, max_tokens=512)
 
-    save_model(load_model(smollm2_gguf, dtype=torch.float32), model.tokenizer, tmp_path / "model")
-    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    reference = transformers_twin(load_model(smollm2_gguf, dtype=torch.float32))
     windows = torch.tensor(model.tokenizer.encode(text[0])[:512]).view(2, 256)
     with torch.inference_mode():
         loss = float(reference(windows, labels=windows).loss)

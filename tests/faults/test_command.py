@@ -6,12 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from tests.processes import start
 
 from tallow.cli import main
 from tallow.files import hash_path
@@ -38,17 +39,29 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def run_stopped(place: Path) -> None:
+    """The command, in the foreground group of a terminal; what it says goes into files."""
+    os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    os.chdir(place)
+    sys.argv = ["tallow", "run", "tiny.yaml", "--run", "stopped"]
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):  # a handler of signals writes by the descriptor
+        os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    main()
+
+
 def test_control_c_saves_says_how_to_go_on_and_the_same_command_does(place: Path) -> None:
     """As a terminal does it: SIGINT goes to every process of the foreground group."""
-    command = [sys.executable, "-c", "from tallow.cli import main; main()", "run", "tiny.yaml", "--run", "stopped"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    process = start(run_stopped, place)
     metrics = place / "stopped" / "pretrain" / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 3:
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive(), (place / "err").read_text()
         time.sleep(0.002)
+    assert process.pid is not None
     os.killpg(process.pid, signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
-    assert process.returncode == 5
+    process.join(timeout=60)
+    printed, said = (place / "out").read_text(), (place / "err").read_text()
+    assert process.exitcode == 5
     assert printed == ""
     assert "stopping after this step" in said
     assert "error: training stopped after step" in said

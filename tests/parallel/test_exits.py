@@ -4,40 +4,55 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tests.processes import start
 
-TALLOW = [sys.executable, "-m", "tallow"]
+from tallow.__main__ import main
 
 
-def start_as(rank: int, place: Path, *arguments: str) -> subprocess.Popen[str]:
-    """One of two processes, under the variables that torchrun sets."""
-    (place / str(rank)).mkdir()
-    variables = {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(place / str(rank) / "error.json")}
-    return subprocess.Popen(
-        [*TALLOW, *arguments], cwd=place, env=os.environ | variables, stdout=-1, stderr=-1, text=True
-    )
+def run_tallow(rank: int, place: Path, arguments: Sequence[str]) -> None:
+    """One of two processes, under the variables that torchrun sets; what it says goes into files."""
+    variables = {"RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_ERROR_FILE": str(place / "error.json")}
+    os.environ.update(variables)
+    os.chdir(place)
+    sys.argv = ["tallow", *arguments]
+    with (place / "out").open("w") as sys.stdout, (place / "err").open("w") as sys.stderr:
+        main()
+
+
+def run_as(place: Path, arguments: dict[int, Sequence[str]]) -> dict[int, tuple[int | None, str, str]]:
+    """The exit code of each rank, and what it says on standard output and standard error; started in this order."""
+    processes = {}
+    for rank, own in arguments.items():
+        (place / str(rank)).mkdir()
+        processes[rank] = start(run_tallow, rank, place / str(rank), own)
+    for process in processes.values():
+        process.join(timeout=60)
+    return {
+        rank: (process.exitcode, *((place / str(rank) / name).read_text() for name in ("out", "err")))
+        for rank, process in processes.items()
+    }
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_what_all_say_the_main_process_says_alone(tmp_path: Path, form: tuple[str, ...]) -> None:
-    other, main = (start_as(rank, tmp_path, "run", "missing.yaml", *form) for rank in (1, 0))
-    said, silent = main.communicate(timeout=60), other.communicate(timeout=60)
-    assert (main.returncode, other.returncode) == (2, 2)
-    assert silent == ("", "")
+    command = ("run", "missing.yaml", *form)
+    said = run_as(tmp_path, {1: command, 0: command})
+    assert said[1] == (2, "", "")
+    code, printed, errors = said[0]
+    assert code == 2
     if form:
-        assert json.loads(said[0])["error"]["message"] == "recipe missing.yaml does not exist"
+        assert json.loads(printed)["error"]["message"] == "recipe missing.yaml does not exist"
     else:
-        assert said[1].startswith("error: recipe missing.yaml does not exist")
+        assert errors.startswith("error: recipe missing.yaml does not exist")
 
 
 def test_what_only_another_process_says_is_heard(tmp_path: Path) -> None:
-    main = start_as(0, tmp_path, "run", "missing.yaml", "--json")
-    other = start_as(1, tmp_path, "run", "other.yaml", "--json")
-    main.communicate(timeout=60)
-    printed, said = other.communicate(timeout=60)
-    assert printed == ""
-    assert said.startswith("error: recipe other.yaml does not exist")
+    said = run_as(tmp_path, {0: ("run", "missing.yaml", "--json"), 1: ("run", "other.yaml", "--json")})
+    code, printed, errors = said[1]
+    assert (code, printed) == (2, "")
+    assert errors.startswith("error: recipe other.yaml does not exist")
