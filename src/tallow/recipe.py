@@ -87,7 +87,8 @@ def load_recipe(path: Path | str) -> dict[str, Any]:
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""That of libyaml, which reads ten times as fast; PyYAML may have been built without it."""
+_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""Those of libyaml, which are ten times as fast; PyYAML may have been built without it."""
 
 
 class _Loader(_SafeLoader):
@@ -127,7 +128,7 @@ def apply_overrides(
         if not equals or not all(keys):
             raise UsageError(f"--set {override} is not of the form {form}", f"e.g. --set {example}")
         try:
-            value = yaml.safe_load(text) if text else ""
+            value = yaml.load(text, Loader=_SafeLoader) if text else ""
         except yaml.YAMLError as error:
             raise UsageError(f"--set {override}: the value is not valid YAML", "quote it") from error
         place = result
@@ -174,10 +175,10 @@ def replace_settings(section: SectionType, settings: Mapping[str, Any]) -> Secti
 
 def dump_recipe(values: Mapping[str, Any]) -> str:
     """Recipe values as YAML text, in the given order."""
-    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(dict(values), Dumper=_SafeDumper, sort_keys=False, allow_unicode=True)
     if any(character in text for character in LINE_BREAKS_BEYOND_ASCII):
         # PyYAML writes these as they are, but reads them as line breaks
-        return yaml.safe_dump(dict(values), sort_keys=False)
+        return yaml.dump(dict(values), Dumper=_SafeDumper, sort_keys=False)
     return text
 
 

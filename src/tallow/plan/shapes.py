@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -155,6 +156,7 @@ class _Parts(NamedTuple):
         return Parameters(self.rest + self.layer * shape.num_layers + vocabulary, vocabulary)
 
 
+@functools.lru_cache(maxsize=256)  # who looks for a size asks for the same small models again and again
 def _built(shape: ModelConfig) -> int:
     with torch.device("meta"):
         return build(shape).num_parameters()
