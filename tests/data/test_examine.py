@@ -16,6 +16,7 @@ from tallow import stages
 from tallow.data import inputs
 from tallow.data.blocks import Paragraph, Table, load_card
 from tallow.data.config import (
+    ClassifierRule,
     ContaminationConfig,
     DiversityRule,
     ImportanceRule,
@@ -204,7 +205,7 @@ def test_languages_and_scores(tmp_path: Path) -> None:
     config = PrepareConfig(
         sources=(source,),
         language=LanguageRules(model=TINY_LANGUAGES),
-        classifiers={"good": ScoreRule(model=tmp_path / "classifier", min=0.5)},
+        classifiers={"good": ClassifierRule(model=tmp_path / "classifier", min=0.5)},
         perplexity=ScoreRule(model=tmp_path / "ngrams"),
     )
     texts = kept_texts(config, tmp_path / "run")
@@ -245,7 +246,7 @@ def test_questions_are_about_what_was_read(tmp_path: Path, capfd: pytest.Capture
     source = write_jsonl(tmp_path / "a.jsonl", [prose(seed, 60 + seed) for seed in range(40)])
     good, bad = pa.array([prose(seed) for seed in range(50, 80)]), pa.array([f"zzz {seed}" for seed in range(30)])
     train_classifier(good, bad, ClassifierConfig(bits=10)).save(tmp_path / "good")
-    classifiers = {"good": ScoreRule(model=tmp_path / "good")}
+    classifiers = {"good": ClassifierRule(model=tmp_path / "good")}
     kept_texts(PrepareConfig(sources=(source,), quality=GOPHER, classifiers=classifiers), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     asked = ["quality.gopher.min_words=65", "near_duplicates={}"]
@@ -312,6 +313,40 @@ def test_bounds_between_which_nothing_lies_are_errors(tmp_path: Path) -> None:
         QuantileRule(column="chars", low=0.6, high=0.4)
     with pytest.raises(ValueError, match="nothing lies"):
         ScoreRule(model=tmp_path, min=0.9, max=0.1)
+    with pytest.raises(ValueError, match="nothing lies between min_words 9 and max_words 8"):
+        GopherRules(min_words=9, max_words=8)
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        ClassifierRule(model=tmp_path, min=7)
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("quantiles=[{column: sizes, low: 0.1}]", "no column of numbers sizes"),
+        ("contamination={benchmarks: [BENCHMARK], fields: [questoin]}", "has none of the fields questoin"),
+    ],
+)
+def test_what_is_misspelt_is_said_before_duplicates_are_sought(
+    setting: str, complaint: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = write_jsonl(tmp_path / "b.jsonl", [prose(9)])
+    values = apply_overrides({"sources": [str(corpus)]}, [setting.replace("BENCHMARK", str(benchmark))])
+    monkeypatch.setattr("tallow.data.examine.unique", lambda *_: pytest.fail("too late"))
+    with pytest.raises(UsageError, match=complaint):
+        prepare(parse_section(PrepareConfig, values, "prepare"), StageRun(tmp_path / "run"))
+
+
+def test_what_does_nothing_is_said(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = PrepareConfig(sources=(corpus,), quality=GOPHER, licences={"*.jsonl": "CC0", "book*": "MIT"})
+    with pytest.raises(DataError):  # what else it would come to does not matter here
+        prepare(config.model_copy(update={"min_chars": 10**9}), StageRun(tmp_path / "none"))
+    said = capsys.readouterr().err
+    assert "rules for English, such as stop words, are asked of all texts" in said
+    prepare(PrepareConfig(sources=(corpus,), licences=config.licences), StageRun(tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert "no source is called book*" in said
+    assert "*.jsonl" not in said
+    assert "English" not in said
 
 
 def test_when_nothing_is_left_other_bounds_can_be_tried(corpus: Path, tmp_path: Path) -> None:
@@ -429,7 +464,7 @@ def test_inputs_of_sections_within_are_inputs_of_the_stage(tmp_path: Path) -> No
     config = PrepareConfig(
         sources=(source,),
         contamination=ContaminationConfig(benchmarks=(items,)),
-        classifiers={"good": ScoreRule(model=tmp_path / "model")},
+        classifiers={"good": ClassifierRule(model=tmp_path / "model")},
     )
     paths = stages.input_paths(config)
     assert paths == {

@@ -66,12 +66,13 @@ def describe(config: PrepareConfig, found: Examined, manifest: DocumentManifest)
 
 DROPS = (
     "Of the rules for single documents: how many each one dropped (first), how many it would have dropped, had it been "
-    "asked first (all), and how many nothing else would have dropped (alone). Duplicates are sought among the rest."
+    "asked first (all), and how many nothing else would have dropped (alone). What comes after them is asked only of "
+    "what is left by then."
 )
 
 
 def _drops(found: Examined) -> Table:
-    rows = tuple((row.reason, row.first, row.all, row.alone) for row in drop_table(found))
+    rows = tuple(tuple("" if value is None else value for value in row) for row in drop_table(found))
     return Table(("reason", "first", "all", "alone"), rows)
 
 

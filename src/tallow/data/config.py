@@ -67,6 +67,13 @@ class ScoreRule(Section):
         return self
 
 
+class ClassifierRule(ScoreRule):
+    """A classifier, whose scores are probabilities."""
+
+    min: float | None = Field(default=None, ge=0, le=1)
+    max: float | None = Field(default=None, ge=0, le=1)
+
+
 class ContaminationConfig(SearchSettings, ContaminationRule):
     """Items of benchmarks that must not be learned.
 
@@ -158,7 +165,7 @@ class PrepareConfig(ReadSettings):
     min_chars: int = Field(default=1, ge=1)
     language: LanguageRules | None = None
     quality: QualityConfig | None = None
-    classifiers: dict[str, ScoreRule] = Field(default_factory=dict)
+    classifiers: dict[str, ClassifierRule] = Field(default_factory=dict)
     perplexity: ScoreRule | None = None
     contamination: ContaminationConfig | None = None
     near_duplicates: MinHashSettings | None = None

@@ -14,14 +14,14 @@ class Drop(NamedTuple):
     Args:
         reason: The rule, or what else documents are dropped for.
         first: Those that it has dropped, nothing before it having done so.
-        all: Those that it is against. Duplicates are sought only among what the rules leave.
-        alone: Those that no other rule is against.
+        all: Those that it is against; None: it is asked only of what is left by then, as duplicates are.
+        alone: Those that no other rule is against; None likewise.
     """
 
     reason: str
     first: int
-    all: int
-    alone: int
+    all: int | None
+    alone: int | None
 
 
 def drop_table(found: Examined) -> list[Drop]:
@@ -33,4 +33,4 @@ def drop_table(found: Examined) -> list[Drop]:
             counts.setdefault(reason, Counter())[which] += int(count)
     fates = found.fates()
     rows = [Drop(reason, *(count[which] for which in ("first", "all", "alone"))) for reason, count in counts.items()]
-    return rows + [Drop(reason, *[fates[reason]] * 3) for reason in dict.fromkeys(found.asked)]
+    return rows + [Drop(reason, fates[reason], None, None) for reason in dict.fromkeys(found.asked)]

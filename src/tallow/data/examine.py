@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from tallow.data.config import PrepareConfig, ScoreRule
-from tallow.data.contamination.benchmarks import Search, SearchSettings
+from tallow.data.config import ContaminationConfig, PrepareConfig, ScoreRule
+from tallow.data.contamination.benchmarks import Search, SearchSettings, load_items
 from tallow.data.contamination.rule import CONTAMINATED, ContaminationRule
 from tallow.data.inputs import Inputs
 from tallow.data.language.identify import (
@@ -68,6 +68,9 @@ from tallow.files import hash_file
 from tallow.kernels.text.labels import LABEL_PREFIX
 from tallow.models.store import resolve
 from tallow.recipe import Section
+
+LATER = ("contamination", "cluster", "bytes_left")
+"""What columns of numbers are named after that are made once documents have been judged."""
 
 DUPLICATE, NEAR_DUPLICATE, SEMANTIC_DUPLICATE = "duplicate", "near-duplicate", "semantic duplicate"
 
@@ -147,6 +150,8 @@ def examine(
         DataError: A source is unusable, too many records are, or a model is.
         CapacityError: The disk is full.
     """
+    if config.contamination is not None and reads is None:
+        load_items(_search(config.contamination, work.inputs))
     annotations = _annotations(config, work.inputs)  # first, as what is wrong with a model is better said at once
     with work.telling("reading"):
         found = _read(config, work, reads)
@@ -163,6 +168,9 @@ def examine(
     with work.telling("rules"):
         found.judged = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
     found.verdicts = found.judged
+    for rule in config.quantiles:  # what is wrong with one is better said before what takes long
+        if rule.column.partition(".")[0] not in LATER:
+            _find_column(found, rule.column)
     with work.telling("benchmarks"):
         _drop_contaminated(config, work, found)
     _drop_duplicates(config, work, found)
@@ -186,10 +194,7 @@ def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> No
     settings = config.contamination
     if settings is None:
         return
-    search = Search(
-        benchmarks=work.inputs.files(settings.benchmarks),
-        settings=SearchSettings(**_inherited(settings, SearchSettings)),
-    )
+    search = _search(settings, work.inputs)
     found.contamination = find_contamination(work, found.parts, search)
     columns = found.contamination.columns
     rule = ContaminationRule(**_inherited(settings, ContaminationRule))
@@ -199,6 +204,12 @@ def _drop_contaminated(config: PrepareConfig, work: Work, found: Examined) -> No
         found.edits.append(found.verdicts)
     else:
         found.asked.append(CONTAMINATED)
+
+
+def _search(config: ContaminationConfig, inputs: Inputs) -> Search:
+    return Search(
+        benchmarks=inputs.files(config.benchmarks), settings=SearchSettings(**_inherited(config, SearchSettings))
+    )
 
 
 def _drop_duplicates(config: PrepareConfig, work: Work, found: Examined) -> None:
@@ -244,10 +255,7 @@ def _cut_repeated(config: PrepareConfig, work: Work, found: Examined) -> None:
 def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
     """Of what is left, keep what is wanted."""
     for rule in config.quantiles:
-        columns = next((c for c in found.columns.values() if rule.column in _numbers(c)), None)
-        if columns is None:
-            known = ", ".join(name for parts in found.columns.values() for name in _numbers(parts))
-            raise UsageError(f"quantiles: there is no column of numbers {rule.column}", f"there are: {known}")
+        columns = _find_column(found, rule.column)
         found.asked.append(f"quantiles.{rule.column}")
         ranks = columns, rule.column, rule.low, rule.high, found.asked[-1]
         found.verdicts = keep_ranks(work, found.parts, found.verdicts, *ranks)
@@ -267,6 +275,20 @@ def _select(config: PrepareConfig, work: Work, found: Examined) -> None:
         found.asked.append("diversity")
         wanted = config.diversity.share, found.asked[-1], settings, config.part_bytes
         found.verdicts = keep_diverse(work, found.parts, found.verdicts, *wanted)
+
+
+def _find_column(found: Examined, name: str) -> list[Part]:
+    """The tables that have a column of numbers.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    numbers = {key: _numbers(parts) for key, parts in found.columns.items()}
+    for key, names in numbers.items():
+        if name in names:
+            return found.columns[key]
+    known = ", ".join(name for names in numbers.values() for name in names)
+    raise UsageError(f"quantiles: there is no column of numbers {name}", f"there are: {known}")
 
 
 def _numbers(parts: Sequence[Part]) -> list[str]:
@@ -303,8 +325,10 @@ def _check_languages(names: Iterable[str], labels: Iterable[bytes]) -> None:
     known = [label.decode(errors="replace").removeprefix(LABEL_PREFIX.decode()) for label in labels]
     for name in names:
         if name not in (*known, UNDETERMINED):
-            near = get_close_matches(name, known, 3, 0.1) or known[:3]
-            raise UsageError(f"language.keep: the model knows no language {name}", f"it has {', '.join(near)} …")
+            near = ", ".join(get_close_matches(name[:3], known, 4, 0.5) or ("en", "ru", "zh"))
+            raise UsageError(
+                f"language.keep: the model knows no language {name}", f"languages have codes of ISO 639, such as {near}"
+            )
 
 
 def _scores(config: PrepareConfig) -> Iterator[tuple[str, Literal["classifier", "ngrams"], ScoreRule]]:

@@ -7,6 +7,7 @@ does only what is missing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         CapacityError: The disk is full.
         UsageError: The directory cannot be written.
     """
+    if config.quality is not None and config.language is None:
+        say("quality without language: rules for English, such as stop words, are asked of all texts")
     with config.cluster.make() as engine:
         work = Work(run.directory / WORK, engine)
         found = examine(config, work)
@@ -62,6 +65,9 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         given = found.beside(found.verdicts, *[languages] * bool(languages), *found.edits)
         with work.telling("writing"):
             sides = work.each(SPLIT, [(SplitConfig(bound=bound, language=bool(languages)), each) for each in given])
+    for pattern in config.licences:
+        if not any(fnmatch(source.name, pattern) for source in found.sources):
+            say(f"licences: no source is called {pattern}")
     with atomic_directory(run.directory / "documents") as directory:
         splits = {
             split: _write([made[number] for made in sides], directory / split)

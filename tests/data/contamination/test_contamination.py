@@ -82,7 +82,7 @@ def test_planted_items_are_found_and_near_ones_are_not(items: Path) -> None:
     for number, version in enumerate(versions):
         with using(version):
             rows = found(planted + near, search(items, common=9 + number))  # others than before, so made anew
-        assert [row["contamination.item"] for row in rows] == [0, 0, 1, None, None, None, None, None]
+        assert [row["contamination.item"] for row in rows] == [1, 1, 2, None, None, None, None, None]
         assert [row["contamination.overlap"] for row in rows] == [1, 1, 1, 0, 0, 0, 0, 0]
         assert rows[0]["contamination.spans"] == [
             {"begin": len(FILLER), "end": len(FILLER + QUESTION) - 1, "overlap": 1.0}
@@ -103,7 +103,7 @@ def test_short_passages_count_together_and_only_alone(tmp_path: Path) -> None:
     choices = [f"the {name} choice of all that there are" for name in ("first", "second", "third", "last")]
     path = write(tmp_path / "a.jsonl", [{"q": QUESTION, "choices": choices}, {"q": "why", "choices": choices[:3]}])
     rows = found([f"it is {choices[0]}, or {choices[1]}", choices[3]], search(path))
-    assert [row["contamination.item"] for row in rows] == [1, None]
+    assert [row["contamination.item"] for row in rows] == [2, None]
     assert rows[0]["contamination.overlap"] == pytest.approx(2 / 3)
 
 
@@ -114,7 +114,7 @@ def test_phrases_of_a_benchmark_are_not_its_items(tmp_path: Path) -> None:
     asked = str(items[3]["q"])
     assert overlaps([FILLER + prompt, asked], search(path)) == [1, 1]
     rows = found([FILLER + prompt, asked], search(path, common=5))
-    assert [row["contamination.item"] for row in rows] == [None, 3]
+    assert [row["contamination.item"] for row in rows] == [None, 4]
 
 
 def test_labels_are_no_part_of_a_text(tmp_path: Path) -> None:
@@ -215,5 +215,5 @@ def test_real_items_are_found_where_they_are(shared_data: Callable[..., Path]) -
     values = columns.column("contamination.overlap").to_numpy()
     hit = columns.column("contamination.item").to_pylist()
     assert (values[: len(planted)] == 1).all()
-    assert hit[: len(planted)] == list(range(0, len(questions), 5))
+    assert hit[: len(planted)] == list(range(1, len(questions) + 1, 5))
     assert (values[len(planted) :] >= 0.5).mean() < 0.005

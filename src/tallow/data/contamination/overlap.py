@@ -23,13 +23,15 @@ SPAN = pa.struct([("begin", pa.int32()), ("end", pa.int32()), ("overlap", pa.flo
 COLUMNS = pa.schema(
     [
         ("contamination.overlap", pa.float32()),
+        ("contamination.benchmark", pa.string()),
         ("contamination.item", pa.int32()),
         ("contamination.words", pa.float32()),
         ("contamination.spans", pa.list_(SPAN)),
     ]
 )
-"""Beside documents: the overlap of the item that has the largest, that item (null: none; of several the first), the
-share of the document's words that lie in what was found, and the bytes of that, with the overlap of its item."""
+"""Beside documents: the overlap of the item that has the largest, its benchmark and its record in that, from 1 (null:
+none; of several the first), the share of the document's words that lie in what was found, and the bytes of that, with
+the overlap of its item."""
 
 EVIDENCE = pa.schema(
     [
@@ -90,7 +92,8 @@ def annotate(documents: pa.Table, texts: pa.StringArray, items: Items) -> tuple[
     best, item = _best(overlaps, len(texts))
     columns = [
         pa.array(best),
-        pa.array(item.astype(np.int32), mask=item < 0),
+        pa.array(np.array(items.names, dtype=object)[items.benchmarks[item]], pa.string(), mask=item < 0),
+        pa.array(items.records[item].astype(np.int32), mask=item < 0),
         pa.array(_share_of_words(places, items.index.lengths)),
         _spans(places, touching.overlaps[which], len(texts)),
     ]

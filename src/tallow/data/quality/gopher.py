@@ -12,7 +12,9 @@ seems, were what white space parts; so `letter_words` takes for symbols only tho
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from tallow.data.quality.rule import ENGLISH, SPACED, Metrics, Rule, ratio
 from tallow.kernels.text.counts import Counts
@@ -64,6 +66,14 @@ class GopherRules(Section):
     min_letter_words: float | None = Field(default=0.8, ge=0, le=1)
     min_letter_tokens: float | None = Field(default=None, ge=0, le=1)
     min_stop_words: int | None = Field(default=2, ge=0, le=len(STOP_WORDS))
+
+    @model_validator(mode="after")
+    def _something_lies_between(self) -> Self:
+        for name in ("words", "mean_word_length"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"nothing lies between min_{name} {low} and max_{name} {high}")
+        return self
 
 
 def measure(counts: Counts) -> Metrics:

@@ -88,5 +88,5 @@ def _lengths(lists: pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return pc.call_function("list_value_length", [lists]).to_numpy(zero_copy_only=False)
 
 
-FIND = Step(f"{__name__}:FIND", 1, Search, _find)
+FIND = Step(f"{__name__}:FIND", 2, Search, _find)
 JUDGE = Step(f"{__name__}:JUDGE", 1, ContaminationRule, _judge)
