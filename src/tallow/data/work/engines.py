@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -121,6 +122,7 @@ class RayEngine:
             raise UsageError("cluster.engine: ray needs Ray", "pip install 'tallow[cluster]'") from error
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        logging.getLogger("ray.data._internal").setLevel(logging.ERROR)  # else it tells how each step is planned
         context = ray.data.DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
