@@ -168,7 +168,12 @@ def _private(config: PrepareConfig, found: Examined) -> list[Block]:
             if name.startswith("private "):
                 counts[name.removeprefix("private ")] += int(count)
     rows = tuple((kind, counts[kind], config.privacy.of(kind).action) for kind in config.privacy.sought)
-    return [Heading("Private things"), Table(("kind", "in documents that are kept", "action"), rows)]
+    blocks: list[Block] = [Heading("Private things")]
+    if found.repeated or "contamination" in found.columns:
+        blocks.append(
+            Paragraph("Some are in passages that are cut out of these documents, so fewer placeholders are left.")
+        )
+    return [*blocks, Table(("kind", "in documents that are kept", "action"), rows)]
 
 
 def samples(found: Examined) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ out of date, work that is done is found again after a kill at any instant, and n
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -85,13 +86,14 @@ class Part:
         path: An Arrow file; its name tells what made it of what.
         rows: How many it has.
         counts: What the step that made it has counted.
-        starts: Where in the file the pieces begin that its maker gave it, such as buckets; by their numbers.
+        starts: Where in the file the pieces begin that its maker gave it, such as buckets; as compact as can be, since
+            there are the square of the parts where all send each other pieces.
     """
 
     path: Path
     rows: int
     counts: Counts = field(default_factory=dict)
-    starts: Mapping[int, int] = field(default_factory=dict)
+    starts: Sequence[int] | Mapping[int, int] = ()
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The table.
@@ -186,7 +188,7 @@ class Task:
         if sizes != [part.bytes for part in record.parts]:
             return None
         return [
-            Part(self._path(number), part.rows, part.counts, dict(enumerate(part.starts)))
+            Part(self._path(number), part.rows, part.counts, array("q", part.starts))
             for number, part in enumerate(record.parts)
         ]
 
