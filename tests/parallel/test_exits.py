@@ -33,7 +33,7 @@ def run_as(place: Path, arguments: dict[int, Sequence[str]]) -> dict[int, tuple[
     for process in processes.values():
         process.join(timeout=60)
     return {
-        rank: (process.exitcode, *((place / str(rank) / name).read_text() for name in ("out", "err")))
+        rank: (process.exitcode, (place / str(rank) / "out").read_text(), (place / str(rank) / "err").read_text())
         for rank, process in processes.items()
     }
 

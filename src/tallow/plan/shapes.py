@@ -156,7 +156,12 @@ class _Parts(NamedTuple):
         return Parameters(self.rest + self.layer * shape.num_layers + vocabulary, vocabulary)
 
 
-@functools.lru_cache(maxsize=256)  # who looks for a size asks for the same small models again and again
 def _built(shape: ModelConfig) -> int:
+    return _count(type(shape), shape.model_dump_json())
+
+
+@functools.lru_cache(maxsize=256)  # who looks for a size asks for the same small models again and again
+def _count(kind: type[ModelConfig], settings: str) -> int:
+    shape = kind.model_validate_json(settings)
     with torch.device("meta"):
         return build(shape).num_parameters()
