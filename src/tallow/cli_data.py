@@ -36,9 +36,9 @@ def data_what_if(
         print_json(found.as_json())
         return
     table = Table("", "now", "then", "", box=None, pad_edge=False)
-    now, then = found.now, found.then
-    kept = [("kept", now.documents, then.documents), ("bytes kept", now.bytes, then.bytes)]
-    for name, now, then in [*kept, *found.rows()]:
+    documents, sizes = (found.now.documents, found.then.documents), (found.now.bytes, found.then.bytes)
+    reasons = [row for row in found.rows() if row[1] or row[2]]
+    for name, now, then in [("kept", *documents), ("bytes kept", *sizes), *reasons]:
         change = f"{then - now:+,}" if then != now else ""
         table.add_row(f"[bold]{escape(name)}[/bold]", f"{now:,}", f"{then:,}", change)
     for column in table.columns[1:]:

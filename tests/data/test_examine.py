@@ -342,9 +342,11 @@ def test_what_does_nothing_is_said(corpus: Path, tmp_path: Path, capsys: pytest.
         prepare(config.model_copy(update={"min_chars": 10**9}), StageRun(tmp_path / "none"))
     said = capsys.readouterr().err
     assert "rules for English, such as stop words, are asked of all texts" in said
-    prepare(PrepareConfig(sources=(corpus,), licences=config.licences), StageRun(tmp_path / "run"))
+    other = PrepareConfig(sources=(corpus,), licences=config.licences, near_duplicates=MinHashSettings(threshold=0.6))
+    prepare(other, StageRun(tmp_path / "run"))
     said = capsys.readouterr().err
     assert "no source is called book*" in said
+    assert "14 bands of 8 rows find pairs by their similarity: 5.3% at 0.5, 21.1% at 0.6" in said
     assert "*.jsonl" not in said
     assert "English" not in said
 

@@ -16,6 +16,7 @@ from tallow.data.blocks import save_card
 from tallow.data.card import describe
 from tallow.data.config import PrepareConfig
 from tallow.data.documents import DocumentWriter
+from tallow.data.duplicates.minhash import s_curve
 from tallow.data.examine import DUPLICATE, NEAR_DUPLICATE, examine
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
 from tallow.data.record import RECORD, PrepareRecord
@@ -47,6 +48,8 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
     """
     if config.quality is not None and config.language is None:
         say("quality without language: rules for English, such as stop words, are asked of all texts")
+    if config.near_duplicates is not None:
+        say(f"near-duplicates: {s_curve(config.near_duplicates)}")
     with config.cluster.make() as engine:
         work = Work(run.directory / WORK, engine)
         found = examine(config, work)

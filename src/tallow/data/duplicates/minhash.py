@@ -87,6 +87,14 @@ def detection_probability(similarity: npt.ArrayLike, bands: int, rows: int) -> n
     return 1 - (1 - np.asarray(similarity, dtype=np.float64) ** rows) ** bands
 
 
+def s_curve(settings: MinHashSettings) -> str:
+    """What the bands of some settings promise, in a sentence."""
+    similarities = (0.5, 0.6, 0.7, 0.8, 0.9)
+    chances = detection_probability(similarities, settings.bands, settings.rows).tolist()
+    curve = ", ".join(f"{chance:.1%} at {alike}" for alike, chance in zip(similarities, chances, strict=True))
+    return f"{settings.bands} bands of {settings.rows} rows find pairs by their similarity: {curve}"
+
+
 def sign_documents(ids: pa.FixedSizeBinaryArray, texts: pa.StringArray, settings: MinHashSettings) -> pa.Table:
     """Columns `id`, `row`, `size` and `key` of the set of shingles, and `bands`, a list of a hash a band.
 
