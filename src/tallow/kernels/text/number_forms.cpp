@@ -1,4 +1,4 @@
-// Which numbers may be private, by how they are written and what is beside them (`_may_be` in candidates.py).
+// Which numbers may be private, by how they are written and what is beside them (`NumberForms.may_be`, which defines it).
 #include "number_forms.h"
 
 #include <algorithm>
