@@ -12,6 +12,10 @@ from tallow.data.sources import Source
 from tallow.errors import DataError, writing
 
 REJECTED_BYTES = 200
+LISTED = 10_000
+"""Bad records that are kept as such; of files that give more these are enough to see what is wrong."""
+ENDED_EARLY = "file ended early: "
+"""Begins the note of a file that gave something before it turned out to be damaged; its name follows."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Rejected:
     Args:
         path: Where bad records go (`source`; `offset`; `line`, or the number of the row, record or page, where it is
             known; `reason`; `start`: the first bytes); None: nowhere.
-        records: Gets them, too.
+        records: Gets them, too: the first `LISTED`, and files of which the rest could not be read.
     """
 
     def __init__(self, path: Path | None = None, records: list[dict[str, Any]] | None = None) -> None:
@@ -78,11 +82,25 @@ class Rejected:
             "reason": reason,
             "start": start,
         }
-        if self.records is not None:
+        if self.records is not None and (len(self.records) < LISTED or place.unit == "file"):
             self.records.append(record)
         if self.path is not None:
             with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def end(self, source: Source, offset: int, reason: str, hint: str, began: bool) -> None:
+        """Set aside a file, or what is left of it.
+
+        Args:
+            source: The file.
+            offset: Where its piece begins.
+            reason: Why.
+            hint: What can be done about it.
+            began: Whether something before was good, so that nobody sees by the count how much is lost.
+        """
+        self.add(Place(source, "file", None, offset), reason, b"", hint)
+        if began:
+            self.note(f"{ENDED_EARLY}{source.name}")
 
     def note(self, decision: str) -> None:
         """Count what a reader has decided on or left out, of which nothing is wrong."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, cast
+from typing import IO, Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import BeforeValidator
@@ -41,6 +41,7 @@ KINDS: dict[str, Kind] = {
 }
 PACKED = (".gz", ".xz", ".zst")
 KNOWN_NAMES = f"known are {', '.join(KINDS)}, all but parquet also with {', '.join(PACKED)}"
+BUFFER_BYTES = 2**16
 XZ_MEMORY = 2**28
 """A file that wants more to be unpacked than `xz -9` does, four times over, is refused."""
 
@@ -232,14 +233,14 @@ def _kind(path: Path) -> Kind:
 def _unpack(file: IO[bytes], suffix: str) -> IO[bytes]:
     match suffix.lower():
         case ".gz":
-            return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+            unpacked: Any = gzip.GzipFile(fileobj=file)
         case ".xz":
-            return io.BufferedReader(cast(io.RawIOBase, _BoundedXz(file)))
+            unpacked = _BoundedXz(file)
         case ".zst":
-            stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-            return io.BufferedReader(cast(io.RawIOBase, stream))
+            unpacked = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
         case _:
             return file
+    return io.BufferedReader(unpacked, BUFFER_BYTES)
 
 
 class _BoundedXz(io.RawIOBase):

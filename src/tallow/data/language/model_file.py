@@ -22,8 +22,9 @@ LOSSES = {1: "hs", 2: "ns", 3: "softmax", 4: "ova"}
 SUPERVISED = 3
 CENTROIDS = 256
 # no model in use comes near these; they keep what a forged one can make us do in proportion to its size
-WIDEST, LONGEST_GRAM, MOST_WORD_GRAMS, LONGEST_WORD, MOST_BYTES = 8192, 64, 16, 4096, 8 << 30
-
+WIDEST, LONGEST_GRAM, MOST_WORD_GRAMS, LONGEST_WORD = 8192, 64, 16, 4096
+MOST_BYTES, MOST_EXPANSION = 1 << 30, 64
+"""Of a rounded matrix in memory, and to each byte of its file: fastText makes 8 of each by default."""
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -147,12 +148,20 @@ class _File:
         count, found = self.numbers(np.int64, 2).tolist()
         codes = int(self.numbers(np.int32, 1)[0])
         self.check(found == width and count >= 0 and codes >= 0, "its matrices")
-        self.check(4 * width * count <= MOST_BYTES, "the number of its rows")
+        if (size := 4 * width * count) > min(MOST_BYTES, MOST_EXPANSION * len(self.data)):
+            raise DataError(
+                f"{self.path} has rounded rows that would take {size:,} bytes in memory",
+                "name a smaller model, or the .bin file that it was made from, whose rows stay on disk",
+            )
         codes_NP = self.take(codes)
         centroids = self.centroids(width)
         self.check(codes == count * len(centroids), "its codes")
         codes_NP = codes_NP.reshape(count, len(centroids))
-        rows = np.concatenate([part[codes_NP[:, number]] for number, part in enumerate(centroids)], axis=1)
+        rows = np.empty((count, width), dtype=np.float32)
+        at = 0
+        for number, part in enumerate(centroids):
+            rows[:, at : at + part.shape[1]] = part[codes_NP[:, number]]
+            at += part.shape[1]
         if normalized:
             norms = self.take(count)
             rows *= self.centroids(1)[0][norms]

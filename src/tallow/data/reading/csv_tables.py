@@ -77,23 +77,26 @@ def read_csv(piece: Piece, settings: ReadSettings, rejected: Rejected, column: s
 def _frame(source: Source, settings: ReadSettings) -> Iterator[_Framed]:
     """Lines joined while a quote is open; one that is never closed takes what `max_document_bytes` holds."""
     limit = settings.max_document_bytes
-    kept: list[bytes] = []
-    number = offset = length = quotes = 0
+    kept = bytearray()
+    number = offset = count = quotes = 0
     with source.open() as stream:
-        for line in lines(stream, Piece(source), limit):
-            if not kept:
-                if line.blank:
-                    continue
+        for line in lines(stream, Piece(source), limit, keep_blank=True):
+            if count:
+                kept += b"\n"
+            elif line.blank:
+                continue
+            else:
                 assert line.number is not None
-                number, offset, length, quotes = line.number, line.offset, 0, 0
-            kept.append(line.raw)
-            length += len(line.raw) + 1
+                number, offset = line.number, line.offset
+            kept += line.raw
+            count += line.lines
             quotes += line.raw.count(b'"')
-            if quotes % 2 == 0 or length > limit:
-                yield _Framed(number, offset, b"\n".join(kept), len(kept))
-                kept = []
-        if kept:
-            yield _Framed(number, offset, b"\n".join(kept), len(kept))
+            if quotes % 2 == 0 or len(kept) >= limit:
+                yield _Framed(number, offset, bytes(kept), count)
+                kept.clear()
+                count = quotes = 0
+        if count:
+            yield _Framed(number, offset, bytes(kept), count)
 
 
 def _fields(text: str, delimiter: str) -> list[str]:

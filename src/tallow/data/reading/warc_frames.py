@@ -24,6 +24,8 @@ END = b"\r\n\r\n"
 BEGIN = b"WARC/"
 BEGINNING = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[\w-]{1,64}:")
 LONGEST_BEGINNING = 80
+NEWLINES = re.compile(rb"[\r\n]+")
+SHOWN_BYTES = 512
 LIES = "cut short, or longer or shorter than its header says"
 LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,15})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
@@ -122,106 +124,131 @@ def records(file: IO[bytes], begin: int, limit: int, seekable: bool) -> Iterator
         seekable: Whether the file can be sought in; if it is, what is too long is not read.
     """
     stream = _Stream(file, begin, seekable)
-    while True:
-        head = stream.read(len(END))
-        while head and (gap := len(head) - len(head.lstrip(b"\r\n"))):
-            head = head[gap:] + stream.read(gap)
-        offset = stream.offset - len(head)
-        if not head:
-            return
-        end = head.find(END)
-        while end < 0 and len(head) < HEADER_BYTES and (more := stream.read(min(4096, HEADER_BYTES))):
-            head += more
-            end = head.find(END)
+    while stream.pass_newlines():
+        offset, head = stream.offset, stream.head()
         size = record_size(head)
         if size is None or not BEGINNING.match(head):
             what = "no length in the header" if head.startswith(BEGIN) else "no record begins here"
-            yield Frame(offset, head, what)
-            stream.back(head[1:])
+            yield Frame(offset, head[:SHOWN_BYTES], what)
+            stream.skip(1)
+        elif size > limit and not seekable:
+            if stream.skip(size) == size and stream.may_end(0):
+                yield Frame(offset, head, f"longer than {limit:,} bytes")
+                continue
+            yield Frame(offset, head, LIES)
+        elif not stream.may_end(size, ahead=size <= limit):
+            yield Frame(offset, head, LIES)
+            stream.skip(len(head))
         else:
-            stream.back(head[end + len(END) :])
-            head = head[: end + len(END)]
-            if seekable and not stream.may_end(offset + size):  # told by a look there: its bytes are read but once
-                yield Frame(offset, head, LIES)
-                if not stream.find():
-                    return
-                continue
-            length = size - len(head)
-            body = stream.read(min(length, max(0, limit + 1 - len(head))))
-            skipped = stream.skip(length - len(body)) if length > len(body) else 0
-            tail = stream.read(len(END))
-            if len(body) + skipped == length and (tail == END or not tail.strip(b"\r\n")):
-                whole = size <= limit
-                yield Frame(offset, head + body, "" if whole else f"longer than {limit:,} bytes")
-                continue
-            yield Frame(offset, head + body, LIES)
-            if seekable:
-                stream.go(offset + len(head))
-            else:
-                stream.back(tail if skipped else body + tail)
+            longer = f"longer than {limit:,} bytes" if size > limit else ""
+            yield Frame(offset, head if longer else stream.see(size), longer)
+            stream.skip(size)
+            continue
         if not stream.find():
             return
 
 
 class _Stream:
-    """Bytes that can be put back."""
+    """Bytes of which some are seen before they are passed; each is read and searched once, whatever lies ahead says."""
 
     def __init__(self, file: IO[bytes], begin: int, seekable: bool) -> None:
         self.file, self.seekable = file, seekable
-        self.offset = 0
-        self._ahead = b""
+        self._raw = bytearray()
+        self._first = self._at = 0  # offset of what is in memory, and the place in it
+        self._blank = 0  # before this offset no blank line begins
         if begin:
-            self.go(begin)
+            self._go(begin)
 
-    def read(self, count: int) -> bytes:
-        raw, self._ahead = self._ahead[:count], self._ahead[count:]
-        while len(raw) < count and (more := self.file.read(count - len(raw))):
-            raw += more
-        self.offset += len(raw)
-        return raw
+    @property
+    def offset(self) -> int:
+        return self._first + self._at
 
-    def back(self, raw: bytes) -> None:
-        """Put back what was read last."""
-        self._ahead = raw + self._ahead
-        self.offset -= len(raw)
+    def see(self, count: int) -> bytes:
+        """The next bytes."""
+        self._fill(count)
+        return bytes(self._raw[self._at : self._at + count])
 
-    def go(self, offset: int) -> None:
-        assert self.seekable
-        self._ahead, self.offset = b"", offset
-        self.file.seek(offset)
+    def head(self) -> bytes:
+        """What is up to the end of the next blank line; if there is none near, the first bytes of it."""
+        while True:
+            begin = max(self._blank, self.offset) - self._first
+            found = self._raw.find(END, begin)
+            self._blank = self._first + (found if found >= 0 else max(begin, len(self._raw) - len(END) + 1))
+            if found >= 0:
+                return self.see(min(found + len(END) - self._at, HEADER_BYTES))
+            if len(self._raw) - self._at >= HEADER_BYTES or not self._more():
+                return self.see(SHOWN_BYTES)
 
-    def may_end(self, offset: int) -> bool:
-        """Whether a record may end here; the next byte to be read stays what it is."""
-        at = self.offset
-        tail = b"."
-        if offset <= self.file.seek(0, 2):
-            self.file.seek(offset)
+    def may_end(self, count: int, ahead: bool = True) -> bool:
+        """Whether a record may end so many bytes from here.
+
+        Args:
+            count: Of bytes.
+            ahead: Whether to read up to there; else the file is sought in.
+        """
+        if ahead or count + len(END) <= len(self._raw) - self._at:
+            self._fill(count + len(END))
+            place = self._at + count
+            return place <= len(self._raw) and not self._raw[place : place + len(END)].strip(b"\r\n")
+        at, tail = self.file.tell(), b"."
+        if self.offset + count <= self.file.seek(0, 2):
+            self.file.seek(self.offset + count)
             tail = self.file.read(len(END))
-        self.go(at)
+        self.file.seek(at)
         return not tail.strip(b"\r\n")
 
     def skip(self, count: int) -> int:
         """Pass over bytes; how many there were."""
-        if self.seekable:
-            size = self.file.seek(0, 2)
-            count = min(count, size - self.offset)
-            self.go(self.offset + count)
-            return count
-        left = count
-        while left and (raw := self.read(min(left, CHUNK_BYTES))):
-            left -= len(raw)
-        return count - left
+        begin = self.offset
+        if self.seekable and count > len(self._raw) - self._at:
+            self._go(min(begin + count, self.file.seek(0, 2)))
+            return self.offset - begin
+        while (left := count - (self.offset - begin)) and self._fill(1):
+            self._pass(min(left, len(self._raw) - self._at))
+        return self.offset - begin
+
+    def pass_newlines(self) -> bool:
+        """Pass over the ends of lines; whether anything follows."""
+        while self._fill(1):
+            found = NEWLINES.match(self._raw, self._at)
+            self._pass(found.end() - self._at if found else 0)
+            if self._at < len(self._raw):
+                return True
+        return False
 
     def find(self) -> bool:
         """Go to where the next record begins; whether there is one."""
-        window = b""
-        while raw := self.read(CHUNK_BYTES):
-            window += raw
-            if found := BEGINNING.search(window):
-                self.back(window[found.start() :])
+        while True:
+            if found := BEGINNING.search(self._raw, self._at):
+                self._pass(found.start() - self._at)
                 return True
-            window = window[-LONGEST_BEGINNING:]
-        return False
+            self._pass(max(0, len(self._raw) - self._at - LONGEST_BEGINNING))
+            if not self._more():
+                return False
+
+    def _pass(self, count: int) -> None:
+        self._at += count
+        if self._at >= CHUNK_BYTES:
+            del self._raw[: self._at]
+            self._first, self._at = self.offset, 0
+
+    def _fill(self, count: int) -> bool:
+        """Have so many bytes in memory, if there are."""
+        while len(self._raw) - self._at < count:
+            if not self._more():
+                return False
+        return True
+
+    def _more(self) -> bool:
+        raw = self.file.read(CHUNK_BYTES)
+        self._raw += raw
+        return bool(raw)
+
+    def _go(self, offset: int) -> None:
+        assert self.seekable
+        self._raw.clear()
+        self._first, self._at = offset, 0
+        self.file.seek(offset)
 
 
 def _next_member(file: IO[bytes], offset: int) -> int | None:

@@ -1,6 +1,8 @@
 // Hashes of 64 bits whose products wrap on purpose, and a table for what is counted by hash.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -46,35 +48,59 @@ inline uint64_t hash_bytes(std::string_view bytes, uint64_t seed = 0) {
     return absorb(absorb(hash, rest), 0);
 }
 
-// Counts by hash.
+// Counts by hash. Memory follows from how many different hashes there are, not from how many could be.
 class HashCounts {
 public:
-    // Forget all and make room for so many hashes.
+    // Forget all; of so many hashes some may be the same.
     void reset(size_t hashes) {
+        entries_.clear();
         size_t capacity = 16;
-        shift_ = 60;
-        for (; capacity < 2 * hashes; capacity *= 2) --shift_;
-        keys_.assign(capacity, 0);
-        counts_.assign(capacity, 0);
+        while (capacity < 2 * std::min(hashes, MANY)) capacity *= 2;
+        make_places(capacity);
     }
 
-    // Where this hash lies, which is not 0 there yet if it is new.
-    size_t slot(uint64_t hash) {
-        if (hash == 0) hash = 1; // 0 stands for nothing
-        size_t at = hash * salt() >> shift_;
-        while (keys_[at] != hash && keys_[at] != 0) at = (at + 1) & (keys_.size() - 1);
-        keys_[at] = hash;
-        return at;
+    // The number of this hash, whose count is 0 if it is new; numbers rise from 0.
+    uint32_t slot(uint64_t hash) {
+        size_t at = place_of(hash);
+        for (; places_[at] != 0; at = (at + 1) & (places_.size() - 1))
+            if (entries_[places_[at] - 1].hash == hash) return places_[at] - 1;
+        entries_.push_back({hash, 0});
+        places_[at] = uint32_t(entries_.size());
+        if (2 * entries_.size() > places_.size()) make_places(2 * places_.size());
+        return uint32_t(entries_.size() - 1);
     }
 
-    uint32_t &operator[](size_t slot) { return counts_[slot]; }
+    uint32_t &operator[](size_t slot) { return entries_[slot].count; }
+
+    uint64_t hash(size_t slot) const { return entries_[slot].hash; }
+
+    size_t size() const { return entries_.size(); }
 
     // Count a hash; whether it is new.
-    bool add(uint64_t hash) { return counts_[slot(hash)]++ == 0; }
+    bool add(uint64_t hash) { return (*this)[slot(hash)]++ == 0; }
 
 private:
-    std::vector<uint64_t> keys_;
-    std::vector<uint32_t> counts_;
+    static constexpr size_t MANY = 4096;  // of more it is worth to see how many are the same
+
+    struct Entry {
+        uint64_t hash;
+        uint32_t count;
+    };
+
+    size_t place_of(uint64_t hash) const { return size_t(hash * salt() >> shift_); }
+
+    void make_places(size_t capacity) {
+        shift_ = 64 - (std::bit_width(capacity) - 1);
+        places_.assign(capacity, 0);
+        for (size_t number = 0; number < entries_.size(); ++number) {
+            size_t at = place_of(entries_[number].hash);
+            while (places_[at] != 0) at = (at + 1) & (capacity - 1);
+            places_[at] = uint32_t(number + 1);
+        }
+    }
+
+    std::vector<Entry> entries_;
+    std::vector<uint32_t> places_;  // numbers of entries, from 1; 0 where there is none
     int shift_ = 60;
 };
 

@@ -10,6 +10,12 @@ namespace {
 
 // Made on purpose, tables could be such that each search takes as long as there are entries.
 constexpr int64_t longest_search = 4096;
+constexpr int64_t most_entries = int64_t(1) << 29;  // so that places have 32 bits
+
+size_t entries(int64_t count) {
+    if (count > most_entries) throw std::runtime_error("it has too many entries");
+    return size_t(count);
+}
 
 struct Search {
     uint32_t at;
@@ -26,7 +32,7 @@ struct Search {
 
 KeptRows::KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count) {
     if (count < 0) return;
-    const uint32_t size = std::bit_ceil(uint32_t(std::max<int64_t>(1, count)) * 2);
+    const uint32_t size = std::bit_ceil(uint32_t(entries(std::max<int64_t>(1, count))) * 2);
     mask = size - 1;
     shift = 32 - std::bit_width(mask);
     slots.assign(size, {0, -1});
@@ -41,7 +47,7 @@ KeptRows::KeptRows(const int32_t *buckets, const int32_t *rows, int64_t count) {
 }
 
 WordTable::WordTable(const char *bytes, const int64_t *offsets, int64_t count)
-    : bytes(bytes), offsets(offsets), hashes(size_t(count)) {
+    : bytes(bytes), offsets(offsets), hashes(entries(count)) {
     const uint32_t size = std::bit_ceil(uint32_t(count) * 2 + 1);
     mask = size - 1;
     slots.assign(size, -1);
