@@ -1,6 +1,6 @@
 """Privacy scrubbing: precision and recall on labelled sentences, and speed, beside what else is installed.
 
-    .venv/bin/python benchmarks/privacy.py [--pii FILE] [--text FILE ...]
+    .venv/bin/python benchmarks/privacy.py [--pii FILE] [--text FILE ...] [--numbers]
 
 --pii is a JSON file (.gz) of presidio-research's form: a list of {"full_text", "spans": [{"entity_type",
 "start_position", "end_position"}]}. A labelled place counts as found where a found one of its kind has a character of
@@ -8,7 +8,8 @@ it, a found one as right likewise. The labelled numbers are made by chance, so s
 for their length only, as peers do. Private addresses count here, and all labels with a kind of ours.
 
 Speed is in MB of UTF-8 by seconds of processor time on one core, of 4 MB at most of each file (text, JSON lines; .gz,
-.xz). Without --text it is the diary that comes with the package. Peers: datafog (its regular expressions) and Presidio
+.xz). Without --text it is the diary that comes with the package. --numbers adds 1 MB each of made texts that are
+nothing but numbers or addresses, in documents of 20 kB. Peers: datafog (its regular expressions) and Presidio
 (its recognizers by pattern for these kinds, behind a blank spaCy pipeline: no model); whichever can be imported.
 """
 
@@ -34,6 +35,7 @@ from tallow.data.records import Rejected
 from tallow.data.sources import find_sources
 
 MAX_BYTES, PEER_BYTES = 4_000_000, 500_000
+NUMBER_BYTES, DOCUMENT_BYTES = 1_000_000, 20_000
 KINDS = {
     "EMAIL_ADDRESS": "email",
     "PHONE_NUMBER": "phone",
@@ -74,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="precision, recall and speed of privacy scrubbing")
     parser.add_argument("--pii", type=Path, help="labelled sentences")
     parser.add_argument("--text", action="append", help="a text to measure speed on (tallow:pepys)")
+    parser.add_argument("--numbers", action="store_true", help="measure speed on made texts of numbers, too")
     arguments = parser.parse_args()
     peers = {name: finder for name, make in PEERS.items() if (finder := make()) is not None}
     if arguments.pii is not None:
@@ -83,11 +86,15 @@ def main() -> None:
             "tallow, possible": ours(PrivacyConfig(private_ips=True, phone_validation="possible")),
         }
         print(table({name: score(finder(sentences), labels) for name, finder in (finders | peers).items()}))
-    for source in arguments.text or ["tallow:pepys"]:
-        texts = read_texts(source)
+    sources = {Path(source).name: read_texts(source) for source in arguments.text or ["tallow:pepys"]}
+    if arguments.numbers:
+        from privacy_texts import number_texts  # beside this script
+
+        sources |= {name: in_documents(text) for name, text in number_texts(NUMBER_BYTES).items()}
+    for name, texts in sources.items():
         speeds = {"tallow": speed(texts, lambda some: scrub(pa.array(some), PrivacyConfig()), MAX_BYTES)}
         speeds |= {name: speed(texts, finder, PEER_BYTES) for name, finder in peers.items()}
-        print(f"{Path(source).name}: " + ", ".join(f"{name} {mbs:,.2f} MB/s" for name, mbs in speeds.items()))
+        print(f"{name}: " + ", ".join(f"{finder} {mbs:,.2f} MB/s" for finder, mbs in speeds.items()))
 
 
 def ours(config: PrivacyConfig) -> Finder:
@@ -168,6 +175,10 @@ def read_texts(source: str) -> list[str]:
         if size > MAX_BYTES:
             break
     return texts
+
+
+def in_documents(text: str) -> list[str]:
+    return [text[start : start + DOCUMENT_BYTES] for start in range(0, len(text), DOCUMENT_BYTES)]
 
 
 def score(found: Sequence[Sequence[Place]], labels: Sequence[Sequence[Place]]) -> dict[str, Score]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import phonenumbers
 import pyarrow as pa
@@ -12,11 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tallow.data.privacy import PrivacyConfig, finders, national, phone, secret, wallet
-from tallow.data.privacy.phone_plan import may_be_valid, numbers_abroad, usual_shapes
+from tallow.data.privacy.phone_plan import may_be_usual, may_be_valid, numbers_abroad
 from tallow.data.privacy.span import Span, literals
 from tallow.kernels.dispatch import using
 from tallow.kernels.text.candidates import Candidate, find_candidates
-from tallow.kernels.text.number_forms import _FOLDS, _STRANGE
+from tallow.kernels.text.number_forms import _FOLDS, _STRANGE, NumberPlan
 
 CONFIGS = [
     PrivacyConfig(),
@@ -132,7 +133,7 @@ def check(text: str, region: str) -> None:
     plain = "".join(groups)
     assert may_be_valid(region).fullmatch(plain)
     if phone._is_usual(groups, number):
-        assert any(map(plain.startswith, usual_shapes(region)[tuple(map(len, groups))]))
+        assert may_be_usual(region, plain, tuple(map(len, groups)))
 
 
 @given(st.lists(st.from_regex("[0-9]{1,6}", fullmatch=True), min_size=1, max_size=5), st.data())
@@ -150,11 +151,51 @@ def test_numbers_abroad_have_a_code_and_enough_digits(digits: str) -> None:
     except phonenumbers.NumberParseException:
         return
     if phonenumbers.is_valid_number(number):
-        assert any(digits.startswith(first) and len(digits) >= least for first, least in numbers_abroad().items())
+        abroad = numbers_abroad().items()
+        assert any(digits[2:].startswith(code) and len(digits) - 2 >= least for code, least in abroad)
+
+
+PLAIN_FORMS = replace(finders.number_forms(CONFIGS[0]), plans=[], abroad={}, phone_words=["tel"])
+
+
+@given(st.data())
+def test_the_extension_reads_the_plans_of_countries(data: st.DataObject) -> None:
+    pattern = may_be_valid(data.draw(st.sampled_from(sorted(phonenumbers.SUPPORTED_REGIONS))))
+    usual = st.from_regex(pattern, fullmatch=True, alphabet="0123456789")
+    digits = data.draw(usual | st.from_regex("[0-9]{7,17}", fullmatch=True))
+    place = data.draw(st.integers(0, max(0, len(digits) - 1)))
+    for written in (digits, digits[:place] + digits[place + 1 :], f"{digits[:place]}7{digits[place + 1 :]}"):
+        stands = 7 <= len(written) <= 17 and pattern.fullmatch(written) is not None
+        assert is_told(written, pattern.pattern) == stands
+
+
+@pytest.mark.parametrize(
+    ("pattern", "digits", "told"),
+    [
+        (r"(?:12|[3-5]){2}\d{3,4}", "1231234", True),
+        (r"(?:12|[3-5]){2}\d{3,4}", "12121234", True),
+        (r"(?:12|[3-5]){2}\d{3,4}", "1261234", False),
+        (r"1*(?:2|34?)5{6}", "111355555", False),
+        (r"1*(?:2|34?)5{6}", "1113555555", True),
+        (r"1*(?:2|34?)5{6}", "34555555", True),
+        (r"1{0,2}(2{6})", "1222222", True),
+        (r"1{0,2}(2{6})", "111222222", False),
+        (r"(?!1)\d{7}", "1222222", True),  # beyond what is understood: all digits
+    ],
+)
+def test_the_extension_reads_patterns_of_digits(pattern: str, digits: str, told: bool) -> None:
+    assert is_told(digits, pattern) == told
+
+
+def is_told(digits: str, pattern: str) -> bool:
+    """Whether they may be a phone's of a plan, beside a word."""
+    forms = replace(PLAIN_FORMS, plans=[NumberPlan({}, pattern)])
+    return Candidate.PHONE in find_candidates(pa.array([f"tel {digits}"]), forms)[:, 1]
 
 
 def test_letters_that_count_as_the_same_are_folded_or_strange() -> None:
-    letters = {letter for word in finders.number_forms(CONFIGS[0]).words for letter in word if letter.isalpha()}
+    forms = finders.number_forms(CONFIGS[0])
+    letters = {letter for word in (*forms.phone_words, *forms.id_words) for letter in word if letter.isalpha()}
     everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
     alike = set(re.findall(f"[{''.join(letters)}]", everything, re.IGNORECASE))
     assert len(alike) > len(letters)
@@ -178,4 +219,5 @@ def test_the_extension_and_the_reference_leave_out_the_same() -> None:
         with using(versions):
             found.append(sorted(find_candidates(texts, finders.number_forms(CONFIGS[0])).tolist()))
     assert found[0] == found[1]
-    assert [tuple(row[1:]) for row in found[0]] == [(1, 5, 15), (1, 15, 27), (1, 42, 54)]
+    phone = Candidate.PHONE
+    assert [tuple(row[1:]) for row in found[0]] == [(phone, 5, 15), (phone, 15, 27), (phone, 42, 54)]

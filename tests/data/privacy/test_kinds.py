@@ -135,7 +135,7 @@ NEARLY = [
         "1990-1995",
         "1 234 567 890",
     ),
-    *("978-3-16-148410-0", "978 0 306 40615 7", "3.14159265358979", "page 1234567"),
+    *("978-3-16-148410-0", "978 0 306 40615 7", "3.14159265358979", "0.03525160", "page 1234567"),
     *(
         "8.8.8.256",
         "8.8.8",
@@ -223,6 +223,18 @@ def test_cards_have_the_first_digits_and_the_length_of_an_issuer() -> None:
     assert not is_card("411111111111116")  # Luhn's digit is right, and no Visa has fifteen
     assert not is_card("0000000000000000")
     assert scrubbed("card 4222222222222") == "card <CARD_1>"  # thirteen digits only where a word says so
+
+
+def test_a_plus_begins_a_number_also_behind_the_number_of_another_cell() -> None:
+    assert scrubbed("7,+34612341001,Madrid\n8;+34612341002") == "7,<PHONE_1>,Madrid\n8;<PHONE_2>"
+    for sum_ in ("a1+34612341001", "2+34612341001", "$+34612341001"):
+        assert scrubbed(sum_) == sum_
+
+
+def test_numbers_beside_placeholders_are_judged_by_themselves() -> None:
+    """The first replaces +49 30 13203202; `PHONE` is no word that makes a phone of what is beside it."""
+    assert scrubbed("+49 30 13203202\t0.36641574\t2127365000") == "<PHONE_1>\t0.36641574\t2127365000"
+    assert scrubbed("PHONE_NUMBER=2127365000; phone_1: 2127365000") == "PHONE_NUMBER=<PHONE_1>; phone_1: <PHONE_1>"
 
 
 def test_settings_widen_what_is_found() -> None:

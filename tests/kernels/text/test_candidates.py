@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tallow.kernels.dispatch import using
 from tallow.kernels.text.candidates import SECRET_WORDS, Candidate, find_candidates
-from tallow.kernels.text.number_forms import NumberForms
+from tallow.kernels.text.number_forms import NumberForms, NumberPlan
 
 PIECES = st.sampled_from(
     [
@@ -55,12 +56,23 @@ TEXTS = st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=40)
 
 
 FORMS = NumberForms(
-    pieces={(3, 3, 4): frozenset({"2"}), (2, 5): frozenset({"", "1"}), (1, 6): frozenset({"12", "0"})},
-    abroad={"0044": 10, "001": 12},
-    anywhere=frozenset({(3, 2, 4), (4, 4), (7,), (12,)}),
-    lettered=frozenset({(8,), (3, 1), (1, 1)}),
-    words=["<tel>", "тел>", "k", "<密码"],
+    plans=[
+        NumberPlan({(3, 3, 4): {r"2\d*"}, (2, 5): {r"\d*", r"1[23]?\d*"}}, r"(?:2[01]|1)\d{6,8}|[0-46-9]{7}"),
+        NumberPlan({(1, 6): {r"12\d*", r"0\d*"}}, r"0?(?:12(?:3|45)?\d{3,4}|99\d*)|44(2)?12736"),
+    ],
+    abroad={"44": 8, "1": 10},
+    unplanned=False,
+    phone_words=["<tel>", "тел>", "k"],
+    cards=["4 4 4", "12", "8"],
+    issuers={"4": [8, 12], "123": [8, 9]},
+    ids={"3-2-4": "", "5 2": "", "7": "mod 97", "12": "", "9": "mod 11", "3 1 4": "mod 11"},
+    lettered=["8", "3 1 4", "1.1.5"],
+    bare=["8", "3-4"],
+    id_words=["<密码", "ssn"],
+    accounts={"GB": 22, "DE": 8},
+    own_addresses=False,
 )
+WIDE = replace(FORMS, unplanned=True, own_addresses=True)
 
 
 def rows(texts: list[str], left_out: int, versions, forms: NumberForms | None = None) -> list[tuple[int, ...]]:
@@ -68,7 +80,7 @@ def rows(texts: list[str], left_out: int, versions, forms: NumberForms | None = 
         return sorted(map(tuple, find_candidates(pa.array(texts, pa.string()).slice(left_out), forms).tolist()))
 
 
-@given(st.lists(TEXTS, max_size=3), st.integers(0, 2), st.sampled_from([None, FORMS]))
+@given(st.lists(TEXTS, max_size=3), st.integers(0, 2), st.sampled_from([None, FORMS, WIDE]))
 @example(["é" * 20 + "1234567"], 0, None)
 @example(["1 2 3 4 5 6 7    8", "۱۲۳۴۵۶۷"], 0, None)
 def test_the_scan_finds_what_the_patterns_find(texts: list[str], left_out: int, forms: NumberForms | None) -> None:
@@ -110,31 +122,55 @@ def test_the_scan_finds_numbers_as_the_reference_does(text: str, far: str) -> No
 
 @pytest.mark.parametrize("versions", ["fast", "reference"])
 @pytest.mark.parametrize(
-    ("text", "stands"),
+    ("text", "kinds"),
     [
-        ("212 736 5000", True),
-        ("312 736 5000", False),
-        ("9 (212) 736-5000", True),
-        ("9-212 736 5000", False),
-        ("0044 207946", True),
-        ("0044 20794", False),
-        ("0011 207946", False),
-        ("1 123-45-6789 2", True),
-        ("1-123-45-6789", False),
-        ("12345678", False),
-        ("12345678-Z", True),
-        ("7B12345678", True),
-        ("+312 736 5000", True),
-        ("Tel. 12345678", True),
-        ("hotel 12345678", False),
-        ("hotel" + " " * 32 + "12345678", True),  # others may see `tel` alone
-        ("tel\n12345678", False),
-        ("12345678 (Tel.", True),
-        ("tel" + "." * 60 + "12345678", False),
+        ("212 736 5000", "phone"),
+        ("312 736 5000", ""),
+        ("225 736 5000", ""),  # usual, and not in the plan
+        ("9 (212) 736-5000", "phone"),
+        ("9-212 736 5000", ""),
+        ("0044 207946", "phone"),
+        ("0044 20794", ""),
+        ("0011 207946", ""),
+        ("+44 207946", "phone"),
+        ("+9944 207946", ""),
+        ("Tel. 2073640", "phone"),
+        ("Tel. 2073650", ""),
+        ("hotel 2073640", ""),
+        ("hotel" + " " * 32 + "2073640", "phone"),  # others may see `tel` alone
+        ("tel\n2073640", ""),
+        ("2073640 (Tel.", "phone"),
+        ("tel" + "." * 60 + "2073640", ""),
+        ("4111 1111 1117", "card"),
+        ("4111-1111 1117", ""),
+        ("4111 1111 1119", ""),
+        ("5111 1111 1114", ""),
+        ("41111113", "card"),
+        ("1 123-45-6789 2", "id"),
+        ("1-123-45-6789", ""),
+        ("1234571", "id"),
+        ("1234572", ""),
+        ("079071119", "id"),
+        ("079071118", ""),
+        ("12345678", ""),
+        ("12345678-Z", "id"),
+        ("7B12345678", "id"),
+        ("SSN 12345678", "id"),
+        ("SSN 5123456789", ""),
+        ("GB82 WEST 1234 5698 7654 32", "iban"),
+        ("gb82west12345698765432", "iban"),
+        ("GB82WEST12345698765433", ""),
+        ("XX82WEST12345698765432", ""),
+        ("8.8.8.8", "ipv4"),
+        ("10.8.8.8", ""),
+        ("172.31.8.8", ""),
+        ("172.32.8.8", "ipv4"),
+        ("239.255.1.1", ""),
     ],
 )
-def test_numbers_stand_that_are_of_some_form(text: str, stands: bool, versions) -> None:
-    assert bool(rows([text], 0, versions, FORMS)) == stands
+def test_numbers_stand_that_are_of_some_form(text: str, kinds: str, versions) -> None:
+    found = {Candidate(kind).name.lower() for _, kind, _, _ in rows([text], 0, versions, FORMS)}
+    assert found == set(filter(None, [kinds]))
 
 
 @pytest.mark.parametrize("versions", ["fast", "reference"])
@@ -145,7 +181,9 @@ def test_candidates_are_at_characters(versions) -> None:
     assert set(found[:, 0].tolist()) == {1}
     assert {(Candidate(kind), text[start:end]) for _, kind, start, end in found.tolist()} == {
         (Candidate.AT, "@"),
-        (Candidate.NUMBER, "7 (495) 123-45-67"),
+        (Candidate.PHONE, "7 (495) 123-45-67"),
+        (Candidate.CARD, "7 (495) 123-45-67"),
+        (Candidate.ID, "7 (495) 123-45-67"),
         (Candidate.ASSIGNMENT, "="),
         (Candidate.IPV6, "fe80::1"),
         (Candidate.IBAN, "GB82"),
@@ -185,6 +223,6 @@ def test_a_scan_takes_no_longer_for_hostile_text(piece: str) -> None:
 
 
 def test_texts_that_are_null_have_none() -> None:
-    assert find_candidates(pa.array([None, "1234567"], pa.string())).tolist() == [[1, Candidate.NUMBER, 0, 7]]
+    assert find_candidates(pa.array([None, "1234567"], pa.string()))[:, [0, 2, 3]].tolist() == [[1, 0, 7]] * 3
     assert find_candidates(pa.array([], pa.string())).shape == (0, 4)
     assert find_candidates(pa.array([], pa.string())).dtype == np.int32

@@ -15,10 +15,15 @@ _NUMBER = re.compile(
     rf"|\d{{4}}([ \xa0-])\d{{6}}\2\d{{4,5}}){AFTER}"
 )
 _WORDS = re.compile(r"card|visa|credit|debit|karte|carte|tarjeta|карт|کارت|卡", re.IGNORECASE)
-SIZES = frozenset(
-    (*((size,) for size in range(13, 20)), (4, 4, 4, 4), *((4, 4, 4, 4, n) for n in (1, 2, 3)), (4, 6, 4), (4, 6, 5))
+FORMS = (
+    *map(str, range(13, 20)),
+    *(
+        separator.join(sizes)
+        for separator in " -"
+        for sizes in (["4"] * 4, *(["4", "4", "4", "4", last] for last in "123"), ["4", "6", "4"], ["4", "6", "5"])
+    ),
 )
-"""Sizes of its groups of digits."""
+"""Sizes of its groups of digits, with what is between them."""
 _LONG = range(16, 20)
 _IRAN = (
     5022,
@@ -79,15 +84,15 @@ def find(text: str, start: int, end: int) -> Iterator[Span]:
 
 def is_card(number: str) -> bool:
     """Whether ASCII digits are a card's."""
-    issued = any(len(number) in _lengths().get((size, int(number[:size])), ()) for size in range(1, 5))
+    issued = any(len(number) in lengths().get(number[:size], ()) for size in range(1, 5))
     return issued and luhn.is_valid(number)
 
 
 @cache
-def _lengths() -> dict[tuple[int, int], set[int]]:
-    """How long cards are by how many digits they begin with, and which."""
-    found: dict[tuple[int, int], set[int]] = {}
-    for low, high, lengths in _ISSUERS:
+def lengths() -> dict[str, set[int]]:
+    """How many digits cards have by what they begin with."""
+    found: dict[str, set[int]] = {}
+    for low, high, some in _ISSUERS:
         for prefix in range(low, high + 1):
-            found.setdefault((len(str(low)), prefix), set()).update(lengths)
+            found.setdefault(str(prefix), set()).update(some)
     return found

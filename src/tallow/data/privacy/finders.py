@@ -6,38 +6,44 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from tallow.data.privacy import card, email, iban, ip, national, phone, phone_plan, secret, wallet
-from tallow.data.privacy.config import PrivacyConfig
+from tallow.data.privacy.config import Country, PrivacyConfig
 from tallow.data.privacy.span import Span, literals
 from tallow.kernels.text.candidates import Candidate
-from tallow.kernels.text.number_forms import NumberForms
+from tallow.kernels.text.number_forms import NumberForms, NumberPlan
 
 
 def number_forms(config: PrivacyConfig) -> NumberForms:
     """Numbers at which `find` may find something."""
-    return _number_forms(config.phone_regions)
-
-
-@lru_cache(8)
-def _number_forms(regions: tuple[str, ...]) -> NumberForms:
-    pieces: dict[tuple[int, ...], frozenset[str]] = {}
-    for region in regions:
-        for sizes, firsts in phone_plan.usual_shapes(region).items():
-            pieces[sizes] = pieces.get(sizes, frozenset()) | firsts
-    ids = [form for forms in national.FORMS.values() for form in forms]
-    words = [word for form in ids if form.words for word in literals(form.words)]
-    return NumberForms(
-        pieces=pieces,
-        abroad=phone_plan.numbers_abroad(),
-        anywhere=card.SIZES.union(*(form.sizes for form in ids)),
-        lettered=frozenset[tuple[int, ...]]().union(*(form.beside_letter for form in ids)),
-        words=[*literals(phone.WORDS), *words],
+    return _number_forms(
+        config.phone_regions, config.countries, config.phone_validation == "possible", config.private_ips
     )
 
 
-def find(text: str, candidates: Sequence[tuple[int, int, int]], config: PrivacyConfig) -> list[Span]:
+@lru_cache(8)
+def _number_forms(
+    regions: tuple[str, ...], countries: tuple[Country, ...], possible: bool, private_ips: bool
+) -> NumberForms:
+    ids = [form for country in countries for form in national.FORMS[country]]
+    return NumberForms(
+        plans=[NumberPlan(phone_plan.usual_shapes(each), phone_plan.may_be_valid(each).pattern) for each in regions],
+        abroad=phone_plan.numbers_abroad(),
+        unplanned=possible,
+        phone_words=literals(phone.WORDS),
+        cards=card.FORMS,
+        issuers=card.lengths(),
+        ids={written: form.check for form in ids for written in form.digits},
+        lettered={written for form in ids for written in form.beside_letter},
+        bare={written for form in ids for written in form.beside_word},
+        id_words=[word for form in ids if form.words for word in literals(form.words)],
+        accounts=iban.lengths(),
+        own_addresses=private_ips,
+    )
+
+
+def find(text: str, candidates: Sequence[Sequence[int]], config: PrivacyConfig) -> list[Span]:
     """What is private at some candidates (`Candidate`, first character, that behind the last), of the kinds sought."""
     sought = set(config.sought)
-    found = {span for candidate in candidates for span in _look(text, *candidate, config)}
+    found = {span for candidate in candidates for span in _look(text, candidate[0], candidate[1], candidate[2], config)}
     return [span for span in found if span.kind in sought]
 
 
@@ -45,9 +51,11 @@ def _look(text: str, kind: int, start: int, end: int, config: PrivacyConfig) -> 
     if kind == Candidate.TOKEN:
         yield from secret.find_key(text, start, end)
         yield from wallet.find(text, start, end)
-    elif kind == Candidate.NUMBER:
+    elif kind == Candidate.CARD:
         yield from card.find(text, start, end)
+    elif kind == Candidate.ID:
         yield from national.find(text, start, end, config.countries)
+    elif kind == Candidate.PHONE:
         yield from phone.find(text, start, end, config.phone_regions, config.phone_validation == "possible")
     elif kind == Candidate.AT:
         yield from email.find(text, start)

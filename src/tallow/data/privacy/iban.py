@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from string import ascii_uppercase
 
 from stdnum import iban, numdb
 from stdnum.iso7064 import mod_97_10
 
 from tallow.data.privacy.span import AFTER, Span
+
+LONGEST = 34
+"""Characters of an account (ISO 13616)."""
 
 UNREGISTERED = {"IR": 26, "DZ": 26, "AO": 25, "MA": 28}
 """Characters of accounts of countries that use IBANs, though they are not in SWIFT's register; digits all but two."""
@@ -31,10 +35,19 @@ def is_iban(number: str) -> bool:
 
 
 @cache
+def lengths() -> Mapping[str, int]:
+    """Letters of countries, and how many characters their accounts have."""
+    found = {first + second: _length(first + second) for first in ascii_uppercase for second in ascii_uppercase}
+    return {country: length for country, length in found.items() if 4 < length <= LONGEST}
+
+
+def _length(country: str) -> int:
+    form = numdb.get("iban").info(country)[0][1].get("bban", "")
+    return UNREGISTERED.get(country) or 4 + sum(map(int, re.findall(r"\d+", form)))
+
+
+@cache
 def _pattern(country: str) -> re.Pattern[str] | None:
     """So many characters as the country's accounts have."""
-    form = numdb.get("iban").info(country)[0][1].get("bban", "")
-    length = UNREGISTERED.get(country) or 4 + sum(map(int, re.findall(r"\d+", form)))
-    if length == 4:
-        return None
-    return re.compile(rf"[A-Za-z0-9](?:[ \xa0-]?[A-Za-z0-9]){{{length - 1}}}{AFTER}")
+    length = lengths().get(country)
+    return re.compile(rf"[A-Za-z0-9](?:[ \xa0-]?[A-Za-z0-9]){{{length - 1}}}{AFTER}") if length else None

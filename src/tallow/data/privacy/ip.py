@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from tallow.data.privacy.span import Span, is_near, whole_words
@@ -37,15 +38,23 @@ def find(text: str, start: int, end: int, private: bool) -> Iterator[Span]:
         end -= 1
     if _is_heading(text, start, end):
         return
+    value = _value(text[start:end], private)
+    if value is not None:
+        yield Span(start, end, "ip", value)
+
+
+@lru_cache(4096)
+def _value(written: str, private: bool) -> str | None:
+    """An address in its usual form, if it is one that counts."""
     try:
-        address = ip_address(text[start:end])
+        address = ip_address(written)
     except ValueError:
-        return
-    if isinstance(address, IPv6Address) and "::" in text[start:end] and text.find(":", start, end) < start + 3:
-        return  # `a::b` of a program; addresses that are given out begin with three digits or four
+        return None
+    if isinstance(address, IPv6Address) and "::" in written and written.find(":") < 3:
+        return None  # `a::b` of a program; addresses that are given out begin with three digits or four
     mine = address.is_private or address.is_loopback or address.is_link_local
-    if not (mine or address.is_multicast or address.is_unspecified) or (mine and private):
-        yield Span(start, end, "ip", address.compressed)
+    counts = not (mine or address.is_multicast or address.is_unspecified) or (mine and private)
+    return address.compressed if counts else None
 
 
 def _is_heading(text: str, start: int, end: int) -> bool:

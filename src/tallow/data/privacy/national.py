@@ -19,6 +19,7 @@ from stdnum.us import ssn
 
 from tallow.data.privacy.config import Country
 from tallow.data.privacy.span import AFTER, BEFORE, Span, is_near, whole_words
+from tallow.kernels.text.number_forms import Check
 
 BEFORE_DIGITS, LONGEST = 12, 24
 """Characters of an id that may go before seven digits in a row, and of the longest one."""
@@ -53,24 +54,28 @@ class Form(NamedTuple):
         pattern: Of what surely is one if `is_valid`.
         bare: Of what is one behind one of `words` (as `whole_words` takes them).
         is_valid: Of its letters and ASCII digits, in upper case.
-        sizes: Of the groups of digits of `pattern`.
-        beside_letter: Sizes of seven digits or more before or behind which it has a letter.
+        digits: Sizes of the groups of digits of `pattern`, with what is between them.
+        check: Of these digits.
+        beside_letter: Seven digits or more of `pattern` before or behind which it has a letter.
+        beside_word: Digits of `bare`.
     """
 
     pattern: str
     is_valid: Callable[[str], bool]
     bare: str = ""
     words: str = ""
-    sizes: Sequence[tuple[int, ...]] = ()
-    beside_letter: Sequence[tuple[int, ...]] = ()
+    digits: Sequence[str] = ()
+    check: Check = ""
+    beside_letter: Sequence[str] = ()
+    beside_word: Sequence[str] = ()
 
 
-def _joined(*sizes: int) -> set[tuple[int, ...]]:
-    """Sizes of groups of digits where any of the separators between them may be left out."""
+def _joined(*sizes: int) -> list[str]:
+    """Groups of digits with spaces between them, of which any may be left out."""
     if len(sizes) < 2:
-        return {sizes}
-    rest = _joined(*sizes[1:])
-    return {(sizes[0], *others) for others in rest} | {(sizes[0] + first, *others) for first, *others in rest}
+        return [str(size) for size in sizes]
+    first, second, *rest = sizes
+    return [f"{first} {others}" for others in _joined(second, *rest)] + _joined(first + second, *rest)
 
 
 FORMS: dict[Country, Sequence[Form]] = {
@@ -80,7 +85,8 @@ FORMS: dict[Country, Sequence[Form]] = {
             ssn.is_valid,
             r"\d{9}|\d{3} \d{2} \d{4}",
             r"<ssn>|social.security|<soc\.? ?sec",
-            sizes=[(3, 2, 4)],
+            digits=["3-2-4"],
+            beside_word=["9", "3 2 4"],
         )
     ],
     "ru": [
@@ -89,9 +95,10 @@ FORMS: dict[Country, Sequence[Form]] = {
             is_snils,
             r"\d{11}|\d{3} \d{3} \d{3} \d{2}",
             r"снилс|snils",
-            sizes=[(3, 3, 3, 2)],
+            digits=["3-3-3 2", "3-3-3-2"],
+            beside_word=["11", "3 3 3 2"],
         ),
-        Form("", inn.is_valid, r"\d{12}|\d{10}", r"<инн>|<inn>"),
+        Form("", inn.is_valid, r"\d{12}|\d{10}", r"<инн>|<inn>", beside_word=["12", "10"]),
     ],
     "ir": [
         Form(
@@ -99,14 +106,17 @@ FORMS: dict[Country, Sequence[Form]] = {
             is_iranian,
             r"\d{10}",
             r"کد.?ملی|كد.?ملي|شماره.?ملی|شناسه.?ملی|national code|national id|national number|code.?melli",
-            sizes=[(3, 6, 1)],
+            digits=["3-6-1"],
+            beside_word=["10"],
         )
     ],
     "cn": [
         Form(
             r"\d{17}[\dXx]|\d{6} \d{8} \d{3}[\dXx]",
             ric.is_valid,
-            sizes=[(18,), (17,), (6, 8, 4), (6, 8, 3)],
+            digits=["18", "6 8 4"],
+            check="mod 11",
+            beside_letter=["17", "6 8 3"],
         )
     ],
     "de": [
@@ -115,19 +125,21 @@ FORMS: dict[Country, Sequence[Form]] = {
             idnr.is_valid,
             r"\d{11}|\d{2} \d{3} \d{3} \d{3}",
             r"steuer.?id|identifikationsnummer|id.?nr|steuernummer|<tin>|tax.?id|tax.?number",
+            beside_word=["11", "2 3 3 3"],
         )
     ],
     "fr": [
         Form(
             r"\d[ \xa0]?\d{2}[ \xa0]?\d{2}[ \xa0]?\d[\dAB][ \xa0]?\d{3}[ \xa0]?\d{3}[ \xa0]?\d{2}",
             is_nir,
-            sizes=[*_joined(1, 2, 2, 2, 3, 3, 2)],
-            beside_letter=[*_joined(3, 3, 2)],
+            digits=_joined(1, 2, 2, 2, 3, 3, 2),
+            check="mod 97",
+            beside_letter=_joined(3, 3, 2),
         ),
     ],
     "es": [
-        Form(r"(?:\d{8}|\d{2}\.\d{3}\.\d{3})[ -]?[A-Z]", dni.is_valid, beside_letter=[(8,), (2, 3, 3)]),
-        Form(r"[XYZ]-?\d{7}-?[A-Z]", nie.is_valid, beside_letter=[(7,)]),
+        Form(r"(?:\d{8}|\d{2}\.\d{3}\.\d{3})[ -]?[A-Z]", dni.is_valid, beside_letter=["8", "2.3.3"]),
+        Form(r"[XYZ]-?\d{7}-?[A-Z]", nie.is_valid, beside_letter=["7"]),
     ],
 }
 _PATTERNS = {

@@ -9,7 +9,7 @@ from functools import lru_cache
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumber, PhoneNumberFormat
 
-from tallow.data.privacy.phone_plan import may_be_valid, usual_shapes
+from tallow.data.privacy.phone_plan import may_be_usual, may_be_valid
 from tallow.data.privacy.span import Span, digits, is_near, whole_words
 
 MIN_DIGITS, MAX_DIGITS = 7, 17
@@ -31,7 +31,8 @@ _EXTENSION = re.compile(r"[ ,]{0,2}(?:x|ext\.?|extension|доб\.?|داخلی|�
 _LEAD = re.compile(r"\(?[+＋]?\(?")
 _BRACKETED = re.compile(r"\([^(]*\d")
 _PIECE = re.compile(r"[\d(][^ \xa0]*\d")
-_GOES_ON_BEFORE = re.compile(r"(?:[^\W\u0590-\U0010ffff]|[\d$€£#/\\]|\d[.,:-])\Z")
+_BEFORE = r"[^\W\u0590-\U0010ffff]|[\d$€£#/\\]"
+_TOUCHES, _GOES_ON_BEFORE = (re.compile(rf"(?:{_BEFORE}{more})\Z") for more in ("", r"|\d[.,:-]"))
 _GOES_ON = re.compile(r"[^\W\u0590-\U0010ffff]|[\d%€$£]|\.[A-Za-z]")
 """A longer number, an amount, the name of a file."""
 
@@ -67,7 +68,8 @@ def _find(text: str, start: int, end: int, regions: Sequence[str], possible: boo
     if text[start] == "(" and text.count("(", start, end) > text.count(")", start, end):
         start += 1  # of a parenthesis around it
     extension = _EXTENSION.match(text, end)
-    if _GOES_ON_BEFORE.search(text[max(0, start - 2) : start]) or (not extension and _GOES_ON.match(text, end)):
+    before = _TOUCHES if text[start] in "+＋" else _GOES_ON_BEFORE  # a plus begins anew: the next cell of a table
+    if before.search(text[max(0, start - 2) : start]) or (not extension and _GOES_ON.match(text, end)):
         return None
     near = is_near(_WORDS, text, start, end, after=12) and not is_near(_OTHERS, text, start, end, before=20)
     value = _number(text[start:end], near, tuple(regions), possible)
@@ -84,17 +86,14 @@ def _number(raw: str, near: bool, regions: tuple[str, ...], possible: bool) -> s
     plus = raw.lstrip("(")[0] in "+＋"
     if not plus and (_NOT_A_PHONE.match(raw) or (not near and len(groups) == 1)):
         return None
-    if plus or plain.startswith("00"):
+    if plus or digits(groups[0]).startswith("00"):  # zeros that a dot parts are a decimal's
         number = _parse("+" + (plain if plus else plain[2:]), None)
         good = number is not None and (phonenumbers.is_valid_number(number) or (near and possible and _fits(number)))
         return _international(number) if number is not None and good else None
     sizes = tuple(map(len, groups))
     for region in regions:
-        if near:
-            is_plausible = may_be_valid(region).fullmatch(plain) is not None
-        else:
-            is_plausible = any(map(plain.startswith, usual_shapes(region).get(sizes, ())))
-        number = _parse(raw, region) if is_plausible else None
+        is_shaped = near or may_be_usual(region, plain, sizes)
+        number = _parse(raw, region) if is_shaped and may_be_valid(region).fullmatch(plain) else None
         if number is not None and phonenumbers.is_valid_number(number) and (near or _is_usual(groups, number)):
             return _international(number)
     if near and possible:
@@ -127,4 +126,4 @@ def _is_usual(groups: Sequence[str], number: PhoneNumber) -> bool:
 
 
 def _international(number: PhoneNumber) -> str:
-    return phonenumbers.format_number(number, PhoneNumberFormat.E164)
+    return f"+{number.country_code}{phonenumbers.national_significant_number(number)}"

@@ -6,15 +6,15 @@ It follows from phonenumbers' own metadata, and never rejects what phonenumbers 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from itertools import product
+from itertools import product, takewhile
 
 import phonenumbers
 from phonenumbers import COUNTRY_CODE_TO_REGION_CODE, NumberFormat, PhoneMetadata
 
 Shapes = Mapping[tuple[int, ...], frozenset[str]]
-"""Sizes of groups of digits, and what the digits may begin with."""
+"""Sizes of groups of digits, and patterns that all the digits may have."""
 
 _KINDS = (
     *("fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost", "personal_number", "voip", "pager", "uan"),
@@ -23,8 +23,6 @@ _KINDS = (
 _GROUP = re.compile(r"\(((?:[^()]|\(\?:[^()]*\))*)\)")
 _UNIT = re.compile(r"(?:\\d|\[[^\]]*\]|\d)(?:\{(\d+)(?:,(\d+))?\}|(\?))?")
 _IN_RULE = re.compile(r"\\(\d)|(\d)|\D")
-_LITERAL = re.compile(r"\d+(?=[\\\[(][^|]*\Z)")
-"""The digits that all numbers of a pattern begin with."""
 _FIRST_IN_RULE = re.compile(r"\\\d")
 
 
@@ -38,37 +36,48 @@ def usual_shapes(region: str) -> Shapes:
         return {}
     code = str(phonenumbers.country_code_for_region(region))
     main = _metadata(_regions(code)[0])
-    starts = _starts(code)
+    possible = _possible_lengths(code)
     found: dict[tuple[int, ...], set[str]] = {}
 
-    def add(sizes: tuple[int, ...], first: str) -> None:
-        found.setdefault(sizes, set()).add(first)
-        found.setdefault((len(code), *sizes), set()).add(code + first)
+    def add(sizes: tuple[int, ...], pattern: str) -> None:
+        found.setdefault(sizes, set()).add(pattern)
+        found.setdefault((len(code), *sizes), set()).add(code + pattern)
 
     for numbers in main.number_format:
-        for sizes, first in _shapes(numbers, numbers.national_prefix_formatting_rule, starts):
+        for sizes, pattern in _shapes(numbers, numbers.national_prefix_formatting_rule, possible):
             if len(sizes) > 1:
-                add(sizes, first)
+                add(sizes, pattern)
     for numbers in main.intl_number_format or main.number_format:
-        for sizes, first in _shapes(numbers, None, starts):
-            add((len(code), *sizes), code + first)
-    for length, firsts in starts.items():
-        for first in firsts:
-            add((len(code), length), code + first)  # of no format
-    return {sizes: frozenset(firsts) for sizes, firsts in found.items()}
+        for sizes, pattern in _shapes(numbers, None, possible):
+            add((len(code), *sizes), code + pattern)
+    for length in possible:
+        add((len(code), length), rf"{code}\d*")  # of no format
+    return {sizes: frozenset(patterns) for sizes, patterns in found.items()}
+
+
+def may_be_usual(region: str, digits: str, sizes: tuple[int, ...]) -> bool:
+    """Whether digits in groups of these sizes are of one of a country's usual shapes."""
+    return any(_compiled(pattern).fullmatch(digits) for pattern in usual_shapes(region).get(sizes, ()))
+
+
+_compiled = cache(re.compile)
 
 
 def _shapes(
-    numbers: NumberFormat, prefix: str | None, starts: Mapping[int, set[str]]
+    numbers: NumberFormat, prefix: str | None, possible: Collection[int]
 ) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Groups as one format writes them, with the literal digits that they begin with."""
+    """Groups as one format writes them, with what its digits are."""
     rule = numbers.format or ""
     if prefix:
         rule = _FIRST_IN_RULE.sub(lambda group: prefix.replace("\\1", group[0]), rule, count=1)
     groups = [group[1] for group in _GROUP.finditer(numbers.pattern or "")]
+    parts = [part[0] for part in _IN_RULE.finditer(rule) if part[1] or part[2]]
+    literals = "".join(takewhile(str.isdecimal, parts))
+    in_order = parts[len(literals) :] == [f"\\{number}" for number in range(1, len(groups) + 1)]
+    begins = numbers.leading_digits_pattern[-1] if in_order and numbers.leading_digits_pattern else ""
     for sizes in product(*map(_sizes, groups)):
-        if sum(sizes) in starts:
-            written, first, is_first, is_new = list[int](), "", True, True
+        if sum(sizes) in possible:
+            written, is_new = list[int](), True
             for part in _IN_RULE.finditer(rule):
                 if part[1] is None and part[2] is None:
                     is_new = True
@@ -76,23 +85,17 @@ def _shapes(
                 if is_new:
                     written.append(0)
                 written[-1] += sizes[int(part[1]) - 1] if part[1] else 1
-                is_first, is_new = is_first and part[2] is not None, False
-                first += part[2] if is_first else ""
-            begins_as_number = next((part[1] for part in _IN_RULE.finditer(rule) if part[1]), "") == "1"
-            for start in starts[sum(sizes)]:
-                yield tuple(written), first + (start[: sizes[0]] if begins_as_number else "")
+                is_new = False
+            yield tuple(written), rf"{literals}(?:{begins})\d*" if begins else rf"{literals}\d*"
 
 
-def _starts(code: str) -> dict[int, set[str]]:
-    """How many digits numbers with a country's code have, and what they begin with: "" where that is several things."""
-    found: dict[int, set[str]] = {}
+def _possible_lengths(code: str) -> set[int]:
+    """How many digits numbers with a country's code have."""
+    found = set[int]()
     for region in _regions(code):
         general = _lengths(_metadata(region))
         for kind in filter(None, (getattr(_metadata(region), kind) for kind in _KINDS)):
-            literal = _LITERAL.match(kind.national_number_pattern or "")
-            for length in kind.possible_length or general:
-                if length in general:
-                    found.setdefault(length, set()).add(literal[0] if literal else "")
+            found.update(length for length in kind.possible_length or general if length in general)
     return found
 
 
@@ -122,16 +125,15 @@ def may_be_valid(region: str) -> re.Pattern[str]:
     kinds = (getattr(_metadata(each), kind) for each in _regions(code) for kind in _KINDS)
     valid = {kind.national_number_pattern for kind in kinds if kind is not None} - {None}
     prefix = f"(?:{'|'.join(map(str, prefixes))}){{0,2}}" if prefixes else ""
-    return re.compile(
-        rf"(?:{own.international_prefix or '(?!)'})\d*|(?:{code})?{prefix}(?:{'|'.join(sorted(map(str, valid)))})"
-    )
+    abroad = rf"(?:{own.international_prefix})\d*|" if own.international_prefix else ""
+    return re.compile(rf"{abroad}(?:{code})?{prefix}(?:{'|'.join(sorted(map(str, valid)))})")
 
 
 @cache
 def numbers_abroad() -> Mapping[str, int]:
-    """What numbers begin with that begin with 00, and how many digits they have at least."""
+    """Codes of countries, and how many digits numbers have with them at least."""
     return {
-        f"00{code}": 2 + len(str(code)) + min(min(_lengths(each)) for each in _all_metadata(code))
+        str(code): len(str(code)) + min(min(_lengths(each)) for each in _all_metadata(code))
         for code in COUNTRY_CODE_TO_REGION_CODE
     }
 

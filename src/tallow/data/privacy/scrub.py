@@ -96,7 +96,7 @@ def too_many(counts: Counts, config: PrivacyConfig) -> npt.NDArray[np.bool_]:
 
 
 def _finders() -> tuple[
-    Callable[[str, Sequence[tuple[int, int, int]], PrivacyConfig], list[Span]], Callable[[PrivacyConfig], NumberForms]
+    Callable[[str, Sequence[Sequence[int]], PrivacyConfig], list[Span]], Callable[[PrivacyConfig], NumberForms]
 ]:
     try:
         # python-stdnum and phonenumbers, which come with an extra
@@ -163,13 +163,8 @@ class _Document:
         """Take up what was found in the scrubbed text; whether it has changed."""
         places = [(match.start(), match.end()) for match in PLACEHOLDER.finditer(self.scrubbed)]
         free = [span for span in choose(spans) if not _overlaps(span.start, span.end, places)]
-        moved = [
-            span._replace(start=span.start + shift, end=span.end + shift)
-            for span in free
-            for shift in [self._shift(span)]
-        ]
         known = [(span.start, span.end) for span in self.spans]
-        new = [span for span in moved if not _overlaps(span.start, span.end, known)]
+        new = [span for span in map(self._moved, free) if not _overlaps(span.start, span.end, known)]
         self.spans = sorted([*self.spans, *new])
         if any(self._config.of(span.kind).action == "replace" for span in new):
             self._render()
@@ -178,15 +173,20 @@ class _Document:
 
     def edits(self) -> Iterator[Edit]:
         """What turns the original into the scrubbed text."""
+        if self.original.isascii():  # as many bytes as characters
+            yield from (Edit(span.start, span.end, placeholder) for span, placeholder in self._placeholders())
+            return
         length = end = 0
         for span, placeholder in self._placeholders():
             start = length + len(self.original[end : span.start].encode())
             length, end = start + len(self.original[span.start : span.end].encode()), span.end
             yield Edit(start, length, placeholder)
 
-    def _shift(self, span: Span) -> int:
+    def _moved(self, span: Span) -> Span:
+        """From its place in the scrubbed text to that in the original."""
         scrubbed, original = self._starts[bisect_right(self._starts, (span.start, len(self.original))) - 1]
-        return original - scrubbed
+        shift = original - scrubbed
+        return Span(span.start + shift, span.end + shift, span.kind, span.value) if shift else span
 
     def _placeholders(self) -> Iterator[tuple[Span, str]]:
         numbers: dict[tuple[Kind, str], int] = {}
@@ -214,16 +214,15 @@ class _Document:
 
 def _overlaps(start: int, end: int, places: Sequence[tuple[int, int]]) -> bool:
     """Whether one of some places, which are in their order and do not overlap, has characters of another."""
-    before = bisect_right(places, (end - 1, end)) - 1
+    before = bisect_right(places, (end - 1, end)) - 1 if places else -1
     return before >= 0 and places[before][1] > start
 
 
-def _by_text(rows: npt.NDArray[np.int32]) -> dict[int, list[tuple[int, int, int]]]:
+def _by_text(rows: npt.NDArray[np.int32]) -> dict[int, list[list[int]]]:
     """Candidates of each text that has some."""
-    found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for number, kind, start, end in rows.tolist():
-        found[number].append((kind, start, end))
-    return found
+    numbers, firsts = np.unique(rows[:, 0], return_index=True)
+    places, ends = rows[:, 1:].tolist(), np.append(firsts, len(rows))[1:]
+    return {number: places[first:end] for number, first, end in zip(numbers.tolist(), firsts, ends, strict=True)}
 
 
 def _counts(length: int, documents: Mapping[int, _Document], kinds: Iterable[Kind]) -> Counts:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 Kind = Literal["secret", "wallet", "email", "iban", "card", "ip", "national_id", "phone", "name"]
@@ -19,6 +20,8 @@ BEFORE = r"(?<![^\W\u0590-\U0010ffff])(?<!\d)(?<!\d[-.])"
 AFTER = r"(?![^\W\u0590-\U0010ffff])(?!\d)(?![-.]\d)"
 
 
+_PLACEHOLDERS = re.compile(rf"<?(?:{'|'.join(kind.upper() for kind in KINDS)})_(?:[0-9]{{1,9}}(?:>|\Z)|\Z)")
+"""Such as the scrubbed text has, also if they are cut."""
 _OPERATOR = re.compile(r"\\?.\?|\.")
 
 
@@ -37,7 +40,10 @@ class Span(NamedTuple):
 
 def choose(spans: Iterable[Span]) -> list[Span]:
     """Those that do not overlap surer ones, in their order."""
-    chosen: list[Span] = []
+    chosen = sorted(spans)
+    if all(before.end <= after.start for before, after in pairwise(chosen)):
+        return chosen
+    spans, chosen = chosen, []
     for span in sorted(spans, key=lambda span: (KINDS.index(span.kind), span.start, -span.end, span.value)):
         place = bisect_left(chosen, span)
         if (place == 0 or chosen[place - 1].end <= span.start) and (
@@ -58,7 +64,12 @@ def is_near(words: re.Pattern[str], text: str, start: int, end: int, before: int
     """Whether one of some words is on the same line, within so many characters."""
     behind = text[max(0, start - before) : start].rpartition("\n")[2]
     ahead = text[end : end + after].partition("\n")[0]
-    return words.search(behind) is not None or (after > 0 and words.search(ahead) is not None)
+    return _has_word(words, behind) or (after > 0 and _has_word(words, ahead))
+
+
+def _has_word(words: re.Pattern[str], text: str) -> bool:
+    """Whether one of some words is there, and not only in placeholders: a number beside `<PHONE_1>` is no phone."""
+    return words.search(text) is not None and words.search(_PLACEHOLDERS.sub(" ", text)) is not None
 
 
 def literals(pattern: str) -> list[str]:

@@ -2,13 +2,13 @@
 // Each is defined by its pattern in candidates.py. Each byte is visited once, and looked at again by a search that went
 // on from an earlier one at most once a kind: a search ends where that of its kind ended, or after so many bytes.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -22,10 +22,10 @@ namespace nb = nanobind;
 namespace tallow {
 namespace {
 
-enum Kind : int32_t { AT, NUMBER, IPV4, IPV6, TOKEN, IBAN, ASSIGNMENT, PEM };
+enum Kind : int32_t { AT, PHONE, IPV4, IPV6, TOKEN, IBAN, ASSIGNMENT, PEM, CARD, ID };
 
 constexpr uint8_t DIGIT = 1, LETTER = 2, HEX = 4, WORD = 8, ANCHOR = 16;
-constexpr int64_t MIN_DIGITS = 7, MAX_BETWEEN = 3, MIN_TOKEN = 15, BEFORE_TOKEN = 5, MIN_IPV6 = 6, MAX_IPV6 = 45, MAX_LABEL = 63;
+constexpr int64_t MIN_DIGITS = 7, MAX_BETWEEN = 3, MAX_ACCOUNT = 34, MIN_TOKEN = 15, BEFORE_TOKEN = 5, MIN_IPV6 = 6, MAX_IPV6 = 45, MAX_LABEL = 63;
 
 constexpr std::array<uint8_t, 256> make_classes() {
     std::array<uint8_t, 256> classes{};
@@ -72,13 +72,14 @@ struct Finder {
     std::array<bool, 256> last_of_word{};  // the bytes that they end in, as they may be written
     const char *begin = nullptr, *end = nullptr, *mark = nullptr;
     const char *number_end = nullptr, *ipv6_end = nullptr, *dashes_end = nullptr;
-    std::optional<NumberForms> forms;  // of numbers
+    const NumberForms *forms;  // of numbers; none: any
     NumberGroups groups;
+    std::u32string window;
     int32_t text = 0, characters = 0;  // the number of the text, and characters before the mark
     std::vector<int32_t> found;
 
     // `lines`: the words, each ended by a line break.
-    explicit Finder(std::string_view lines) {
+    Finder(std::string_view lines, const NumberForms *forms) : forms(forms) {
         for (size_t from = 0, to; from < lines.size(); from = to + 1) {
             to = lines.find('\n', from);
             words.push_back(lines.substr(from, to - from));
@@ -135,15 +136,19 @@ struct Finder {
             if (digit(next)) groups.groups.push_back(group(last, next));
         }
         number_end = std::max(last, at + 1);
-        if (int64_t(groups.digits.size()) >= MIN_DIGITS && (!forms || forms->may_be(groups, {begin, size_t(end - begin)}, at, last)))
-            add(NUMBER, at, at, last);
+        if (int64_t(groups.digits.size()) < MIN_DIGITS) return;
+        const int uses = forms ? forms->uses(groups, {begin, size_t(end - begin)}, at, last, window) : ~0;
+        if (uses & NumberForms::CARD) add(CARD, at, at, last);
+        if (uses & NumberForms::ID) add(ID, at, at, last);
+        if (uses & NumberForms::PHONE) add(PHONE, at, at, last);
     }
 
     // The group of digits behind some separators.
     NumberGroups::Group group(const char *from, const char *to) const {
         const std::string_view between(from, size_t(to - from));
         const bool spaced = between.find(' ') != between.npos || between.find("\xC2\xA0") != between.npos;
-        return {int32_t(groups.digits.size()), between == ".", between == "-", spaced, between.find('(') != between.npos};
+        const char single = between == " " || between == "\xC2\xA0" ? ' ' : between == "-" || between == "." ? between[0] : '\0';
+        return {int32_t(groups.digits.size()), single, spaced, between.find('(') != between.npos};
     }
 
     // A word that ends here.
@@ -158,15 +163,23 @@ struct Finder {
     void ipv4(const char *at) {
         if (at > begin && (is(at[-1], DIGIT) || at[-1] == '.')) return;
         const char *next = at;
+        int first_parts[2] = {};
         for (int part = 0; part < 4; ++part) {
             if (part && (next == end || *next++ != '.')) return;
             const char *first = next;
             int value = 0;
             for (; next < end && is(*next, DIGIT) && next - first < 4; ++next) value = 10 * value + (*next - '0');
             if (next == first || value > 255 || (*first == '0' && next - first > 1)) return;
+            if (part < 2) first_parts[part] = value;
         }
         if (end - next > 1 && next[0] == '.' && is(next[1], DIGIT)) return;
-        add(IPV4, at, at, next);
+        if (!forms || forms->own_addresses || !is_nobodys(first_parts[0], first_parts[1])) add(IPV4, at, at, next);
+    }
+
+    // Whether the addresses with these first parts are nobody's on the internet.
+    static bool is_nobodys(int first, int second) {
+        return first == 0 || first == 10 || first == 127 || first >= 224 || (first == 169 && second == 254) ||
+               (first == 192 && second == 168) || (first == 172 && second >= 16 && second < 32);
     }
 
     void iban(const char *at) {
@@ -174,7 +187,27 @@ struct Finder {
         if (at - begin > 2 && is(at[-3], LETTER | DIGIT)) return;
         if (end - at < 3 || !is(at[1], DIGIT)) return;
         const char *next = at + 2 + (at[2] == ' ' || at[2] == '-');
-        if (next < end && is(*next, LETTER | DIGIT)) add(IBAN, at, at - 2, at + 2);
+        if (next < end && is(*next, LETTER | DIGIT) && (!forms || is_account(at - 2))) add(IBAN, at, at - 2, at + 2);
+    }
+
+    // Whether a country has accounts as long as that at a place, and its check digits (ISO 7064, modulus 97) are right.
+    bool is_account(const char *at) const {
+        const auto upper = [](char byte) { return is(byte, LETTER) ? char(byte & ~0x20) : byte; };
+        const int length = forms->account_length(upper(at[0]), upper(at[1]));
+        if (!length) return false;
+        std::array<char, MAX_ACCOUNT> characters;
+        for (int i = 0; i < length; ++i, ++at) {
+            if (i && at < end && (*at == ' ' || *at == '-')) ++at;
+            else if (i && end - at > 1 && std::memcmp(at, "\xC2\xA0", 2) == 0) at += 2;
+            if (at == end || !is(*at, LETTER | DIGIT)) return false;
+            characters[size_t(i)] = upper(*at);
+        }
+        int rest = 0;
+        for (int i = 0; i < length; ++i) {
+            const char character = characters[size_t((i + 4) % length)];
+            rest = is(character, DIGIT) ? (10 * rest + character - '0') % 97 : (100 * rest + character - 'A' + 10) % 97;
+        }
+        return rest == 1;
     }
 
     void ipv6(const char *at) {
@@ -255,12 +288,8 @@ struct Finder {
     }
 };
 
-using Lines = std::tuple<nb::bytes, nb::bytes, nb::bytes, nb::bytes>;
-
-nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words, const std::optional<Lines> &forms) {
-    const auto view = [](const nb::bytes &bytes) { return std::string_view(bytes.c_str(), bytes.size()); };
-    Finder finder(view(words));
-    if (forms) std::apply([&](const auto &...lines) { finder.forms.emplace(view(lines)...); }, *forms);
+nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words, const NumberForms *forms) {
+    Finder finder({words.c_str(), words.size()}, forms);
     {
         nb::gil_scoped_release release;
         const Texts texts(places);
@@ -271,6 +300,12 @@ nb::bytes find_candidates(const TextPlaces &places, const nb::bytes &words, cons
 
 }  // namespace
 
-void bind_candidates(nb::module_ &m) { m.def("find_candidates", &find_candidates, nb::arg(), nb::arg(), nb::arg().none()); }
+void bind_candidates(nb::module_ &m) {
+    nb::class_<NumberForms>(m, "NumberForms").def("__init__", [](NumberForms *self, const nb::bytes &lines, const std::vector<std::string> &plans,
+                                                                      const std::vector<std::string> &usual) {
+        new (self) NumberForms({lines.c_str(), lines.size()}, plans, usual);
+    });
+    m.def("find_candidates", &find_candidates, nb::arg(), nb::arg(), nb::arg().none());
+}
 
 }  // namespace tallow

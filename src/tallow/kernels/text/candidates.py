@@ -23,8 +23,9 @@ class Candidate(IntEnum):
 
     AT = 0
     """The @ of an e-mail address, or before the host of a URL."""
-    NUMBER = 1
-    """Seven digits or more (ASCII, Arabic, Persian, wide) with at most three separators between two, of some form."""
+    PHONE = 1
+    """Seven digits or more (ASCII, Arabic, Persian, wide) with at most three separators between two, in which the
+    number of a phone may be."""
     IPV4 = 2
     IPV6 = 3
     TOKEN = 4
@@ -36,6 +37,10 @@ class Candidate(IntEnum):
     """The colon or equals sign behind the name of a secret."""
     PEM = 7
     """What a PEM block begins with."""
+    CARD = 8
+    """Such digits, in which those of a payment card may be."""
+    ID = 9
+    """Such digits, in which those of a national id may be."""
 
 
 SECRET_WORDS = tuple(
@@ -55,10 +60,13 @@ BEFORE_TOKEN = 5
 
 _DIGIT = rb"(?:[0-9]|\xd9[\xa0-\xa9]|\xdb[\xb0-\xb9]|\xef\xbc[\x90-\x99])"
 _BETWEEN = rb"(?:[ ()./-]|\xc2\xa0|\xe2\x80\x91)"
+_DIGITS = re.compile(_DIGIT + rb"(?:" + _BETWEEN + rb"{0,3}" + _DIGIT + rb"){6,}")
 _PART = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _PATTERNS: Mapping[Candidate, re.Pattern[bytes]] = {
     Candidate.AT: re.compile(rb"(?<=[!-?A-~\x80-\xff])@(?=[A-Za-z0-9\x80-\xff-]{1,63}[.:/][A-Za-z0-9\x80-\xff])"),
-    Candidate.NUMBER: re.compile(_DIGIT + rb"(?:" + _BETWEEN + rb"{0,3}" + _DIGIT + rb"){6,}"),
+    Candidate.PHONE: _DIGITS,
+    Candidate.CARD: _DIGITS,
+    Candidate.ID: _DIGITS,
     Candidate.IPV4: re.compile(rb"(?<![0-9.])" + _PART + rb"(?:\." + _PART + rb"){3}(?![0-9]|\.[0-9])"),
     Candidate.IPV6: re.compile(rb"[0-9A-Fa-f:]+"),
     Candidate.TOKEN: re.compile(rb"[A-Za-z0-9_-]{15,}"),
@@ -75,14 +83,14 @@ def find_candidates(texts: pa.StringArray, forms: NumberForms | None = None) -> 
 
     Args:
         texts: Where to look.
-        forms: Of numbers; None: any.
+        forms: Of numbers, IPv4 addresses and bank accounts; None: any, and all that a number may be.
     """
     extension = native() if prefers_fast() else None
     if extension is None:
         rows = [(number, *row) for number, text in enumerate(texts.to_pylist()) for row in _scan(text or "", forms)]
         return np.array(rows, np.int32).reshape(-1, 4)
     words = b"".join(word + b"\n" for word in SECRET_WORDS)
-    found = extension.find_candidates(places(texts), words, None if forms is None else forms.lines)
+    found = extension.find_candidates(places(texts), words, None if forms is None else forms.native)
     return np.frombuffer(found, np.int32).reshape(-1, 4)
 
 
@@ -93,10 +101,22 @@ def _scan(text: str, forms: NumberForms | None) -> Iterator[tuple[Candidate, int
     for kind, pattern in _PATTERNS.items():
         for match in pattern.finditer(data):
             start, end = characters[match.start()], characters[match.end()]
-            if kind == Candidate.NUMBER and forms is not None and not forms.may_be(text, start, end):
-                continue
-            if _stands(kind, match):
+            if _stands(kind, match) and (forms is None or _has_form(kind, text, start, end, forms)):
                 yield kind, start, end
+
+
+def _has_form(kind: Candidate, text: str, start: int, end: int, forms: NumberForms) -> bool:
+    if kind == Candidate.PHONE:
+        return forms.may_be_phone(text, start, end)
+    if kind == Candidate.CARD:
+        return forms.may_be_card(text, start, end)
+    if kind == Candidate.ID:
+        return forms.may_be_id(text, start, end)
+    if kind == Candidate.IBAN:
+        return forms.may_be_account(text, start)
+    if kind == Candidate.IPV4:
+        return forms.own_addresses or _NOBODYS.match(text, start) is None
+    return True
 
 
 def _stands(kind: Candidate, match: re.Match[bytes]) -> bool:
@@ -118,6 +138,8 @@ _SECRET = re.compile(
     rb"|SG\.|eyJ|(?:A[A-Z]{3}[A-Za-z0-9]{16}|[123LMDTX][1-9A-HJ-NP-Za-km-z]{25,34}|0x[A-Za-z0-9]{40})(?![A-Za-z0-9])"
     rb"|(?=bc1|tb1|ltc1|BC1|TB1|LTC1)[A-Za-z0-9]{11})"
 )
+_NOBODYS = re.compile(r"(?:0|10|127|169\.254|192\.168|172\.(?:1[6-9]|2\d|3[01])|22[4-9]|2[3-5]\d)\.")
+"""What IPv4 addresses begin with that mean something only in a network of one's own, or are no machine's."""
 _BEHIND_NAME = re.compile(rb"""["']?[ ]{0,2}\Z""")
 _JOINED = re.compile(rb"[0-9A-Za-z_]")
 _LOWER = bytes(byte | 0x20 if ord("A") <= byte <= ord("Z") else byte for byte in range(256))

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "classes.h"
@@ -86,8 +87,7 @@ public:
 private:
     struct Gram {
         uint32_t at;
-        uint64_t hash;
-        size_t slot;
+        uint32_t slot;  // in `repeated_`
     };
 
     void count_lines(std::string_view text, Counts &counts) {
@@ -133,8 +133,11 @@ private:
 
     void count_words(std::string_view text, Counts &counts) {
         words_.clear();
+        spaced_.clear();
         characters_.assign(1, 0);
-        spaces_.assign(1, 0);
+        words_.reserve(text.size());  // memory is taken where it is written, so that this costs none
+        spaced_.reserve(text.size());
+        characters_.reserve(text.size() + 1);
         bool symbols = false;  // since the last white space, and nothing else
         scan_words(text, kinds_, Exactly{}, [&](const Word &word) {
             if (word.spaced || words_.empty()) {
@@ -143,8 +146,8 @@ private:
             }
             symbols &= !word.plain;
             words_.push_back(word.hash);
+            spaced_.push_back(word.spaced);
             characters_.push_back(characters_.back() + word.characters);
-            spaces_.push_back(spaces_.back() + word.spaced);
             counts.letter_words += word.letter;
             if (word.plain) {
                 ++counts.plain_words;
@@ -161,22 +164,27 @@ private:
     void count_grams(Counts &counts) {
         const size_t words = words_.size();
         grams_.clear();
-        for (size_t i = 0; i + 1 < words; ++i) grams_.push_back({uint32_t(i), chain(words_[i], words_[i + 1]), 0});
+        grams_.reserve(words);
+        repeated_.reset(words);
+        for (size_t i = 0; i + 1 < words; ++i) {
+            const uint32_t slot = repeated_.slot(chain(words_[i], words_[i + 1]));
+            ++repeated_[slot];
+            grams_.push_back({uint32_t(i), slot});
+        }
         for (size_t n = TOP; n <= LONGEST && n <= words; ++n) {
-            repeated_.reset(grams_.size());
-            for (Gram &gram : grams_) {
-                gram.slot = repeated_.slot(gram.hash);
-                ++repeated_[gram.slot];
-            }
             if (n < TOP + counts.top_grams.size()) counts.top_grams[n - TOP] = most_common(n);
             if (n >= DUPLICATE) counts.duplicate_grams[n - DUPLICATE] = duplicates(n);
+            longer_.reset(grams_.size());
             size_t kept = 0;
             for (size_t k = 0; k + 1 < grams_.size(); ++k) {
                 const Gram gram = grams_[k], next = grams_[k + 1];
                 if (next.at != gram.at + 1 || repeated_[gram.slot] < 2 || repeated_[next.slot] < 2) continue;
-                grams_[kept++] = {gram.at, chain(gram.hash, words_[gram.at + n]), 0};
+                const uint32_t slot = longer_.slot(chain(repeated_.hash(gram.slot), words_[gram.at + n]));
+                ++longer_[slot];
+                grams_[kept++] = {gram.at, slot};
             }
             grams_.resize(kept);
+            std::swap(repeated_, longer_);
         }
     }
 
@@ -189,16 +197,22 @@ private:
                 at = gram.at;
             }
         }
-        return int64_t(copies) * (characters_[at + n] - characters_[at] + spaces_[at + n] - spaces_[at + 1]);
+        int64_t characters = characters_[at + n] - characters_[at];
+        for (size_t i = 1; i < n; ++i) characters += spaced_[at + i];
+        return int64_t(copies) * characters;
     }
 
     // Characters of the n-grams that were there before, each word counted once.
     int64_t duplicates(size_t n) {
         int64_t characters = 0;
         size_t next = 0;
-        seen_.reset(grams_.size());
+        seen_.assign(repeated_.size(), false);
         for (const Gram &gram : grams_) {
-            if (gram.at < next || seen_.add(gram.hash)) continue;
+            if (gram.at < next) continue;
+            if (!seen_[gram.slot]) {
+                seen_[gram.slot] = true;
+                continue;
+            }
             characters += characters_[gram.at + n] - characters_[gram.at];
             next = gram.at + n;
         }
@@ -207,10 +221,12 @@ private:
 
     const Classes &kinds_;
     StopWords stop_words_;
-    HashCounts lines_, paragraphs_, repeated_, seen_;
+    HashCounts lines_, paragraphs_, repeated_, longer_;
     std::vector<uint64_t> words_;
-    std::vector<int64_t> characters_, spaces_;  // before each word
+    std::vector<uint8_t> spaced_;       // whether white space goes before each word
+    std::vector<uint32_t> characters_;  // before each word
     std::vector<Gram> grams_;
+    std::vector<bool> seen_;
 };
 
 void count_texts(const TextPlaces &places, const ClassPlaces &classes, const std::vector<std::string> &stop_words,

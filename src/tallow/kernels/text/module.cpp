@@ -24,6 +24,7 @@ void bind_wordpieces(nanobind::module_ &);
 }  // namespace tallow
 
 NB_MODULE(_text, m) {
+    nanobind::set_leak_warnings(false);  // what caches hold when Python ends is no leak
     tallow::bind_bpe(m);
     tallow::bind_candidates(m);
     tallow::bind_characters(m);
