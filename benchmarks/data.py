@@ -44,7 +44,7 @@ from tallow.data.quality.gopher import GopherRules
 from tallow.data.read import ReadSettings, read_documents
 from tallow.data.records import Rejected
 from tallow.data.sources import find_sources
-from tallow.data.steps.near import CLUSTER
+from tallow.data.steps.clusters import CLUSTER
 from tallow.kernels.text.minhash import jaccard, shingle_sets
 from tallow.recipe import dump_recipe
 

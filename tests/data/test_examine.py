@@ -446,6 +446,10 @@ def test_selection_keeps_shares_of_what_is_left(tmp_path: Path) -> None:
     [drops] = [block for block in card if isinstance(block, Table) and block.columns[0] == "reason"]
     reasons = ["too short", "duplicate", "quantiles.chars", "importance", "diversity"]
     assert [row[0] for row in drops.rows] == reasons, "as they were asked"
+    sizes = {row[0]: int(row[2] or 0) for row in drops.rows}
+    kept_bytes = sum(len(text.encode()) for text in found)
+    assert sum(sizes.values()) == sum(len(text.encode()) for text in (*alike, *other)) - kept_bytes
+    assert 0 == sizes["duplicate"] < sizes["diversity"] < sizes["importance"]
     summary = next(block.text for block in card if isinstance(block, Paragraph))
     assert "80 documents (16.7 kB) were read; 9 (" in summary
     assert set(found) <= set(alike)
@@ -524,7 +528,7 @@ def test_a_stored_model_is_an_input_by_its_name(tmp_path: Path, monkeypatch: pyt
         paths = input_paths(config)
         assert paths == {"sources.0": source, "semantic_duplicates.model": place, "privacy.name.model": place}
         assert parse_section(PrepareConfig, config.model_dump(mode="json"), "prepare") == config
-    with pytest.raises(DataError, match=r"prepare\.semantic_duplicates: unknown does not exist"):
+    with pytest.raises(DataError, match=r"prepare\.semantic_duplicates\.model: unknown does not exist"):
         require_inputs("prepare", paths)
 
 

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import resource, sys
+import sys
 from pathlib import Path
 from tallow.data.config import PrepareConfig, QualityConfig
 from tallow.data.duplicates.minhash import MinHashSettings
 from tallow.data.duplicates.units import UnitSettings
 from tallow.data.prepare import prepare
 from tallow.data.work.cluster import ClusterConfig
-from tallow.run import StageRun
+from tallow.run import StageRun, peak_rss_bytes
 
 config = PrepareConfig(
     sources=(Path(sys.argv[1]),),
@@ -27,7 +27,7 @@ config = PrepareConfig(
     cluster=ClusterConfig(processes=1),
 )
 prepare(config, StageRun(Path(sys.argv[2])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(peak_rss_bytes() >> 20)
 """
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -33,9 +35,10 @@ from tallow.data.read import read_records
 from tallow.data.work.cluster import ClusterConfig
 from tallow.errors import DataError, TallowError, UsageError
 from tallow.files import hash_file, hash_path
-from tallow.recipe import dump_recipe, parse_section
+from tallow.recipe import dump_recipe, load_recipe, parse_section
 from tallow.run import StageRun
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 Prepare = Callable[..., Path]
 
 
@@ -102,6 +105,39 @@ def test_manifest_counts(tmp_path: Path, run_prepare: Prepare) -> None:
         "card.html",
         "card.json",
     }
+
+
+def test_more_bad_records_than_are_listed_are_counted_and_told(
+    tmp_path: Path, run_prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tallow.data.records.LISTED", 3)
+    path = write_jsonl(tmp_path / "a.jsonl", [f"text {number}" for number in range(10)])
+    with open(path, "a") as file:
+        file.write("bad\n" * 5)
+    directory = run_prepare(path, max_bad_fraction=0.5)
+    assert load_document_manifest(directory).rejected == 5
+    assert [json.loads(line)["line"] for line in (directory / "rejected.jsonl").read_text().splitlines()] == [
+        11,
+        12,
+        13,
+    ]
+    assert "where 2 of them are not listed" in capsys.readouterr().err
+
+
+def test_files_that_end_early_are_named(
+    tmp_path: Path, run_prepare: Prepare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(json.dumps({"text": f"text {number} {random.random()}"}) + "\n" for number in range(3000))
+    for name in "abcdefgh":
+        cut = -500 if name < "h" else None
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.replace("text ", name).encode())[:cut])
+    (tmp_path / "i.jsonl").write_bytes(b"")  # of which there is nothing
+    run_prepare(*sorted(tmp_path.glob("*.jsonl*")))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "ended early" in line]
+    assert "7 of 9 files ended early" in said
+    assert all(str(tmp_path / f"{name}.jsonl.gz") in said for name in "abcde")
+    assert "and 2 more; why is told in" in said
+    assert "rejected.jsonl" in said
 
 
 def test_survivor_and_split_do_not_depend_on_the_order_of_sources(tmp_path: Path, run_prepare: Prepare) -> None:
@@ -175,6 +211,23 @@ def test_a_failed_run_leaves_the_earlier_product(tmp_path: Path, run_prepare: Pr
         run_prepare(path)
     assert hash_path(tmp_path / "run" / "documents") == before
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["documents", "work"]
+
+
+def test_the_recipe_for_texts_keeps_plays_which_rules_for_the_web_drop(tmp_path: Path) -> None:
+    words = ["stars", "have", "turned", "and", "that", "old", "tree", "bends", "with", "winter", "night", "of", "the"]
+    chance = random.Random(0)
+    verses = ["\n".join(" ".join(chance.choices(words, k=7)) for _ in range(2)) for _ in range(30)]
+    play = "\n\n".join(f"{('HAMLET', 'OPHELIA')[number % 2]}\n\n{verse}" for number, verse in enumerate(verses))
+    prose = " ".join(f"{' '.join(chance.choices(words, k=12)).capitalize()}." for _ in range(8))
+    path = write_jsonl(tmp_path / "a.jsonl", [play, prose])
+    shipped = load_recipe(RECIPES / "texts.yaml")["prepare"]
+    kept = list[bool]()
+    for quality in (shipped["quality"], {}):
+        values = {**shipped, "quality": quality, "language": None, "sources": [str(path)], "validation_fraction": 0}
+        directory = tmp_path / str(len(kept))
+        prepare(parse_section(PrepareConfig, values, "prepare"), StageRun(directory))
+        kept.append(play in [row["text"] for row in rows(directory / "documents", "train")])
+    assert kept == [True, False]
 
 
 def test_shipped_diary_prepares(run_prepare: Prepare) -> None:

@@ -72,8 +72,12 @@ DROPS = (
 
 
 def _drops(found: Examined) -> Table:
-    rows = tuple(tuple("" if value is None else value for value in row) for row in drop_table(found))
-    return Table(("reason", "first", "all", "alone"), rows)
+    sizes = Counter[str]()
+    for row in found.groups().to_pylist():
+        sizes[row["fate"]] += row["bytes"]
+    rows = ((*drop[:2], sizes[drop.reason], *drop[2:]) for drop in drop_table(found))
+    shown = tuple(tuple("" if value is None else value for value in row) for row in rows)
+    return Table(("reason", "first", "bytes of these", "all", "alone"), shown)
 
 
 def _lines(found: Examined) -> Iterable[Block]:
@@ -92,20 +96,20 @@ def _lines(found: Examined) -> Iterable[Block]:
 
 
 def _near(config: PrepareConfig, found: Examined) -> list[Block]:
-    if config.near_duplicates is None or found.clusters is None:
+    if config.near_duplicates is None:
         return []
     settings = config.near_duplicates
     chances = detection_probability(SIMILARITIES, settings.bands, settings.rows).tolist()
     curve = tuple((s, round(chance, 4)) for s, chance in zip(SIMILARITIES, chances, strict=True))
-    counts = found.clusters.counts
-    sizes = sorted((int(name.split()[1]), int(count)) for name, count in counts.items() if name.startswith("size "))
+    counts = found.near
+    sizes = sorted((int(name.split()[1]), count) for name, count in counts.items() if name.startswith("size "))
     return [
         Heading("Near-duplicates"),
         Paragraph(
             f"Shingles of {settings.shingle_words} words, {settings.bands} bands of {settings.rows} rows; pairs are "
             f"verified: they share at least {settings.threshold:.0%} of their shingles (Jaccard). In shingles all "
             "numbers are alike, and case, accents and punctuation do not count. "
-            f"{int(counts.get('comparisons', 0)):,} pairs were compared; {int(counts.get('uncompared', 0)):,} "
+            f"{counts['comparisons']:,} pairs were compared; {counts['uncompared']:,} "
             "documents in large buckets were not. Clusters are of all documents, also of those that rules drop."
         ),
         Table(("similarity", "chance that such a pair is found"), curve),

@@ -13,6 +13,9 @@ from pyarrow.compute import call_function
 EDITS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("text", pa.string())]))
 """Beside each text: ranges of its bytes in UTF-8, and what replaces them; null or none: it stays as it is."""
 
+TOGETHER = 256
+"""Texts that are edited at a time, as Python's objects take more memory than what they say."""
+
 
 class Edit(NamedTuple):
     """The bytes from `start` to before `end` are replaced by `text`, or cut out if that is empty."""
@@ -32,13 +35,20 @@ def make_edits(texts: pa.StringArray, edits: Sequence[pa.Array]) -> pa.StringArr
     rows = np.flatnonzero(touched)
     if not len(rows):
         return texts
+    changed = pa.concat_arrays(
+        [_edited(texts, edits, rows[begin : begin + TOGETHER]) for begin in range(0, len(rows), TOGETHER)]
+    )
+    return call_function("replace_with_mask", [texts, pa.array(touched), changed])
+
+
+def _edited(texts: pa.StringArray, edits: Sequence[pa.Array], rows: npt.NDArray[np.int64]) -> pa.StringArray:
     chosen = pa.array(rows)
     lists = [column.take(chosen).to_pylist() for column in edits]
     changed = [
         edited(text, [Edit(**edit) for found in beside for edit in found or ()])
         for text, *beside in zip(texts.take(chosen).to_pylist(), *lists, strict=True)
     ]
-    return call_function("replace_with_mask", [texts, pa.array(touched), pa.array(changed, pa.string())])
+    return pa.array(changed, pa.string())
 
 
 def changed_rows(edits: Sequence[pa.Array], count: int) -> npt.NDArray[np.bool_]:

@@ -29,11 +29,13 @@ from tallow.data.quality.c4 import C4Lines
 from tallow.data.quality.classifier import find_classifier
 from tallow.data.quality.families import QualityRules
 from tallow.data.quality.ngram import find_ngrams
-from tallow.data.read import Piece, ReadSettings, cut
+from tallow.data.read import ReadSettings
+from tallow.data.read_plan import plan_reading
 from tallow.data.records import Rejected
 from tallow.data.selection.diversity import DiversityConfig
 from tallow.data.selection.importance import KEY, ImportanceConfig
 from tallow.data.sources import Source, find_sources
+from tallow.data.steps.clusters import CLUSTER
 from tallow.data.steps.contamination import Contamination, find_contamination, judge_contamination
 from tallow.data.steps.diversity import keep_diverse
 from tallow.data.steps.importance import weigh_importance
@@ -52,16 +54,16 @@ from tallow.data.steps.measure import (
     ScoreStep,
     SizesStep,
 )
-from tallow.data.steps.near import CLUSTER, near_duplicates
+from tallow.data.steps.near import near_duplicates
 from tallow.data.steps.ranks import keep_ranks
-from tallow.data.steps.read import NOTE, READ, FilePiece, ReadConfig
+from tallow.data.steps.read import NOTE, READ, ReadConfig
 from tallow.data.steps.semantic import drop_but_survivors, semantic_duplicates
 from tallow.data.steps.substrings import repeated_substrings
 from tallow.data.steps.tables import known_columns
 from tallow.data.steps.tally import GROUPS, TALLY, TallyConfig
 from tallow.data.steps.unique import unique
 from tallow.data.steps.units import repeated_units
-from tallow.data.work.step import Input, Part, Step
+from tallow.data.work.step import Part, Step, beside
 from tallow.data.work.work import Work
 from tallow.errors import UsageError
 from tallow.files import hash_file
@@ -90,7 +92,7 @@ class Examined:
         edits: Tables beside the parts with what is done to texts.
         repeated: Of these, what occurs before.
         contamination: What of benchmarks was found.
-        clusters: Of near-duplicates, with counts.
+        near: Of near-duplicates, how many clusters there are of each size, and other counts.
         judged: What the rules for single documents have dropped, with their counts.
         asked: Besides rules, what documents may have been dropped for, in the order in which it was asked.
         verdicts: What has dropped each document.
@@ -107,7 +109,7 @@ class Examined:
     edits: list[list[Part]] = field(default_factory=list)
     repeated: list[Part] = field(default_factory=list)
     contamination: Contamination | None = None
-    clusters: Part | None = None
+    near: Counter[str] = field(default_factory=Counter)
     judged: list[Part] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     verdicts: list[Part] = field(default_factory=list)
@@ -130,9 +132,9 @@ class Examined:
             fates[fate] += documents
         return fates
 
-    def beside(self, *more: Sequence[Part]) -> list[list[Input]]:
+    def beside(self, *more: Sequence[Part]) -> list[tuple[Part, ...]]:
         """For each part an input of it, and one of what is beside it."""
-        return [[Input(part) for part in each] for each in zip(self.parts, *more, strict=True)]
+        return beside(self.parts, *more)
 
 
 def examine(
@@ -164,9 +166,9 @@ def examine(
         with work.telling(name):
             made = work.each(step, [(settings, inputs) for inputs in found.beside()])
         found.columns[name] = [part for [part] in made]
-    judged = [[Input(part) for part in each] for each in zip(*found.columns.values(), strict=True)]
+    given = [(rules_of(config), inputs) for inputs in beside(*found.columns.values())]
     with work.telling("rules"):
-        found.judged = [made for [made] in work.each(JUDGE, [(_rules(config), inputs) for inputs in judged])]
+        found.judged = [made for [made] in work.each(JUDGE, given)]
     found.verdicts = found.judged
     for rule in config.quantiles:  # what is wrong with one is better said before what takes long
         if rule.column.partition(".")[0] not in LATER:
@@ -221,7 +223,7 @@ def _drop_duplicates(config: PrepareConfig, work: Work, found: Examined) -> None
         found.asked.append(DUPLICATE)
     if config.near_duplicates is not None:
         with work.telling("near-duplicates"):
-            near, found.clusters = near_duplicates(work, parts, config.near_duplicates)
+            near, found.near = near_duplicates(work, parts, config.near_duplicates, size)
             found.verdicts = unique(work, parts, found.verdicts, near, CLUSTER, NEAR_DUPLICATE, size)
         found.columns[CLUSTER] = near
         found.asked.append(NEAR_DUPLICATE)
@@ -338,7 +340,8 @@ def _scores(config: PrepareConfig) -> Iterator[tuple[str, Literal["classifier", 
         yield "perplexity", "ngrams", config.perplexity
 
 
-def _rules(config: PrepareConfig) -> JudgeConfig:
+def rules_of(config: PrepareConfig) -> JudgeConfig:
+    """What documents are judged by."""
     bounds: list[Bound] = []
     if config.language is not None and config.language.min_score is not None:
         bounds.append(Bound(reason="language.min_score", column="language.score", min=config.language.min_score))
@@ -365,29 +368,6 @@ def _inherited(config: Section, parent: type[Section]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in parent.model_fields}
 
 
-def _plan_reading(config: PrepareConfig, sources: Mapping[Source, str]) -> tuple[ReadConfig, ...]:
-    settings = _inherited(config, ReadSettings)
-    return tuple(
-        ReadConfig(
-            pieces=tuple(
-                FilePiece(
-                    name=piece.source.name,
-                    sha256=sources[piece.source],
-                    kind=piece.source.kind,
-                    begin=piece.begin,
-                    end=piece.end,
-                    path=piece.source.path,
-                    root=piece.source.root,
-                )
-                for piece in group
-            ),
-            part_bytes=config.part_bytes,
-            **settings,
-        )
-        for group in _groups(cut(sources, config, config.part_bytes), config.part_bytes)
-    )
-
-
 def _read(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None) -> Examined:
     """All documents, and what was set aside.
 
@@ -396,7 +376,7 @@ def _read(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None)
     """
     if reads is None:
         sources = {source: hash_file(source.path) for source in find_sources(config.sources, config.directories)}
-        reads = _plan_reading(config, sources)
+        reads = plan_reading(config, sources)
     else:
         pieces = (piece for read in reads for piece in read.pieces)
         sources = {Source(piece.name, piece.path, piece.kind, piece.root): piece.sha256 for piece in pieces}
@@ -415,18 +395,3 @@ def _read(config: PrepareConfig, work: Work, reads: Sequence[ReadConfig] | None)
     rejected.check(config.max_bad_fraction)
     parts = [part for tables in made for part in tables[:-1]]
     return Examined(sources=sources, reads=tuple(reads), read=parts, parts=parts, rejected=rejected, records=records)
-
-
-def _groups(pieces: Iterable[Piece], part_bytes: int) -> Iterator[list[Piece]]:
-    """Pieces that follow one another and are together no longer than a part, or single ones."""
-    group: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        length = (piece.source.path.stat().st_size if piece.end is None else piece.end) - piece.begin
-        if group and size + length > part_bytes:
-            yield group
-            group, size = [], 0
-        group.append(piece)
-        size += length
-    if group:
-        yield group

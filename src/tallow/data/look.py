@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from tallow.data.config import PrepareConfig
-from tallow.data.examine import Examined, examine
+from tallow.data.examine import Examined, examine, rules_of
 from tallow.data.inputs import Inputs
-from tallow.data.privacy.config import PrivacyConfig
 from tallow.data.reading.settings import ReadSettings
 from tallow.data.record import RECORD, Figures, PrepareRecord
+from tallow.data.steps.judge import broken_bound
 from tallow.data.steps.read import READ
 from tallow.data.steps.tables import edits_of, known_columns, words
 from tallow.data.steps.tally import KEPT, plain, ranks, shown
@@ -178,7 +178,13 @@ def show(run: Path, fate: str | None, count: int, skip: int = 0, seed: int = 0) 
         if fate is not None and fate not in fates:
             raise UsageError(f"no document has come to {fate!r}", f"there are: {', '.join(sorted(fates))}")
         chosen = _choose(found, fate, slice(skip, skip + count), seed)
-        return [_document(found, prepared.config.privacy, number, row) for number, row in chosen]
+        known = dict[tuple[int, int], dict[str, Any]]()
+        for number in {number for number, _ in chosen}:  # each part is read once, however many are wanted of it
+            rows = [row for part, row in chosen if part == number]
+            known |= {
+                (number, row): told for row, told in zip(rows, _told(found, prepared.config, number, rows), strict=True)
+            }
+        return [known[place] for place in chosen]
 
 
 def _choose(found: Examined, fate: str | None, wanted: slice, seed: int) -> list[tuple[int, int]]:
@@ -195,17 +201,23 @@ def _choose(found: Examined, fate: str | None, wanted: slice, seed: int) -> list
     return [(number, row) for number, row in np.concatenate(places)[chosen].tolist()]
 
 
-def _document(found: Examined, privacy: PrivacyConfig | None, number: int, row: int) -> dict[str, Any]:
-    reason = found.verdicts[number].read().slice(row, 1).to_pylist()[0]["dropped_by"]
-    tables = [parts[number].read().slice(row, 1) for parts in found.columns.values()]
-    columns = {name: column[0].as_py() for name, column in known_columns(tables).items()}
-    document = (found.read if reason else found.parts)[number].read().slice(row, 1).to_pylist()[0]
-    edits = [edits_of(parts[number].read().slice(row, 1)) for parts in found.edits]
-    return {
-        "id": document["id"].hex(),
-        "source": document["source"],
-        "offset": document["offset"],
-        "fate": reason or KEPT,
-        "columns": {name: plain(value) for name, value in columns.items()},
-        "text": shown(document["text"], None if reason else edits, privacy),
-    }
+def _told(found: Examined, config: PrepareConfig, number: int, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What is known of some documents of a part."""
+    reasons = found.verdicts[number].read()["dropped_by"].take(rows).to_pylist()
+    tables = [parts[number].read().take(rows) for parts in found.columns.values()]
+    edits = [edits_of(parts[number].read().take(rows)) for parts in found.edits]
+    read, documents = (parts[number].read().take(rows) for parts in (found.read, found.parts))
+    for place, reason in enumerate(reasons):
+        document = (read if reason else documents).slice(place, 1).to_pylist()[0]
+        columns = {name: column[place].as_py() for name, column in known_columns(tables).items()}
+        broken = broken_bound(rules_of(config), reason, columns) if reason else None
+        made = [each.slice(place, 1) for each in edits]
+        yield {
+            "id": document["id"].hex(),
+            "source": document["source"],
+            "offset": document["offset"],
+            "fate": reason or KEPT,
+            "broken": None if broken is None else {name: plain(value) for name, value in broken._asdict().items()},
+            "columns": {name: plain(value) for name, value in columns.items()},
+            "text": shown(document["text"], None if reason else made, config.privacy),
+        }

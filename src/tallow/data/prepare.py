@@ -20,6 +20,7 @@ from tallow.data.duplicates.minhash import s_curve
 from tallow.data.examine import DUPLICATE, NEAR_DUPLICATE, examine
 from tallow.data.manifest import DocumentCounts, DocumentManifest, SourceRecord, save_manifest
 from tallow.data.record import RECORD, PrepareRecord
+from tallow.data.records import ENDED_EARLY
 from tallow.data.split import held_out_below
 from tallow.data.steps.judge import LANGUAGE, TOO_SHORT
 from tallow.data.steps.split import SPLIT, SplitConfig
@@ -32,6 +33,7 @@ from tallow.run import WORK, StageRun
 
 ENDS = ("smallest", "largest")
 """Digests of the documents that are kept."""
+SHOWN_FILES = 5
 
 
 def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
@@ -96,9 +98,19 @@ def prepare(config: PrepareConfig, run: StageRun) -> dict[str, Any]:
         save_card(describe(config, found, manifest), directory)
     work.sweep()
     if found.rejected.bad:
-        say(f"{found.rejected.bad:,} records set aside, see {run.directory / 'documents' / 'rejected.jsonl'}")
+        left_out = found.rejected.bad - sum(part.rows for part in found.records)
+        unlisted = f", where {left_out:,} of them are not listed" if left_out else ""
+        say(f"{found.rejected.bad:,} records set aside, see {run.directory / 'documents' / 'rejected.jsonl'}{unlisted}")
+    early = [name.removeprefix(ENDED_EARLY) for name in sorted(found.rejected.notes) if name.startswith(ENDED_EARLY)]
+    if early:
+        more = f" and {len(early) - SHOWN_FILES:,} more" if len(early) > SHOWN_FILES else ""
+        say(
+            f"{len(early):,} of {len(found.sources):,} files ended early, and what followed in them is lost: "
+            f"{', '.join(early[:SHOWN_FILES])}{more}; why is told in {run.directory / 'documents' / 'rejected.jsonl'}"
+        )
     for decision, times in sorted(found.rejected.notes.items()):
-        say(f"{times:,} × {decision}")
+        if not decision.startswith(ENDED_EARLY):
+            say(f"{times:,} × {decision}")
     return {
         "documents": sum(split.documents for split in splits.values()),
         **{f"{name}_documents": split.documents for name, split in splits.items()},

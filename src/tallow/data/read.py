@@ -19,7 +19,7 @@ from tallow.data.reading.pieces import cut
 from tallow.data.reading.settings import Piece, ReadSettings, Text, Unusable
 from tallow.data.reading.text import read_text
 from tallow.data.reading.warc import read_warc
-from tallow.data.records import REJECTED_BYTES, Place, Record, Rejected
+from tallow.data.records import REJECTED_BYTES, Record, Rejected
 from tallow.data.sources import Damaged, Source, find_sources
 from tallow.errors import DataError
 
@@ -134,12 +134,15 @@ def read_piece(piece: Piece, settings: ReadSettings, rejected: Rejected) -> Iter
 
 def _usable(piece: Piece, found: Iterator[Found], rejected: Rejected) -> Iterator[Found]:
     """What a reader gives, up to where the file as a whole turns out to be of no use."""
+    began = piece.begin > 0
     try:
-        yield from found
+        for one in found:
+            began = True
+            yield one
     except Unusable as reason:
-        rejected.add(Place(piece.source, "file", None, piece.begin), str(reason), b"", reason.hint)
+        rejected.end(piece.source, piece.begin, str(reason), reason.hint, began)
     except Damaged as error:
-        rejected.add(Place(piece.source, "file", None, piece.begin), error.message, b"", error.hint)
+        rejected.end(piece.source, piece.begin, error.message, error.hint, began)
 
 
 def _text_fields(piece: Piece, settings: ReadSettings, rejected: Rejected) -> Iterator[Text]:
@@ -160,7 +163,7 @@ def _text_fields(piece: Piece, settings: ReadSettings, rejected: Rejected) -> It
 def _records(piece: Piece, settings: ReadSettings, rejected: Rejected, column: str | None) -> Iterator[Record]:
     match piece.source.kind:
         case "parquet":
-            return read_parquet(piece, None if column is None else [column], rejected)
+            return read_parquet(piece, None if column is None else [column], settings, rejected)
         case "csv" | "tsv":
             return read_csv(piece, settings, rejected, column)
         case _:

@@ -21,7 +21,7 @@ from tallow.data.steps.judge import JUDGE, JudgeConfig
 from tallow.data.steps.measure import SIZES, SizesStep
 from tallow.data.steps.read import documents_table
 from tallow.data.work.engines import LocalEngine
-from tallow.data.work.step import Input, Part, write_batches
+from tallow.data.work.step import Part, write_batches
 from tallow.data.work.work import Work
 from tallow.errors import DataError, UsageError
 from tallow.kernels.dispatch import Versions, using
@@ -156,9 +156,9 @@ def work_on(directory: Path, processes: int, size: int, wanted: Search) -> tuple
             write_batches(piece.combine_chunks().to_batches(), path)
             parts.append(Part(path, piece.num_rows))
         found = find_contamination(work, parts, wanted)
-        sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
+        sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [part]) for part in parts])]
         rules = JudgeConfig(min_chars=4)
-        verdicts = [made for [made] in work.each(JUDGE, [(rules, [Input(each)]) for each in sizes])]
+        verdicts = [made for [made] in work.each(JUDGE, [(rules, [each]) for each in sizes])]
         judged = judge_contamination(work, parts, verdicts, found.columns, ContaminationRule(overlap=0.5))
         rows = [row for part in found.columns for row in part.read().to_pylist()]
         told = [reason for part in judged for reason in part.read().column("dropped_by").to_pylist()]

@@ -22,7 +22,7 @@ from tallow.data.steps.ranks import Measure, keep_ranks, ordered
 from tallow.data.steps.read import documents_table
 from tallow.data.steps.tables import PART
 from tallow.data.work.engines import LocalEngine
-from tallow.data.work.step import Input, Part, write_batches
+from tallow.data.work.step import Part, write_batches
 from tallow.data.work.work import Work
 from tallow.errors import DataError
 
@@ -44,9 +44,9 @@ def run(directory: Path, texts: Sequence[str], cuts: Sequence[int], choose: Choo
             path = directory / f"documents{begin}-{end}.arrow"
             write_batches(piece.to_batches() or [pa.RecordBatch.from_pylist([], schema=PART)], path)
             parts.append(Part(path, piece.num_rows))
-        sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
+        sizes = [made for [made] in work.each(SIZES, [(SizesStep(), [part]) for part in parts])]
         rules = JudgeConfig(min_chars=2)
-        verdicts = [made for [made] in work.each(JUDGE, [(rules, [Input(each)]) for each in sizes])]
+        verdicts = [made for [made] in work.each(JUDGE, [(rules, [each]) for each in sizes])]
         verdicts = choose(work, parts, verdicts)
         stay = [verdict.read().column("dropped_by").is_null() for verdict in verdicts]
         kept = [part.read().filter(mask).column("text").to_pylist() for part, mask in zip(parts, stay, strict=True)]
@@ -151,7 +151,7 @@ def test_a_band_of_perplexity(tmp_path: Path) -> None:
 
     def choose(work: Work, parts: list[Part], verdicts: list[Part]) -> list[Part]:
         config = ScoreStep(column="perplexity", kind="ngrams", sha256="", model=tmp_path / "model")
-        columns = [made for [made] in work.each(SCORES, [(config, [Input(part)]) for part in parts])]
+        columns = [made for [made] in work.each(SCORES, [(config, [part]) for part in parts])]
         return keep_ranks(work, parts, verdicts, columns, "perplexity", 0.1, 0.8, "perplexity")
 
     kept = run(tmp_path / "whole", texts, [], choose)

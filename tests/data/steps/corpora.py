@@ -14,7 +14,7 @@ from tallow.data.steps.judge import JUDGE, JudgeConfig
 from tallow.data.steps.measure import SIZES, SizesStep
 from tallow.data.steps.read import documents_table
 from tallow.data.work.engines import LocalEngine
-from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.step import Made, Part, Step
 from tallow.data.work.work import Work
 from tallow.recipe import Section
 
@@ -43,9 +43,9 @@ def make_parts(work: Work, texts: Sequence[Sequence[str]]) -> tuple[list[Part], 
 
 def drop_short(work: Work, parts: Sequence[Part]) -> list[Part]:
     """Verdicts: documents of one character are dropped."""
-    sizes = [part for [part] in work.each(SIZES, [(SizesStep(), [Input(part)]) for part in parts])]
+    sizes = [part for [part] in work.each(SIZES, [(SizesStep(), [part]) for part in parts])]
     rules = JudgeConfig(min_chars=2)
-    return [part for [part] in work.each(JUDGE, [(rules, [Input(part)]) for part in sizes])]
+    return [part for [part] in work.each(JUDGE, [(rules, [part]) for part in sizes])]
 
 
 def ways_to_part(texts: Sequence[str], seed: int) -> Iterator[tuple[list[list[str]], int]]:

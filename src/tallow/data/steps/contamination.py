@@ -15,7 +15,7 @@ from tallow.data.contamination.report import BenchmarkReport, make_report
 from tallow.data.contamination.rule import CONTAMINATED, ContaminationRule, judge
 from tallow.data.edits import EDITS
 from tallow.data.steps.tables import VERDICTS, kept, texts_of
-from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.step import Made, Part, Step, beside
 from tallow.data.work.work import Work
 
 JUDGED = pa.schema([*VERDICTS, ("edits", EDITS)])
@@ -53,7 +53,7 @@ def find_contamination(work: Work, parts: Sequence[Part], search: Search) -> Con
     Raises:
         DataError, UsageError: As of `load_items`.
     """
-    made = work.each(FIND, [(search, [Input(part)]) for part in parts])
+    made = work.each(FIND, [(search, [part]) for part in parts])
     columns, evidence, grams = ([tables[number] for tables in made] for number in range(3))
     return Contamination(columns, evidence, grams, search)
 
@@ -62,7 +62,7 @@ def judge_contamination(
     work: Work, parts: Sequence[Part], verdicts: Sequence[Part], columns: Sequence[Part], rule: ContaminationRule
 ) -> list[Part]:
     """New verdicts (`JUDGED`): documents that have too much of an item are dropped, or cut."""
-    given = [(rule, [Input(each) for each in beside]) for beside in zip(parts, verdicts, columns, strict=True)]
+    given = [(rule, inputs) for inputs in beside(parts, verdicts, columns)]
     return [made for [made] in work.each(JUDGE, given)]
 
 

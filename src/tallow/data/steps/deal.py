@@ -33,6 +33,13 @@ def answered(rows: pa.Table, parts: npt.NDArray[np.int64], count: int) -> list[p
     return pieces(rows.take(order), np.searchsorted(parts[order], np.arange(count)).tolist())
 
 
+def by_row(answers: pa.Table, rows: int) -> pa.Table:
+    """Answers about rows of a part (column `row`), now beside all of its rows; null: there was none."""
+    place = np.full(rows, -1)
+    place[answers.column("row").to_numpy()] = np.arange(len(answers))
+    return answers.drop_columns(["row"]).take(pa.array(place, mask=place < 0))
+
+
 def numbers_of(tables: Sequence[pa.Table]) -> npt.NDArray[np.int64]:
     """For each row of some tables, one after another, the number of its table."""
     return np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])

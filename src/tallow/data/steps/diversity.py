@@ -20,8 +20,8 @@ from tallow.data.selection.diversity import (
     quotas,
 )
 from tallow.data.steps.tables import kept, texts_of, words
-from tallow.data.steps.unique import DROP, DropConfig
-from tallow.data.work.step import Input, Made, Part, Step, pieces
+from tallow.data.steps.unique import drop_told
+from tallow.data.work.step import Made, Part, Pieces, Step, beside, pieces
 from tallow.data.work.work import Work
 from tallow.recipe import Section
 
@@ -75,31 +75,25 @@ def keep_diverse(
         reason: What drops the others.
         part_bytes: Small clusters are looked at together, up to this size.
     """
-    beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
-    samples = [made for [made] in work.each(SAMPLE, [(config, inputs) for inputs in beside])]
+    judged = beside(parts, verdicts)
+    samples = [made for [made] in work.each(SAMPLE, [(config, inputs) for inputs in judged])]
     while len(samples) > 1:
         groups = [samples[begin : begin + TOGETHER] for begin in range(0, len(samples), TOGETHER)]
-        samples = [made for [made] in work.each(JOIN, [(config, [Input(s) for s in group]) for group in groups])]
+        samples = [made for [made] in work.each(JOIN, [(config, group) for group in groups])]
     if not samples or not samples[0].rows:
         return list(verdicts)
-    [[centroids]] = work.each(CENTROIDS, [(config, [Input(samples[0])])])
-    clusters = [made for [made] in work.each(ASSIGN, [(config, [*inputs, Input(centroids)]) for inputs in beside])]
+    [[centroids]] = work.each(CENTROIDS, [(config, [samples[0]])])
+    clusters = [made for [made] in work.each(ASSIGN, [(config, [*inputs, centroids]) for inputs in judged])]
     sizes: Counter[int] = Counter()
     for part in clusters:
         sizes.update({int(cluster): int(size) for cluster, size in part.counts.items()})
     wanted = quotas(sizes, round(share * sizes.total()))
     buckets = _buckets([sizes[cluster] for cluster in range(centroids.rows)], part_bytes)
     deal = DealConfig(buckets=buckets, seed=config.seed)
-    given = [(deal, [*inputs, Input(cluster)]) for inputs, cluster in zip(beside, clusters, strict=True)]
-    dealt = [made for [made] in work.each(DEAL, given)]
+    dealt = [made for [made] in work.each(DEAL, [(deal, inputs) for inputs in beside(parts, verdicts, clusters)])]
     choose = ChooseConfig(quotas=tuple(wanted.get(cluster, 0) for cluster in range(centroids.rows)))
-    places = [(choose, [Input(part, bucket) for part in dealt]) for bucket in range(max(buckets) + 1)]
-    losers = [made for [made] in work.each(CHOOSE, places)]
-    told = [
-        (DropConfig(reason=reason), [Input(verdict), *(Input(bucket, number) for bucket in losers)])
-        for number, verdict in enumerate(verdicts)
-    ]
-    return [made for [made] in work.each(DROP, told)]
+    places = [(choose, [Pieces(dealt, bucket)]) for bucket in range(max(buckets) + 1)]
+    return drop_told(work, verdicts, [made for [made] in work.each(CHOOSE, places)], reason)
 
 
 def _buckets(sizes: Sequence[int], part_bytes: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from tallow.data.selection.importance import (
 )
 from tallow.data.sources import HashedFile, SourceNames, find_sources
 from tallow.data.steps.tables import kept, texts_of, words
-from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.step import Made, Part, Step, beside
 from tallow.data.work.work import Work
 from tallow.errors import DataError
 from tallow.recipe import Section
@@ -60,13 +60,12 @@ def weigh_importance(
     """
     wanted = TargetStep(files=work.inputs.files(target), settings=config, reading=reading)
     [[target_counts]] = work.each(COUNT_TARGET, [(wanted, ())])
-    beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
-    counts = [made for [made] in work.each(COUNT, [(config, inputs) for inputs in beside])]
+    counts = [made for [made] in work.each(COUNT, [(config, inputs) for inputs in beside(parts, verdicts)])]
     while len(counts) > 1:
         groups = [counts[begin : begin + TOGETHER] for begin in range(0, len(counts), TOGETHER)]
-        counts = [made for [made] in work.each(ADD, [(SumConfig(), [Input(c) for c in group]) for group in groups])]
-    [[ratios]] = work.each(RATIOS, [(config, [Input(target_counts), Input(counts[0])])])
-    return [made for [made] in work.each(WEIGH, [(config, [Input(part), Input(ratios)]) for part in parts])]
+        counts = [made for [made] in work.each(ADD, [(SumConfig(), group) for group in groups])]
+    [[ratios]] = work.each(RATIOS, [(config, [target_counts, counts[0]])])
+    return [made for [made] in work.each(WEIGH, [(config, [part, ratios]) for part in parts])]
 
 
 def _count_target(config: TargetStep, _: Sequence[pa.Table]) -> Iterator[Made]:

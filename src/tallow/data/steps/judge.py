@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +86,40 @@ def _all(config: JudgeConfig, columns: Mapping[str, pa.ChunkedArray], rows: int)
         names += found.rules
         drops += list(found.drops_DR.T)
     return Verdicts(tuple(names), np.array(drops, dtype=np.bool_).reshape(len(names), rows).T)
+
+
+class Broken(NamedTuple):
+    """The bound that a document has broken.
+
+    Args:
+        column: Beside the documents.
+        value: What the document has there.
+        min, max: The bound, one of them.
+    """
+
+    column: str
+    value: float
+    min: float | None
+    max: float | None
+
+
+def broken_bound(config: JudgeConfig, reason: str, columns: Mapping[str, Any]) -> Broken | None:
+    """The bound that a document with these columns was dropped for; None: it was for something else."""
+    family, _, name = reason.partition(".")
+    rules = getattr(config.quality, family, None) if family in families.RULES else None
+    if reason == TOO_SHORT:
+        found = Bound(reason=reason, column=CHARS, min=config.min_chars)
+    elif rules is not None:
+        [rule] = [rule for rule in families.RULES[family] if rule.name == name]
+        bound = {name.partition("_")[0]: getattr(rules, name)}
+        found = Bound(reason=reason, column=f"{family}.{rule.metric}", **bound)
+    else:
+        found = next((bound for bound in config.bounds if bound.reason == reason), None)
+    if found is None:
+        return None
+    value = columns[found.column]
+    below = found.min is not None and value < found.min
+    return Broken(found.column, value, found.min if below else None, None if below else found.max)
 
 
 def _beyond(column: pa.ChunkedArray, bound: Bound) -> npt.NDArray[np.bool_]:

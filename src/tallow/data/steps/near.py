@@ -1,9 +1,9 @@
 """Near-duplicates of all documents: beside each part, which cluster each of its documents is in.
 
 The functions are those of `tallow.data.duplicates`; here they are done part by part and bucket by bucket. Rows that may
-belong together (sets that are the same, bands that are the same) are dealt out into as many buckets as there are
-parts, so that a process holds about as much of them as a part is. Only the sets of documents that share a band with
-another travel to where they are compared.
+belong together (sets that are the same, bands that are the same) are dealt out into buckets, so that a process holds
+about as much of them as a part is. Only the sets of documents that share a band with another travel to where they are
+compared.
 """
 
 from __future__ import annotations
@@ -16,71 +16,55 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tallow.data.duplicates import minhash
-from tallow.data.duplicates.clusters import cluster
 from tallow.data.duplicates.minhash import ID, DocumentSets, MinHashSettings
+from tallow.data.steps.clusters import find_clusters
 from tallow.data.steps.tables import texts_of
-from tallow.data.work.step import Input, Made, Part, Step, pieces
+from tallow.data.work.step import Made, Part, Pieces, Step, pieces
 from tallow.data.work.work import Work
 from tallow.kernels.text.minhash import Sets, shingle_sets
 from tallow.recipe import Section
-
-CLUSTER = "cluster"
-NEAR = pa.schema([(CLUSTER, ID), ("cluster.size", pa.int64())])
-"""Beside a part: the smallest id of each document's cluster, and how many are in it; null: it is like no other."""
 
 SETS_SCHEMA = pa.schema([("id", ID), ("shingles", pa.large_list(pa.uint64()))])
 LEAST_BUCKETS = 4
 """So that few large parts, too, give several processes something to do."""
 
+BAND_BYTES = 40
+"""Of a row for each band of a document, more or less."""
+
 
 class BucketConfig(Section):
-    """How near-duplicates are found, and in how many buckets."""
+    """How near-duplicates are found, and into how many buckets what is found is dealt."""
 
     settings: MinHashSettings
     buckets: int
 
 
-class NoConfig(Section):
-    pass
-
-
-def near_duplicates(work: Work, parts: Sequence[Part], settings: MinHashSettings) -> tuple[list[Part], Part]:
+def near_duplicates(
+    work: Work, parts: Sequence[Part], settings: MinHashSettings, part_bytes: int
+) -> tuple[list[Part], Counter[str]]:
     """Find the clusters of near-duplicates.
 
     Returns:
-        Beside each part a table as `NEAR`; and all clusters, whose counts tell how many there are of each size, how
-        many documents were compared, and how many of large buckets were not.
+        Beside each part a table as `NEAR`; and counts: `size <n>`, the clusters with so many documents, `comparisons`,
+        and the documents `uncompared` in large buckets.
     """
-    config, nothing = BucketConfig(settings=settings, buckets=max(LEAST_BUCKETS, len(parts))), NoConfig()
+    config = BucketConfig(settings=settings, buckets=max(LEAST_BUCKETS, len(parts)))
     buckets = range(config.buckets)
-
-    def dealt(given: Sequence[Part], bucket: int) -> list[Input]:
-        return [Input(part, bucket) for part in given]
-
-    signed = [made for [made] in work.each(SIGN, [(config, [Input(part)]) for part in parts])]
-    same = work.each(SAME, [(config, dealt(signed, bucket)) for bucket in buckets])
-    bands = [made[1] for made in same]
-    shared = work.each(SHARED, [(_Parts(parts=len(parts)), dealt(bands, bucket)) for bucket in buckets])
-    wanted = [made[1] for made in shared]
-    sets = [
-        made
-        for [made] in work.each(
-            SETS, [(config, [Input(part), *dealt(wanted, number)]) for number, part in enumerate(parts)]
-        )
-    ]
-    compared = [
-        made
-        for [made] in work.each(
-            COMPARE, [(config, [Input(shared[bucket][0]), *dealt(sets, bucket)]) for bucket in buckets]
-        )
-    ]
-    pairs = [*(made[0] for made in same), *compared]
-    [[clusters]] = work.each(CLUSTERS, [(nothing, [Input(part) for part in pairs])])
-    beside = [made for [made] in work.each(PLACE, [(nothing, [Input(part), Input(clusters)]) for part in parts])]
-    counts = Counter[str]()
+    size = sum(part.rows for part in parts) * settings.bands * BAND_BYTES
+    sign = BucketConfig(settings=settings, buckets=max(LEAST_BUCKETS, -(-size // part_bytes)))
+    signed = [made for [made] in work.each(SIGN, [(sign, [part]) for part in parts])]
+    found = work.each(SAME, [(config, [Pieces(signed, bucket)]) for bucket in range(sign.buckets)])
+    same, bands = ([tables[number] for tables in found] for number in range(2))
+    several = work.each(SHARED, [(_Parts(parts=len(parts)), [Pieces(bands, bucket)]) for bucket in buckets])
+    shared, wanted = ([tables[number] for tables in several] for number in range(2))
+    asked = [(config, [part, Pieces(wanted, number)]) for number, part in enumerate(parts)]
+    sets = [made for [made] in work.each(SETS, asked)]
+    dealt = [(config, [part, Pieces(sets, bucket)]) for bucket, part in enumerate(shared)]
+    compared = [made for [made] in work.each(COMPARE, dealt)]
+    near, counts = find_clusters(work, parts, [*same, *compared], part_bytes)
     for part in compared:
         counts.update({name: int(count) for name, count in part.counts.items()})
-    return beside, Part(clusters.path, clusters.rows, {**clusters.counts, **counts})
+    return near, counts
 
 
 class _Parts(Section):
@@ -139,22 +123,6 @@ def _compare(config: BucketConfig, tables: Sequence[pa.Table]) -> Iterator[Made]
     yield Made(found.pairs, found.counts)
 
 
-def _clusters(_: NoConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
-    """All clusters; counts `size <n>`, the clusters with so many documents."""
-    clusters = cluster(pa.concat_tables(tables))
-    sizes, documents = np.unique(clusters["size"].to_numpy(), return_counts=True)
-    yield Made(
-        clusters, {f"size {size}": int(count) // int(size) for size, count in zip(sizes, documents, strict=True)}
-    )
-
-
-def _place(_: NoConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
-    documents, clusters = tables
-    places = pc.call_function("index_in", [_ids(documents)], pc.SetLookupOptions(_ids(clusters)))
-    columns = [clusters[name].combine_chunks().take(places) for name in ("survivor", "size")]
-    yield Made(pa.table(columns, schema=NEAR))
-
-
 def _ids(table: pa.Table) -> pa.FixedSizeBinaryArray:
     ids = table["id"].combine_chunks()
     return pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
@@ -172,5 +140,3 @@ SAME = Step(f"{__name__}:SAME", 1, BucketConfig, _same)
 SHARED = Step(f"{__name__}:SHARED", 1, _Parts, _shared)
 SETS = Step(f"{__name__}:SETS", 1, BucketConfig, _sets)
 COMPARE = Step(f"{__name__}:COMPARE", 1, BucketConfig, _compare)
-CLUSTERS = Step(f"{__name__}:CLUSTERS", 1, NoConfig, _clusters)
-PLACE = Step(f"{__name__}:PLACE", 1, NoConfig, _place)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tallow.data.steps.tables import VERDICTS, kept, words
-from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.step import Made, Part, Step, beside
 from tallow.data.work.work import Work
 from tallow.recipe import Section
 
@@ -75,13 +75,12 @@ def keep_ranks(
         measure: What is counted. With `bytes` a bound may lie within a document, which then belongs to what is above.
     """
     config = RankConfig(column=column, measure=measure)
-    beside = [[Input(part) for part in each] for each in zip(parts, verdicts, columns, strict=True)]
-    keys = [made for [made] in work.each(RANK_KEYS, [(config, inputs) for inputs in beside])]
+    given = [(config, inputs) for inputs in beside(parts, verdicts, columns)]
+    keys = [made for [made] in work.each(RANK_KEYS, given)]
     total = sum(int(part.counts["weight"]) for part in keys)
     low, high = (_key_at(work, keys, round(share * total), total) for share in (begin, end))
     bounds = BetweenConfig(low=low if begin > 0 else None, high=high, reason=reason)
-    given = [(bounds, [Input(verdict), Input(key)]) for verdict, key in zip(verdicts, keys, strict=True)]
-    return [made for [made] in work.each(BETWEEN, given)]
+    return [made for [made] in work.each(BETWEEN, [(bounds, inputs) for inputs in beside(verdicts, keys)])]
 
 
 def _key_at(work: Work, keys: Sequence[Part], rank: int, total: int) -> Key | None:
@@ -92,7 +91,7 @@ def _key_at(work: Work, keys: Sequence[Part], rank: int, total: int) -> Key | No
     while len(prefix) < DIGITS:
         config = DigitConfig(prefix=prefix)
         weights, rows = np.zeros(1 << DIGIT, dtype=np.int64), np.zeros(1 << DIGIT, dtype=np.int64)
-        for [made] in work.each(COUNT_DIGITS, [(config, [Input(part)]) for part in keys]):
+        for [made] in work.each(COUNT_DIGITS, [(config, [part]) for part in keys]):
             table = made.read()
             digits = table.column("digit").to_numpy()
             weights[digits] += table.column("weight").to_numpy()
@@ -104,7 +103,7 @@ def _key_at(work: Work, keys: Sequence[Part], rank: int, total: int) -> Key | No
         if rows[digit] <= FEW:
             break
     config = DigitConfig(prefix=prefix)
-    left = [made.read() for [made] in work.each(GATHER, [(config, [Input(part)]) for part in keys])]
+    left = [made.read() for [made] in work.each(GATHER, [(config, [part]) for part in keys])]
     table = pa.concat_tables(left).sort_by([(name, "ascending") for name in WORDS])
     row = int(np.searchsorted(np.cumsum(table.column("weight").to_numpy()), rank, side="right"))
     value, high, low = (int(table.column(name)[row].as_py()) for name in WORDS)

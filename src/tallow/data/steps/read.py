@@ -132,4 +132,4 @@ def documents_table(documents: Sequence[Document]) -> pa.Table:
     return pa.table(columns, schema=PART)
 
 
-READ = Step(f"{__name__}:READ", 1, ReadConfig, _read)
+READ = Step(f"{__name__}:READ", 2, ReadConfig, _read)

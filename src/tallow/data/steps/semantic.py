@@ -20,9 +20,9 @@ from tallow.data.duplicates.semantic import (
     fit,
     nearest,
 )
-from tallow.data.steps.deal import answered, numbers_of
+from tallow.data.steps.deal import answered, by_row, numbers_of
 from tallow.data.steps.tables import VERDICTS, kept, texts_of, words
-from tallow.data.work.step import Input, Made, Part, Step, pieces
+from tallow.data.work.step import Made, Part, Pieces, Step, beside, pieces
 from tallow.data.work.work import Work
 from tallow.models.store import resolve
 from tallow.recipe import Section
@@ -88,29 +88,20 @@ def semantic_duplicates(
     """
     model = work.inputs.model(str(settings.model), lambda: resolve(settings.model).absolute())
     embed = EmbedConfig(path=model.path, model=model.sha256, max_tokens=settings.max_tokens)
-    beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
-    embedded = [made for [made] in work.each(EMBED, [(embed, inputs) for inputs in beside])]
+    embedded = [made for [made] in work.each(EMBED, [(embed, inputs) for inputs in beside(parts, verdicts)])]
     count = sum(int(part.counts[EMBEDDED]) for part in embedded)
     sample = SampleConfig(bound=min(2**64, settings.sample * 2**64 // max(1, count)))
-    samples = [made for [made] in work.each(SAMPLE, [(sample, [Input(part)]) for part in embedded])]
+    samples = [made for [made] in work.each(SAMPLE, [(sample, [part]) for part in embedded])]
     alike = VectorSettings(**{name: getattr(settings, name) for name in VectorSettings.model_fields})
     wanted = FitConfig(settings=alike, clusters=settings.clusters or max(1, math.isqrt(count)))
-    [[centroids]] = work.each(FIT, [(wanted, [Input(part) for part in samples])])
-    assigned = [
-        made for [made] in work.each(ASSIGN, [(AssignConfig(), [Input(part), Input(centroids)]) for part in embedded])
-    ]
+    [[centroids]] = work.each(FIT, [(wanted, samples)])
+    assigned = [made for [made] in work.each(ASSIGN, [(AssignConfig(), [part, centroids]) for part in embedded])]
     clusters = [
-        (
-            CompareConfig(settings=alike, cluster=cluster),
-            [Input(centroids), *(Input(part, cluster) for part in assigned)],
-        )
+        (CompareConfig(settings=alike, cluster=cluster), [centroids, Pieces(assigned, cluster)])
         for cluster in range(max(1, centroids.rows - 1))
     ]
     compared = [made for [made] in work.each(COMPARE, clusters)]
-    told = [
-        (AssignConfig(), [Input(verdict), *(Input(rows, number) for rows in compared)])
-        for number, verdict in enumerate(verdicts)
-    ]
+    told = [(AssignConfig(), [verdict, Pieces(compared, number)]) for number, verdict in enumerate(verdicts)]
     return [made for [made] in work.each(TELL, told)]
 
 
@@ -118,8 +109,8 @@ def drop_but_survivors(
     work: Work, parts: Sequence[Part], verdicts: Sequence[Part], survivors: Sequence[Part], reason: str
 ) -> list[Part]:
     """New verdicts: what is kept so far and has a survivor other than itself is dropped for this reason."""
-    beside = [[Input(part) for part in each] for each in zip(parts, verdicts, survivors, strict=True)]
-    return [made for [made] in work.each(DROP, [(DropConfig(reason=reason), inputs) for inputs in beside])]
+    given = [(DropConfig(reason=reason), inputs) for inputs in beside(parts, verdicts, survivors)]
+    return [made for [made] in work.each(DROP, given)]
 
 
 def _embed(config: EmbedConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
@@ -188,11 +179,9 @@ def _tell(_: AssignConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     together = pa.concat_tables(answers)
     names = np.stack([together.column(f"word_{i}").to_numpy() for i in range(2)], axis=1).astype(">u8").tobytes()
     ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(together), [None, pa.py_buffer(names)])
-    place = np.full(verdicts.num_rows, -1)
-    place[together.column("row").to_numpy()] = np.arange(len(together))
-    where = pa.array(place, mask=place < 0)
-    found = pa.table([ids, together.column("size"), together.column("similarity")], schema=SURVIVORS)
-    yield Made(found.take(where), {"grouped": len(together)})
+    found = {"row": together.column("row"), "survivor": ids}
+    found |= {name: together.column(name) for name in ("size", "similarity")}
+    yield Made(by_row(pa.table(found), verdicts.num_rows).cast(SURVIVORS), {"grouped": len(together)})
 
 
 def _drop(config: DropConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:

@@ -19,7 +19,7 @@ from tallow.data.duplicates.substrings import (
 )
 from tallow.data.steps.deal import answered, bucket_bits, dealt, numbers_of
 from tallow.data.steps.tables import kept, texts_of, words
-from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.step import Made, Part, Pieces, Step, beside
 from tallow.data.work.work import Work
 from tallow.recipe import Section
 
@@ -55,32 +55,19 @@ def repeated_substrings(
     config = SubstringStep(settings=settings)
     bits = bucket_bits(len(parts) * part_bytes * 2 * KEY_BYTES // (settings.min_bytes - settings.gram), part_bytes)
     find = DealConfig(settings=settings, bits=bits)
-    found = work.each(
-        FIND, [(find, [Input(part), Input(verdict)]) for part, verdict in zip(parts, verdicts, strict=True)]
-    )
-    buckets = [(config, [Input(keys, bucket) for _, keys in found]) for bucket in range(1 << bits)]
-    judged = [made for [made] in work.each(JUDGE, buckets)]
-    bits = bucket_bits(sum(int(part.counts[BYTES]) for part in judged), part_bytes)
-    take = DealConfig(settings=settings, bits=bits)
+    found = work.each(FIND, [(find, inputs) for inputs in beside(parts, verdicts)])
+    segments, keys = ([tables[number] for tables in found] for number in range(2))
+    judged = [made for [made] in work.each(JUDGE, [(config, [Pieces(keys, bucket)]) for bucket in range(1 << bits)])]
+    take = DealConfig(settings=settings, bits=bucket_bits(sum(int(part.counts[BYTES]) for part in judged), part_bytes))
     told = [
-        (
-            take,
-            [
-                Input(part),
-                Input(segments),
-                *(Input(keys, i) for i in range(1 << find.bits)),
-                *(Input(answer, number) for answer in judged),
-            ],
-        )
-        for number, (part, (segments, keys)) in enumerate(zip(parts, found, strict=True))
+        (take, [*inputs, *(Pieces([own], bucket) for bucket in range(1 << bits)), Pieces(judged, number)])
+        for number, (inputs, own) in enumerate(zip(beside(parts, segments), keys, strict=True))
     ]
     taken = work.each(TAKE, told)
-    buckets = [(config, [Input(pieces, bucket) for _, pieces in taken]) for bucket in range(1 << bits)]
+    local, passages = ([tables[number] for tables in taken] for number in range(2))
+    buckets = [(config, [Pieces(passages, bucket)]) for bucket in range(1 << take.bits)]
     compared = [made for [made] in work.each(COMPARE, buckets)]
-    told = [
-        (config, [Input(part), Input(local), *(Input(runs, number) for runs in compared)])
-        for number, (part, (local, _)) in enumerate(zip(parts, taken, strict=True))
-    ]
+    told = [(config, [*inputs, Pieces(compared, number)]) for number, inputs in enumerate(beside(parts, local))]
     return [made for [made] in work.each(CUT, told)]
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tallow.data.steps.deal import answered, bucket_bits, dealt, numbers_of
 from tallow.data.steps.tables import VERDICTS, kept, words
-from tallow.data.work.step import Input, Made, Part, Step, pieces
+from tallow.data.work.step import Made, Part, Pieces, Step, beside
 from tallow.data.work.work import Work
 from tallow.recipe import Section
 
@@ -58,50 +59,41 @@ def unique(
         reason: What drops the others.
         part_bytes: Size of a bucket, more or less.
     """
-    bits = _bits(sum(part.rows for part in parts) * KEY_BYTES, part_bytes)
+    bits = bucket_bits(sum(part.rows for part in parts) * KEY_BYTES, part_bytes)
     config = KeyConfig(column=column, bits=bits)
-    beside = [[Input(part) for part in each] for each in zip(parts, verdicts, keys, strict=True)]
-    dealt = [made for [made] in work.each(KEYS, [(config, inputs) for inputs in beside])]
-    buckets = [(SmallestConfig(), [Input(part, bucket) for part in dealt]) for bucket in range(1 << bits)]
-    losers = [made for [made] in work.each(SMALLEST, buckets)]
-    told = [
-        (DropConfig(reason=reason), [Input(verdict), *(Input(bucket, number) for bucket in losers)])
-        for number, verdict in enumerate(verdicts)
-    ]
+    found = [made for [made] in work.each(KEYS, [(config, inputs) for inputs in beside(parts, verdicts, keys)])]
+    buckets = [(SmallestConfig(), [Pieces(found, bucket)]) for bucket in range(1 << bits)]
+    return drop_told(work, verdicts, [made for [made] in work.each(SMALLEST, buckets)], reason)
+
+
+def drop_told(work: Work, verdicts: Sequence[Part], losers: Sequence[Part], reason: str) -> list[Part]:
+    """New verdicts, by tables that have a batch of rows to be dropped for each part."""
+    config = DropConfig(reason=reason)
+    told = [(config, [verdict, Pieces(losers, number)]) for number, verdict in enumerate(verdicts)]
     return [made for [made] in work.each(DROP, told)]
-
-
-def _bits(size: int, part_bytes: int) -> int:
-    return max(0, (-(-size // part_bytes) - 1)).bit_length()
 
 
 def _keys(config: KeyConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """A batch of keys and ids for each bucket."""
-    documents, verdicts, beside = tables
-    column = beside.column(config.column)
+    documents, verdicts, named = tables
+    column = named.column(config.column)
     rows = np.flatnonzero(kept(verdicts) & column.is_valid().to_numpy())
     keys, ids = words(column.take(rows)), words(documents.column("id").take(rows))
-    bucket = (keys[:, 0] >> np.uint64(64 - config.bits)) if config.bits else np.zeros(len(rows), dtype=np.uint64)
-    order = np.argsort(bucket, kind="stable")
-    columns = [*(word[order] for word in (*keys.T, *ids.T)), rows[order].astype(np.int32)]
-    table = pa.table([pa.array(column) for column in columns], schema=KEYS_SCHEMA)
-    starts = np.searchsorted(bucket[order], np.arange(1 << config.bits)).tolist()
-    yield Made(pieces(table, starts))
+    columns = [pa.array(column) for column in (*keys.T.copy(), *ids.T.copy(), rows.astype(np.int32))]
+    yield Made(dealt(pa.table(columns, schema=KEYS_SCHEMA), keys[:, 0], config.bits))
 
 
 def _smallest(_: SmallestConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:
     """A batch for each part: rows of documents that go."""
     together = pa.concat_tables(tables)
     found = np.stack([together.column(i).to_numpy() for i in range(4)])
-    part = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
     order = np.lexsort(found[::-1])
     keys = found[:2, order]
     again = np.zeros(len(order), dtype=bool)
     again[1:] = (keys[:, 1:] == keys[:, :-1]).all(axis=0)
     losers = np.sort(order[again])  # by part, as they came
     rows = pa.table({"row": together.column("row").to_numpy()[losers].astype(np.int32)})
-    starts = np.searchsorted(part[losers], np.arange(len(tables))).tolist()
-    yield Made(pieces(rows, starts))
+    yield Made(answered(rows, numbers_of(tables)[losers], len(tables)))
 
 
 def _drop(config: DropConfig, tables: Sequence[pa.Table]) -> Iterator[Made]:

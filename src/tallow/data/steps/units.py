@@ -11,11 +11,13 @@ from tallow.data.duplicates.cuts import flat_cuts
 from tallow.data.duplicates.units import UnitSettings, cut_units, hash_units, judge_groups
 from tallow.data.steps.deal import answered, bucket_bits, dealt, numbers_of
 from tallow.data.steps.tables import kept, texts_of, words
-from tallow.data.work.step import Input, Made, Part, Step
+from tallow.data.work.step import Made, Part, Pieces, Step, beside
 from tallow.data.work.work import Work
 from tallow.recipe import Section
 
 GROUP_BYTES = 44
+LONG_UNITS = 3
+"""A unit is so many times as long as the shortest one, on the average."""
 
 
 class FindConfig(Section):
@@ -42,17 +44,14 @@ def repeated_units(
         settings: Which units go.
         part_bytes: Of text in a part, more or less.
     """
-    bits = bucket_bits(len(parts) * part_bytes * GROUP_BYTES // (settings.min_chars + 1), part_bytes)
+    units = len(parts) * part_bytes // (LONG_UNITS * (settings.min_chars + 1))
+    bits = bucket_bits(units * GROUP_BYTES, part_bytes)
     find = FindConfig(settings=settings, bits=bits)
     config = UnitStep(settings=settings)
-    beside = [[Input(part), Input(verdict)] for part, verdict in zip(parts, verdicts, strict=True)]
-    found = work.each(FIND, [(find, inputs) for inputs in beside])
-    buckets = [(config, [Input(groups, bucket) for _, groups in found]) for bucket in range(1 << bits)]
-    answers = [made for [made] in work.each(JUDGE, buckets)]
-    told = [
-        (config, [Input(verdict), Input(units), *(Input(answer, number) for answer in answers)])
-        for number, (verdict, (units, _)) in enumerate(zip(verdicts, found, strict=True))
-    ]
+    found = work.each(FIND, [(find, inputs) for inputs in beside(parts, verdicts)])
+    units, groups = ([tables[number] for tables in found] for number in range(2))
+    answers = [made for [made] in work.each(JUDGE, [(config, [Pieces(groups, bucket)]) for bucket in range(1 << bits)])]
+    told = [(config, [*inputs, Pieces(answers, number)]) for number, inputs in enumerate(beside(verdicts, units))]
     return [made for [made] in work.each(CUT, told)]
 
 

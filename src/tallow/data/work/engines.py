@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from contextvars import copy_context
-from itertools import islice
+from itertools import accumulate, islice
 from queue import SimpleQueue
 from typing import Any, Protocol, Self
 
+import pyarrow as pa
+
 from tallow import errors
+from tallow.data.groups import grouped
 from tallow.data.work import worker
 from tallow.data.work.step import Task
 from tallow.errors import CapacityError, TallowError, UsageError
@@ -25,6 +28,10 @@ from tallow.startup import ARROW_MEMORY
 
 AHEAD = 2
 """Tasks that wait for each process."""
+AT_ONCE = 8
+"""Tasks that a process of a cluster is given together, at most: they are told of, or done again, together."""
+MOST_PARTS = 100_000
+"""That tasks for a cluster are given, all together, before the next ones are written down: a hundred bytes each."""
 
 
 class Engine(Protocol):
@@ -126,12 +133,34 @@ class RayEngine:
         context = ray.data.DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
+        # else it shares out memory for the rows, which are some hundred bytes, anew after each of its tasks
+        context.op_resource_reservation_enabled = False
         with ray.data.DataContext.current(context):
-            given = [{"task": json.dumps(task.as_json())} for task in tasks]
-            answers = ray.data.from_items(given, override_num_blocks=max(1, len(given))).map(_answer)
-            for row in answers.iter_rows():
-                check(json.loads(row["answer"]))
-                yield
+            for some in grouped(tasks, lambda task: task.size, MOST_PARTS):
+                given = pa.table({"task": [json.dumps(task.as_json()) for task in some]})
+                processors = max(1, int(ray.cluster_resources().get("CPU", 1)))  # none yet, if they come when needed
+                sizes = block_sizes(len(some), processors)
+                blocks = [given.slice(end - size, size) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+                at_once = min(len(blocks), (1 + AHEAD) * processors)
+                for row in ray.data.from_arrow(blocks).map(_answer, concurrency=at_once).iter_rows():
+                    check(json.loads(row["answer"]))
+                    yield
+
+
+def block_sizes(tasks: int, processors: int) -> list[int]:
+    """How many tasks go into each block, which costs Ray some 20 ms whatever is in it.
+
+    Guided self-scheduling (Polychronopoulos and Kuck, 1987) with half its share: the next block has what is left, over
+    twice the processors. So all end at about the same time though tasks differ, and few blocks are needed.
+
+    Returns:
+        Sizes, at most `AT_ONCE`, which sum to `tasks`.
+    """
+    sizes = list[int]()
+    while tasks:
+        sizes.append(min(AT_ONCE, -(-tasks // (2 * processors))))
+        tasks -= sizes[-1]
+    return sizes
 
 
 def _answer(row: dict[str, str]) -> dict[str, str]:

@@ -6,14 +6,15 @@ out of date, work that is done is found again after a kill at any instant, and n
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
@@ -27,6 +28,7 @@ Counts = Mapping[str, int | float]
 SCHEMA_START = 8
 """In an Arrow file, behind its mark; https://arrow.apache.org/docs/format/Columnar.html, "IPC File Format"."""
 
+START = np.dtype("<i8")
 HINT = "remove it, and run the same command again"
 
 
@@ -63,11 +65,11 @@ class Step(Generic[AnyConfig]):
 
 
 class PartRecord(Section):
-    """What is noted of a table that was made: size of its file, rows, where its pieces begin, and what was counted."""
+    """What is noted of a table that was made: size of its file, rows, how many pieces, and what was counted."""
 
     bytes: int
     rows: int
-    starts: tuple[int, ...]
+    pieces: int
     counts: dict[str, int | float]
 
 
@@ -86,14 +88,19 @@ class Part:
         path: An Arrow file; its name tells what made it of what.
         rows: How many it has.
         counts: What the step that made it has counted.
-        starts: Where in the file the pieces begin that its maker gave it, such as buckets; as compact as can be, since
-            there are the square of the parts where all send each other pieces.
     """
 
     path: Path
     rows: int
     counts: Counts = field(default_factory=dict)
-    starts: Sequence[int] | Mapping[int, int] = ()
+
+    @property
+    def starts(self) -> Path:
+        """Where in its file the pieces begin that its maker gave it, if it did; 64 bits each.
+
+        They stay on disk: where all parts send each other pieces, there are the square of the parts.
+        """
+        return self.path.with_suffix(".starts")
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The table.
@@ -113,46 +120,65 @@ class Part:
                     reader = pa.ipc.open_file(file, options=options)
                 return reader.read_all()
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path} is missing or damaged", HINT) from error
+            raise _damaged(self) from error
 
-    def read_piece(self, batch: int) -> pa.Table:
-        """One of its pieces. No more of the file is looked at: where all parts send each other pieces, there are many.
+
+class Pieces(NamedTuple):
+    """The same piece of several parts, such as a bucket of what each has dealt out."""
+
+    parts: Sequence[Part]
+    batch: int
+
+    def read(self) -> list[pa.Table]:
+        """The piece of each. No more of the files is looked at: where all send each other pieces, there are many.
 
         Raises:
-            DataError: As `read`.
+            DataError: As `Part.read`.
         """
-        try:
-            with pa.OSFile(str(self.path)) as file:
-                schema = _read_schema(file)
-                file.seek(self.starts[batch])
-                return pa.Table.from_batches([pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)])
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise DataError(f"{self.path} is missing or damaged", HINT) from error
+        return [*self._read()]
+
+    def _read(self) -> Iterator[pa.Table]:
+        schema: pa.Schema | None = None
+        for part in self.parts:
+            try:
+                with open(part.starts, "rb", buffering=0) as starts:
+                    starts.seek(self.batch * START.itemsize)
+                    [start] = np.frombuffer(starts.read(START.itemsize), START).tolist()
+                with pa.OSFile(str(part.path)) as file:
+                    schema = schema or _read_schema(file)
+                    file.seek(start)
+                    yield pa.Table.from_batches([pa.ipc.read_record_batch(pa.ipc.read_message(file), schema)])
+            except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+                raise _damaged(part) from error
 
 
-class Input(NamedTuple):
-    """What a task is given: a part, or one piece of it."""
+def beside(*columns: Sequence[Part]) -> list[tuple[Part, ...]]:
+    """Parts, and tables that lie beside them: what a task a part is given."""
+    return [*zip(*columns, strict=True)]
 
-    part: Part
-    batch: int | None = None
 
-    def read(self) -> pa.Table:
-        return self.part.read() if self.batch is None else self.part.read_piece(self.batch)
+def _damaged(part: Part) -> DataError:
+    return DataError(f"{part.path.with_suffix('.*')} is missing or damaged", HINT)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A step's work on some parts."""
+    """A step's work on some parts, or pieces of them."""
 
     step: Step[Any]
     config: Section
-    inputs: tuple[Input, ...]
+    given: Sequence[Part | Pieces]
     directory: Path
 
-    @property
+    @cached_property
     def key(self) -> str:
-        given = [[part.path.stem, batch] for part, batch in self.inputs]
+        given = [[part.path.stem, batch] for parts, batch in self._given() for part in parts]
         return hash_value([self.step.name, self.step.version, self.config.result_settings(), given])[:32]
+
+    @property
+    def size(self) -> int:
+        """How many parts it is given, of some of which it wants a piece only."""
+        return sum(len(parts) for parts, _ in self._given())
 
     @property
     def record(self) -> Path:
@@ -163,34 +189,35 @@ class Task:
         return {
             "step": self.step.name,
             "config": self.config.model_dump(mode="json"),
-            "inputs": [
-                [str(part.path), part.rows, batch, None if batch is None else part.starts[batch]]
-                for part, batch in self.inputs
-            ],
+            "given": [[[[str(part.path), part.rows] for part in parts], batch] for parts, batch in self._given()],
             "directory": str(self.directory),
         }
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Task:
         step = Step[Any].find(value["step"])
-        inputs = tuple(
-            Input(Part(Path(path), rows, starts={batch: start}), batch) for path, rows, batch, start in value["inputs"]
-        )
-        return Task(step, step.config.model_validate(value["config"]), inputs, Path(value["directory"]))
+        given = list[Part | Pieces]()
+        for named, batch in value["given"]:
+            parts = [Part(Path(path), rows) for path, rows in named]
+            given.append(parts[0] if batch is None else Pieces(parts, batch))
+        return Task(step, step.config.model_validate(value["config"]), given, Path(value["directory"]))
+
+    def _given(self) -> Iterator[tuple[Sequence[Part], int | None]]:
+        return (((each,), None) if isinstance(each, Part) else each for each in self.given)
 
     def done(self) -> list[Part] | None:
         """What was made, if all of it was."""
         try:
             record = Record.model_validate_json(self.record.read_bytes())
-            sizes = [self._path(number).stat().st_size for number in range(len(record.parts))]
+            found = [Part(self._path(number), part.rows, part.counts) for number, part in enumerate(record.parts)]
+            whole = all(
+                part.path.stat().st_size == noted.bytes
+                and (not noted.pieces or part.starts.stat().st_size == noted.pieces * START.itemsize)
+                for part, noted in zip(found, record.parts, strict=True)
+            )
         except (OSError, ValidationError):
             return None
-        if sizes != [part.bytes for part in record.parts]:
-            return None
-        return [
-            Part(self._path(number), part.rows, part.counts, array("q", part.starts))
-            for number, part in enumerate(record.parts)
-        ]
+        return found if whole else None
 
     def perform(self) -> None:
         """Do the work.
@@ -206,13 +233,17 @@ class Task:
 
     def _make(self) -> Iterator[PartRecord]:
         """Write the tables, each before the next one is made."""
-        tables = [given.read() for given in self.inputs]
+        tables = [table for each in self.given for table in ([each.read()] if isinstance(each, Part) else each.read())]
         for number, (table, counts) in enumerate(self.step.function(self.config, tables)):
             in_pieces = isinstance(table, Sequence)
             batches = table if in_pieces else table.to_batches() or [_empty(table.schema)]
-            size, starts = write_batches(batches, self._path(number), compressed=not in_pieces)
-            rows = sum(batch.num_rows for batch in batches)
-            yield PartRecord(bytes=size, rows=rows, starts=starts if in_pieces else (), counts=dict(counts))
+            part = Part(self._path(number), sum(batch.num_rows for batch in batches))
+            size, starts = write_batches(batches, part.path, compressed=not in_pieces)
+            if in_pieces:
+                with writing(part.starts), atomic_file(part.starts, durable=False) as temporary:
+                    np.array(starts, START).tofile(temporary)
+            pieces = len(starts) if in_pieces else 0
+            yield PartRecord(bytes=size, rows=part.rows, pieces=pieces, counts=dict(counts))
 
     def _path(self, number: int) -> Path:
         return self.directory / f"{self.key}-{number:05}.arrow"

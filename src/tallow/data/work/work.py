@@ -10,7 +10,7 @@ from pathlib import Path
 from tallow.console import ProgressBar, progress
 from tallow.data.inputs import Inputs
 from tallow.data.work.engines import Engine
-from tallow.data.work.step import AnyConfig, Input, Part, Step, Task
+from tallow.data.work.step import AnyConfig, Part, Pieces, Step, Task
 from tallow.errors import writing
 from tallow.files import write_text
 from tallow.recipe import Section
@@ -41,13 +41,15 @@ class Work:
             yield
         self._told = None
 
-    def each(self, step: Step[AnyConfig], given: Iterable[tuple[AnyConfig, Sequence[Input]]]) -> list[list[Part]]:
+    def each(
+        self, step: Step[AnyConfig], given: Iterable[tuple[AnyConfig, Sequence[Part | Pieces]]]
+    ) -> list[list[Part]]:
         """Do a step on each of these settings and inputs; what each of them gave, in their order.
 
         Raises:
             TallowError: What the step says of its tables, or there is no room for what it makes.
         """
-        tasks = [Task(step, config, tuple(inputs), self.directory) for config, inputs in given]
+        tasks = [Task(step, config, inputs, self.directory) for config, inputs in given]
         self.used |= {task.key for task in tasks}
         found = [self._done(task) for task in tasks]
         missing = [task for task, parts in zip(tasks, found, strict=True) if parts is None]
