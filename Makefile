@@ -25,8 +25,8 @@ quickstart: .venv/.installed
 test: .venv/.installed-dev .venv-clients/.installed
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
-# The extension is built apart, and takes the place of the installed one for these tests only. Tests that time
-# themselves are left out: under sanitizers everything takes several times as long.
+# The extension is built apart, and takes the place of the installed one for these tests only. Tests that measure
+# time or memory are left out: under sanitizers everything takes several times as much.
 SANITIZED := build/sanitized
 sanitize: .venv/.installed-dev
 	$(BIN)/pip install --quiet cmake ninja nanobind
@@ -37,7 +37,7 @@ sanitize: .venv/.installed-dev
 	$(BIN)/cmake --build $(SANITIZED) --target _text
 	TALLOW_TEXT_KERNELS="$(CURDIR)/$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    $(BIN)/pytest -p no:cacheprovider tests/kernels/text -k 'not time' $(ARGS)
+	    $(BIN)/pytest -p no:cacheprovider tests/kernels/text -k 'not time and not memory' $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check

@@ -13,6 +13,7 @@ from benchmarks.optimizers import markdown as optimizers_table
 from benchmarks.peers.table import Figures, Machine, Results, markdown, ratios, shares
 from benchmarks.privacy import Place, Score, score
 from benchmarks.privacy import table as privacy_table
+from benchmarks.privacy_texts import number_texts
 from benchmarks.toxicity import Labelled, group, plain_text
 
 from tallow.errors import TallowError
@@ -142,3 +143,11 @@ def test_texts_that_share_half_of_their_runs_of_words_are_on_one_side_of_a_test(
 
 def test_a_tweet_is_told_by_its_words_alone() -> None:
     assert plain_text('"RT @some_one: you &amp; me http://t.co/xyz"') == ": you & me"
+
+
+def test_texts_of_numbers_are_the_same_each_time() -> None:
+    texts = number_texts(500)
+    assert texts == number_texts(500)
+    assert {len(text) for text in texts.values()} == {500}
+    assert texts["e-mail addresses"].count("@") >= 10
+    assert texts["access log, addresses at home"].startswith("10.0.")

@@ -52,8 +52,17 @@ def test_prepared_documents_are_looked_at(
     [shown] = answer("show", run, "--fate", "gopher.min_words")["documents"]
     assert shown["text"] == "of the few words"
     assert shown["columns"]["gopher.words"] == 4
+    assert shown["broken"] == {"column": "gopher.words", "value": 4, "min": 50, "max": None}
+    assert [document["broken"] for document in answer("show", run, "--fate", "kept", "--count", 1)["documents"]] == [
+        None
+    ]
     assert run_tallow(monkeypatch, "data", "show", run, "--fate", "gopher.min_words") == 0
-    assert "of the few words" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "of the few words" in said
+    assert "gopher.min_words: 4 < 50 · " in said
+    assert "gopher.mean_word_length" not in said
+    assert run_tallow(monkeypatch, "data", "show", run, "--fate", "gopher.min_words", "--metrics") == 0
+    assert "gopher.mean_word_length" in capsys.readouterr().out
     assert run_tallow(monkeypatch, "data", "what-if", run, "--set", "quality.gopher.min_words=3") == 0
     assert "-1" in capsys.readouterr().out
     assert run_tallow(monkeypatch, "data", "show", run, "--fate", "kepd") == 2

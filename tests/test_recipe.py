@@ -56,6 +56,8 @@ def test_unknown_and_unfit_settings_are_named() -> None:
         parse_section(Outer, {"stepz": 1}, "pretrain")
     with pytest.raises(UsageError, match=r"setting pretrain\.inner\.rate"):
         parse_section(Outer, {"inner": {"rate": "fast"}}, "pretrain")
+    with pytest.raises(UsageError, match=r"unknown setting pretrain\.inner\.raet \(perhaps rate; known: .*rate"):
+        parse_section(Outer, {"inner": {"raet": 1}}, "pretrain")
 
 
 @pytest.mark.parametrize(

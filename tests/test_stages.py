@@ -159,6 +159,14 @@ def test_inputs_may_be_named_or_come_from_the_run(tmp_path: Path) -> None:
         ({"evaluate": {"window": 2000}}, "evaluate.window is 2,000, but the context"),
         ({"tune": {"data": ["nowhere.jsonl"]}}, "tune.data: nowhere.jsonl does not exist"),
         ({"prepare": {"sources": ["nowhere.txt"]}}, "prepare.sources: nowhere.txt does not exist"),
+        (
+            {"prepare": {"privacy": {"name": {"model": "nowhere"}}}},
+            "prepare.privacy.name.model: nowhere does not exist",
+        ),
+        (
+            {"prepare": {"classifiers": {"good": {"model": "nowhere", "min": 0.5}}}},
+            "prepare.classifiers.good.model: nowhere does not exist",
+        ),
     ],
 )
 def test_a_doomed_recipe_is_refused_before_anything_is_done(

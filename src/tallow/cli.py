@@ -32,7 +32,7 @@ from tallow.cli_options import (
     is_recipe,
     load_tokenizer,
 )
-from tallow.cli_output import print_result
+from tallow.cli_output import print_beside, print_result
 from tallow.cli_stages import add_commands
 from tallow.errors import DataError, UsageError
 from tallow.exits import print_json, resumable, run_command
@@ -137,7 +137,7 @@ def extend(
     from tallow.evaluate.extend import extend
 
     result = extend(model, text, tokens, out, held_out=held_out, new_rows=rows, min_count=min_count)
-    print_result(result, as_json)
+    print_beside(result, ("before", "after"), as_json)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -60,6 +60,7 @@ def data_show(
     page: Annotated[int, typer.Option(min=1, help="Which page.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Another one shuffles them otherwise.")] = 0,
     chars: Annotated[int, typer.Option(min=1, help="Characters of each text.")] = 600,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Show all that is known of each, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Page through documents that were kept or dropped, with why."""
@@ -72,12 +73,22 @@ def data_show(
         return
     console = Console(highlight=False)
     for document in documents:
-        console.rule(escape(f"{document['fate']}: {document['source']} at {document['offset']:,}"), align="left")
-        known = ", ".join(
-            f"{name} {format_value(value)}" for name, value in document["columns"].items() if value is not None
-        )
-        console.print(f"[dim]{escape(known)}[/dim]")
+        why = _fate(document["fate"], document["broken"])
+        console.rule(escape(f"{why} · {document['source']} at {document['offset']:,}"), align="left")
+        if metrics:
+            known = ", ".join(
+                f"{name} {format_value(value)}" for name, value in document["columns"].items() if value is not None
+            )
+            console.print(f"[dim]{escape(known)}[/dim]")
         console.print(escape(document["text"]))
+
+
+def _fate(fate: str, broken: dict[str, Any] | None) -> str:
+    """What has come of a document, with the bound that it has broken: `gopher.min_words: 12 < 50`."""
+    if broken is None:
+        return fate
+    sign, bound = ("<", broken["min"]) if broken["min"] is not None else (">", broken["max"])
+    return f"{fate}: {format_value(broken['value'])} {sign} {format_value(bound)}"
 
 
 @data.command("classifier")

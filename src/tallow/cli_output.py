@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +20,21 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in result.items():
         table.add_row(f"[bold]{escape(key)}[/bold]", escape(format_value(value)))
+    Console(highlight=False).print(table, soft_wrap=True)
+
+
+def print_beside(result: dict[str, Any], sides: Sequence[str], as_json: bool) -> None:
+    """A result in which some names have alike measurements: these in columns beside each other, below the rest."""
+    if as_json:
+        print_json(result)
+        return
+    print_result({key: value for key, value in result.items() if key not in sides}, as_json)
+    table = Table("", *sides, box=None, pad_edge=False)
+    for name in result[sides[0]]:
+        values = [escape(format_value(result[side][name])) for side in sides]
+        table.add_row(f"[bold]{escape(name.replace('_', ' '))}[/bold]", *values)
+    for column in table.columns[1:]:
+        column.justify = "right"
     Console(highlight=False).print(table, soft_wrap=True)
 
 

@@ -7,9 +7,10 @@ configure; this file only knows the language. Precedence: defaults < file < `--s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,6 +41,10 @@ class Section(BaseModel):
                     for each, value in zip(part, values[name], strict=True)
                 ]
         return values
+
+    def found_inputs(self) -> Mapping[str, Path]:
+        """Files that the result depends on though no setting names them, by the setting that would."""
+        return {}
 
     def check_inputs(self) -> None:
         """Refuse files that cannot be what a setting takes them for, before they are hashed, which may take long.
@@ -195,11 +200,32 @@ def _describe(kind: type[Section], name: str, problem: Any, values: Mapping[str,
             value = value[part]
     place = ".".join(parts)
     if problem["type"] == "extra_forbidden":
-        known = ", ".join(sorted(kind.model_fields)) if len(problem["loc"]) == 1 else ""
-        return f"unknown setting {place}", f" (known: {known})" if known else ""
+        known = _known(kind, problem["loc"][:-1])
+        near = "".join(f"perhaps {name}; " for name in get_close_matches(parts[-1], known, 1))
+        return f"unknown setting {place}", f" ({near}known: {', '.join(known)})" if known else ""
     if problem["type"] == "missing":
         return f"setting {place}", " is required"
     return f"setting {place}: ", f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _known(kind: type[Section], place: Sequence[str | int]) -> list[str]:
+    """The settings of the section that is at a place of another; none, if it is not one kind of section."""
+    for part in place:
+        field = kind.model_fields.get(str(part))
+        sections = [] if field is None else [*_sections(field.annotation)]
+        if len(sections) != 1:
+            return []
+        [kind] = sections
+    return sorted(kind.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The kinds of section that a type, such as `X | None`, has."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    elif not isinstance(annotation, type):
+        for part in get_args(annotation):
+            yield from _sections(part)
 
 
 def _copy(values: Any) -> Any:

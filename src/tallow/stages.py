@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -375,7 +376,7 @@ def _together(work: str) -> Iterator[Callable[[bool], bool]]:
 
 def input_paths(config: Section) -> dict[str, Path]:
     """Every input of a stage, by setting: fields that hold a path or paths, also those of sections that matter."""
-    paths: dict[str, Path] = {}
+    paths: dict[str, Path] = {**config.found_inputs()}
     for setting, value in config:
         if setting not in config.incidental:
             paths |= _paths(setting, value)
@@ -395,6 +396,10 @@ def _paths(setting: str, value: object) -> dict[str, Path]:
             return {}
 
 
+_PLACES_AT_END = re.compile(r"(?:\.[0-9]+)+\Z")
+"""Of a value in lists, behind the setting that holds them."""
+
+
 def require_inputs(stage: str, paths: Mapping[str, Path]) -> None:
     """See to it that inputs exist.
 
@@ -403,7 +408,7 @@ def require_inputs(stage: str, paths: Mapping[str, Path]) -> None:
     """
     for setting, path in paths.items():
         if not path.exists():
-            name = f"{stage}.{setting.partition('.')[0]}"
+            name = _PLACES_AT_END.sub("", f"{stage}.{setting}")
             raise DataError(f"{name}: {path} does not exist", "check the path, or run the stage that makes it")
 
 

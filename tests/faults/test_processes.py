@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -68,29 +69,39 @@ def stop(world: World, directory: Path) -> None:
         os._exit(error.exit_code)
 
 
-def said_by_the_first(work: Callable[[World, Path], None], place: Path) -> str:
-    """What the first of two processes says when it gives the second one up."""
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the first of two processes says when it gives up the second one, which hangs or is stopped.
+
+    Both pairs run at the same time: they mostly wait.
+    """
+    places = {work: tmp_path_factory.mktemp(work.__name__) for work in (hang, stop)}
+    pairs = [start_pair(work, place) for work, place in places.items()]
+    for first, second in pairs:
+        first.join(timeout=120)
+        second.kill()
+    assert [first.exitcode for first, _ in pairs] == [5, 5]
+    return {work.__name__: read_json(place / "said.json")["message"] for work, place in places.items()}
+
+
+def start_pair(work: Callable[[World, Path], None], place: Path) -> list[ForkServerProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    first, second = (start(join, work, rank, 2, port, place) for rank in range(2))
-    first.join(timeout=120)
-    second.kill()
-    assert first.exitcode == 5
-    return str(read_json(place / "said.json")["message"])
+    return [start(join, work, rank, 2, port, place) for rank in range(2)]
 
 
-def test_a_process_that_hangs_is_named_with_what_it_does(tmp_path: Path) -> None:
-    said = said_by_the_first(hang, tmp_path)
-    assert said.startswith("process 0 has waited 6 s for others in the gradients of step 3; process 1 has been in")
-    assert "in the batch of step 3 for" in said
-    assert "sign of life" not in said
+def test_a_process_that_hangs_is_named_with_what_it_does(said: dict[str, str]) -> None:
+    message = said["hang"]
+    assert message.startswith("process 0 has waited 6 s for others in the gradients of step 3; process 1 has been in")
+    assert "in the batch of step 3 for" in message
+    assert "sign of life" not in message
 
 
-def test_a_process_that_is_stopped_within_the_same_work_is_named(tmp_path: Path) -> None:
-    said = said_by_the_first(stop, tmp_path)
-    assert "; process 1 has been in the gradients of step" in said
-    assert said.endswith(" s and shows no sign of life")
+def test_a_process_that_is_stopped_within_the_same_work_is_named(said: dict[str, str]) -> None:
+    message = said["stop"]
+    assert "; process 1 has been in the gradients of step" in message
+    assert message.endswith(" s and shows no sign of life")
 
 
 def recipe(steps: int) -> str:

@@ -13,7 +13,7 @@ from tallow.files import write_json
 from tallow.recipe import Section
 from tallow.report.page import write_report
 from tallow.report.plots import bars, training_curves
-from tallow.report.summary import summarize
+from tallow.report.summary import StageSummary, summarize
 from tallow.report.units import format_value
 from tallow.run import StageRun
 
@@ -107,3 +107,12 @@ def test_bars_name_their_values() -> None:
 )
 def test_values_carry_their_units(name: str, value: object, text: str) -> None:
     assert format_value(name, value) == text
+
+
+def test_weights_of_domains_are_told_the_largest_first() -> None:
+    def said(weights: dict[str, float]) -> str:
+        result = {"weights": weights, "excess": dict.fromkeys(weights, 0.1), "rounds": 4}
+        return StageSummary("mixture", result, {}, {}, {}, []).result_text()
+
+    assert said({"code": 0.379, "books": 0.621}) == "books 62.1% · code 37.9% · rounds 4"
+    assert said({f"d{number}": number / 45 for number in range(10)}).endswith("d2 4.4% · 2 more · rounds 4")

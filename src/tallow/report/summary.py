@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tallow.files import read_json
 from tallow.recipe import load_recipe
 from tallow.report.units import format_value
 from tallow.run import StageRun
+
+SHOWN_WEIGHTS = 8
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,21 @@ class StageSummary:
     metrics: list[dict[str, Any]]
 
     def result_text(self) -> str:
-        """The result as a short line, such as `documents 3,402 · bytes 7.2 MB`."""
-        parts = (
-            f"{key.replace('_', ' ')} {format_value(key, value)}"
-            for key, value in self.result.items()
-            if isinstance(value, int | float | str)
-        )
+        """The result as a short line, such as `documents 3,402 · bytes 7.2 MB`; of weights the largest."""
+        parts = list[str]()
+        for key, value in self.result.items():
+            if key == "weights":
+                parts.append(_shares(value))
+            elif isinstance(value, int | float | str):
+                parts.append(f"{key.replace('_', ' ')} {format_value(key, value)}")
         return " · ".join(parts)
+
+
+def _shares(weights: Mapping[str, float]) -> str:
+    """Domains and their weights, such as `books 62.1 % · code 37.9 %`."""
+    ordered = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{name} {weight:.1%}" for name, weight in ordered[:SHOWN_WEIGHTS]]
+    return " · ".join([*parts, *([f"{len(ordered) - SHOWN_WEIGHTS:,} more"] if len(ordered) > SHOWN_WEIGHTS else [])])
 
 
 @dataclass(frozen=True)
