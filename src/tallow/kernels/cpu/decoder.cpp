@@ -11,7 +11,7 @@ namespace {
 // So few rows are rounded by each thread for itself: that is quicker than to wait for each other.
 constexpr int64_t kRoundedByAll = 2;
 // So many rows are divided among the threads; at most kPartRows at a time, whose values stay in a core's own cache.
-constexpr int64_t kApart = 64, kPartRows = 64;
+constexpr int64_t kApart = 64, kPartRows = 256;
 // Vectors may be read beyond the end of the last row.
 constexpr int64_t kSlack = 64;
 
@@ -75,8 +75,8 @@ void Decoder::lay_out(const std::vector<Span> &spans) {
     for (const DecoderLayer &layer : layers_) tables = std::max(tables, size_t(layer.table) + 1);
     fresh_blocks_.assign(tables, {});
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
-    const int64_t height = sharing <= kMostQueries ? kMostQueries / sharing * sharing : kMostQueries;
-    single_tokens_ = sharing <= kMostQueries;
+    const int64_t height = sharing <= ops_.queries ? ops_.queries / sharing * sharing : ops_.queries;
+    single_tokens_ = sharing <= ops_.queries;
     std::vector<const Span *> ordered;
     for (const Span &span : spans) ordered.push_back(&span);
     const auto has_adapter = [](const Span *span) { return span->adapter != nullptr; };

@@ -157,7 +157,8 @@ struct Queries {
     float *partials;        // where the results of a segment go, partial_floats(head size) for each query
     int64_t partial_stride;
 };
-constexpr int kMostQueries = 10;
+constexpr int kMostQueries = 16;
+constexpr int64_t kQueriesInRegisters = 10;  // those that vectors can take at once
 constexpr int kChunk = 64;  // keys between updates of the softmax; chunks begin at multiples of it
 constexpr int kChunkBlocks = kChunk / kLanes;
 // The softmax is taken over so many keys by itself, then over these results: so threads can share a long sequence, and
@@ -229,6 +230,7 @@ TALLOW_INLINE constexpr int64_t attention_scratch(int64_t tokens, int64_t size) 
 
 struct Ops {
     const char *name;
+    int64_t queries;  // of which attention takes so many at a time, at best
     // Products of `rows` rows with the panels from `panel` to `end`.
     void (*multiply)(const Weight &, const Activations &, const Destination &, int64_t rows, int64_t panel, int64_t end);
     void (*normalize)(const Norm &, const float *in, int64_t size, float *out);

@@ -4,14 +4,26 @@
 #include "ops_product.h"
 #include "ops_rows.h"
 #include "ops_attention.h"
+#ifdef __AMX_TILE__
+#include "ops_tiles.h"
+#include "ops_tile_attention.h"
+#endif
 #include "ops_filter.h"
 #include "ops_race.h"
 #include "ops_training.h"
 #include "ops_training_attention.h"
 
 constexpr Ops all_operations(const char *name) {
-    return {name,  multiply,  normalize, round_row, rotate, store_token, attend, join_segments,
+    return {name,  kQueriesInRegisters, multiply,  normalize, round_row, rotate, store_token, attend, join_segments,
             embed, summarize, filter,    choose,
             cross_entropy, rms_forward, rms_backward, gate_forward, gate_backward, rotate_head,
             attention_forward, attention_backward};
 }
+
+#ifdef __AMX_TILE__
+constexpr Ops all_operations_in_tiles(const char *name) {
+    Ops ops = all_operations(name);
+    ops.queries = kMostQueries, ops.multiply = multiply_in_tiles, ops.attend = attend_by_tiles;
+    return ops;
+}
+#endif

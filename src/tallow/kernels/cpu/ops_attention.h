@@ -280,8 +280,9 @@ inline void round_queries(QueryRows &q, const CacheShape &shape, const Queries &
     }
 }
 
-template <Number N>
-void attend_in(const CacheShape &shape, const Queries &queries) {
+// `attend_chunk` takes the queries through the keys and values of a chunk.
+template <Number N, typename AttendChunk>
+void attend_in(const CacheShape &shape, const Queries &queries, const AttendChunk &attend_chunk) {
     static thread_local QueryRows q;
     const int64_t lanes = shape.lanes(), floats = partial_floats(shape.head_size);
     round_queries<N>(q, shape, queries);
@@ -312,7 +313,7 @@ void attend_in(const CacheShape &shape, const Queries &queries) {
                 const bool is_last = first + kChunk > last && segment == end;
                 chunk.next[block] = is_last ? queries.following[block] : unit_of(first / kLanes + block + kChunkBlocks);
             }
-            attend_rows<N, kMostQueries>(q, shape, queries, chunk);
+            attend_chunk(q, shape, queries, chunk);
         }
         for (int r = 0; r < queries.count; ++r) {
             float *joined = all ? q.joined[r] : queries.partials + r * queries.partial_stride;
@@ -328,10 +329,21 @@ void attend_in(const CacheShape &shape, const Queries &queries) {
     for (int r = 0; r < queries.count; ++r) divide(q.joined[r], shape.head_size, queries.rows + queries.places[r]);
 }
 
+template <Number N>
+void attend_to(const CacheShape &shape, Queries queries) {
+    const int64_t count = queries.count;
+    for (int64_t done = 0; done < count; done += kQueriesInRegisters) {
+        queries.count = least(count - done, kQueriesInRegisters);
+        attend_in<N>(shape, queries, attend_rows<N, kQueriesInRegisters>);
+        queries.places += kQueriesInRegisters, queries.positions += kQueriesInRegisters;
+        queries.partials += kQueriesInRegisters * queries.partial_stride;
+    }
+}
+
 void attend(const CacheShape &shape, const Queries &queries) {
     switch (shape.number) {
-        case Number::float32: return attend_in<Number::float32>(shape, queries);
-        case Number::bfloat16: return attend_in<Number::bfloat16>(shape, queries);
-        default: return attend_in<Number::int8>(shape, queries);
+        case Number::float32: return attend_to<Number::float32>(shape, queries);
+        case Number::bfloat16: return attend_to<Number::bfloat16>(shape, queries);
+        default: return attend_to<Number::int8>(shape, queries);
     }
 }

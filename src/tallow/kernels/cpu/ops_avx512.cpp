@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "ops.h"
 
@@ -12,7 +13,9 @@ namespace {
 #include "ops_all.h"
 }  // namespace
 
-#ifdef __AVX512BF16__
+#ifdef __AMX_TILE__
+extern const Ops amx_ops = all_operations_in_tiles("amx");
+#elif defined(__AVX512BF16__)
 extern const Ops avx512_bf16_ops = all_operations("avx512_bf16");
 #else
 extern const Ops avx512_ops = all_operations("avx512");

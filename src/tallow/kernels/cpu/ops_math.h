@@ -2,7 +2,8 @@
 
 // e^x for x of at most 88.7, to about one unit in the last place; 0 below −87.3, so that −infinity gives 0.
 inline F fexp(F x) {
-    const F limited = fmax(fset(-87.4f), x);  // NaN stays NaN
+    // NaN stays NaN; what is below is 0 anyway, and not a subnormal number, which would hold some processors up
+    const F limited = fmax(fset(-87.3f), x);
     const F whole = fround(fmul(limited, fset(1.44269504f)));
     F rest = fma(whole, fset(-0.693359375f), limited);  // ln 2 in two parts
     rest = fma(whole, fset(2.12194440e-4f), rest);

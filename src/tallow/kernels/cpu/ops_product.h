@@ -313,31 +313,33 @@ struct Tile {
     }
 };
 
+// What becomes of the sums of a row and a panel.
+inline void finish_row(const Weight &w, const Destination &to, int64_t row, int64_t panel, F first, F second) {
+    F both[2] = {first, second};
+    for (int i = 0; i < 2; ++i) {
+        const int64_t at = panel * kPanel + i * kLanes;
+        if (w.bias) both[i] = fadd(both[i], fload(w.bias + at));
+        if (to.extra) both[i] = fadd(both[i], fload(to.extra + row * to.extra_stride + at));
+    }
+    float *out = to.out + row * to.stride;
+    if (to.mode == Destination::gate) {
+        fstore(out + panel * kLanes, fmul(activated(both[0], to.activation), both[1]));
+        return;
+    }
+    for (int i = 0; i < 2; ++i) {
+        float *place = out + panel * kPanel + i * kLanes;
+        if (to.mode == Destination::add) both[i] = fadd(both[i], fload(place));
+        if (to.mode == Destination::activate) both[i] = activated(both[i], to.activation);
+        fstore(place, both[i]);
+    }
+}
+
 template <Number N, int R>
 inline void product_tile(const Weight &w, const uint8_t *weights, const Activations &x, const Destination &to, int64_t row,
                          int64_t panel, const NextPanel &next, uint16_t *expanded) {
     Tile<N, R> tile;
     tile.compute(w, weights, x, row, next, expanded);
-    for (int r = 0; r < R; ++r) {
-        F both[2];
-        for (int i = 0; i < 2; ++i) {
-            const int64_t at = panel * kPanel + i * kLanes;
-            both[i] = fload(tile.sums[r][i]);
-            if (w.bias) both[i] = fadd(both[i], fload(w.bias + at));
-            if (to.extra) both[i] = fadd(both[i], fload(to.extra + (row + r) * to.extra_stride + at));
-        }
-        float *out = to.out + (row + r) * to.stride;
-        if (to.mode == Destination::gate) {
-            fstore(out + panel * kLanes, fmul(activated(both[0], to.activation), both[1]));
-            continue;
-        }
-        for (int i = 0; i < 2; ++i) {
-            float *place = out + panel * kPanel + i * kLanes;
-            if (to.mode == Destination::add) both[i] = fadd(both[i], fload(place));
-            if (to.mode == Destination::activate) both[i] = activated(both[i], to.activation);
-            fstore(place, both[i]);
-        }
-    }
+    for (int r = 0; r < R; ++r) finish_row(w, to, row + r, panel, fload(tile.sums[r][0]), fload(tile.sums[r][1]));
 }
 
 // Chooses the tile of this height at compile time.
@@ -348,7 +350,8 @@ inline void product_rows(int64_t height, const Weight &w, const uint8_t *weights
     if constexpr (R > 1) product_rows<N, R - 1>(height, w, weights, x, to, row, panel, next, expanded);
 }
 
-// A panel of codes times what their groups' scales are multiples of, plus 128: as int8, without scales.
+// A panel of codes times what their groups' scales are multiples of, plus kZero: as int8, without scales.
+template <int32_t kZero>
 inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *bytes) {
     const I low = iset(0x0f0f0f0f);
     for (int64_t g = 0; g < w.inputs / kActivationGroup; ++g, bytes += 8 * 128) {
@@ -362,7 +365,8 @@ inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *byt
             signs[half] = isub(iset(0), shift_right<31>(multiple));  // −1 or 0
             const I magnitude = iadd(ixor(multiple, signs[half]), shift_right<31>(multiple));
             magnitudes[half] = ior(magnitude, shift_left<16>(magnitude));
-            const I zero = iadd(isub(iset(128), shift_left<3>(multiple)), shift_right<31>(multiple));
+            const I zero =
+                iand(iadd(isub(iset(kZero), shift_left<3>(multiple)), shift_right<31>(multiple)), iset(0xff));
             zeros[half] = multiply_words(ior(zero, shift_left<16>(zero)), iset(0x01010101));
         }
         for (int step = 0; step < 4; ++step, codes += 128)
@@ -394,7 +398,7 @@ void product(const Weight &w, const Activations &x, const Destination &to, int64
     uint16_t *expanded = (nested ? in_bytes : tiles > 1) ? to.panel : nullptr;
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
-        if (in_bytes) bring_to_bytes(w, weights, reinterpret_cast<uint8_t *>(expanded));
+        if (in_bytes) bring_to_bytes<128>(w, weights, reinterpret_cast<uint8_t *>(expanded));
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t height = least_rows + (t < taller);
             const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles, group_bytes};

@@ -1,0 +1,259 @@
+// Products by the matrix unit of x86-64 processors (AMX: Sapphire Rapids and later), which multiplies a tile of 16 rows of
+// activations with one of 16 outputs. Panels lie in the order in which it reads them.
+//
+// Sums of bfloat16 have an order of their own here, so a weight of bfloat16 is multiplied this way whatever the number of
+// rows; sums of integers are exact, so few rows may go the other way.
+
+constexpr int64_t kTileHeight = 16, kTileBytes = 64;  // of a tile: its rows, and the most bytes of each
+constexpr int64_t kBlockRows = 2 * kTileHeight;       // that are computed together: two tiles by two
+constexpr int64_t kStepBytes = 2 * kTileBytes;      // of a panel: one row of either tile of weights
+
+// GCC does not know what the instructions for tiles read: what has been written before must be in the memory by then.
+TALLOW_INLINE void written(const void *at) { asm volatile("" ::"r"(at) : "memory"); }
+
+// The matrix unit with tiles of such shapes, up to eight; given back at the end. Tiles without rows are not there.
+struct MatrixUnit {
+    struct Shape {
+        int64_t rows, bytes;
+    };
+    explicit MatrixUnit(std::initializer_list<Shape> shapes) {
+        struct alignas(64) {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t bytes[16] = {};
+            uint8_t rows[16] = {};
+        } tiles;
+        int tile = 0;
+        for (const Shape &shape : shapes) {
+            tiles.rows[tile] = uint8_t(shape.rows);
+            tiles.bytes[tile++] = uint16_t(shape.rows > 0 ? shape.bytes : 0);
+        }
+        written(&tiles);
+        _tile_loadconfig(&tiles);
+    }
+    ~MatrixUnit() { _tile_release(); }
+    MatrixUnit(const MatrixUnit &) = delete;
+};
+
+// For products: tiles 0 to 3 are sums, of the upper rows and then of the lower ones; 4 and 5 activations, of which a step
+// takes so many bytes; 6 and 7 weights.
+inline MatrixUnit unit_for_products(int64_t rows, int64_t bytes) {
+    const int64_t upper = least(rows, kTileHeight), lower = rows - upper, all = kTileBytes;
+    return MatrixUnit{{upper, all}, {upper, all}, {lower, all}, {lower, all}, {upper, bytes}, {lower, bytes},
+                      {bytes / 4, all}, {bytes / 4, all}};
+}
+
+// Sums of a block's rows and a panel.
+template <typename T>
+struct alignas(64) Sums {
+    T of[kBlockRows][2][kLanes];
+
+    template <bool kTwo>
+    inline void take() {
+        _tile_stored(0, of[0][0], kStepBytes);
+        _tile_stored(1, of[0][1], kStepBytes);
+        if constexpr (kTwo) {
+            _tile_stored(2, of[kTileHeight][0], kStepBytes);
+            _tile_stored(3, of[kTileHeight][1], kStepBytes);
+        }
+    }
+};
+
+template <bool kTwo>
+inline void clear_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kTwo) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+}
+
+// Adds the products of one step: kTwo tiles of rows, `stride` bytes apart, with both tiles of a panel.
+template <Number N, bool kTwo>
+inline void add_step(const void *rows, int64_t stride, const void *weights) {
+    const uint8_t *a = static_cast<const uint8_t *>(rows), *b = static_cast<const uint8_t *>(weights);
+    written(b);
+    _tile_loadd(4, a, stride);
+    _tile_loadd(6, b, kStepBytes);
+    _tile_loadd(7, b + kTileBytes, kStepBytes);
+    if constexpr (kTwo) _tile_loadd(5, a + kTileHeight * stride, stride);
+    if constexpr (N == Number::bfloat16) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (kTwo) {
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    } else {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        if constexpr (kTwo) {
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+        }
+    }
+}
+
+// What a block asks for while it is computed: its share of the next panel, a little at each step.
+struct Ahead {
+    const uint8_t *at;
+    int64_t step_bytes;
+
+    inline void ask() {
+        for (int64_t line = 0; line < step_bytes; line += 64) prefetch_far(at + line);
+        at += step_bytes;
+    }
+};
+
+// Up to 128 inputs of a compressed panel as bfloat16; returns where those behind them begin.
+inline const uint8_t *expand_block(const uint8_t *weights, int64_t inputs, uint16_t *to) {
+    const UpperBytes &upper = *reinterpret_cast<const UpperBytes *>(weights);
+    const I table = load_table(upper.common);
+    int exceptions = 0;
+    weights += sizeof upper;
+    for (int64_t step = 0; step < inputs / 4; ++step, weights += kCompressedStep, to += kStepWeights) {
+        prefetch(weights + 4096), prefetch(weights + 4096 + 64), prefetch(weights + 4096 + 128);
+        Pairs pairs[4];
+        expand(table, weights, pairs);
+        if (upper.places[exceptions] < (step + 1) * kStepWeights) [[unlikely]]
+            exceptions = correct(upper, exceptions, step, pairs);
+        for (int i = 0; i < 4; ++i) store_pairs(to + 2 * kLanes * i, pairs[i]);
+    }
+    return weights;
+}
+
+constexpr int64_t kStepInputs = kTileBytes / 2;  // bfloat16
+
+// The inputs that are left over behind whole steps, with zeros behind them.
+template <bool kTwo>
+inline void add_rest(const uint16_t *values, int64_t stride, int64_t inputs, const uint8_t *weights, int64_t rows) {
+    alignas(64) uint16_t padded[kBlockRows][kStepInputs] = {};
+    alignas(64) uint8_t padded_weights[kStepInputs / 2 * kStepBytes] = {};
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(padded[r], values + r * stride, inputs * sizeof(uint16_t));
+    std::memcpy(padded_weights, weights, (inputs + 1) / 2 * kStepBytes);
+    add_step<Number::bfloat16, kTwo>(padded, sizeof padded[0], padded_weights);
+}
+
+// `compressed`: the panel in that form, which is brought to `weights` meanwhile; or null.
+template <bool kTwo>
+inline void add_bfloat16_block(Sums<float> &sums, const Weight &w, const uint8_t *weights, const Activations &x, int64_t row,
+                               int64_t rows, Ahead ahead, const uint8_t *compressed) {
+    const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
+    const int64_t whole = w.inputs / kStepInputs * kStepInputs;
+    uint16_t *expanded = reinterpret_cast<uint16_t *>(const_cast<uint8_t *>(weights));
+    int64_t ready = 0;
+    const auto expand_next = [&] {
+        const int64_t inputs = least(w.inputs - ready, kCompressedInputs);
+        compressed = expand_block(compressed, inputs, expanded + ready * kPanel);
+        ready += inputs;
+    };
+    clear_sums<kTwo>();
+    if (compressed) expand_next();
+    for (int64_t k = 0; k < whole; k += kStepInputs) {
+        // a block of inputs ahead: what has just been written cannot be read as a tile at once
+        if (compressed && k % kCompressedInputs == 0 && ready < w.inputs) expand_next();
+        ahead.ask();
+        add_step<Number::bfloat16, kTwo>(values + k, x.stride * 2, weights + k * kPanel * 2);
+    }
+    if (whole < w.inputs) add_rest<kTwo>(values + whole, x.stride, w.inputs - whole, weights + whole * kPanel * 2, rows);
+    sums.template take<kTwo>();
+}
+
+// Scales of a block's activations side by side: of each scale those of all rows.
+constexpr int64_t kMostScales = 128;
+
+// A nested panel that has been brought to bytes: the sums of each scale's inputs are multiplied by it while the next ones
+// are made. `scales`: of the activations, those of a block's rows side by side.
+template <bool kTwo>
+inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t *weights, const uint8_t *bytes,
+                            const int8_t *values, int64_t stride, const float *scales, int64_t rows, int64_t step_bytes,
+                            Ahead ahead) {
+    const int64_t inputs = w.groups_per_scale * kActivationGroup, count = w.inputs / inputs;
+    Sums<int32_t> sums[2];
+    const auto scale_sums = [&](int64_t scale) {
+        const float *of_row = scales + scale * kBlockRows;
+        for (int64_t r = 0; r < rows; ++r)
+            for (int half = 0; half < 2; ++half) {
+                const F before = scale > 0 ? fload(totals.of[r][half]) : fzero();
+                fstore(totals.of[r][half], fma(to_float(iload(sums[scale % 2].of[r][half])), fset(of_row[r]), before));
+            }
+    };
+    for (int64_t scale = 0; scale < count; ++scale) {
+        clear_sums<kTwo>();
+        for (int64_t k = 0; k < inputs; k += step_bytes, values += step_bytes, bytes += step_bytes * kPanel) {
+            ahead.ask();
+            add_step<Number::nested_int4, kTwo>(values, stride, bytes);
+        }
+        sums[scale % 2].template take<kTwo>();
+        if (scale > 0) scale_sums(scale - 1);
+    }
+    scale_sums(count - 1);
+    const float *output_scales = reinterpret_cast<const float *>(weights);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int half = 0; half < 2; ++half)
+            fstore(totals.of[r][half], fmul(fload(totals.of[r][half]), fload(output_scales + half * kLanes)));
+}
+
+template <Number N, bool kTwo>
+void product_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
+    constexpr bool nested = N == Number::nested_int4;
+    // of nested weights as many inputs as two steps or one have until the next scale: 64 or 48, or 32
+    const int64_t scale_inputs = w.groups_per_scale * kActivationGroup;
+    const int64_t step_bytes = !nested ? kTileBytes : scale_inputs > kTileBytes ? scale_inputs / 2 : scale_inputs;
+    const int64_t steps = nested ? w.inputs / step_bytes : w.inputs / kStepInputs;
+    const int64_t height = least(rows, kBlockRows), blocks = (rows + height - 1) / height, panel_bytes = w.panel_bytes();
+    const int64_t ahead_bytes = steps > 0 ? round_up(panel_bytes / blocks / steps, 64) : 0;
+    const MatrixUnit unit = unit_for_products(height, step_bytes);
+    uint8_t *const room = reinterpret_cast<uint8_t *>(to.panel);
+    static thread_local std::vector<float> x_scales;
+    if constexpr (nested) {
+        const int64_t count = w.inputs / scale_inputs;
+        x_scales.resize(blocks * kBlockRows * count);
+        for (int64_t block = 0; block < blocks; ++block)
+            for (int64_t r = 0; r < height; ++r)
+                for (int64_t scale = 0; scale < count; ++scale)
+                    x_scales[(block * count + scale) * kBlockRows + r] =
+                        x.scales[(least(block * height, rows - height) + r) * x.groups + scale];
+    }
+    for (; panel < end; ++panel) {
+        const uint8_t *weights = w.packed + panel * panel_bytes;
+        if constexpr (nested) bring_to_bytes<0>(w, weights, room);
+        Ahead ahead{weights + panel_bytes, ahead_bytes};
+        for (int64_t done = 0; done < rows;) {
+            const int64_t row = least(done, rows - height);  // the last block also has rows that are done
+            Sums<float> sums;
+            if constexpr (nested)
+                add_bytes_block<kTwo>(sums, w, weights, room, static_cast<const int8_t *>(x.values) + row * x.stride,
+                                      x.stride, x_scales.data() + done / height * (w.inputs / scale_inputs) * kBlockRows,
+                                      height, step_bytes, ahead);
+            else if constexpr (N == Number::compressed_bfloat16)
+                add_bfloat16_block<kTwo>(sums, w, room, x, row, height, ahead, done == 0 ? weights : nullptr);
+            else
+                add_bfloat16_block<kTwo>(sums, w, weights, x, row, height, ahead, nullptr);
+            for (int64_t r = done - row; r < height; ++r)
+                finish_row(w, to, row + r, panel, fload(sums.of[r][0]), fload(sums.of[r][1]));
+            ahead.at += steps * ahead_bytes;
+            done = row + height;
+        }
+    }
+}
+
+template <Number N>
+inline void choose_height(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
+    rows > kTileHeight ? product_in_tiles<N, true>(w, x, to, rows, panel, end)
+                     : product_in_tiles<N, false>(w, x, to, rows, panel, end);
+}
+
+// Those of more rows than this are brought to bytes and multiplied by the matrix unit (nested_int4).
+constexpr int64_t kFewestForTiles = 8;
+
+void multiply_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
+    switch (w.number) {
+        case Number::bfloat16: return choose_height<Number::bfloat16>(w, x, to, rows, panel, end);
+        case Number::compressed_bfloat16: return choose_height<Number::compressed_bfloat16>(w, x, to, rows, panel, end);
+        case Number::nested_int4:
+            if (rows >= kFewestForTiles) return choose_height<Number::nested_int4>(w, x, to, rows, panel, end);
+            [[fallthrough]];
+        default: return multiply(w, x, to, rows, panel, end);
+    }
+}
