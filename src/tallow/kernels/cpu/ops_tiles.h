@@ -105,24 +105,43 @@ struct Ahead {
     }
 };
 
-// Up to 128 inputs of a compressed panel as bfloat16; returns where those behind them begin.
-inline const uint8_t *expand_block(const uint8_t *weights, int64_t inputs, uint16_t *to) {
-    const UpperBytes &upper = *reinterpret_cast<const UpperBytes *>(weights);
-    const I table = load_table(upper.common);
-    int exceptions = 0;
-    weights += sizeof upper;
-    for (int64_t step = 0; step < inputs / 4; ++step, weights += kCompressedStep, to += kStepWeights) {
-        prefetch(weights + 4096), prefetch(weights + 4096 + 64), prefetch(weights + 4096 + 128);
-        Pairs pairs[4];
-        expand(table, weights, pairs);
-        if (upper.places[exceptions] < (step + 1) * kStepWeights) [[unlikely]]
-            exceptions = correct(upper, exceptions, step, pairs);
-        for (int i = 0; i < 4; ++i) store_pairs(to + 2 * kLanes * i, pairs[i]);
-    }
-    return weights;
-}
-
 constexpr int64_t kStepInputs = kTileBytes / 2;  // bfloat16
+
+// A compressed panel that is brought to bfloat16 step by step.
+struct Expansion {
+    const uint8_t *weights;
+    uint16_t *to;
+    int64_t inputs;  // that are left
+    int64_t done = 0;
+    const UpperBytes *upper = nullptr;
+    I table = iset(0);
+    int exceptions = 0;
+
+    inline void next() {
+        if (inputs == 0) return;
+        if (done % kCompressedInputs == 0) {
+            upper = reinterpret_cast<const UpperBytes *>(weights);
+            table = load_table(upper->common);
+            exceptions = 0;
+            prefetch(weights + kFarAhead);
+            weights += sizeof *upper;
+        }
+        const int64_t count = least(inputs, kStepInputs);
+        for (int64_t i = 0; i < count; i += 4, weights += kCompressedStep, to += kStepWeights) {
+            prefetch(weights + kFarAhead), prefetch(weights + kFarAhead + 64), prefetch(weights + kFarAhead + 128);
+            const int64_t step = (done + i) % kCompressedInputs / 4;
+            Pairs pairs[4];
+            expand(table, weights, pairs);
+            if (upper->places[exceptions] < (step + 1) * kStepWeights) [[unlikely]]
+                exceptions = correct(*upper, exceptions, step, pairs);
+            for (int p = 0; p < 4; ++p) store_pairs(to + 2 * kLanes * p, pairs[p]);
+        }
+        done += count, inputs -= count;
+    }
+
+   private:
+    static constexpr int64_t kFarAhead = 4096;
+};
 
 // The inputs that are left over behind whole steps, with zeros behind them.
 template <bool kTwo>
@@ -134,24 +153,18 @@ inline void add_rest(const uint16_t *values, int64_t stride, int64_t inputs, con
     add_step<Number::bfloat16, kTwo>(padded, sizeof padded[0], padded_weights);
 }
 
-// `compressed`: the panel in that form, which is brought to `weights` meanwhile; or null.
+// `expansion`: by which `weights` come to be what they are meanwhile; or null.
 template <bool kTwo>
 inline void add_bfloat16_block(Sums<float> &sums, const Weight &w, const uint8_t *weights, const Activations &x, int64_t row,
-                               int64_t rows, Ahead ahead, const uint8_t *compressed) {
+                               int64_t rows, Ahead ahead, Expansion *expansion) {
     const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
     const int64_t whole = w.inputs / kStepInputs * kStepInputs;
-    uint16_t *expanded = reinterpret_cast<uint16_t *>(const_cast<uint8_t *>(weights));
-    int64_t ready = 0;
-    const auto expand_next = [&] {
-        const int64_t inputs = least(w.inputs - ready, kCompressedInputs);
-        compressed = expand_block(compressed, inputs, expanded + ready * kPanel);
-        ready += inputs;
-    };
     clear_sums<kTwo>();
-    if (compressed) expand_next();
+    if (expansion) expansion->next();
     for (int64_t k = 0; k < whole; k += kStepInputs) {
-        // a block of inputs ahead: what has just been written cannot be read as a tile at once
-        if (compressed && k % kCompressedInputs == 0 && ready < w.inputs) expand_next();
+        // one step ahead: what has just been written cannot be read as a tile at once. Not more: the processor takes
+        // addresses 4 kB apart for one another.
+        if (expansion) expansion->next();
         ahead.ask();
         add_step<Number::bfloat16, kTwo>(values + k, x.stride * 2, weights + k * kPanel * 2);
     }
@@ -170,24 +183,26 @@ inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t 
                             Ahead ahead) {
     const int64_t inputs = w.groups_per_scale * kActivationGroup, count = w.inputs / inputs;
     Sums<int32_t> sums[2];
-    const auto scale_sums = [&](int64_t scale) {
+    const auto scale_sums = [&](int64_t scale, int64_t first, int64_t last) {
         const float *of_row = scales + scale * kBlockRows;
-        for (int64_t r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int64_t r = first; r < last; ++r)
             for (int half = 0; half < 2; ++half) {
                 const F before = scale > 0 ? fload(totals.of[r][half]) : fzero();
                 fstore(totals.of[r][half], fma(to_float(iload(sums[scale % 2].of[r][half])), fset(of_row[r]), before));
             }
     };
+    const int64_t steps = inputs / step_bytes;
     for (int64_t scale = 0; scale < count; ++scale) {
         clear_sums<kTwo>();
-        for (int64_t k = 0; k < inputs; k += step_bytes, values += step_bytes, bytes += step_bytes * kPanel) {
+        for (int64_t step = 0; step < steps; ++step, values += step_bytes, bytes += step_bytes * kPanel) {
             ahead.ask();
             add_step<Number::nested_int4, kTwo>(values, stride, bytes);
+            if (scale > 0) scale_sums(scale - 1, rows * step / steps, rows * (step + 1) / steps);
         }
         sums[scale % 2].template take<kTwo>();
-        if (scale > 0) scale_sums(scale - 1);
     }
-    scale_sums(count - 1);
+    scale_sums(count - 1, 0, rows);
     const float *output_scales = reinterpret_cast<const float *>(weights);
     for (int64_t r = 0; r < rows; ++r)
         for (int half = 0; half < 2; ++half)
@@ -218,6 +233,7 @@ void product_in_tiles(const Weight &w, const Activations &x, const Destination &
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
         if constexpr (nested) bring_to_bytes<0>(w, weights, room);
+        [[maybe_unused]] Expansion expansion{weights, to.panel, w.inputs};
         Ahead ahead{weights + panel_bytes, ahead_bytes};
         for (int64_t done = 0; done < rows;) {
             const int64_t row = least(done, rows - height);  // the last block also has rows that are done
@@ -227,7 +243,7 @@ void product_in_tiles(const Weight &w, const Activations &x, const Destination &
                                       x.stride, x_scales.data() + done / height * (w.inputs / scale_inputs) * kBlockRows,
                                       height, step_bytes, ahead);
             else if constexpr (N == Number::compressed_bfloat16)
-                add_bfloat16_block<kTwo>(sums, w, room, x, row, height, ahead, done == 0 ? weights : nullptr);
+                add_bfloat16_block<kTwo>(sums, w, room, x, row, height, ahead, done == 0 ? &expansion : nullptr);
             else
                 add_bfloat16_block<kTwo>(sums, w, weights, x, row, height, ahead, nullptr);
             for (int64_t r = done - row; r < height; ++r)
