@@ -19,7 +19,8 @@ from tallow.models.formats import load_model
 
 pytestmark = pytest.mark.smollm2
 STEP = 0.125
-"""Nats: a step of bf16 from 16 to 32, where the greatest logits are; `transformers` rounds logits themselves, too."""
+"""Nats: a step of bf16 from 16 to 32, where the greatest logits are. `transformers` rounds the logits themselves, too, and
+what it rounds within depends on the processor: of two tokens that differ by up to two steps either may come first."""
 
 PARAMS = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True, top_log_probs=3)
 
@@ -43,7 +44,7 @@ def test_at_the_first_difference_each_token_is_among_the_other_s_three_likeliest
             likeliest, theirs = int(their_three.indices[0]), theirs_TV[place]
             assert request.ids[place] in their_three.indices
             assert likeliest in ours
-            assert ours[request.ids[place]] - ours[likeliest] < STEP
+            assert ours[request.ids[place]] - ours[likeliest] <= 2 * STEP
             assert theirs[likeliest] - theirs[request.ids[place]] <= 2 * STEP
 
 

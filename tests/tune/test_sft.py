@@ -40,7 +40,7 @@ def chat_file(tmp_path: Path) -> Path:
 
 
 def settings(model: Path, data: Path, **changes: Any) -> TuneConfig:
-    loop = {"steps": 200, "batch_size": 2, "sequence_length": 80, "learning_rate": 1e-2, "precision": "fp32"}
+    loop = {"steps": 200, "batch_size": 2, "sequence_length": 80, "learning_rate": 5e-3, "precision": "fp32"}
     return TuneConfig.model_validate(
         {"model": model, "data": [data], "validation_fraction": 0, "loop": loop, **changes}
     )
