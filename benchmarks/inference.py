@@ -54,8 +54,12 @@ CONFIGURATIONS = [
 """Engine and precision, in the order of a round: what is compared runs close together."""
 
 FORMATS = {"q4": ("q4_0", "q4_1", "iq4_nl", "q4_k_m"), "q8": ("q8_0",), "bf16": ("bf16",)}
-SETTINGS = ("flash attention", "no flash attention")
-"""llama.cpp's, of which the fastest are taken."""
+SETTINGS = tuple(
+    f"{attention}, {weights}"
+    for attention in ("flash attention", "no flash attention")
+    for weights in ("repacked", "not repacked")
+)
+"""llama.cpp's, of which the fastest are taken. What it repacks weights for may be AMX, where some versions crash."""
 
 PATIENCE_S = 900
 """With one task of one process."""

@@ -14,15 +14,18 @@ BATCH, MICRO_BATCH = 2048, 512
 """Its defaults; smaller and larger micro-batches are not faster."""
 
 FLASH_ATTENTION = {"flash attention": 1, "no flash attention": 0}
-"""Settings to choose from, as enum llama_flash_attn_type has them."""
+"""Settings to choose from, as enum llama_flash_attn_type has them; behind a comma whether weights are repacked."""
 
 llama: Any = importlib.import_module("llama_cpp")  # installed in its own virtual environment only
 
 
 def main() -> None:
     options = read_options()
-    model = llama.llama_model_load_from_file(str(options.model).encode(), llama.llama_model_default_params())
-    runner = Runner(model, options.threads, FLASH_ATTENTION[options.setting])
+    attention, weights = options.setting.split(", ")
+    parameters = llama.llama_model_default_params()
+    parameters.use_extra_bufts = weights == "repacked"
+    model = llama.llama_model_load_from_file(str(options.model).encode(), parameters)
+    runner = Runner(model, options.threads, FLASH_ATTENTION[attention])
 
     def generate(prompts: Prompts, new_tokens: int) -> tuple[float, float]:
         runner.prepare(len(prompts), len(prompts[0]) + new_tokens)

@@ -40,6 +40,22 @@ inline int correct(const UpperBytes &upper, int exception, int64_t step, Pairs (
     return exception;
 }
 
+// The codes whose lower four bits are in a half of these bytes; of six bits the other two are at place kAt of `upper`.
+template <Number N, int kAt>
+inline I lower_half(I bytes, I upper) {
+    const I nibbles = iand(bytes, iset(0x0f0f0f0f));
+    if constexpr (N != Number::int6)
+        return nibbles;
+    else if constexpr (kAt < 2)
+        return ior(nibbles, iand(shift_left<4 - 2 * kAt>(upper), iset(0x30303030)));
+    else
+        return ior(nibbles, iand(shift_right<2 * kAt - 4>(upper), iset(0x30303030)));
+}
+template <Number N, int kAt>
+inline I upper_half(I bytes, I upper) {
+    return lower_half<N, kAt>(shift_right<4>(bytes), upper);
+}
+
 // The sums of R rows and one panel over all inputs. They stay in registers until they are complete: an array that is
 // read with changing indices later on would be written at each step.
 template <Number N, int R>
@@ -179,8 +195,8 @@ struct Tile {
                         add_dots(dots, first, second, values + 4 * step, x.stride);
                     } else {
                         const I upper = N == Number::int6 ? iload(at + 128) : first;
-                        add_dots(dots, lower_half<0>(first, upper), lower_half<1>(second, upper), values + 4 * step, x.stride);
-                        add_dots(dots, upper_half<2>(first, upper), upper_half<3>(second, upper), values + 4 * step + 16,
+                        add_dots(dots, lower_half<N, 0>(first, upper), lower_half<N, 1>(second, upper), values + 4 * step, x.stride);
+                        add_dots(dots, upper_half<N, 2>(first, upper), upper_half<N, 3>(second, upper), values + 4 * step + 16,
                                  x.stride);
                     }
                 }
@@ -282,22 +298,6 @@ struct Tile {
     static inline void scale_totals(F (&totals)[R][2], const float *scales) {
         const F first = fload(scales), second = fload(scales + kLanes);
         unrolled<R>([&](auto r) { totals[r][0] = fmul(totals[r][0], first), totals[r][1] = fmul(totals[r][1], second); });
-    }
-
-    // The codes whose lower four bits are in a half of these bytes; of six bits the other two are at place kAt of `upper`.
-    template <int kAt>
-    static inline I lower_half(I bytes, I upper) {
-        const I nibbles = iand(bytes, iset(0x0f0f0f0f));
-        if constexpr (N != Number::int6)
-            return nibbles;
-        else if constexpr (kAt < 2)
-            return ior(nibbles, iand(shift_left<4 - 2 * kAt>(upper), iset(0x30303030)));
-        else
-            return ior(nibbles, iand(shift_right<2 * kAt - 4>(upper), iset(0x30303030)));
-    }
-    template <int kAt>
-    static inline I upper_half(I bytes, I upper) {
-        return lower_half<kAt>(shift_right<4>(bytes), upper);
     }
 
     static inline I dot(I sum, I codes, I activations) {

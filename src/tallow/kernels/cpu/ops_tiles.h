@@ -172,12 +172,34 @@ inline void add_bfloat16_block(Sums<float> &sums, const Weight &w, const uint8_t
     sums.template take<kTwo>();
 }
 
-// Scales of a block's activations side by side: of each scale those of all rows.
-constexpr int64_t kMostScales = 128;
+// A panel of codes as signed bytes without scales; nested ones are multiplied.
+template <Number N>
+inline void bring_codes_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *bytes) {
+    if constexpr (N == Number::nested_int4) return bring_to_bytes<0>(w, weights, bytes);
+    constexpr int64_t steps = N == Number::int8 ? 8 : 4, step_bytes = weight_bits(N) * 128 / steps;
+    const I zeros = iset(int32_t(0x01010101u * uint8_t(-zero_of(N))));
+    for (int64_t input = 0; input < w.inputs; input += kActivationGroup, bytes += 8 * kStepBytes) {
+        if (input % w.group == 0) weights += kPanel * sizeof(uint16_t);
+        for (int step = 0; step < steps; ++step, weights += step_bytes) {
+            const auto put = [&](int at, I first, I second) {
+                istore(bytes + at * kStepBytes, add_bytes(first, zeros));
+                istore(bytes + at * kStepBytes + kTileBytes, add_bytes(second, zeros));
+            };
+            const I first = iload(weights), second = iload(weights + kTileBytes);
+            if constexpr (N == Number::int8) {
+                put(step, first, second);
+            } else {
+                const I upper = N == Number::int6 ? iload(weights + 2 * kTileBytes) : first;
+                put(step, lower_half<N, 0>(first, upper), lower_half<N, 1>(second, upper));
+                put(step + 4, upper_half<N, 2>(first, upper), upper_half<N, 3>(second, upper));
+            }
+        }
+    }
+}
 
-// A nested panel that has been brought to bytes: the sums of each scale's inputs are multiplied by it while the next ones
-// are made. `scales`: of the activations, those of a block's rows side by side.
-template <bool kTwo>
+// A panel that has been brought to bytes: the sums of each scale's inputs are multiplied by it while the next ones are
+// made. `scales`: of the activations, those of a block's rows side by side.
+template <Number N, bool kTwo>
 inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t *weights, const uint8_t *bytes,
                             const int8_t *values, int64_t stride, const float *scales, int64_t rows, int64_t step_bytes,
                             Ahead ahead) {
@@ -185,11 +207,17 @@ inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t 
     Sums<int32_t> sums[2];
     const auto scale_sums = [&](int64_t scale, int64_t first, int64_t last) {
         const float *of_row = scales + scale * kBlockRows;
+        const uint16_t *of_output = reinterpret_cast<const uint16_t *>(weights + scale * inputs / w.group * w.group_bytes());
+        F output_scales[2];
+        if constexpr (N != Number::nested_int4)
+            for (int half = 0; half < 2; ++half) output_scales[half] = load_half(of_output + half * kLanes);
 #pragma GCC unroll 4
         for (int64_t r = first; r < last; ++r)
             for (int half = 0; half < 2; ++half) {
                 const F before = scale > 0 ? fload(totals.of[r][half]) : fzero();
-                fstore(totals.of[r][half], fma(to_float(iload(sums[scale % 2].of[r][half])), fset(of_row[r]), before));
+                F factor = fset(of_row[r]);
+                if constexpr (N != Number::nested_int4) factor = fmul(output_scales[half], factor);
+                fstore(totals.of[r][half], fma(to_float(iload(sums[scale % 2].of[r][half])), factor, before));
             }
     };
     const int64_t steps = inputs / step_bytes;
@@ -197,12 +225,13 @@ inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t 
         clear_sums<kTwo>();
         for (int64_t step = 0; step < steps; ++step, values += step_bytes, bytes += step_bytes * kPanel) {
             ahead.ask();
-            add_step<Number::nested_int4, kTwo>(values, stride, bytes);
+            add_step<N, kTwo>(values, stride, bytes);
             if (scale > 0) scale_sums(scale - 1, rows * step / steps, rows * (step + 1) / steps);
         }
         sums[scale % 2].template take<kTwo>();
     }
     scale_sums(count - 1, 0, rows);
+    if constexpr (N != Number::nested_int4) return;
     const float *output_scales = reinterpret_cast<const float *>(weights);
     for (int64_t r = 0; r < rows; ++r)
         for (int half = 0; half < 2; ++half)
@@ -211,17 +240,17 @@ inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t 
 
 template <Number N, bool kTwo>
 void product_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
-    constexpr bool nested = N == Number::nested_int4;
-    // of nested weights as many inputs as two steps or one have until the next scale: 64 or 48, or 32
+    constexpr bool integers = is_integer(N);
+    // of integers as many inputs as two steps or one have until the next scale: 64 or 48, or 32
     const int64_t scale_inputs = w.groups_per_scale * kActivationGroup;
-    const int64_t step_bytes = !nested ? kTileBytes : scale_inputs > kTileBytes ? scale_inputs / 2 : scale_inputs;
-    const int64_t steps = nested ? w.inputs / step_bytes : w.inputs / kStepInputs;
+    const int64_t step_bytes = !integers ? kTileBytes : scale_inputs > kTileBytes ? scale_inputs / 2 : scale_inputs;
+    const int64_t steps = integers ? w.inputs / step_bytes : w.inputs / kStepInputs;
     const int64_t height = least(rows, kBlockRows), blocks = (rows + height - 1) / height, panel_bytes = w.panel_bytes();
     const int64_t ahead_bytes = steps > 0 ? round_up(panel_bytes / blocks / steps, 64) : 0;
     const MatrixUnit unit = unit_for_products(height, step_bytes);
     uint8_t *const room = reinterpret_cast<uint8_t *>(to.panel);
     static thread_local std::vector<float> x_scales;
-    if constexpr (nested) {
+    if constexpr (integers) {
         const int64_t count = w.inputs / scale_inputs;
         x_scales.resize(blocks * kBlockRows * count);
         for (int64_t block = 0; block < blocks; ++block)
@@ -232,14 +261,14 @@ void product_in_tiles(const Weight &w, const Activations &x, const Destination &
     }
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
-        if constexpr (nested) bring_to_bytes<0>(w, weights, room);
+        if constexpr (integers) bring_codes_to_bytes<N>(w, weights, room);
         [[maybe_unused]] Expansion expansion{weights, to.panel, w.inputs};
         Ahead ahead{weights + panel_bytes, ahead_bytes};
         for (int64_t done = 0; done < rows;) {
             const int64_t row = least(done, rows - height);  // the last block also has rows that are done
             Sums<float> sums;
-            if constexpr (nested)
-                add_bytes_block<kTwo>(sums, w, weights, room, static_cast<const int8_t *>(x.values) + row * x.stride,
+            if constexpr (integers)
+                add_bytes_block<N, kTwo>(sums, w, weights, room, static_cast<const int8_t *>(x.values) + row * x.stride,
                                       x.stride, x_scales.data() + done / height * (w.inputs / scale_inputs) * kBlockRows,
                                       height, step_bytes, ahead);
             else if constexpr (N == Number::compressed_bfloat16)
@@ -260,16 +289,18 @@ inline void choose_height(const Weight &w, const Activations &x, const Destinati
                      : product_in_tiles<N, false>(w, x, to, rows, panel, end);
 }
 
-// Those of more rows than this are brought to bytes and multiplied by the matrix unit (nested_int4).
+// Integers of fewer rows are not worth a panel of bytes.
 constexpr int64_t kFewestForTiles = 8;
 
 void multiply_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
+    if (w.number == Number::float32 || (w.integers() && rows < kFewestForTiles)) return multiply(w, x, to, rows, panel, end);
     switch (w.number) {
+        case Number::float32: return;
         case Number::bfloat16: return choose_height<Number::bfloat16>(w, x, to, rows, panel, end);
         case Number::compressed_bfloat16: return choose_height<Number::compressed_bfloat16>(w, x, to, rows, panel, end);
-        case Number::nested_int4:
-            if (rows >= kFewestForTiles) return choose_height<Number::nested_int4>(w, x, to, rows, panel, end);
-            [[fallthrough]];
-        default: return multiply(w, x, to, rows, panel, end);
+        case Number::int8: return choose_height<Number::int8>(w, x, to, rows, panel, end);
+        case Number::int4: return choose_height<Number::int4>(w, x, to, rows, panel, end);
+        case Number::int6: return choose_height<Number::int6>(w, x, to, rows, panel, end);
+        case Number::nested_int4: return choose_height<Number::nested_int4>(w, x, to, rows, panel, end);
     }
 }
