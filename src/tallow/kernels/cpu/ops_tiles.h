@@ -68,14 +68,14 @@ inline void clear_sums() {
     }
 }
 
-// Adds the products of one step: kTwo tiles of rows, `stride` bytes apart, with both tiles of a panel.
+// Adds the products of one step: kTwo tiles of rows, `stride` bytes apart, with two tiles of weights that lie side by side.
 template <Number N, bool kTwo>
-inline void add_step(const void *rows, int64_t stride, const void *weights) {
+inline void add_step(const void *rows, int64_t stride, const void *weights, int64_t weight_stride = kStepBytes) {
     const uint8_t *a = static_cast<const uint8_t *>(rows), *b = static_cast<const uint8_t *>(weights);
     written(b);
     _tile_loadd(4, a, stride);
-    _tile_loadd(6, b, kStepBytes);
-    _tile_loadd(7, b + kTileBytes, kStepBytes);
+    _tile_loadd(6, b, weight_stride);
+    _tile_loadd(7, b + kTileBytes, weight_stride);
     if constexpr (kTwo) _tile_loadd(5, a + kTileHeight * stride, stride);
     if constexpr (N == Number::bfloat16) {
         _tile_dpbf16ps(0, 4, 6);

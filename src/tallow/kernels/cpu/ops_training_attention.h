@@ -8,6 +8,38 @@ constexpr int64_t kTileRows = 8;    // of a product, whose sums stay in register
 constexpr int64_t kTileColumns = 2 * kLanes;
 constexpr float kLowest = -1e30f;
 
+#ifdef __AMX_TILE__
+// C (+)= A · B for `rows` by `columns` results (multiples of 32) and `inputs` (of 32) summed products.
+inline void add_product(const uint16_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, int64_t rows,
+                        int64_t columns, int64_t inputs, bool add, float *c, int64_t c_stride) {
+    const int64_t from = c_stride * int64_t(sizeof(float));
+    for (int64_t row = 0; row < rows; row += kBlockRows)
+        for (int64_t column = 0; column < columns; column += kTileColumns) {
+            float *upper = c + row * c_stride + column, *lower = upper + kTileHeight * c_stride;
+            written(upper);
+            if (add) {
+                _tile_loadd(0, upper, from);
+                _tile_loadd(1, upper + kLanes, from);
+                _tile_loadd(2, lower, from);
+                _tile_loadd(3, lower + kLanes, from);
+            } else {
+                clear_sums<true>();
+            }
+            for (int64_t input = 0; input < inputs; input += kStepInputs)
+                add_step<Number::bfloat16, true>(a + row * a_stride + input, a_stride * 2, b + input / 2 * b_stride + column,
+                                                 b_stride * 4);
+            _tile_stored(0, upper, from);
+            _tile_stored(1, upper + kLanes, from);
+            _tile_stored(2, lower, from);
+            _tile_stored(3, lower + kLanes, from);
+        }
+}
+
+// What products need while they are made.
+struct ReadyForProducts {
+    MatrixUnit unit = unit_for_products(kBlockRows, kTileBytes);
+};
+#else
 // C (+)= A · B for `rows` (a multiple of 8) by `columns` (of 32) results and `inputs` (even) summed products.
 inline void add_product(const uint16_t *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, int64_t rows,
                         int64_t columns, int64_t inputs, bool add, float *c, int64_t c_stride) {
@@ -31,6 +63,9 @@ inline void add_product(const uint16_t *a, int64_t a_stride, const uint32_t *b, 
                     fstore(c + (row + r) * c_stride + column + half * kLanes, sums[r][half]);
         }
 }
+
+struct ReadyForProducts {};
+#endif
 
 // out[column][row] = in[row][column], words of 32 bits; rows a multiple of 4.
 inline void transpose_words(const uint32_t *in, int64_t in_stride, int64_t rows, int64_t columns, uint32_t *out,
@@ -170,6 +205,7 @@ void forward_of_head(const CausalHead &head, const KeysAndValues &seen, Room roo
 }
 
 void attention_forward(const CausalHead *heads, int64_t count, void *scratch) {
+    [[maybe_unused]] const ReadyForProducts ready;
     Room room{static_cast<uint8_t *>(scratch)};
     const KeysAndValues seen(heads[0], false, room);
     for (int64_t i = 0; i < count; ++i) forward_of_head(heads[i], seen, room);
@@ -236,6 +272,7 @@ void backward_of_head(const CausalHead &head, const KeysAndValues &seen, float *
 }
 
 void attention_backward(const CausalHead *heads, int64_t count, void *scratch) {
+    [[maybe_unused]] const ReadyForProducts ready;
     const CausalHead &head = heads[0];
     Room room{static_cast<uint8_t *>(scratch)};
     const KeysAndValues seen(head, true, room);
