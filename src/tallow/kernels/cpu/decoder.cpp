@@ -10,8 +10,7 @@ namespace {
 
 // So few rows are rounded by each thread for itself: that is quicker than to wait for each other.
 constexpr int64_t kRoundedByAll = 2;
-// So many rows are divided among the threads; at most kPartRows at a time, whose values stay in a core's own cache.
-constexpr int64_t kApart = 64, kPartRows = 256;
+constexpr int64_t kApart = 64;  // so many rows are divided among the threads
 // Vectors may be read beyond the end of the last row.
 constexpr int64_t kSlack = 64;
 
@@ -139,7 +138,7 @@ void Decoder::make_room(int64_t rows) {
     inner_ = Memory((rows * inner_stride_ + kSlack) * sizeof(float));
     for (size_t thread = 0; thread < inputs_.size(); ++thread) {
         Inputs &in = inputs_[thread];
-        const int64_t room = thread == 0 ? std::max(rows, kPartRows) : kPartRows;
+        const int64_t room = thread == 0 ? std::max(rows, ops_.part_rows) : ops_.part_rows;
         in.values = Memory((room * inputs_stride_ + kSlack) * sizeof(float));
         in.scales = Memory(room * inputs_stride_ / kActivationGroup * sizeof(float));
         in.panel = Memory(inputs_stride_ * kPanel * sizeof(uint16_t));
@@ -158,7 +157,7 @@ void Decoder::make_room(int64_t rows) {
 template <typename Work>
 void Decoder::over_parts(int thread, const Work &work) {
     const int64_t rows = int64_t(rows_.size()), threads = pool_.size();
-    const int64_t parts = round_up((rows + kPartRows - 1) / kPartRows, threads);
+    const int64_t parts = round_up((rows + ops_.part_rows - 1) / ops_.part_rows, threads);
     for (int64_t part; (part = pool_.next()) < parts;)
         work(Part{thread, false, rows * part / parts, rows * (part + 1) / parts});
 }

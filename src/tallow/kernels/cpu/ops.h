@@ -230,7 +230,8 @@ TALLOW_INLINE constexpr int64_t attention_scratch(int64_t tokens, int64_t size) 
 
 struct Ops {
     const char *name;
-    int64_t queries;  // of which attention takes so many at a time, at best
+    int64_t queries;    // of which attention takes so many at a time, at best
+    int64_t part_rows;  // that a thread takes through a layer at a time, while their values stay in a core's own cache
     // Products of `rows` rows with the panels from `panel` to `end`.
     void (*multiply)(const Weight &, const Activations &, const Destination &, int64_t rows, int64_t panel, int64_t end);
     void (*normalize)(const Norm &, const float *in, int64_t size, float *out);

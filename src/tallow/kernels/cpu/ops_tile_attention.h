@@ -5,8 +5,8 @@
 // 6 and 7 weights and values of a block.
 inline MatrixUnit unit_for_attention(int64_t queries, int64_t head_size) {
     const int64_t all = kTileBytes, rest = round_up(head_size, 2) * 2 % all, block = kLanes * 2;
-    return MatrixUnit{{queries, all}, {queries, all}, {queries, all}, {all / 4, all}, {rest > 0 ? queries : 0, rest},
-                      {rest / 4, all}, {queries, block}, {block / 4, all}};
+    return MatrixUnit({{queries, all}, {queries, all}, {queries, all}, {all / 4, all}, {rest > 0 ? queries : 0, rest},
+                       {rest / 4, all}, {queries, block}, {block / 4, all}});
 }
 
 constexpr int64_t kOutputStride = sizeof(QueryRows::outputs[0]);

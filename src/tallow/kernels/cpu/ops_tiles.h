@@ -16,16 +16,16 @@ struct MatrixUnit {
     struct Shape {
         int64_t rows, bytes;
     };
-    explicit MatrixUnit(std::initializer_list<Shape> shapes) {
+    template <int kTiles>
+    explicit MatrixUnit(const Shape (&shapes)[kTiles]) {
         struct alignas(64) {
             uint8_t palette = 1, start = 0, reserved[14] = {};
             uint16_t bytes[16] = {};
             uint8_t rows[16] = {};
         } tiles;
-        int tile = 0;
-        for (const Shape &shape : shapes) {
-            tiles.rows[tile] = uint8_t(shape.rows);
-            tiles.bytes[tile++] = uint16_t(shape.rows > 0 ? shape.bytes : 0);
+        for (int tile = 0; tile < kTiles; ++tile) {
+            tiles.rows[tile] = uint8_t(shapes[tile].rows);
+            tiles.bytes[tile] = uint16_t(shapes[tile].rows > 0 ? shapes[tile].bytes : 0);
         }
         written(&tiles);
         _tile_loadconfig(&tiles);
@@ -38,8 +38,8 @@ struct MatrixUnit {
 // takes so many bytes; 6 and 7 weights.
 inline MatrixUnit unit_for_products(int64_t rows, int64_t bytes) {
     const int64_t upper = least(rows, kTileHeight), lower = rows - upper, all = kTileBytes;
-    return MatrixUnit{{upper, all}, {upper, all}, {lower, all}, {lower, all}, {upper, bytes}, {lower, bytes},
-                      {bytes / 4, all}, {bytes / 4, all}};
+    return MatrixUnit({{upper, all}, {upper, all}, {lower, all}, {lower, all}, {upper, bytes}, {lower, bytes},
+                       {bytes / 4, all}, {bytes / 4, all}});
 }
 
 // Sums of a block's rows and a panel.
@@ -248,17 +248,15 @@ void product_in_tiles(const Weight &w, const Activations &x, const Destination &
     const int64_t height = least(rows, kBlockRows), blocks = (rows + height - 1) / height, panel_bytes = w.panel_bytes();
     const int64_t ahead_bytes = steps > 0 ? round_up(panel_bytes / blocks / steps, 64) : 0;
     const MatrixUnit unit = unit_for_products(height, step_bytes);
+    // a panel of bytes takes half of its room; behind it lie the scales of the activations, block by block
     uint8_t *const room = reinterpret_cast<uint8_t *>(to.panel);
-    static thread_local std::vector<float> x_scales;
-    if constexpr (integers) {
-        const int64_t count = w.inputs / scale_inputs;
-        x_scales.resize(blocks * kBlockRows * count);
-        for (int64_t block = 0; block < blocks; ++block)
-            for (int64_t r = 0; r < height; ++r)
-                for (int64_t scale = 0; scale < count; ++scale)
-                    x_scales[(block * count + scale) * kBlockRows + r] =
-                        x.scales[(least(block * height, rows - height) + r) * x.groups + scale];
-    }
+    float *const x_scales = reinterpret_cast<float *>(room + w.inputs * kPanel);
+    const int64_t scales = w.inputs / scale_inputs;
+    for (int64_t block = 0; integers && block < blocks; ++block)
+        for (int64_t r = 0; r < height; ++r)
+            for (int64_t scale = 0; scale < scales; ++scale)
+                x_scales[(block * scales + scale) * kBlockRows + r] =
+                    x.scales[(least(block * height, rows - height) + r) * x.groups + scale];
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
         if constexpr (integers) bring_codes_to_bytes<N>(w, weights, room);
@@ -269,8 +267,7 @@ void product_in_tiles(const Weight &w, const Activations &x, const Destination &
             Sums<float> sums;
             if constexpr (integers)
                 add_bytes_block<N, kTwo>(sums, w, weights, room, static_cast<const int8_t *>(x.values) + row * x.stride,
-                                      x.stride, x_scales.data() + done / height * (w.inputs / scale_inputs) * kBlockRows,
-                                      height, step_bytes, ahead);
+                                      x.stride, x_scales + done / height * scales * kBlockRows, height, step_bytes, ahead);
             else if constexpr (N == Number::compressed_bfloat16)
                 add_bfloat16_block<kTwo>(sums, w, room, x, row, height, ahead, done == 0 ? &expansion : nullptr);
             else
@@ -283,24 +280,41 @@ void product_in_tiles(const Weight &w, const Activations &x, const Destination &
     }
 }
 
+// Of so many rows at a time, for which there is room for their scales.
+constexpr int64_t kMostRows = 256;
+
 template <Number N>
 inline void choose_height(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
     rows > kTileHeight ? product_in_tiles<N, true>(w, x, to, rows, panel, end)
-                     : product_in_tiles<N, false>(w, x, to, rows, panel, end);
+                       : product_in_tiles<N, false>(w, x, to, rows, panel, end);
 }
 
 // Integers of fewer rows are not worth a panel of bytes.
 constexpr int64_t kFewestForTiles = 8;
 
-void multiply_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
-    if (w.number == Number::float32 || (w.integers() && rows < kFewestForTiles)) return multiply(w, x, to, rows, panel, end);
+inline void multiply_some_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel,
+                                   int64_t end) {
+    if (w.integers() && rows < kFewestForTiles) return multiply(w, x, to, rows, panel, end);
     switch (w.number) {
-        case Number::float32: return;
+        case Number::float32: return multiply(w, x, to, rows, panel, end);
         case Number::bfloat16: return choose_height<Number::bfloat16>(w, x, to, rows, panel, end);
         case Number::compressed_bfloat16: return choose_height<Number::compressed_bfloat16>(w, x, to, rows, panel, end);
         case Number::int8: return choose_height<Number::int8>(w, x, to, rows, panel, end);
         case Number::int4: return choose_height<Number::int4>(w, x, to, rows, panel, end);
         case Number::int6: return choose_height<Number::int6>(w, x, to, rows, panel, end);
         case Number::nested_int4: return choose_height<Number::nested_int4>(w, x, to, rows, panel, end);
+    }
+}
+
+void multiply_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
+    const int64_t value_bytes = w.number == Number::float32 ? 4 : w.integers() ? 1 : 2;
+    for (int64_t row = 0; row < rows; row += kMostRows) {
+        Activations some = x;
+        some.values = static_cast<const uint8_t *>(x.values) + row * x.stride * value_bytes;
+        some.scales += row * x.groups, some.offsets += row * x.groups, some.byte_offsets += row * x.groups;
+        Destination there = to;
+        there.out += row * to.stride;
+        if (to.extra) there.extra += row * to.extra_stride;
+        multiply_some_in_tiles(w, some, there, least(rows - row, kMostRows), panel, end);
     }
 }
