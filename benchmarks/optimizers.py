@@ -43,13 +43,13 @@ VOCABULARY, BATCH, TOKENS, TIMED_STEPS = 2048, 8, 128, 60
 # the middle of the learning rates that are tried, and settings that fit a model 128 wide
 CENTRES: Mapping[str, float] = {
     "adafactor": 3e-2,
-    "adalomo": 2e-2,
+    "adalomo": 8e-2,
     "adam_mini": 5e-3,
     "adamw": 5e-3,
     "adamw8bit": 5e-3,
     "galore": 1e-2,
     "lion": 1e-3,
-    "lomo": 0.5,
+    "lomo": 0.12,
     "muon": 5e-3,
     "schedule_free": 5e-3,
     "shampoo": 5e-3,

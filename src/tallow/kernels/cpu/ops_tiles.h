@@ -162,8 +162,7 @@ inline void add_bfloat16_block(Sums<float> &sums, const Weight &w, const uint8_t
     clear_sums<kTwo>();
     if (expansion) expansion->next();
     for (int64_t k = 0; k < whole; k += kStepInputs) {
-        // one step ahead: what has just been written cannot be read as a tile at once. Not more: the processor takes
-        // addresses 4 kB apart for one another.
+        // one step ahead: what has just been written cannot be read as a tile at once
         if (expansion) expansion->next();
         ahead.ask();
         add_step<Number::bfloat16, kTwo>(values + k, x.stride * 2, weights + k * kPanel * 2);
