@@ -19,8 +19,8 @@ from tallow.models.formats import load_model
 
 pytestmark = pytest.mark.smollm2
 STEP = 0.125
-"""Nats: a step of bf16 from 16 to 32, where the greatest logits are. `transformers` rounds the logits themselves, too, and
-what it rounds within depends on the processor: of two tokens that differ by up to two steps either may come first."""
+"""Nats: a step of bf16 from 16 to 32, where the greatest logits are. `transformers` rounds the logits themselves, too,
+and what it rounds within depends on the processor: of two tokens up to two steps apart either may come first."""
 
 PARAMS = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True, top_log_probs=3)
 
