@@ -39,7 +39,7 @@ void Decoder::set_ends(std::shared_ptr<PackedWeight> embedding, std::shared_ptr<
 void Decoder::allocate_cache(int64_t blocks, size_t ready_bytes) {
     cache_pages_.end();
     cache_ = Memory(block_bytes() * blocks);
-    cache_pages_.begin(cache_.as<char>(), std::min(cache_.bytes(), ready_bytes));
+    cache_pages_.begin(cache_.as<char>(), cache_.bytes(), ready_bytes);
 }
 
 void Decoder::copy_block(int64_t from, int64_t to) {
@@ -100,6 +100,8 @@ void Decoder::lay_out(const std::vector<Span> &spans) {
             for (int64_t first = 0; first < span->count * sharing; first += height)
                 tasks_.push_back({row, head, first, std::min(height, span->count * sharing - first)});
     }
+    for (const std::vector<int64_t> &blocks : fresh_blocks_)
+        for (int64_t block : blocks) cache_pages_.used(size_t(block + 1) * block_bytes());
     for (size_t i = 0; i < spans.size(); ++i)
         for (int64_t row = ends[i] - spans[i].wanted; row < ends[i]; ++row) wanted_.push_back(row);
     wanted_sorted_ = wanted_;

@@ -21,12 +21,17 @@ class PagesAhead {
     PagesAhead &operator=(const PagesAhead &) = delete;
     ~PagesAhead() { end(); }
 
-    // Of the first so many bytes of this memory, instead of another's.
-    void begin(char *at, size_t bytes) {
+    // Of this memory, instead of another's, so many bytes ahead of what is used.
+    void begin(char *at, size_t bytes, size_t ahead) {
         end();
+        used_ = 0;
 #ifdef MADV_POPULATE_WRITE
-        if (bytes > 0) thread_ = std::thread([this, at, bytes] { ask(at, bytes); });
+        if (bytes > 0 && ahead > 0) thread_ = std::thread([this, at, bytes, ahead] { ask(at, bytes, ahead); });
 #endif
+    }
+    // So many bytes of the memory are used now, at least.
+    void used(size_t bytes) {
+        if (bytes > used_.load(std::memory_order_relaxed)) used_.store(bytes, std::memory_order_relaxed);
     }
     void end() {
         {
@@ -42,11 +47,11 @@ class PagesAhead {
 
    private:
 #ifdef MADV_POPULATE_WRITE
-    void ask(char *at, size_t bytes) {
-        char *const end = at + bytes;
+    void ask(char *at, size_t bytes, size_t ahead) {
+        char *const begin = at, *const end = at + bytes;
         std::unique_lock lock(mutex_);
         for (unsigned before = changes_; !woken_.wait_for(lock, kCalm, [this] { return ended_; }); before = changes_)
-            for (; changes_ == before && before % 2 == 0 && !ended_; at += kPiece) {
+            for (; changes_ == before && before % 2 == 0 && !ended_ && size_t(at - begin) < used_ + ahead; at += kPiece) {
                 lock.unlock();
                 const size_t left = size_t(end - at);
                 const bool done = madvise(at, left < kPiece ? left : kPiece, MADV_POPULATE_WRITE) != 0 || left <= kPiece;
@@ -64,6 +69,7 @@ class PagesAhead {
     std::condition_variable woken_;
     bool ended_ = false;
     std::atomic<unsigned> changes_ = 0;  // odd: something is done
+    std::atomic<size_t> used_ = 0;
 };
 
 }  // namespace tallow
