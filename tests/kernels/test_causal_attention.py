@@ -72,6 +72,19 @@ def test_equals_attention_in_fp32_and_its_gradients(
 
 
 @needs_extension
+@pytest.mark.usefixtures("_instruction_set")
+def test_scores_far_below_zero_still_have_weights() -> None:
+    q, k, v = random_qkv(70, 1, 1)
+    far = [(q * 0 + 1e17).detach().requires_grad_(), (k * 0 - 1e17).detach().requires_grad_(), v]
+    spec = AttentionSpec(layer=0, scale=0.25)
+    with using("fast"):
+        got = SequenceContext.plain(2, 70).attend(spec, *far)
+    assert type(got.grad_fn).__name__ == "_CausalAttentionBackward"
+    counts = torch.arange(1, 71)[:, None]  # all weights of a row are the same
+    torch.testing.assert_close(got.float(), v.float().cumsum(2) / counts, rtol=0.02, atol=0.02)
+
+
+@needs_extension
 def test_it_is_taken_only_where_bfloat16_is_trained() -> None:
     spec = AttentionSpec(layer=0, scale=0.25)
     q, k, v = random_qkv(20, 4, 2)

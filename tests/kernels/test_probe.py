@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -31,3 +33,9 @@ def test_every_word_is_read_once() -> None:
 
 def test_matmul_peak_is_plausible() -> None:
     assert 1e8 < matmul_peak(torch.float32) < 1e15
+
+
+def test_a_peak_is_measured_soon_where_only_a_reference_computes() -> None:
+    start = time.perf_counter()
+    assert matmul_peak(torch.float8_e4m3fn) > 0
+    assert time.perf_counter() - start < 30

@@ -6,7 +6,7 @@
 constexpr int64_t kSquare = 64;     // queries, and keys, of a block
 constexpr int64_t kTileRows = 8;    // of a product, whose sums stay in registers
 constexpr int64_t kTileColumns = 2 * kLanes;
-constexpr float kLowest = -1e30f;
+constexpr float kLowest = -3.4e38f;  // no score is lower, or its row would have no weights at all
 
 #ifdef __AMX_TILE__
 // C (+)= A · B for `rows` by `columns` results (multiples of 32) and `inputs` (of 32) summed products.
