@@ -145,6 +145,30 @@ def test_attention_of_shared_rows(tmp_path: Path) -> None:
             assert difference < tolerance, (rank, case)
 
 
+def rounding(world: World, directory: Path) -> None:
+    """Write how far the ring and whole rows in fp32 are from whole rows in fp64, at sharp softmaxes."""
+    ring.PIECE_PLACES = 16
+    generator, whole, cut = torch.Generator().manual_seed(1), SequenceContext.plain(8, 66), Cut(66, world.size, 2)
+    places, spec = places_of(cut, world.rank), AttentionSpec(layer=0, scale=4.0)
+    tensors = [torch.randn(8, heads, 66, 16, generator=generator) for heads in (4, 2, 2, 4)]
+    exact = attend(whole, spec, [x.double() for x in tensors[:3]], tensors[3].double())
+    *mine, by_out = (mine_of(x, places) for x in tensors)
+    shared = attend(RingContext(whole, cut, world), spec, mine, by_out)
+    plain = [mine_of(x, places) for x in attend(whole, spec, tensors[:3], tensors[3])]
+    errors = {
+        name: [(x - mine_of(other, places)).norm().item() for x, other in zip(some, exact, strict=True)]
+        for name, some in (("ring", shared), ("whole", plain))
+    }
+    write_json(directory / f"{world.rank}.json", errors)
+
+
+def test_a_ring_rounds_no_more_than_whole_rows(tmp_path: Path) -> None:
+    together(2, rounding, tmp_path)
+    for rank in range(2):
+        errors = read_json(tmp_path / f"{rank}.json")
+        assert all(one < 1.5 * other for one, other in zip(errors["ring"], errors["whole"], strict=True)), errors
+
+
 def test_heads_that_cannot_be_divided() -> None:
     shape = {
         "vocab_size": 8,

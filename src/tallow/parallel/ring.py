@@ -1,8 +1,8 @@
 """Attention over rows that processes share, with keys and values that go round (ring attention; arXiv 2310.01889).
 
 Each process keeps the queries of its places. Keys and values of each go to the next process, and so on until all have
-seen all; while some are computed with, the next ones travel. Partial results are merged by the log of their sums of
-exponentials, so that no process holds all keys, nor all scores of its own. Rows are cut so that in causal order all
+seen all; while some are computed with, the next ones travel. Partial results are merged by their greatest scores and their
+sums of exponentials, so that no process holds all keys, nor all scores of its own. Rows are cut so that in causal order all
 have the same to do (2311.09431 has that aim; the cut is that of `places.Cut` with two chunks each).
 
 The backward pass sends keys and values round once more, and after them the sums of their gradients, which so come back
@@ -68,25 +68,30 @@ class _Ring(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(q_BKGTd.dtype, torch.float32)
         out_BKGTd = torch.zeros_like(q_BKGTd, dtype=wide)
-        sums_BKGT1 = torch.full_like(out_BKGTd[..., :1], float("-inf"))  # logs of sums of exponentials
+        greatest_BKGT1 = torch.full_like(out_BKGTd[..., :1], float("-inf"))
+        total_BKGT1 = torch.zeros_like(greatest_BKGT1)  # of exponentials of what scores are below the greatest
         for source, (keys_BKTd, values_BKTd) in _around(torch.stack([k_BKTd, v_BKTd]), context.world):
             for at_q, at_k, visible in context.pairs(source, spec.window):
                 scores_BKGQS = _scores(q_BKGTd[..., at_q, :], keys_BKTd[:, :, at_k], visible, spec)
-                before_BKGQ1 = sums_BKGT1[..., at_q, :]
-                after_BKGQ1 = torch.logaddexp(before_BKGQ1, scores_BKGQS.logsumexp(-1, keepdim=True))
+                before_BKGQ1 = greatest_BKGT1[..., at_q, :]
+                after_BKGQ1 = torch.maximum(before_BKGQ1, scores_BKGQS.amax(-1, keepdim=True))
                 base_BKGQ1 = _finite(after_BKGQ1)
-                part_BKGQd = _times((scores_BKGQS - base_BKGQ1).exp(), values_BKTd[:, :, at_k])
-                out_BKGTd[..., at_q, :] = out_BKGTd[..., at_q, :] * (before_BKGQ1 - base_BKGQ1).exp() + part_BKGQd
-                sums_BKGT1[..., at_q, :] = after_BKGQ1
+                weights_BKGQS, kept_BKGQ1 = (scores_BKGQS - base_BKGQ1).exp(), (before_BKGQ1 - base_BKGQ1).exp()
+                greatest_BKGT1[..., at_q, :] = after_BKGQ1
+                total_BKGT1[..., at_q, :] = total_BKGT1[..., at_q, :] * kept_BKGQ1 + weights_BKGQS.sum(-1, keepdim=True)
+                part_BKGQd = _times(weights_BKGQS, values_BKTd[:, :, at_k])
+                out_BKGTd[..., at_q, :] = out_BKGTd[..., at_q, :] * kept_BKGQ1 + part_BKGQd
+        total_BKGT1.masked_fill_(total_BKGT1 == 0, 1.0)  # of a query that sees nothing
         ctx.context, ctx.spec = context, spec
-        out_BKGTd = out_BKGTd.to(q_BKGTd.dtype)
-        ctx.save_for_backward(q_BKGTd, k_BKTd, v_BKTd, out_BKGTd, _finite(sums_BKGT1))
+        out_BKGTd = (out_BKGTd / total_BKGT1).to(q_BKGTd.dtype)
+        # not the log of the sums, in whose rounding all weights of a row would share
+        ctx.save_for_backward(q_BKGTd, k_BKTd, v_BKTd, out_BKGTd, _finite(greatest_BKGT1), total_BKGT1)
         return out_BKGTd
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q_BKGTd, k_BKTd, v_BKTd, out_BKGTd, base_BKGT1 = ctx.saved_tensors
-        context, spec, wide = ctx.context, ctx.spec, base_BKGT1.dtype
+        q_BKGTd, k_BKTd, v_BKTd, out_BKGTd, greatest_BKGT1, total_BKGT1 = ctx.saved_tensors
+        context, spec, wide = ctx.context, ctx.spec, total_BKGT1.dtype
         [by_out_BKGTd] = gradients
         inner_BKGT1 = (by_out_BKGTd.to(wide) * out_BKGTd.to(wide)).sum(-1, keepdim=True)
         by_q_BKGTd = torch.zeros_like(q_BKGTd, dtype=wide)
@@ -98,7 +103,7 @@ class _Ring(torch.autograd.Function):
                 q_BKGQd, by_out_BKGQd = q_BKGTd[..., at_q, :], by_out_BKGTd[..., at_q, :]
                 k_BKSd, v_BKSd = keys_BKTd[:, :, at_k], values_BKTd[:, :, at_k]
                 scores_BKGQS = _scores(q_BKGQd, k_BKSd, visible, spec)
-                weights_BKGQS = (scores_BKGQS - base_BKGT1[..., at_q, :]).exp()
+                weights_BKGQS = (scores_BKGQS - greatest_BKGT1[..., at_q, :]).exp() / total_BKGT1[..., at_q, :]
                 by_weights_BKGQS = _times(by_out_BKGQd, v_BKSd.transpose(-1, -2))
                 by_scores_BKGQS = weights_BKGQS * (by_weights_BKGQS - inner_BKGT1[..., at_q, :]) * spec.scale
                 if spec.softcap is not None:
@@ -163,6 +168,6 @@ def _transposed_times(x_BKGQS: Tensor, y_BKGQd: Tensor) -> Tensor:
     return product_BKSd.to(torch.promote_types(y_BKGQd.dtype, torch.float32))
 
 
-def _finite(sums: Tensor) -> Tensor:
+def _finite(greatest: Tensor) -> Tensor:
     """With 0 in place of -inf, where nothing has been seen: so that all its exponentials are 0, not undefined."""
-    return sums.masked_fill(sums == float("-inf"), 0.0)
+    return greatest.masked_fill(greatest == float("-inf"), 0.0)

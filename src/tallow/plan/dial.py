@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from tallow.console import say
 from tallow.data.manifest import load_manifest
@@ -36,7 +36,7 @@ class SizedPretrainConfig(PretrainConfig):
         scaling: What `tallow plan scaling` has fitted; None: that of the run, if it has one.
     """
 
-    size: str | PositiveInt | None = None
+    size: str | int | None = None
     scaling: Path | None = None
 
     @field_validator("size")
