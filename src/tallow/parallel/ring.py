@@ -1,9 +1,9 @@
 """Attention over rows that processes share, with keys and values that go round (ring attention; arXiv 2310.01889).
 
 Each process keeps the queries of its places. Keys and values of each go to the next process, and so on until all have
-seen all; while some are computed with, the next ones travel. Partial results are merged by their greatest scores and their
-sums of exponentials, so that no process holds all keys, nor all scores of its own. Rows are cut so that in causal order all
-have the same to do (2311.09431 has that aim; the cut is that of `places.Cut` with two chunks each).
+seen all; while some are computed with, the next ones travel. Partial results are merged by their greatest scores and
+their sums of exponentials, so that no process holds all keys, nor all scores of its own. Rows are cut so that in causal
+order all have the same to do (2311.09431 has that aim; the cut is that of `places.Cut` with two chunks each).
 
 The backward pass sends keys and values round once more, and after them the sums of their gradients, which so come back
 to whose they are.
