@@ -92,7 +92,7 @@ class Rounded:
         dtype = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, COMPRESSED: torch.bfloat16}.get(number, torch.int8)
         self.values = torch.full((rows + 1, self.stride), 3, dtype=dtype)
         self.groups = self.inputs // 32
-        self.width = max(width for width in range(1, 5) if self.groups % width == 0) if number == NESTED else 1
+        self.width = next(width for width in (6, 4, 2, 5, 3, 1) if self.groups % width == 0) if number == NESTED else 1
         self.scales = torch.zeros(rows, self.groups)
         self.offsets, self.byte_offsets = torch.zeros(2, rows, self.groups, dtype=torch.int32)
         x = with_room(x_BI)

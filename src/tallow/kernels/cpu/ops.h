@@ -28,12 +28,14 @@ TALLOW_INLINE constexpr int64_t weight_bits(Number number) { return number == Nu
 // The code of zero: codes are stored without signs.
 TALLOW_INLINE constexpr int32_t zero_of(Number number) { return 1 << (weight_bits(number) - 1); }
 
-// Of nested_int4 several groups of activations that lie side by side have one scale: as many as divide the row, up to 4.
+// Of nested_int4 several groups of activations that lie side by side have one scale: as many as divide the row, up to 6; an
+// even number where one does, as two groups are what the widest instructions take at once.
 TALLOW_INLINE constexpr int64_t groups_per_scale(Number number, int64_t inputs) {
     if (number != Number::nested_int4) return 1;
-    int64_t groups = 4;
-    while (inputs / kActivationGroup % groups) --groups;
-    return groups;
+    const int64_t groups = inputs / kActivationGroup;
+    for (const int64_t several : {6, 4, 2, 5, 3})
+        if (groups % several == 0) return several;
+    return 1;
 }
 
 // A weight's sign and most of its exponent: few of the 256 occur, as those of a layer's weights are of similar magnitude.

@@ -108,7 +108,9 @@ void round_row(Number number, const float *in, int64_t size, const Activations &
                 case 1: return round_to_int8<1>(in, size, zero, codes, scales, offsets, bytes);
                 case 2: return round_to_int8<2>(in, size, zero, codes, scales, offsets, bytes);
                 case 3: return round_to_int8<3>(in, size, zero, codes, scales, offsets, bytes);
-                default: return round_to_int8<4>(in, size, zero, codes, scales, offsets, bytes);
+                case 4: return round_to_int8<4>(in, size, zero, codes, scales, offsets, bytes);
+                case 5: return round_to_int8<5>(in, size, zero, codes, scales, offsets, bytes);
+                default: return round_to_int8<6>(in, size, zero, codes, scales, offsets, bytes);
             }
         }
     }

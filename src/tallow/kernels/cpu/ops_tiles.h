@@ -56,6 +56,15 @@ struct alignas(64) Sums {
             _tile_stored(3, of[kTileHeight][1], kStepBytes);
         }
     }
+    template <bool kTwo>
+    inline void go_on() const {
+        _tile_loadd(0, of[0][0], kStepBytes);
+        _tile_loadd(1, of[0][1], kStepBytes);
+        if constexpr (kTwo) {
+            _tile_loadd(2, of[kTileHeight][0], kStepBytes);
+            _tile_loadd(3, of[kTileHeight][1], kStepBytes);
+        }
+    }
 };
 
 template <bool kTwo>
@@ -73,10 +82,19 @@ template <Number N, bool kTwo>
 inline void add_step(const void *rows, int64_t stride, const void *weights, int64_t weight_stride = kStepBytes) {
     const uint8_t *a = static_cast<const uint8_t *>(rows), *b = static_cast<const uint8_t *>(weights);
     written(b);
-    _tile_loadd(4, a, stride);
+    constexpr bool passing = N == Number::bfloat16;  // takes too much of the first cache to push the weights out of it
+    if constexpr (passing) {
+        _tile_stream_loadd(4, a, stride);
+    } else {
+        _tile_loadd(4, a, stride);
+    }
     _tile_loadd(6, b, weight_stride);
     _tile_loadd(7, b + kTileBytes, weight_stride);
-    if constexpr (kTwo) _tile_loadd(5, a + kTileHeight * stride, stride);
+    if constexpr (kTwo && passing) {
+        _tile_stream_loadd(5, a + kTileHeight * stride, stride);
+    } else if constexpr (kTwo) {
+        _tile_loadd(5, a + kTileHeight * stride, stride);
+    }
     if constexpr (N == Number::bfloat16) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
@@ -153,21 +171,24 @@ inline void add_rest(const uint16_t *values, int64_t stride, int64_t inputs, con
     add_step<Number::bfloat16, kTwo>(padded, sizeof padded[0], padded_weights);
 }
 
-// `expansion`: by which `weights` come to be what they are meanwhile; or null.
+// Adds the products of some inputs. `expansion`: by which `weights` come to be what they are meanwhile; or null.
 template <bool kTwo>
 inline void add_bfloat16_block(Sums<float> &sums, const Weight &w, const uint8_t *weights, const Activations &x, int64_t row,
-                               int64_t rows, Ahead ahead, Expansion *expansion) {
+                               int64_t rows, int64_t begin, int64_t end, Ahead &ahead, Expansion *expansion) {
     const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
-    const int64_t whole = w.inputs / kStepInputs * kStepInputs;
-    clear_sums<kTwo>();
-    if (expansion) expansion->next();
-    for (int64_t k = 0; k < whole; k += kStepInputs) {
+    const int64_t whole = end / kStepInputs * kStepInputs;
+    if (begin == 0)
+        clear_sums<kTwo>();
+    else
+        sums.template go_on<kTwo>();
+    if (expansion && begin == 0) expansion->next();
+    for (int64_t k = begin; k < whole; k += kStepInputs) {
         // one step ahead: what has just been written cannot be read as a tile at once
         if (expansion) expansion->next();
         ahead.ask();
         add_step<Number::bfloat16, kTwo>(values + k, x.stride * 2, weights + k * kPanel * 2);
     }
-    if (whole < w.inputs) add_rest<kTwo>(values + whole, x.stride, w.inputs - whole, weights + whole * kPanel * 2, rows);
+    if (whole < end) add_rest<kTwo>(values + whole, x.stride, end - whole, weights + whole * kPanel * 2, rows);
     sums.template take<kTwo>();
 }
 
@@ -201,7 +222,7 @@ inline void bring_codes_to_bytes(const Weight &w, const uint8_t *weights, uint8_
 template <Number N, bool kTwo>
 inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t *weights, const uint8_t *bytes,
                             const int8_t *values, int64_t stride, const float *scales, int64_t rows, int64_t step_bytes,
-                            Ahead ahead) {
+                            Ahead &ahead) {
     const int64_t inputs = w.groups_per_scale * kActivationGroup, count = w.inputs / inputs;
     Sums<int32_t> sums[2];
     const auto scale_sums = [&](int64_t scale, int64_t first, int64_t last) {
@@ -238,49 +259,77 @@ inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t 
 }
 
 template <Number N, bool kTwo>
-void product_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
-    constexpr bool integers = is_integer(N);
-    // of integers as many inputs as two steps or one have until the next scale: 64 or 48, or 32
-    const int64_t scale_inputs = w.groups_per_scale * kActivationGroup;
-    const int64_t step_bytes = !integers ? kTileBytes : scale_inputs > kTileBytes ? scale_inputs / 2 : scale_inputs;
-    const int64_t steps = integers ? w.inputs / step_bytes : w.inputs / kStepInputs;
+void integers_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
+    // as many inputs as equal steps can have until the next scale: 64 or 48, or 32
+    const int64_t scale_inputs = w.groups_per_scale * kActivationGroup, scales = w.inputs / scale_inputs;
+    const int64_t step_bytes = scale_inputs % kTileBytes == 0 ? kTileBytes : scale_inputs == 96 ? 48 : kActivationGroup;
     const int64_t height = least(rows, kBlockRows), blocks = (rows + height - 1) / height, panel_bytes = w.panel_bytes();
-    const int64_t ahead_bytes = steps > 0 ? round_up(panel_bytes / blocks / steps, 64) : 0;
+    const int64_t ahead_bytes = round_up(panel_bytes / (blocks * (w.inputs / step_bytes)), 64);
     const MatrixUnit unit = unit_for_products(height, step_bytes);
     // a panel of bytes takes half of its room; behind it lie the scales of the activations, block by block
     uint8_t *const room = reinterpret_cast<uint8_t *>(to.panel);
     float *const x_scales = reinterpret_cast<float *>(room + w.inputs * kPanel);
-    const int64_t scales = w.inputs / scale_inputs;
-    for (int64_t block = 0; integers && block < blocks; ++block)
+    for (int64_t block = 0; block < blocks; ++block)
         for (int64_t r = 0; r < height; ++r)
             for (int64_t scale = 0; scale < scales; ++scale)
                 x_scales[(block * scales + scale) * kBlockRows + r] =
                     x.scales[(least(block * height, rows - height) + r) * x.groups + scale];
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
-        if constexpr (integers) bring_codes_to_bytes<N>(w, weights, room);
-        [[maybe_unused]] Expansion expansion{weights, to.panel, w.inputs};
+        bring_codes_to_bytes<N>(w, weights, room);
         Ahead ahead{weights + panel_bytes, ahead_bytes};
-        for (int64_t done = 0; done < rows;) {
-            const int64_t row = least(done, rows - height);  // the last block also has rows that are done
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t done = block * height, row = least(done, rows - height);  // the last also has rows that are done
             Sums<float> sums;
-            if constexpr (integers)
-                add_bytes_block<N, kTwo>(sums, w, weights, room, static_cast<const int8_t *>(x.values) + row * x.stride,
-                                      x.stride, x_scales + done / height * scales * kBlockRows, height, step_bytes, ahead);
-            else if constexpr (N == Number::compressed_bfloat16)
-                add_bfloat16_block<kTwo>(sums, w, room, x, row, height, ahead, done == 0 ? &expansion : nullptr);
-            else
-                add_bfloat16_block<kTwo>(sums, w, weights, x, row, height, ahead, nullptr);
+            add_bytes_block<N, kTwo>(sums, w, weights, room, static_cast<const int8_t *>(x.values) + row * x.stride, x.stride,
+                                     x_scales + block * scales * kBlockRows, height, step_bytes, ahead);
             for (int64_t r = done - row; r < height; ++r)
                 finish_row(w, to, row + r, panel, fload(sums.of[r][0]), fload(sums.of[r][1]));
-            ahead.at += steps * ahead_bytes;
-            done = row + height;
         }
     }
 }
 
-// Of so many rows at a time, for which there is room for their scales.
+// Of so many rows at a time, for whose scales there is room.
 constexpr int64_t kMostRows = 256;
+// At most so many inputs of a panel at a time, which stay in the first cache while all rows pass.
+constexpr int64_t kMostInputs = 640;
+
+template <Number N, bool kTwo>
+void bfloat16_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
+    const int64_t height = least(rows, kBlockRows), blocks = (rows + height - 1) / height, panel_bytes = w.panel_bytes();
+    const int64_t turns = blocks > 1 ? (w.inputs + kMostInputs - 1) / kMostInputs : 1;
+    const int64_t inputs = round_up((w.inputs + turns - 1) / turns, kStepInputs);
+    const int64_t ahead_bytes = round_up(panel_bytes / blocks * kStepInputs / w.inputs, 64);
+    const MatrixUnit unit = unit_for_products(height, kTileBytes);
+    Sums<float> sums[kMostRows / kBlockRows];
+    for (; panel < end; ++panel) {
+        const uint8_t *weights = w.packed + panel * panel_bytes;
+        constexpr bool compressed = N == Number::compressed_bfloat16;
+        Expansion expansion{weights, to.panel, w.inputs};
+        Ahead ahead{weights + panel_bytes, ahead_bytes};
+        for (int64_t begin = 0; begin < w.inputs; begin += inputs) {
+            const int64_t last = least(begin + inputs, w.inputs);
+            for (int64_t block = 0; block < blocks; ++block) {
+                const int64_t done = block * height, row = least(done, rows - height);  // the last also has rows that are done
+                Sums<float> &some = sums[turns > 1 ? block : 0];
+                add_bfloat16_block<kTwo>(some, w, compressed ? reinterpret_cast<const uint8_t *>(to.panel) : weights, x, row,
+                                         height, begin, last, ahead, compressed && block == 0 ? &expansion : nullptr);
+                if (last < w.inputs) continue;
+                for (int64_t r = done - row; r < height; ++r)
+                    finish_row(w, to, row + r, panel, fload(some.of[r][0]), fload(some.of[r][1]));
+            }
+        }
+    }
+}
+
+template <Number N, bool kTwo>
+inline void product_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel,
+                             int64_t end) {
+    if constexpr (is_integer(N))
+        integers_in_tiles<N, kTwo>(w, x, to, rows, panel, end);
+    else
+        bfloat16_in_tiles<N, kTwo>(w, x, to, rows, panel, end);
+}
 
 template <Number N>
 inline void choose_height(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
