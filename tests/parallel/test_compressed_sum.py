@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from tallow.models.skeletons import new_model
 from tallow.objectives.causal import causal
 from tallow.parallel import Layout, ParallelConfig, World
 from tallow.parallel.compressed_sum import EXACT_ROUNDS, CompressedSum
+from tallow.train.checkpoint import Checkpoints
+from tallow.train.counters import Counters
 from tallow.train.update import Updater
 
 ROWS, COLUMNS, ROUNDS = 48, 32, 30
@@ -109,6 +112,63 @@ def test_little_is_sent_and_nothing_is_lost_for_ever(tmp_path: Path) -> None:
     assert found["loss"][:EXACT_ROUNDS] == pytest.approx(exact[:EXACT_ROUNDS], abs=1e-5)
     assert found["loss"][-1] == pytest.approx(exact[-1], abs=0.03)
     assert found["loss"][-1] != pytest.approx(exact[-1], abs=1e-5)
+
+
+STEPS_TO_STOP_AT = (1, 2, 5)
+
+
+def compressing(world: World, seed: int, tensor: int = 1) -> Layout:
+    config = ParallelConfig(compress="powersgd", compress_rank=2, tensor=tensor)
+    return Layout(new_model(KINDS["decoder"], seed), config, world)
+
+
+def go_on(world: World, directory: Path, name: str, until: int, tensor: int = 1) -> None:
+    """Go on from what the directory holds, as one run and as one that begins anew after each of some steps."""
+    losses: dict[str, list[float]] = {}
+    for way in ("whole", "parts"):
+        stops = (*STEPS_TO_STOP_AT, until) if way == "parts" else (until,)
+        losses[way] = []
+        for stop in stops:
+            layout = compressing(world, world.rank + len(losses[way]), tensor)
+            updater = Updater(layout, causal, loop_config(learning_rate=3e-3, clip_norm=0.5))
+            kept = Checkpoints(
+                directory / way,
+                updater.parameters,
+                updater.optimizer,
+                {},
+                keep=99,
+                mesh=layout.mesh,
+                compressed=layout.compressed,
+            )
+            step = kept.restore()[0]
+            rows = layout.reader.share(range(BATCH))
+            updater.rehearse(micro_batches(rows_of(0), rows, 4)[0], "fp32")  # which leaves no trace
+            while step < stop:
+                step += 1
+                losses[way].append(updater.update(step, micro_batches(rows_of(step), rows, 4), 3e-3, "fp32").loss)
+                if step in (*STEPS_TO_STOP_AT, until):
+                    kept.begin(step, Counters())
+                    kept.finish()
+    if world.is_main:
+        write_json(directory / f"{name}.json", losses)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_what_was_left_out_survives_a_stop(tmp_path: Path, tensor: int) -> None:
+    together(2 * tensor, go_on, tmp_path, "two", 12, tensor)
+    losses = read_json(tmp_path / "two.json")
+    assert losses["parts"] == losses["whole"]
+    assert losses["whole"][-1] < losses["whole"][0] - 0.2
+
+
+def test_what_was_left_out_goes_to_any_number_of_processes(tmp_path: Path) -> None:
+    together(2, go_on, tmp_path, "two", 12)
+    expected = read_json(tmp_path / "two.json")["whole"][5:]
+    for way in ("whole", "parts"):
+        shutil.rmtree(tmp_path / way / "step-00000012")
+    together(4, go_on, tmp_path, "four", 12)
+    found = read_json(tmp_path / "four.json")["whole"]
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("other", [{"zero": 1}, {"pipeline": 2}])

@@ -217,7 +217,6 @@ def test_layers_that_the_shape_does_not_describe_are_refused() -> None:
         ({"compile": "ahead", "recompute": "selective"}, "choose by themselves"),
         ({"compile": "ahead", "parallel": {"pipeline": 2}}, "loop.parallel.pipeline divides them"),
         ({"compile": "ahead", "parallel": {"tensor": 2}}, "loop.parallel.tensor divides them"),
-        ({"compile": "background", "parallel": {"compress": "powersgd"}}, "does not survive"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, object], message: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Collection
@@ -49,12 +50,14 @@ def numbered(batches: Batches) -> Batches:
     return with_numbers
 
 
-def poisoned(model: Decoder, batches: Batches, bad_steps: Collection[int], dies_at: int | None = None) -> Batches:
-    """Batches in which the model computes what is not a number."""
+def poisoned(
+    model: Decoder, batches: Batches, bad_steps: Collection[int], dies_at: int | None = None, factor: float = math.nan
+) -> Batches:
+    """Batches in which the model computes what is not a number, or logits times a factor."""
     is_bad = False
 
     def poison(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return output * float("nan") if is_bad else output
+        return output * factor if is_bad else output
 
     def chosen(step: int) -> list[Packed]:
         nonlocal is_bad
@@ -63,7 +66,7 @@ def poisoned(model: Decoder, batches: Batches, bad_steps: Collection[int], dies_
         is_bad = step + 1 in bad_steps
         return list(batches(step))
 
-    model.layers[0].register_forward_hook(poison)
+    model.norm.register_forward_hook(poison)
     return chosen
 
 
@@ -134,6 +137,25 @@ def test_a_spike_is_left_out(tmp_path: Path) -> None:
     assert noted["loss"] > 1.5
 
 
+@pytest.mark.parametrize("optimizer", ["lomo", "adalomo"])
+def test_a_spike_that_is_learned_before_it_can_be_told_is_not_said_to_be_left_out(
+    optimizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, threshold: float | None) -> Tensor:
+        config = loop_config(optimizer=optimizer, anomalies={"threshold": threshold, "warmup": 4})
+        model = tiny_model()
+        spiked = poisoned(model, poisoned(model, numbered(markov_batches(config)), {5}), {9}, factor=30.0)
+        train(Layout(model), causal, spiked, config, new_run(tmp_path / name))
+        return weights(model)
+
+    assert torch.equal(run("judged", 10), run("not judged", None))
+    noted = [(record["step"], record["action"]) for record in AnomalyLog(tmp_path / "judged").read()]
+    assert noted == [(5, "skipped"), (9, "learned")]
+    said = capsys.readouterr().err
+    assert "the batch of step 9 is bad, but learned by now: its loss of" in said
+    assert said.count("is left out") == 2
+
+
 def test_a_model_that_is_broken_from_the_start_is_named(tmp_path: Path) -> None:
     config, model = loop_config(), tiny_model()
     with torch.no_grad():
@@ -157,7 +179,7 @@ def test_more_bad_batches_than_are_borne_end_the_run(tmp_path: Path) -> None:
 def test_a_run_of_mostly_bad_batches_is_not_done(tmp_path: Path) -> None:
     config = loop_config(anomalies={"patience": 99})
     for _ in range(2):  # also when it goes on from its last checkpoint
-        with pytest.raises(TallowError, match="diverged at step 12: 11 of 12 batches were left out"):
+        with pytest.raises(TallowError, match="diverged at step 12: 11 of 12 batches were bad"):
             trained(tmp_path, config, range(2, 13))
 
 

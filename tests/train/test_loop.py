@@ -205,6 +205,26 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Sig
     assert learned(run) == records
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = loop_config(save_every=5)
+    whole, records = trained(tmp_path / "whole", config)
+    begin = Checkpoints.begin
+
+    def signalling(self: Checkpoints, step: int, *arguments: Any, **named: Any) -> None:
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, step, *arguments, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="step 12 of 12, which is saved"):
+        patched.setattr(Checkpoints, "begin", signalling)
+        trained(tmp_path / "parts", config)
+    model, ended = trained(tmp_path / "parts", config)
+    assert torch.equal(weights(model), weights(whole))
+    assert ended == records
+
+
 def test_the_second_signal_stops_at_once(tmp_path: Path) -> None:
     def impatient(step: int) -> list[Packed]:
         if step == 4:

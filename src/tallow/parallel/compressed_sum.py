@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from tallow.parallel.gradient_sum import GradientSum
-from tallow.parallel.shares import own_gradient, own_share
+from tallow.parallel.shares import like_share, own_gradient, own_share, with_share
 from tallow.parallel.world import World
 
 EXACT_ROUNDS = 2
 """Exchanges at the start that are not compressed: the first gradients of a model are its largest."""
 LEAST_SAVING = 2.0
 """Matrices of which the thin ones would not be smaller by this factor travel as they are."""
+ROUNDS, ERROR, DIRECTION = "rounds", "/error", "/direction"
 
 
 class CompressedSum(GradientSum):
@@ -26,8 +28,8 @@ class CompressedSum(GradientSum):
     there are two messages a bucket. The first is sent as soon as its gradients are complete, while the backward pass
     still goes on; the second, which is made of the answer to the first, after it.
 
-    What an exchange leaves out each process adds to its next gradient (error feedback, algorithm 2 of the paper). This
-    is held in memory alone: a run that goes on from a checkpoint has lost what its last exchange left out.
+    What an exchange leaves out each process adds to its next gradient (error feedback, algorithm 2 of the paper). What
+    all have left out together is all that matters to the sums that follow, so a checkpoint keeps no more.
 
     Args:
         parameters: Each whole on each process.
@@ -47,6 +49,48 @@ class CompressedSum(GradientSum):
         self._errors: dict[nn.Parameter, Tensor] = {}
         self._q_KR: dict[nn.Parameter, Tensor] = {}
         self._generator = torch.Generator().manual_seed(0)  # alike on all processes
+
+    def state(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """What is to be known to go on: exchanges so far, and by name what all have left out together, and Q.
+
+        All processes must call it, and then go on with equal parts of what was left out, as those will that load it.
+        """
+        kept = {ROUNDS: torch.tensor(self._rounds)}
+        for name, parameter in parameters.items():
+            if parameter in self._errors:
+                total_NK = self._errors[parameter].clone()
+                dist.all_reduce(total_NK, group=self.world.group)
+                self._errors[parameter] = total_NK / self.world.size
+                kept[name + ERROR] = with_share(parameter, total_NK.view_as(own_share(parameter)))
+            if parameter in self._q_KR:
+                kept[name + DIRECTION] = _direction_of(parameter, self._q_KR[parameter])
+        return kept
+
+    def place(
+        self, parameters: Mapping[str, nn.Parameter], key: str, shape: torch.Size, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Where something that `state` has named is to be read to; None: it does not fit, and is to be made anew."""
+        if key == ROUNDS:
+            return torch.empty(shape, dtype=dtype)
+        name, _, slot = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None or parameter not in self._thin:
+            return None
+        if slot == ERROR[1:]:
+            return like_share(parameter, shape, dtype) if shape == parameter.shape else None
+        columns, device = own_share(parameter.detach()).flatten(1).shape[1], parameter.device
+        place = _direction_of(parameter, torch.empty(columns, self.rank, dtype=dtype, device=device))
+        return place if place.shape == shape else None  # shares of the rows of others have other directions
+
+    def load_state(self, parameters: Mapping[str, nn.Parameter], kept: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` has given, with whatever number of processes; from nothing, if there is nothing."""
+        self.forget()
+        self._rounds = int(kept[ROUNDS]) if ROUNDS in kept else 0
+        for name, parameter in parameters.items():
+            if (total := kept.get(name + ERROR)) is not None:
+                self._errors[parameter] = own_share(total).flatten(1) / self.world.size
+            if (direction := kept.get(name + DIRECTION)) is not None:
+                self._q_KR[parameter] = own_share(direction)
 
     @property
     def saving(self) -> float:
@@ -114,3 +158,11 @@ class CompressedSum(GradientSum):
         if len(shape) < 2:
             return False
         return (shape[0] + shape[1:].numel()) * self.rank * LEAST_SAVING < shape.numel()
+
+
+def _direction_of(parameter: nn.Parameter, q_KR: Tensor) -> Tensor:
+    """Q of this process's share of a parameter, as its share of all of them, one above the other."""
+    if not isinstance(parameter, DTensor):
+        return q_KR
+    places = [Replicate() if place.is_replicate() else Shard(0) for place in parameter.placements]
+    return DTensor.from_local(q_KR, parameter.device_mesh, places, run_check=False)

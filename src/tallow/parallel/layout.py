@@ -122,7 +122,8 @@ class Layout:
         which it waits all the time, those of the forward passes. On a GPU, which works behind its process's back, the
         time in which all of it was set going."""
         self._sums: list[GradientSum] = []
-        self._compressed: list[CompressedSum] = []
+        self.compressed: CompressedSum | None = None
+        """What sums gradients, where it compresses them."""
         divided = {parameter for module in experts for parameter in module.parameters()}
         for part in [] if config.zero else parts:
             trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
@@ -158,6 +159,7 @@ class Layout:
         autocast: Autocast,
         *,
         drawn_targets: bool = False,
+        for_update: bool = True,
         scale: float = 1.0,
     ) -> tuple[float, int]:
         """Add the gradients of the loss of all micro-batches of all processes.
@@ -166,7 +168,8 @@ class Layout:
             micro_batches: This process's part.
             objective: Makes examples of them.
             autocast: In which the model computes.
-            drawn_targets: As `summed_loss` has it. No update is made of such gradients, so that none is compressed.
+            drawn_targets: As `summed_loss` has it.
+            for_update: Whether an update is made of these gradients; else they are not compressed.
             scale: Factor of the gradients.
 
         Returns:
@@ -187,7 +190,7 @@ class Layout:
         micro_batches = self.level(micro_batches)
         start = time.perf_counter()
         for number, packed in enumerate(micro_batches, 1):
-            with self._synchronizing(number == len(micro_batches), exact=drawn_targets), autocast():
+            with self._synchronizing(number == len(micro_batches), exact=not for_update), autocast():
                 loss, count = self.learner(packed, objective, drawn_targets)
                 (loss * scale).backward()
                 self.own_s = time.perf_counter() - start
@@ -262,13 +265,8 @@ class Layout:
             return []
         self._sums.append(GradientSum(parameters, world))
         if self.config.compress == "powersgd":
-            self._compressed.append(CompressedSum(parameters, world, self.config.compress_rank))
+            self.compressed = CompressedSum(parameters, world, self.config.compress_rank)
         return self._sums[-1:]
-
-    def forget_errors(self) -> None:
-        """Forget what the compression of gradients has left out so far; the last ones are not to be used."""
-        for compressed in self._compressed:
-            compressed.forget()
 
     @contextmanager
     def _synchronizing(self, last: bool, *, exact: bool) -> Iterator[None]:
@@ -278,7 +276,7 @@ class Layout:
             self.learner.set_requires_all_reduce(last)
             if self.config.zero < 3:  # weights stay until the update
                 self.learner.set_reshard_after_backward(last)
-        sums = self._sums if exact or not self._compressed else self._compressed
+        sums = self._sums if exact or self.compressed is None else [self.compressed]
         with ExitStack() as stack:
             for gradient_sum in sums if last else []:
                 stack.enter_context(gradient_sum.in_last_backward())

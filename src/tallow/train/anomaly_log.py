@@ -16,19 +16,20 @@ ANOMALIES = "anomalies.jsonl"
 
 
 class AnomalyLog:
-    """The file in a run directory; each line is an object with the `step`, and `action`, which is one of two.
+    """The file in a run directory; each line is an object with the `step`, and `action`, which is one of three.
 
     `skipped`: `reason`, `loss` and `gradient_norm` (null where they are not finite) and `rows`, the numbers of the
-    batch's rows (see `TokenDataset`), empty where they have none. `rolled back`: `to`, the step of the checkpoint, and
-    `avoided`, the first and the last of the steps that are left out from then on.
+    batch's rows (see `TokenDataset`), empty where they have none. `learned`: likewise, where an optimizer that keeps no
+    gradients had learned the batch by then. `rolled back`: `to`, the step of the checkpoint, and `avoided`, the first
+    and the last of the steps that are left out from then on.
     """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / ANOMALIES
 
-    def skipped(self, step: int, reason: str, loss: float, norm: float, rows: Sequence[int]) -> None:
+    def bad(self, step: int, reason: str, loss: float, norm: float, rows: Sequence[int], *, learned: bool) -> None:
         numbers = {"loss": _finite(loss), "gradient_norm": _finite(norm), "rows": list(rows)}
-        self._append({"step": step, "action": "skipped", "reason": reason, **numbers})
+        self._append({"step": step, "action": "learned" if learned else "skipped", "reason": reason, **numbers})
 
     def rolled_back(self, step: int, to: int, first: int) -> None:
         self._append({"step": step, "action": "rolled back", "to": to, "avoided": [first, step]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -26,6 +27,11 @@ class LeftOut:
     loss: float
     norm: float
     rows: Sequence[int]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both loss and gradient are."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 @dataclass(frozen=True)

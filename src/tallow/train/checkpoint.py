@@ -24,6 +24,7 @@ from torch import nn
 from tallow.console import say
 from tallow.errors import DataError, Interrupted, UsageError, reading, writing
 from tallow.files import hash_file, publish_directory, read_json, write_json
+from tallow.parallel.compressed_sum import CompressedSum
 from tallow.parallel.mesh import Mesh
 from tallow.recipe import Section
 from tallow.train.checkpoint_files import Shares, take_shares, write_shares
@@ -96,6 +97,7 @@ class Checkpoints:
         keep: Number of checkpoints that are kept.
         mesh: The processes; with `outer`, those of this worker.
         outer: Of workers that make updates of their own.
+        compressed: What sums gradients, where it compresses them.
 
     All processes must call each method but `written`.
     """
@@ -109,9 +111,10 @@ class Checkpoints:
         keep: int,
         mesh: Mesh,
         outer: OuterOptimizer | None = None,
+        compressed: CompressedSum | None = None,
     ) -> None:
         self.directory, self.keep = directory, keep
-        self.part = CheckpointPart(parameters, optimizer, mesh, outer)
+        self.part = CheckpointPart(parameters, optimizer, mesh, outer, compressed)
         self.identity = dict(identity)
         self.world = outer.workers.everyone if outer else mesh.world
         self.pending: _Saving | None = None

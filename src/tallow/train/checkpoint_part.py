@@ -3,7 +3,8 @@
 The tensors are what is trained, `model/<parameter>`, and the optimizer's state, `optimizer/<parameter>/<slot>`. Where
 workers make updates of their own, `model/` has the weights that their round began with, `momentum/<parameter>` belongs
 to the outer optimizer, and the names of what each worker has for itself begin with the worker:
-`worker-00002/optimizer/`, and in the midst of a round `worker-00002/model/`.
+`worker-00002/optimizer/`, and in the midst of a round `worker-00002/model/`. Where gradients are compressed,
+`compression/` has what was left out of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tallow.errors import DataError
+from tallow.parallel.compressed_sum import CompressedSum
 from tallow.parallel.mesh import Mesh
 from tallow.parallel.shares import is_written_here, like_share
 from tallow.train.checkpoint_files import read_shares, stored_tensors
@@ -22,7 +24,7 @@ from tallow.train.optimizers.joint import GROUPS, JointOptimizer
 from tallow.train.outer import OuterOptimizer
 from tallow.train.state_tree import Structure
 
-MODEL, OPTIMIZER, MOMENTUM = "model/", "optimizer/", "momentum/"
+MODEL, OPTIMIZER, MOMENTUM, COMPRESSION = "model/", "optimizer/", "momentum/", "compression/"
 
 
 class CheckpointPart:
@@ -33,6 +35,7 @@ class CheckpointPart:
         optimizer: What trains it.
         mesh: The processes of this worker.
         outer: What makes the workers' weights one; None: there is one worker, and no such thing.
+        compressed: What sums gradients, where it compresses them.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class CheckpointPart:
         optimizer: JointOptimizer,
         mesh: Mesh,
         outer: OuterOptimizer | None,
+        compressed: CompressedSum | None = None,
     ) -> None:
+        self.compressed = compressed
         self.parameters, self.optimizer, self.mesh, self.outer = parameters, optimizer, mesh, outer
         self.worker, self.workers = (outer.workers.number, outer.workers.count) if outer else (0, 1)
         self.speaks = not any(mesh.place.values())
@@ -56,6 +61,8 @@ class CheckpointPart:
         state, structure = self.optimizer.state()
         own = {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
         weights = {f"{MODEL}{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        if self.compressed is not None:
+            own |= {f"{COMPRESSION}{key}": tensor for key, tensor in self.compressed.state(self.parameters).items()}
         if self.outer is None:
             tensors = weights | own
         else:
@@ -103,6 +110,7 @@ class CheckpointPart:
                 self.outer.go_back()
             elif saved != self.workers:
                 self.outer.step_from(lambda worker: self._weights(directory, worker), saved)
+        self._load_compression(directory)
         start = f"{prefix}{OPTIMIZER}"
 
         def read(names: Collection[str]) -> dict[str, Tensor]:
@@ -117,6 +125,17 @@ class CheckpointPart:
             return {key.removeprefix(start): tensor for key, tensor in read_shares(directory, place).items()}
 
         self.optimizer.load_state(read, Structure.union(structures[source]))
+
+    def _load_compression(self, directory: Path) -> None:
+        if (compressed := self.compressed) is None:
+            return
+
+        def place(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+            name = key.removeprefix(COMPRESSION)
+            return compressed.place(self.parameters, name, shape, dtype) if key.startswith(COMPRESSION) else None
+
+        kept = read_shares(directory, place)
+        compressed.load_state(self.parameters, {key.removeprefix(COMPRESSION): kept[key] for key in kept})
 
     def _weights(self, directory: Path, worker: int) -> dict[str, Tensor]:
         """What a worker had come to in the midst of a round."""

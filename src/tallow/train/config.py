@@ -222,12 +222,6 @@ class LoopConfig(Section):
                 "selective would forbid them",
                 "set loop.recompute to none or block, or loop.compile to none",
             )
-        if self.compile == "background" and self.parallel.compress != "none":
-            raise UsageError(
-                "loop.compile background tries the compiled layers in the midst of the run, which what "
-                f"loop.parallel.compress {self.parallel.compress} remembers does not survive",
-                "set loop.compile to ahead",
-            )
         return self
 
     @model_validator(mode="after")

@@ -79,13 +79,15 @@ class Guard:
         """
         batches = steps * self.workers.count
         if 2 * self.skipped > batches:
-            raise _diverged(steps, f"{self.skipped:,} of {batches:,} batches were left out", "so few teach nothing")
+            raise _diverged(steps, f"{self.skipped:,} of {batches:,} batches were bad", "so few teach nothing")
 
     def _own(self, counters: Sequence[WorkerCounters]) -> WorkerCounters:
         return counters[self.workers.number % len(counters)]
 
     def update(self, step: int, micro_batches: Sequence[Packed], learning_rate: float, precision: Precision) -> Update:
         """Change the weights by one step, unless its batch is bad, or to be left out from the beginning.
+
+        Optimizers that keep no gradients have learned a batch before anyone knows that it is a spike.
 
         `confer` must follow before the weights are used for anything else.
 
@@ -105,8 +107,7 @@ class Guard:
         # processes that share sequences have the same rows
         rows = sorted({int(row) for part in self.world.gather(*_rows(micro_batches)) for row in part})
         self._left_out.append(LeftOut(step=step, complaint=complaint, loss=found.loss, norm=norm, rows=rows))
-        finite = math.isfinite(found.loss) and math.isfinite(norm)
-        self.weights_broken = not finite and self._weights_broken(self.world)
+        self.weights_broken = not self._left_out[-1].is_finite and self._weights_broken(self.world)
         return found
 
     def confer(self) -> None:
@@ -128,8 +129,10 @@ class Guard:
                 raise _diverged(last.step, last.complaint, f"so many bad batches ({report.recent}) are not borne")
 
     def _note(self, left_out: LeftOut, whose: str) -> None:
-        self.log.skipped(left_out.step, left_out.complaint, left_out.loss, left_out.norm, left_out.rows)
-        say(f"the batch{whose} of step {left_out.step:,} is left out: {left_out.complaint}{_list(left_out.rows)}")
+        learned = self.updater.updates_in_backward and left_out.is_finite
+        fate = "is bad, but learned by now" if learned else "is left out"
+        self.log.bad(left_out.step, left_out.complaint, left_out.loss, left_out.norm, left_out.rows, learned=learned)
+        say(f"the batch{whose} of step {left_out.step:,} {fate}: {left_out.complaint}{_list(left_out.rows)}")
 
     def _report(self) -> Report:
         return report_of(self.judge, self._left_out, weights_broken=self.weights_broken)

@@ -93,6 +93,7 @@ def train(
         config.keep_checkpoints,
         layout.mesh,
         rounds.outer,
+        layout.compressed,
     )
     guard = Guard(updater, config.anomalies, run)
     step, counters = _take_up(checkpoints, guard, run, world)
@@ -184,13 +185,20 @@ def train(
                     run.ledger.peak_gpu_bytes = max(run.ledger.peak_gpu_bytes, peak_gpu_bytes(layout.device))
                     run.save_ledger()
             if stop:
-                raise Interrupted(
-                    f"training stopped after step {step:,} of {steps:,}, which is saved",
-                    "run the same command again to go on from there",
-                )
+                raise _stopped(step, steps)
+    # a stop may have been asked for while the last checkpoint was written, and there may be more to do after training
+    if any(world.sum(interruption.requested)):
+        raise _stopped(steps, steps)
     guard.require_learned(steps)
     updater.optimizer.use_averages()
     return _summary(run, steps, meter.tokens, guard.skipped) if world.is_main else {}
+
+
+def _stopped(step: int, steps: int) -> Interrupted:
+    return Interrupted(
+        f"training stopped after step {step:,} of {steps:,}, which is saved",
+        "run the same command again to go on from there",
+    )
 
 
 def _take_up(checkpoints: Checkpoints, guard: Guard, run: StageRun, world: World) -> tuple[int, Counters]:

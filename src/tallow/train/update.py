@@ -157,8 +157,12 @@ class Updater:
 
     def discard(self) -> None:
         """Forget the gradient that was found."""
+        if self.layout.compressed is not None:
+            self.layout.compressed.forget()
+        self._forget()
+
+    def _forget(self) -> None:
         self.optimizer.zero_grad()
-        self.layout.forget_errors()
         if self.balancing is not None:
             self.balancing.take_loads()
 
@@ -183,13 +187,19 @@ class Updater:
             self.scale = self.scale.smaller()
 
     def _backpropagate(
-        self, micro_batches: Sequence[Packed], precision: Precision, *, drawn_targets: bool = False
+        self,
+        micro_batches: Sequence[Packed],
+        precision: Precision,
+        *,
+        drawn_targets: bool = False,
+        for_update: bool = True,
     ) -> tuple[float, int]:
         return self.layout.backpropagate(
             micro_batches,
             self.objective,
             lambda: autocast(precision, self.device),
             drawn_targets=drawn_targets,
+            for_update=for_update and not drawn_targets,
             scale=self.scale.factor if precision == "fp16" else 1.0,
         )
 
@@ -219,5 +229,5 @@ class Updater:
 
     def rehearse(self, packed: Packed, precision: Precision) -> None:
         """Do what a micro-batch needs, and forget it."""
-        self._backpropagate([packed], precision)
-        self.discard()
+        self._backpropagate([packed], precision, for_update=False)
+        self._forget()
