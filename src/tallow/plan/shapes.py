@@ -72,6 +72,12 @@ def shape_of_size(size: int, base: Shape, keep: frozenset[str] = frozenset()) ->
             best, best_score, nearest = candidate, score, total
     if best is None or not 1 / MAX_MISS < nearest / size < MAX_MISS:
         what = f"; the nearest has {format_size(nearest)}" if best else ""
+        if keep:
+            raise UsageError(
+                f"no model of the {', '.join(sorted(keep))} that the recipe sets has {format_size(size)} "
+                f"parameters{what}",
+                "leave some of them to the size, or choose another size",
+            )
         raise UsageError(
             f"no model with a vocabulary of {base.vocab_size:,} has {format_size(size)} parameters{what}",
             "choose another size, set the shape in pretrain.model, or train a tokenizer with a smaller vocabulary",
@@ -86,7 +92,7 @@ def smallest_size(base: ModelConfig) -> int:
 
 def _candidates(size: int, base: Shape, keep: frozenset[str]) -> Iterator[tuple[Shape, int]]:
     """For each width the number of layers that comes nearest to the size, and all of its parameters."""
-    for width in [base.hidden_size] if "hidden_size" in keep else _widths():
+    for width in [base.hidden_size] if "hidden_size" in keep else _widths(fine="num_layers" in keep):
         try:
             shape = _with_width(base, width, keep)
         except ValidationError:  # the fields that are kept do not go with this width
@@ -122,11 +128,15 @@ def _with_width(base: Shape, width: int, keep: frozenset[str]) -> Shape:
     return type(base).model_validate(base.model_dump() | values | given)
 
 
-def _widths() -> Iterator[int]:
+def _widths(*, fine: bool) -> Iterator[int]:
+    """All that are considered, narrowest first; `fine`: closer to each other, as no number of layers makes up for it."""
     width = 32
     while width <= MAX_WIDTH:
         yield width
-        width += 16 if width < 64 else 32 if width < 128 else 64 if width < 512 else 128 if width < 2048 else 256
+        if fine:
+            width += 16 * max(1, width // 128)
+        else:
+            width += 16 if width < 64 else 32 if width < 128 else 64 if width < 512 else 128 if width < 2048 else 256
 
 
 def _usual_layers(width: int) -> float:

@@ -6,7 +6,6 @@ for itself, and tell each other when they meet; whether they go back they decide
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from tallow.console import say
