@@ -78,7 +78,7 @@ def test_a_vocabulary_that_is_too_large_is_named() -> None:
 def test_a_shape_that_is_set_is_not_blamed_on_the_vocabulary() -> None:
     base = DecoderConfig(vocab_size=512, hidden_size=64, num_layers=4, intermediate_size=128)
     kept = frozenset({"hidden_size", "num_layers", "intermediate_size"})
-    with pytest.raises(UsageError, match="of the hidden_size, intermediate_size, num_layers that the recipe sets has 30m"):
+    with pytest.raises(UsageError, match="hidden_size, intermediate_size, num_layers that the recipe sets has 30m"):
         shape_of_size(30_000_000, base, kept)
     for size in (200_000, 300_000, 1_000_000):  # no number of layers makes up for coarse widths
         shape = shape_of_size(size, base.model_copy(update={"num_layers": 3}), frozenset({"num_layers"}))

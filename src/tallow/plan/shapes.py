@@ -129,7 +129,7 @@ def _with_width(base: Shape, width: int, keep: frozenset[str]) -> Shape:
 
 
 def _widths(*, fine: bool) -> Iterator[int]:
-    """All that are considered, narrowest first; `fine`: closer to each other, as no number of layers makes up for it."""
+    """All that are considered, narrowest first; `fine`: closer to each other, where the depth cannot make up for it."""
     width = 32
     while width <= MAX_WIDTH:
         yield width

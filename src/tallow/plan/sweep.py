@@ -3,6 +3,7 @@ stopped."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +73,7 @@ class Sweep:
             UsageError: Time or text are too little.
             Interrupted: What is done is kept.
         """
+        begun = time.monotonic()
         ladder = self._plan(seconds)
         chosen = tuned(ladder.rungs)
         for rung in chosen:
@@ -79,7 +81,8 @@ class Sweep:
         law = fit_learning_rate(self.finished())
         say(f"learning rate: {law.source}")
         for number, rung in enumerate(ladder.rungs, start=1):
-            say(f"small run {number} of {len(ladder.rungs)}: {_describe(rung)}")
+            spent = f"{(time.monotonic() - begun) / 60:.1f} of {seconds / 60:g} minutes spent"
+            say(f"small run {number} of {len(ladder.rungs)}: {_describe(rung)} ({spent})")
             if rung not in chosen:
                 self._do(rung, ladder.precision, law)
         return self.finished()

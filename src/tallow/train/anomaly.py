@@ -27,10 +27,10 @@ LEAST_NORM = 1e-8
 class AnomalyConfig(Section):
     """What becomes of batches that are bad: a loss or gradient that is not finite, or a spike.
 
-    A bad batch changes nothing that is learned (but for spikes with `lomo` and `adalomo`, which have learned them by the
-    time when they are known); its rows are listed in `anomalies.jsonl`. When several follow one another, the weights
-    themselves have gone astray: the last checkpoint from before is taken up again, and the batches before and during
-    the spike are left out.
+    A bad batch changes nothing that is learned (but for spikes with `lomo` and `adalomo`, which have learned them when
+    they are known); its rows are listed in `anomalies.jsonl`. When several follow one another, the weights themselves
+    have gone astray: the last checkpoint from before is taken up again, and the batches before and during the spike are
+    left out.
 
     Args:
         threshold: A spike is a loss or gradient norm whose logarithm is so many standard deviations above the median
