@@ -67,8 +67,8 @@ PATIENCE_S = 900
 CALM_S = 3.0
 """Left to every engine after its first token, as a server has it before anybody comes."""
 
-BREATH_S = 0.3
-"""Between turns: so long some engines' threads go on looking for work."""
+BREATH_S = 2.0
+"""Between turns: so long some engines' threads go on looking for work, or get pages for their caches."""
 
 
 def main() -> int:

@@ -29,6 +29,8 @@ ROUNDS = 7
 FIRST_TOKENS = 30
 IDLE_CONNECTIONS = 1000
 OTHERS = 4
+BREATH_S = 2.0
+"""Between turns: so long the side that has had its own may go on getting pages for its cache."""
 
 ENGINE = """
 import sys, json, time
@@ -60,8 +62,10 @@ def main() -> None:
         for prompt_tokens, new_tokens in SHAPES:
             found: dict[str, list[float]] = {"engine": [], "whole": [], "stream": []}
             for _ in range(ROUNDS):
+                time.sleep(BREATH_S)
                 found["engine"].append(CLIENTS * new_tokens / _ask(engine, _prompts(prompt_tokens), new_tokens)[0])
                 for way in ("whole", "stream"):
+                    time.sleep(BREATH_S)
                     seconds = uvloop.run(_clients(port, _prompts(prompt_tokens), new_tokens, way == "stream"))
                     found[way].append(CLIENTS * new_tokens / seconds)
             own, whole, stream = (statistics.median(found[way]) for way in ("engine", "whole", "stream"))
@@ -79,6 +83,7 @@ def main() -> None:
         others: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(ROUNDS):
             for are_read, seconds in others.items():
+                time.sleep(BREATH_S)
                 seconds.append(uvloop.run(_clients(port, _prompts(16), 64, True, OTHERS, are_read)))
         ratio = statistics.median(others[True]) / statistics.median(others[False])
         print(f"beside {OTHERS} streams that nobody reads: {ratio:.2f} of the speed beside as many that are read")
