@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from tests.parallel.layouts import RATE, ROWS, make, objective_of, together, update
 from tests.train.toys import loop_config
 
 from tallow.errors import UsageError
 from tallow.files import read_json, write_json
 from tallow.parallel import Layout, World
+from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
+from tallow.train.counters import Counters
+from tallow.train.optimizers.registry import AnyMethod
 from tallow.train.update import Updater
 
 DIVIDED: dict[str, dict[str, Any]] = {"zero": {"zero": 3}, "tensor": {"tensor": 2}}
 WORKING = ("adam_mini", "galore", "muon")  # which do not take each weight by itself
+NAMES = {kind.model_fields["name"].annotation.__args__[0] for kind in get_args(get_args(AnyMethod)[0])}
 REFUSED = {"adafactor": ("zero", "tensor", "expert"), "soap": ("zero", "tensor"), "shampoo": ("zero", "tensor")}
+DIVIDING = [
+    (optimizer, name)
+    for optimizer in sorted(NAMES - REFUSED.keys())
+    for name in DIVIDED
+    if name == "zero" or optimizer in ("adam_mini", "adamw8bit", "galore")  # whose state has other shapes
+]
 
 
 def losses(layout: Layout, config: LoopConfig) -> list[float]:
@@ -40,6 +51,47 @@ def test_divided_matrices_learn_as_whole_ones(tmp_path: Path) -> None:
         expected = losses(Layout(make("decoder", 0, layers=1)), loop_config(learning_rate=RATE, optimizer=optimizer))
         for name in DIVIDED:
             assert read_json(tmp_path / f"{optimizer} {name}.json") == {"losses": pytest.approx(expected, abs=5e-5)}
+
+
+def updates(layout: Layout, config: LoopConfig, directory: Path, until: int) -> list[float]:
+    """Losses of the updates from what a directory holds on; then it holds what they have come to."""
+    updater = Updater(layout, objective_of("decoder"), config)
+    kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 1, layout.mesh)
+    found = []
+    for step in range(kept.restore()[0] + 1, until + 1):
+        torch.manual_seed(step)
+        found.append(update(updater, step, ROWS).loss)
+    kept.begin(until, Counters())
+    kept.finish()
+    return found
+
+
+def stop_and_go_on(world: World, directory: Path) -> None:
+    """Four updates in one piece, and taken up anew after two."""
+    for optimizer, name in DIVIDING:
+        config = loop_config(learning_rate=RATE, optimizer=optimizer, parallel=DIVIDED[name])
+        found: dict[str, list[float]] = {}
+        for way, stops in (("whole", [4]), ("parts", [2, 4])):
+            found[way] = []
+            for stop in stops:
+                layout = Layout(make("decoder", len(found[way]), layers=1), config.parallel, world)
+                found[way] += updates(layout, config, directory / f"{optimizer} {name} {way}", stop)
+        if world.is_main:
+            write_json(directory / f"{optimizer} {name}.json", found)
+
+
+def test_state_of_divided_weights_survives_a_stop(tmp_path: Path) -> None:
+    together(2, stop_and_go_on, tmp_path)
+    for optimizer, name in DIVIDING:
+        found = read_json(tmp_path / f"{optimizer} {name}.json")
+        assert found["parts"] == found["whole"], (optimizer, name)
+        config = loop_config(learning_rate=RATE, optimizer=optimizer)
+        alone = updates(Layout(make("decoder", 0, layers=1)), config, tmp_path / f"{optimizer} alone {name}", 5)
+        few = 0.1 if optimizer == "sophia" else 5e-5  # which draws other targets in each layout
+        assert found["whole"] == pytest.approx(alone[:4], abs=few)
+        # one process goes on with what two have saved
+        parts = tmp_path / f"{optimizer} {name} parts"
+        assert updates(Layout(make("decoder", 5, layers=1)), config, parts, 5) == pytest.approx(alone[4:], abs=few)
 
 
 @pytest.mark.parametrize("optimizer", REFUSED)

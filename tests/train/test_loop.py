@@ -156,6 +156,16 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert learned(run) == records
 
 
+def test_records_that_are_lost_after_the_last_step_are_no_error(tmp_path: Path) -> None:
+    config = loop_config(steps=4)
+    trained(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text("")
+    model, run = tiny_model(seed=1), new_run(tmp_path)
+    result = train(Layout(model), causal, markov_batches(config), config, run)
+    assert result == {"steps": 4, "tokens": 4 * 4 * 16, "skipped": 0}
+    assert torch.equal(weights(model), weights(trained(tmp_path / "other", config)[0]))
+
+
 def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
     config = loop_config(steps=4, save_every=1, keep_checkpoints=9)
     _, records = trained(tmp_path, config)

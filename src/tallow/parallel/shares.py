@@ -71,16 +71,35 @@ def is_written_here(tensor: Tensor, mesh: Mesh) -> bool:
 
 
 def like_share(parameter: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """An empty tensor that belongs to a parameter, divided as that one is where their shapes allow it."""
-    if not isinstance(parameter, DTensor):
+    """An empty tensor that belongs to a parameter, divided as that one is where their shapes allow it.
+
+    Else all processes that divide the parameter have all of it; a single number is no DTensor.
+    """
+    if not isinstance(parameter, DTensor) or not shape:
         return torch.empty(shape, dtype=dtype, device=parameter.device)
     if shape == parameter.shape:
         return torch.empty_like(parameter.detach(), dtype=dtype)
     divided = {place.dim for place in parameter.placements if isinstance(place, Shard | _StridedShard)}
-    if len(shape) == parameter.ndim and all(shape[number] == parameter.shape[number] for number in divided):
-        empty = zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=parameter.placements)
-        return empty.to(parameter.device)  # which need not be that of the mesh
-    return torch.empty(shape, dtype=dtype, device=parameter.device)
+    placements = parameter.placements
+    if len(shape) != parameter.ndim or any(shape[number] != parameter.shape[number] for number in divided):
+        placements = tuple(Replicate() for _ in placements)
+    empty = zeros(shape, dtype=dtype, device_mesh=parameter.device_mesh, placements=placements)
+    return empty.to(parameter.device)  # which need not be that of the mesh
+
+
+def writable(tensor: Tensor, parameter: Tensor | None) -> Tensor:
+    """A tensor that belongs to a parameter, divided so that each process has a stretch of it.
+
+    What was computed of divided tensors need not be: there are sums whose parts processes hold, and shares with gaps.
+    All processes that divide the parameter must call it.
+    """
+    if not isinstance(tensor, DTensor) or (
+        isinstance(parameter, DTensor) and tensor.placements == parameter.placements
+    ):
+        return tensor
+    if all(place.is_replicate() or type(place) is Shard for place in tensor.placements):
+        return tensor
+    return tensor.redistribute(placements=[Replicate() for _ in tensor.placements])
 
 
 def own_share(tensor: Tensor) -> Tensor:

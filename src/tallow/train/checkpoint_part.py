@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tallow.errors import DataError
 from tallow.parallel.compressed_sum import CompressedSum
 from tallow.parallel.mesh import Mesh
-from tallow.parallel.shares import is_written_here, like_share
+from tallow.parallel.shares import is_written_here, like_share, writable
 from tallow.train.checkpoint_files import read_shares, stored_tensors
 from tallow.train.optimizers.joint import GROUPS, JointOptimizer
 from tallow.train.outer import OuterOptimizer
@@ -59,7 +59,10 @@ class CheckpointPart:
             in_round: The workers' weights are not the same now.
         """
         state, structure = self.optimizer.state()
-        own = {f"{OPTIMIZER}{name}": tensor for name, tensor in state.items()}
+        own = {
+            f"{OPTIMIZER}{name}": writable(tensor, self.optimizer.parameters.get(name.partition("/")[0]))
+            for name, tensor in state.items()
+        }
         weights = {f"{MODEL}{name}": parameter.detach() for name, parameter in self.parameters.items()}
         if self.compressed is not None:
             own |= {f"{COMPRESSION}{key}": tensor for key, tensor in self.compressed.state(self.parameters).items()}

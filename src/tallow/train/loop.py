@@ -221,11 +221,12 @@ def _summary(run: StageRun, steps: int, tokens: int, skipped: int) -> dict[str, 
     last: dict[str, Any] = {}
     for record in records:
         last |= record
+    # there are none if they were damaged after the last step
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
     return {
         "steps": steps,
         "tokens": tokens,
         "skipped": skipped,
-        "tokens_per_s": statistics.median(speeds),
+        **({"tokens_per_s": statistics.median(speeds)} if speeds else {}),
         **{key: value for key, value in last.items() if key == "loss" or key.startswith("validation_")},
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from tallow.recipe import Section
 
@@ -142,6 +143,10 @@ def map_tensors(
 
 
 def _copy(tensor: Tensor, strides: list[int] | None) -> Tensor:
+    if isinstance(tensor, DTensor):
+        own = tensor.to_local()
+        own = _copy(own, strides if own.shape == tensor.shape else None)
+        return DTensor.from_local(own, tensor.device_mesh, tensor.placements, run_check=False)
     if strides is None:
         return tensor.clone()
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

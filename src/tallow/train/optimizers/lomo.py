@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, overload
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 from tallow.train.optimizers.groups import decay_groups
@@ -118,6 +119,8 @@ class AdaLomo(OneByOne):
 
 def _remember(state: dict[str, Any], name: str, value: Tensor, step: int, decay: float) -> Tensor:
     """Take a value into the moving average of this name."""
+    if isinstance(value, DTensor):  # each process may have its rows' part of a sum
+        value = value.redistribute(placements=[Replicate() if p.is_partial() else p for p in value.placements])
     if name not in state:
         state[name] = torch.zeros_like(value)
     state[name].lerp_(value, step**-decay)
