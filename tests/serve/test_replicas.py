@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,9 @@ def replicas(pid: int) -> list[int]:
     """Processes below one that Ray has started as replicas."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            if Path(f"/proc/{child}/cmdline").read_text().startswith("ray::ServeReplica"):
-                found.append(child)
-            found += replicas(child)
+        with suppress(FileNotFoundError, ProcessLookupError):  # threads and processes end at any time
+            for child in map(int, (task / "children").read_text().split()):
+                if Path(f"/proc/{child}/cmdline").read_text().startswith("ray::ServeReplica"):
+                    found.append(child)
+                found += replicas(child)
     return found
