@@ -12,23 +12,24 @@ from tests.train.toys import loop_config
 
 from tallow.errors import UsageError
 from tallow.files import read_json, write_json
-from tallow.parallel import Layout, World
+from tallow.parallel import ALONE, Layout, World
 from tallow.train.checkpoint import Checkpoints
 from tallow.train.config import LoopConfig
 from tallow.train.counters import Counters
 from tallow.train.optimizers.registry import AnyMethod
 from tallow.train.update import Updater
 
-DIVIDED: dict[str, dict[str, Any]] = {"zero": {"zero": 3}, "tensor": {"tensor": 2}}
+DIVIDED: dict[str, dict[str, Any]] = {"zero": {"zero": 3}, "tensor": {"tensor": 2}, "expert": {"expert": 2}}
+MATRICES = ("zero", "tensor")
 WORKING = ("adam_mini", "galore", "muon")  # which do not take each weight by itself
 NAMES = {kind.model_fields["name"].annotation.__args__[0] for kind in get_args(get_args(AnyMethod)[0])}
 REFUSED = {"adafactor": ("zero", "tensor", "expert"), "soap": ("zero", "tensor"), "shampoo": ("zero", "tensor")}
 DIVIDING = [
     (optimizer, name)
     for optimizer in sorted(NAMES - REFUSED.keys())
-    for name in DIVIDED
+    for name in MATRICES
     if name == "zero" or optimizer in ("adam_mini", "adamw8bit", "galore")  # whose state has other shapes
-]
+] + [(optimizer, "expert") for optimizer in sorted(NAMES - {"lomo", "adalomo", "adafactor"})]
 
 
 def losses(layout: Layout, config: LoopConfig) -> list[float]:
@@ -38,8 +39,8 @@ def losses(layout: Layout, config: LoopConfig) -> list[float]:
 
 def learn_divided(world: World, directory: Path) -> None:
     for optimizer in WORKING:
-        for name, parallel in DIVIDED.items():
-            config = loop_config(learning_rate=RATE, optimizer=optimizer, parallel=parallel)
+        for name in MATRICES:
+            config = loop_config(learning_rate=RATE, optimizer=optimizer, parallel=DIVIDED[name])
             found = losses(Layout(make("decoder", 0, layers=1), config.parallel, world), config)
             if world.is_main:
                 write_json(directory / f"{optimizer} {name}.json", {"losses": found})
@@ -49,13 +50,18 @@ def test_divided_matrices_learn_as_whole_ones(tmp_path: Path) -> None:
     together(2, learn_divided, tmp_path)
     for optimizer in WORKING:
         expected = losses(Layout(make("decoder", 0, layers=1)), loop_config(learning_rate=RATE, optimizer=optimizer))
-        for name in DIVIDED:
+        for name in MATRICES:
             assert read_json(tmp_path / f"{optimizer} {name}.json") == {"losses": pytest.approx(expected, abs=5e-5)}
 
 
-def updates(layout: Layout, config: LoopConfig, directory: Path, until: int) -> list[float]:
+def kind_for(name: str) -> str:
+    return "experts" if name == "expert" else "decoder"
+
+
+def updates(kind: str, seed: int, config: LoopConfig, world: World, directory: Path, until: int) -> list[float]:
     """Losses of the updates from what a directory holds on; then it holds what they have come to."""
-    updater = Updater(layout, objective_of("decoder"), config)
+    layout = Layout(make(kind, seed, layers=1), config.parallel, world)
+    updater = Updater(layout, objective_of(kind), config)
     kept = Checkpoints(directory, updater.parameters, updater.optimizer, {}, 1, layout.mesh)
     found = []
     for step in range(kept.restore()[0] + 1, until + 1):
@@ -74,8 +80,8 @@ def stop_and_go_on(world: World, directory: Path) -> None:
         for way, stops in (("whole", [4]), ("parts", [2, 4])):
             found[way] = []
             for stop in stops:
-                layout = Layout(make("decoder", len(found[way]), layers=1), config.parallel, world)
-                found[way] += updates(layout, config, directory / f"{optimizer} {name} {way}", stop)
+                place, seed = directory / f"{optimizer} {name} {way}", len(found[way])
+                found[way] += updates(kind_for(name), seed, config, world, place, stop)
         if world.is_main:
             write_json(directory / f"{optimizer} {name}.json", found)
 
@@ -86,12 +92,12 @@ def test_state_of_divided_weights_survives_a_stop(tmp_path: Path) -> None:
         found = read_json(tmp_path / f"{optimizer} {name}.json")
         assert found["parts"] == found["whole"], (optimizer, name)
         config = loop_config(learning_rate=RATE, optimizer=optimizer)
-        alone = updates(Layout(make("decoder", 0, layers=1)), config, tmp_path / f"{optimizer} alone {name}", 5)
+        alone = updates(kind_for(name), 0, config, ALONE, tmp_path / f"{optimizer} alone {name}", 5)
         few = 0.1 if optimizer == "sophia" else 5e-5  # which draws other targets in each layout
         assert found["whole"] == pytest.approx(alone[:4], abs=few)
         # one process goes on with what two have saved
         parts = tmp_path / f"{optimizer} {name} parts"
-        assert updates(Layout(make("decoder", 5, layers=1)), config, parts, 5) == pytest.approx(alone[4:], abs=few)
+        assert updates(kind_for(name), 5, config, ALONE, parts, 5) == pytest.approx(alone[4:], abs=few)
 
 
 @pytest.mark.parametrize("optimizer", REFUSED)

@@ -50,6 +50,11 @@ class CompressedSum(GradientSum):
         self._q_KR: dict[nn.Parameter, Tensor] = {}
         self._generator = torch.Generator().manual_seed(0)  # alike on all processes
 
+    def scale(self, factor: float) -> None:
+        """What was left out is to be added to gradients that are so many times as large."""
+        for error_NK in self._errors.values():
+            error_NK *= factor
+
     def state(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """What is to be known to go on: exchanges so far, and by name what all have left out together, and Q.
 

@@ -146,7 +146,9 @@ class Updater:
         if self.optimizer.wants_curvature(step):
             self._add_curvature(micro_batches, precision)
         if precision == "fp16":
-            self.scale = self.scale.after_update()
+            before, self.scale = self.scale.factor, self.scale.after_update()
+            if self.layout.compressed is not None and self.scale.factor != before:
+                self.layout.compressed.scale(self.scale.factor / before)
         self.optimizer.set_learning_rate(learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()

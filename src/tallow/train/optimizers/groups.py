@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from math import prod
 
+from torch.distributed.tensor import DTensor
+
 from tallow.errors import UsageError
 from tallow.train.optimizers.method import Common, Groups, Parameters
 
@@ -37,6 +39,11 @@ def rate_groups(parameters: Parameters, common: Common, weight_decay: float) -> 
         }
         by_factor.append(group if factor == 1.0 else {**group, RATE_FACTOR: factor})
     return by_factor
+
+
+def can_go_together(parameters: Parameters) -> bool | None:
+    """`foreach` of optimizers that update many parameters at once: processes must divide all of them, or none."""
+    return None if len({isinstance(parameter, DTensor) for parameter in parameters.values()}) < 2 else False
 
 
 def match_factors(patterns: Mapping[str, float], names: Collection[str]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch.optim import Optimizer
 
-from tallow.train.optimizers.groups import decay_groups
+from tallow.train.optimizers.groups import can_go_together, decay_groups
 from tallow.train.optimizers.method import Common, Method, Parameters
 
 
@@ -27,5 +27,5 @@ class LionMethod(Method):
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
         from pytorch_optimizer import Lion
 
-        groups = decay_groups(parameters, common)
-        return [Lion(groups, lr=common.learning_rate, betas=common.betas)]
+        groups, together = decay_groups(parameters, common), can_go_together(parameters)
+        return [Lion(groups, lr=common.learning_rate, betas=common.betas, foreach=together)]

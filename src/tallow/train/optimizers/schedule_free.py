@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch.optim import Optimizer
 
-from tallow.train.optimizers.groups import decay_groups
+from tallow.train.optimizers.groups import can_go_together, decay_groups
 from tallow.train.optimizers.method import Common, Method, Parameters
 
 
@@ -29,5 +29,6 @@ class ScheduleFreeMethod(Method):
     def make(self, parameters: Parameters, common: Common) -> Sequence[Optimizer]:
         from pytorch_optimizer import ScheduleFreeAdamW
 
-        groups = decay_groups(parameters, common)
-        return [ScheduleFreeAdamW(groups, lr=common.learning_rate, betas=common.betas, eps=common.epsilon)]
+        groups, together = decay_groups(parameters, common), can_go_together(parameters)
+        settings = {"betas": common.betas, "eps": common.epsilon, "foreach": together}
+        return [ScheduleFreeAdamW(groups, lr=common.learning_rate, **settings)]
