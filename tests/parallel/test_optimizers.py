@@ -93,7 +93,8 @@ def test_state_of_divided_weights_survives_a_stop(tmp_path: Path) -> None:
         assert found["parts"] == found["whole"], (optimizer, name)
         config = loop_config(learning_rate=RATE, optimizer=optimizer)
         alone = updates(kind_for(name), 0, config, ALONE, tmp_path / f"{optimizer} alone {name}", 5)
-        few = 0.1 if optimizer == "sophia" else 5e-5  # which draws other targets in each layout
+        # the one draws other targets in each layout, the eigenbases of the other amplify rounding
+        few = {"sophia": 0.1, "soap": 5e-4}.get(optimizer, 5e-5)
         assert found["whole"] == pytest.approx(alone[:4], abs=few)
         # one process goes on with what two have saved
         parts = tmp_path / f"{optimizer} {name} parts"

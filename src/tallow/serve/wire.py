@@ -6,6 +6,7 @@ import asyncio
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ import orjson
 
 LENGTH = struct.Struct(">I")
 RECEIVED_AT_ONCE = 1 << 18
+PAUSE_S, BURST_S = 0.001, 0.02
+"""A burst of messages ends with a pause of the one, or after the other. Were the first of several requests computed at
+once, it would have all cores to itself, and the front prepare the others ever more slowly."""
 
 
 class Update(NamedTuple):
@@ -82,18 +86,18 @@ class Connection:
         self._unsent += _frame(message)
         self._flush()
 
-    def receive(self, *, wait: bool) -> Iterator[Any]:
+    def receive(self, *, wait_s: float | None = None) -> Iterator[Any]:
         """The messages that have arrived.
 
         Args:
-            wait: If there are none, until there are some.
+            wait_s: If there are none, so long at most; None: until there are some.
 
         Raises:
             Closed: Nobody is there.
         """
         while True:
             unsent = [self._end] if self._unsent else []
-            readable, writable, _ = select.select([self._end], unsent, [], None if wait else 0)
+            readable, writable, _ = select.select([self._end], unsent, [], wait_s)
             if writable:
                 self._flush()
             if readable:
@@ -101,8 +105,22 @@ class Connection:
                 if messages := list(_unframe(self._received)):
                     yield from messages
                     return
-            elif not wait:
+            elif wait_s is not None and not writable:
                 return
+
+    def receive_now(self) -> Iterator[Any]:
+        """The messages that have arrived, if there are some; raises as `receive` does."""
+        return self.receive(wait_s=0.0)
+
+    def receive_burst(self) -> Iterator[Any]:
+        """The next message and those that follow at once; raises as `receive` does."""
+        yield from self.receive()
+        end = time.monotonic() + BURST_S
+        while time.monotonic() < end:
+            following = list(self.receive(wait_s=PAUSE_S))
+            if not following:
+                return
+            yield from following
 
     def _read(self) -> None:
         try:

@@ -85,7 +85,8 @@ class Host:
         engine = self.model.engine
         while True:
             was_idle = engine.is_idle
-            for message in self.connection.receive(wait=was_idle):
+            receive = self.connection.receive_burst if was_idle else self.connection.receive_now
+            for message in receive():
                 self._obey(message)
             updates = self._step() if not engine.is_idle else []
             news: dict[str, Any] = {"updates": updates} if updates else {}
@@ -201,7 +202,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when it ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
-    [settings] = connection.receive(wait=True)
+    [settings] = connection.receive()
     adapters, must_have_adapters = settings.pop("adapters"), settings.pop("must_have_adapters")
     missing: dict[str, Any] = {}
     try:
