@@ -10,8 +10,8 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from tallow.engine.native_runner import CacheNumber, NativeRunner
-from tallow.engine.packed_model import Number
+from tallow.engine.native_runner import NativeRunner
+from tallow.engine.packed_model import CacheNumber, Number
 from tallow.engine.packing import pack
 from tallow.engine.runner import Scores
 from tallow.models.config import DecoderConfig, Rotary

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from tallow.engine.blocks import BLOCK_TOKENS
-from tallow.engine.native_runner import READY_SHARE, CacheNumber, NativeRunner
-from tallow.engine.packed_model import Number
+from tallow.engine.native_runner import READY_SHARE, NativeRunner
+from tallow.engine.packed_model import CacheNumber, Number
 from tallow.engine.runner import Runner, Span
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import UsageError

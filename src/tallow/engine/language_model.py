@@ -391,8 +391,8 @@ def load(
             earlier, in the prompt or the answer. Else a draft model: the name or path of a smaller one with the same
             vocabulary; it computes with 8-bit weights if it is not stored in fewer. `off`: nobody.
         cache_precision: What keys and values are held in: `fp32`, `bf16`, or `q8` (8 bits), of which the cache holds
-            nearly twice as many tokens as of bf16. `auto`: fp32 beside weights in fp32, else bf16. A GPU has only
-            what the model computes in.
+            nearly twice as many tokens as of bf16. `auto`: fp32 beside weights in fp32, `q8` beside weights of 4 bits,
+            else bf16. A GPU has only what the model computes in.
         cache_bytes: Memory for keys and values, taken as it fills; None: an eighth of the machine's, at most.
         max_running: Most answers at a time that hold blocks of the cache. The others wait.
         policy: Who goes first: `first-come`, `priority` or `shortest` (remaining job).

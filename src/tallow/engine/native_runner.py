@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tallow.engine.block_tables import CacheLayout
-from tallow.engine.packed_model import LANES, NUMBERS, Integers, Layer, Norm, PackedModel, Part, Plan
+from tallow.engine.packed_model import LANES, NUMBERS, CacheNumber, Integers, Layer, Norm, PackedModel, Part, Plan
 from tallow.engine.runner import Floats, Scores, Span, context_length
 from tallow.kernels import cpu
 from tallow.kernels.sampling import Draw
@@ -20,7 +20,6 @@ from tallow.models.config import DecoderConfig
 if TYPE_CHECKING:
     from tallow.models.formats.adapters import Adapter
 
-CacheNumber = Literal["float32", "bfloat16", "int8"]
 
 STREAMED_AT_ONCE = 3
 """Layers of a file that are in memory together: one that computes, the next, and the one before."""
@@ -67,7 +66,7 @@ class NativeRunner:
         self._handles = itertools.count(1)
         self._adapter_bytes: dict[int, int] = {}
         self._products: list[tuple[Part, Any]] = []
-        cache = cache or ("float32" if plan.in_fp32 else "bfloat16")
+        cache = cache or plan.cache
         held = " and ".join(sorted({part.number.split("_")[-1] for layer in plan.layers for part in layer.parts}))
         self.precision = f"{held} weights, {cache} cache"
         self._decoder = self._native.Decoder(

@@ -17,6 +17,7 @@ from tallow.kernels import cpu
 from tallow.models.config import DecoderConfig
 
 Number = Literal["float32", "bfloat16", "int8", "int4", "int6", "compressed_bfloat16", "nested_int4"]
+CacheNumber = Literal["float32", "bfloat16", "int8"]
 Integers = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 
@@ -112,7 +113,7 @@ class Plan:
         head: The output matrix; None where it is the embedding.
         positions: The place of learned positions among the floats.
         num_floats: How many there are, each vector with zeros behind it.
-        in_fp32: Whether keys and values are held in fp32 if nothing else is said; else in bf16.
+        in_fp32: Whether keys and values are held in fp32 if nothing else is said; else `cache` says it.
     """
 
     config: DecoderConfig
@@ -123,6 +124,15 @@ class Plan:
     positions: int | None
     num_floats: int
     in_fp32: bool
+
+    @property
+    def cache(self) -> CacheNumber:
+        """What keys and values are held in if nothing else is said: in 8 bits beside weights of 4, whose rounding costs
+        a model a hundred times as much."""
+        if self.in_fp32:
+            return "float32"
+        has_4_bits = any(part.number in ("int4", "nested_int4") for layer in self.layers for part in layer.parts)
+        return "int8" if has_4_bits else "bfloat16"
 
     @property
     def parts(self) -> Iterator[Part]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tallow.console import say
 from tallow.engine.choices import CachePrecision, Device, Placement, Precision, chooses_gpu
-from tallow.engine.native_runner import CacheNumber, NativeRunner
-from tallow.engine.packed_model import Plan
+from tallow.engine.native_runner import NativeRunner
+from tallow.engine.packed_model import CacheNumber, Plan
 from tallow.engine.packed_store import StoredPackedModel, find_packed
 from tallow.kernels import cpu
 from tallow.kernels.dispatch import prefers_fast

@@ -23,7 +23,8 @@ class ModelSettings(Section):
         weights: Where they are; `auto`: mapped from a file if memory has no room.
         device: `auto`: a GPU if there is one.
         speculate: Who guesses next tokens: `off`, `ngram`, or the name or path of a smaller model.
-        cache_precision: What keys and values are held in; `auto`: fp32 beside weights in fp32, else bf16.
+        cache_precision: What keys and values are held in; `auto`: fp32 beside weights in fp32, q8
+            beside weights of 4 bits, else bf16.
         cache_bytes: Memory for them; None: an eighth of the machine's, at most.
         max_running: Most answers at a time; the others wait.
         policy: Who of those that wait goes first.

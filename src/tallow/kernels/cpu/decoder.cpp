@@ -126,6 +126,8 @@ void Decoder::cut_in_pieces() {
             pieces_.push_back({int64_t(task), segment, segments, floats});
         floats += segments * tasks_[task].count * partial_floats(shape_.head_size);
     }
+    const bool many = single_tokens_ && !cut_ && rows_.size() >= size_t(4 * pool_.size());
+    share_ = many ? shape_.num_kv_heads : 1;
     if (partials_.bytes() < floats * sizeof(float)) partials_ = Memory(2 * floats * sizeof(float));
 }
 
@@ -166,13 +168,13 @@ void Decoder::over_parts(int thread, const Work &work) {
 
 void Decoder::work_together(int thread) {
     const Part all{thread, true, 0, int64_t(rows_.size())};
-    const int64_t kv_heads = shape_.num_kv_heads, threads = pool_.size();
+    const int64_t kv_heads = shape_.num_kv_heads;
     embed(all);
     for (const DecoderLayer &layer : layers_) {
         if (thread == 0) read_ahead_.begin(&layer - layers_.data());
         clear_fresh_blocks(thread, layer);
         project(all, layer);
-        for (int64_t i = thread; i < all.end * kv_heads; i += threads)
+        for (int64_t i = first_share(thread); i < all.end * kv_heads; i = next_share(i))
             store_heads(thread, layer, i / kv_heads, i % kv_heads);
         // where each thread attends to what it has stored itself, it need not wait for the others
         if (!single_tokens_ || cut_) pool_.barrier();
@@ -356,12 +358,12 @@ void Decoder::store_heads(int thread, const DecoderLayer &layer, int64_t row, in
 void Decoder::attend_all(const Part &part, const DecoderLayer &layer, bool only_wanted) {
     const int64_t pieces = int64_t(pieces_.size()), threads = pool_.size();
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
-    const auto next = [&](int64_t i) { return part.together ? i + threads : pool_.next(); };
-    for (int64_t i = next(part.thread - threads); i < pieces; i = next(i)) {
+    const auto next = [&](int64_t i) { return part.together ? next_share(i) : pool_.next(); };
+    for (int64_t i = part.together ? first_share(part.thread) : pool_.next(); i < pieces; i = next(i)) {
         const Task &task = tasks_[pieces_[i].task];
         const int64_t end = task.first + task.count;
         if (only_wanted && !is_wanted(task.row + task.first / sharing, task.row + (end + sharing - 1) / sharing)) continue;
-        attend(layer, pieces_[i], pieces_[std::min(i + threads, pieces - 1)]);
+        attend(layer, pieces_[i], pieces_[std::min(part.together ? next_share(i) : i + threads, pieces - 1)]);
     }
 }
 
@@ -384,16 +386,16 @@ void Decoder::join_pieces(int thread) {
     }
 }
 
-// The keys and values that a piece begins with.
-void Decoder::first_units(const DecoderLayer &layer, const Piece &piece, const uint8_t **units) {
+// The keys and values that a piece begins with; how many.
+int Decoder::first_units(const DecoderLayer &layer, const Piece &piece, const uint8_t **units) {
     const Task &task = tasks_[piece.task];
     const Row &row = rows_[task.row];
     const int64_t seen = layer.window > 0 ? std::max<int64_t>(0, row.position + 1 - layer.window) : 0;
-    const int64_t first = std::max(seen, piece.segment * kSegment) / kChunk * kChunkBlocks, last = row.position / kLanes;
-    for (int64_t i = 0; i < kChunkBlocks; ++i) {
-        const int64_t block = row.blocks(layer)[std::clamp(first + i, seen / kLanes, last)];
-        units[i] = cache(layer) + block * block_bytes() + task.kv_head * cache_shape_.unit_bytes();
-    }
+    const int64_t begin = std::max(seen, piece.segment * kSegment), segment_end = (begin / kSegment + 1) * kSegment;
+    const int64_t first = begin / kLanes, end = std::min(row.position, segment_end - 1) / kLanes + 1;
+    const uint8_t *of_head = cache(layer) + task.kv_head * cache_shape_.unit_bytes();
+    for (int64_t i = first; i < end; ++i) units[i - first] = of_head + row.blocks(layer)[i] * block_bytes();
+    return int(std::max<int64_t>(0, end - first));
 }
 
 // While the last keys of a piece are computed, the first of the thread's next one are asked for.
@@ -406,13 +408,15 @@ void Decoder::attend(const DecoderLayer &layer, const Piece &piece, const Piece 
         places[i] = row * qkv_stride_ + head * shape_.head_size;
         positions[i] = rows_[row].position;
     }
-    const uint8_t *following[kChunkBlocks];
-    first_units(layer, next, following);
+    const uint8_t *following[kSegmentBlocks];
+    const Task &next_task = tasks_[next.task];
+    const bool others = next_task.row != task.row || next_task.kv_head != task.kv_head || next.segment != piece.segment;
+    const int following_count = others ? first_units(layer, next, following) : 0;
     const uint8_t *units = cache(layer) + task.kv_head * cache_shape_.unit_bytes();
     float *partials = partials_.as<float>() + piece.partials + piece.segment * floats;
     ops_.attend(cache_shape_, {units, block_bytes(), rows_[task.row].blocks(layer), qkv_.as<float>(), places, positions,
                                task.count, layer.scale, layer.softcap, layer.window, piece.segment, following,
-                               cut_ ? partials : nullptr, piece.segments * floats});
+                               following_count, cut_ ? partials : nullptr, piece.segments * floats});
 }
 
 }  // namespace tallow

@@ -134,7 +134,7 @@ class Decoder {
     void attend_all(const Part &, const DecoderLayer &, bool only_wanted = false);
     bool is_wanted(int64_t begin, int64_t end) const;
     void attend(const DecoderLayer &, const Piece &, const Piece &next);
-    void first_units(const DecoderLayer &, const Piece &, const uint8_t **units);
+    int first_units(const DecoderLayer &, const Piece &, const uint8_t **units);
     void join_pieces(int thread);
     void cut_in_pieces();
     uint8_t *cache(const DecoderLayer &layer) { return cache_.as<uint8_t>() + layer.place * layer_bytes(); }
@@ -159,6 +159,10 @@ class Decoder {
     std::vector<Run> runs_;  // of all rows, or none if no row has an adapter
     std::vector<Task> tasks_;
     std::vector<Piece> pieces_;
+    // Threads take so many pieces by turns: of many sequences all heads, whose keys and values lie side by side.
+    int64_t share_ = 1;
+    int64_t first_share(int64_t thread) const { return thread * share_; }
+    int64_t next_share(int64_t i) const { return (i + 1) % share_ > 0 ? i + 1 : i + 1 + (pool_.size() - 1) * share_; }
     bool cut_ = false;  // whether the pieces are segments, as tasks are too few for the threads
     Memory partials_;
     std::vector<int64_t> wanted_, wanted_sorted_;  // rows that get logits, in the order of the spans and of the rows

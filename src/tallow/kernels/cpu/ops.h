@@ -121,7 +121,7 @@ struct Norm {
 // taken as blocks are.
 //   float32   keys [d][16], values [16][d16]              (d16: head size in whole vectors of 16)
 //   bfloat16  keys [d / 2][16][2], values [8][d16][2]
-//   int8      keys [d / 4][16][4] as bytes code + 128, values [16][d16]; then 16 scales of the keys, 16 of the values
+//   int8      keys [d / 4][16][4], values [4][d16][4], as bytes code + 128; then 16 scales of the keys, 16 of the values
 // Head sizes are padded with zeros.
 struct CacheShape {
     Number number;  // float32, bfloat16 or int8
@@ -155,17 +155,17 @@ struct Queries {
     float scale, softcap;   // softcap 0: none
     int64_t window;         // 0: none
     int64_t segment;        // compute this segment of the keys only; −1: all of them
-    const uint8_t *const *following;  // kChunkBlocks units that will be read next: asked for towards the end
+    const uint8_t *const *following;  // units that will be read next, up to kSegmentBlocks: asked for towards the end
+    int following_count;
     float *partials;        // where the results of a segment go, partial_floats(head size) for each query
     int64_t partial_stride;
 };
 constexpr int kMostQueries = 16;
 constexpr int64_t kQueriesInRegisters = 10;  // those that vectors can take at once
-constexpr int kChunk = 64;  // keys between updates of the softmax; chunks begin at multiples of it
-constexpr int kChunkBlocks = kChunk / kLanes;
 // The softmax is taken over so many keys by itself, then over these results: so threads can share a long sequence, and
 // the result is the same if one does all of it.
 constexpr int64_t kSegment = 256;
+constexpr int kSegmentBlocks = kSegment / kLanes;
 TALLOW_INLINE constexpr int64_t partial_floats(int64_t head_size) { return round_up(head_size, kLanes) + kLanes; }
 
 // What sampling wants to know first of a row of logits.

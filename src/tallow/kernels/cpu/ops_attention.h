@@ -2,13 +2,17 @@
 
 constexpr int kLargestHead = 512;
 
-inline float greatest_size(const float *values, int64_t size) {
-    float greatest = 0;
-    for (int64_t i = 0; i < size; ++i) {
-        const float value = std::fabs(values[i]);
-        if (value > greatest || value != value) greatest = value;  // a NaN is not lost
-    }
-    return greatest;
+// To codes within ±127, and their sum; their scale, which is no number where an entry is not finite.
+inline float round_head(const float *head, int64_t size, int8_t *codes, int32_t *sum = nullptr) {
+    I sizes = iset(0), sums = iset(0);  // sizes as integers, so that a NaN is the greatest and is not lost
+    over_vectors(size, [&](int64_t i, int lanes) { sizes = imax(sizes, bits_of(fabs(fkeep(fload(head + i), lanes, fzero())))); });
+    const float scale = fgreatest(float_of(iset(igreatest(sizes)))) / 127;
+    const F inverse = fset(scale > 0 ? 1 / scale : 0);
+    over_vectors(size, [&](int64_t i, int lanes) {
+        sums = iadd(sums, store_int8(codes + i, fmul(fkeep(fload(head + i), lanes, fzero()), inverse)));
+    });
+    if (sum) *sum = isum(sums);
+    return scale < INFINITY ? scale : NAN;
 }
 
 void store_token(const CacheShape &shape, uint8_t *unit, int64_t slot, const float *key, const float *value) {
@@ -34,65 +38,100 @@ void store_token(const CacheShape &shape, uint8_t *unit, int64_t slot, const flo
             return;
         }
         default: {
+            int8_t keys8[kLargestHead], values8[kLargestHead];
             float *scales = reinterpret_cast<float *>(values + shape.value_bytes());
-            const float key_scale = scales[slot] = greatest_size(key, size) / 127;
-            const float value_scale = scales[kLanes + slot] = greatest_size(value, size) / 127;
-            const float to_key = key_scale > 0 ? 1 / key_scale : 0, to_value = value_scale > 0 ? 1 / value_scale : 0;
-            int8_t *to_values = reinterpret_cast<int8_t *>(values) + slot * lanes;
-            for (int64_t i = 0; i < size; ++i) {
-                unit[i / 4 * 64 + 4 * slot + i % 4] = uint8_t(128 + int(std::nearbyint(key[i] * to_key)));
-                to_values[i] = int8_t(std::nearbyint(value[i] * to_value));
+            scales[slot] = round_head(key, size, keys8);
+            scales[kLanes + slot] = round_head(value, size, values8);
+            for (int64_t i = 0; i < size; i += 4) {
+                uint32_t four;
+                std::memcpy(&four, keys8 + i, 4);
+                four ^= 0x80808080u;  // + 128
+                std::memcpy(unit + i * kLanes + 4 * slot, &four, 4);
             }
+            uint8_t *to_values = values + slot / 4 * 4 * lanes + slot % 4;
+            for (int64_t i = 0; i < size; ++i) to_values[4 * i] = uint8_t(128 + values8[i]);
         }
     }
 }
 
-// Queries in the form that the keys are multiplied with, and the state of their softmax.
+// Queries in the form that the keys are multiplied with, and what they come to with a segment's keys and values.
 struct QueryRows {
-    alignas(64) float values[kMostQueries][kLargestHead];
+    static constexpr int64_t kRoom = kSegment + 2 * kLanes;  // a line more, so that rows fall on different ones
+
+    alignas(64) float values[kMostQueries][kLargestHead + kLanes];
     float scales[kMostQueries];
     int32_t sums[kMostQueries];
-    alignas(64) float scores[kMostQueries][kChunk];
-    alignas(64) uint16_t weights16[kMostQueries][kChunk];
+    alignas(64) float scores[kMostQueries][kRoom];
+    alignas(64) uint16_t weights16[kMostQueries][kRoom];
+    float weight_scales[kMostQueries];
+    int32_t weight_sums[kMostQueries];
     alignas(64) float outputs[kMostQueries][kLargestHead + kLanes], joined[kMostQueries][kLargestHead + kLanes];
-    alignas(64) float totals[kMostQueries][kLanes];  // lane by lane
-    float greatest[kMostQueries];
 
-    uint16_t *values16(int r) { return reinterpret_cast<uint16_t *>(values[r]); }
-    int8_t *values8(int r) { return reinterpret_cast<int8_t *>(values[r]); }
+    uint16_t *values16(int64_t r) { return reinterpret_cast<uint16_t *>(values[r]); }
+    int8_t *values8(int64_t r) { return reinterpret_cast<int8_t *>(values[r]); }
+    // Weights beside 8 bits: those of row r are 256 times what row r of the codes has, and what row `count` + r has.
+    int8_t *codes(int64_t row) { return reinterpret_cast<int8_t *>(weights16) + row * kRoom; }
 };
+constexpr int kMostCode = 127 * 256;  // of weights beside 8 bits
 
-// The blocks of a chunk, and those of the next, which are asked for while this one is computed.
-struct Chunk {
-    const uint8_t *units[kChunkBlocks], *next[kChunkBlocks];
-    int blocks;
+// The blocks of a segment, and others that will be read so many blocks later. They are asked for while this one is computed,
+// evenly: a core waits for only so much at a time.
+struct Segment {
+    const uint8_t *units[kSegmentBlocks], *ahead[kSegmentBlocks];
+    int blocks, ahead_blocks;
     int64_t first;  // position of its first token
+
+    static constexpr int kTurns = 2;  // of a block, with its scores and its values; besides, one of each row
+
+    void begin_asking(const CacheShape &shape, int64_t rows) {
+        unit_bytes_ = shape.unit_bytes();
+        turn_bytes_ = round_up((unit_bytes_ + rows + kTurns - 1) / (rows + kTurns), 64);
+        unit_ = 0, at_ = 0;
+    }
+    TALLOW_INLINE void ask() {
+        if (unit_ == ahead_blocks) return;
+        const uint8_t *unit = ahead[unit_];
+        const int64_t end = least(at_ + turn_bytes_, unit_bytes_);
+        for (int64_t line = at_; line < end; line += 64) prefetch_far(unit + line);
+        at_ = end < unit_bytes_ ? end : 0;
+        unit_ += end == unit_bytes_;
+    }
+
+   private:
+    int64_t unit_bytes_, turn_bytes_, at_;
+    int unit_;
 };
+
+inline F key_scales(const CacheShape &shape, const uint8_t *unit) {
+    return fload(reinterpret_cast<const float *>(unit + shape.key_bytes() + shape.value_bytes()));
+}
+inline F value_scales(const CacheShape &shape, const uint8_t *unit) {
+    return fload(reinterpret_cast<const float *>(unit + shape.key_bytes() + shape.value_bytes()) + kLanes);
+}
+// What products of codes stand for.
+inline F score_of(const QueryRows &q, int r, I dots, F scales) {
+    return fmul(to_float(iadd(dots, iset(-128 * q.sums[r]))), fmul(scales, fset(q.scales[r])));
+}
 
 // Scores of R queries with the 16 keys of each of P blocks.
 template <Number N, int R, int P>
-inline void score_blocks(QueryRows &q, const CacheShape &shape, const Chunk &chunk, int block) {
-    const uint8_t *const *units = chunk.units;
-    const auto ask_ahead = [&](int64_t offset) {
-        for (int p = 0; p < P; ++p) prefetch_far(chunk.next[block + p] + offset);
-    };
+inline void score_blocks(QueryRows &q, const CacheShape &shape, Segment &segment, int block) {
+    const uint8_t *const *units = segment.units + block;
+    for (int p = 0; p < P; ++p) segment.ask();
     F sums[R][P];
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) sums[r][p] = fzero();
     if constexpr (N == Number::float32) {
         for (int64_t i = 0; i < shape.head_size; ++i) {
-            ask_ahead(i * 64);
             F b[P];
-            for (int p = 0; p < P; ++p) b[p] = fload(reinterpret_cast<const float *>(units[block + p]) + i * kLanes);
+            for (int p = 0; p < P; ++p) b[p] = fload(reinterpret_cast<const float *>(units[p]) + i * kLanes);
             for (int r = 0; r < R; ++r)
                 for (int p = 0; p < P; ++p) sums[r][p] = fma(fset(q.values[r][i]), b[p], sums[r][p]);
         }
     } else if constexpr (N == Number::bfloat16) {
         for (int64_t i = 0; i < shape.head_size; i += 2) {
-            ask_ahead(i * 32);
             Pairs b[P];
-            for (int p = 0; p < P; ++p)
-                b[p] = load_pairs(reinterpret_cast<const uint16_t *>(units[block + p]) + i * kLanes);
+            for (int p = 0; p < P; ++p) b[p] = load_pairs(reinterpret_cast<const uint16_t *>(units[p]) + i * kLanes);
             for (int r = 0; r < R; ++r) {
                 const Pairs a = broadcast_pair(q.values16(r) + i);
                 for (int p = 0; p < P; ++p) sums[r][p] = dot2(sums[r][p], b[p], a);
@@ -101,40 +140,68 @@ inline void score_blocks(QueryRows &q, const CacheShape &shape, const Chunk &chu
     } else {
         I dots[R][P];
         for (int r = 0; r < R; ++r)
-            for (int p = 0; p < P; ++p) dots[r][p] = iset(-128 * q.sums[r]);
+            for (int p = 0; p < P; ++p) dots[r][p] = iset(0);
         for (int64_t i = 0; i < shape.head_size; i += 4) {
-            ask_ahead(i * 16);
             I b[P];
-            for (int p = 0; p < P; ++p) b[p] = iload(units[block + p] + i * kLanes);
+            for (int p = 0; p < P; ++p) b[p] = iload(units[p] + i * kLanes);
             for (int r = 0; r < R; ++r) {
                 const I a = broadcast4(q.values8(r) + i);
                 for (int p = 0; p < P; ++p) dots[r][p] = dot4(dots[r][p], b[p], a);
             }
         }
-        const int64_t to_scales = shape.key_bytes() + shape.value_bytes();
         for (int p = 0; p < P; ++p) {
-            const F scale = fload(reinterpret_cast<const float *>(units[block + p] + to_scales));
-            for (int r = 0; r < R; ++r)
-                sums[r][p] = fmul(to_float(dots[r][p]), fmul(scale, fset(q.scales[r])));
+            const F scales = key_scales(shape, units[p]);
+            for (int r = 0; r < R; ++r) sums[r][p] = score_of(q, r, dots[r][p], scales);
         }
     }
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) fstore(q.scores[r] + (block + p) * kLanes, sums[r][p]);
 }
 
-// Adds the values of a chunk, weighted, to P vectors of R outputs from vector `v` on.
+// Weights beside 8 bits, which scales of the values are in already, as two digits: the sums of their products are whole.
+inline void find_codes(QueryRows &q, int r, int count, int blocks, float greatest) {
+    q.weight_scales[r] = greatest / kMostCode;
+    const F inverse = fset(greatest > 0 ? kMostCode / greatest : 0);
+    I total = iset(0);
+    for (int64_t i = 0; i < blocks * kLanes; i += kLanes) {
+        const I code = to_nearest(fmul(fload(q.scores[r] + i), inverse));
+        total = iadd(total, code);
+        store_bytes(q.codes(r) + i, shift_right<8>(iadd(code, iset(128))));
+        store_bytes(q.codes(count + r) + i, code);  // signed, as the upper digit has been rounded
+    }
+    q.weight_sums[r] = isum(total);
+}
+// What products of values and digits stand for.
+inline F output_of(const QueryRows &q, int r, I upper, I lower) {
+    const I sum = iadd(iadd(shift_left<8>(upper), lower), iset(-128 * q.weight_sums[r]));
+    return fmul(to_float(sum), fset(q.weight_scales[r]));
+}
+
+// The values of a segment, weighted and summed, in P vectors of R outputs from vector `v` on.
 template <Number N, int R, int P>
-inline void add_values(QueryRows &q, const CacheShape &shape, const Chunk &chunk, int v) {
-    F sums[R][P];
-    for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) sums[r][p] = fload(q.outputs[r] + (v + p) * kLanes);
+inline void sum_values(QueryRows &q, const CacheShape &shape, Segment &segment, int v) {
+    constexpr int kDigits = N == Number::int8 ? 2 : 1;
     const int64_t lanes = shape.lanes();
-    for (int block = 0; block < chunk.blocks; ++block) {
-        const uint8_t *values = chunk.units[block] + shape.key_bytes();
-        const int64_t bytes = shape.unit_bytes() - shape.key_bytes();
-        if (v == 0)
-            for (int64_t line = 0; line < bytes; line += 64) prefetch_far(chunk.next[block] + shape.key_bytes() + line);
-        if constexpr (N == Number::bfloat16) {
+    F sums[R][P];
+    I digits[kDigits * R][P];
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) sums[r][p] = fzero();
+    for (int r = 0; r < kDigits * R; ++r)
+        for (int p = 0; p < P; ++p) digits[r][p] = iset(0);
+    for (int block = 0; block < segment.blocks; ++block) {
+        const uint8_t *values = segment.units[block] + shape.key_bytes();
+        if (v == 0) segment.ask();
+        if constexpr (N == Number::float32) {
+            for (int token = 0; token < kLanes; ++token) {
+                F b[P];
+                for (int p = 0; p < P; ++p)
+                    b[p] = fload(reinterpret_cast<const float *>(values) + token * lanes + (v + p) * kLanes);
+                for (int r = 0; r < R; ++r) {
+                    const F a = fset(q.scores[r][block * kLanes + token]);
+                    for (int p = 0; p < P; ++p) sums[r][p] = fma(a, b[p], sums[r][p]);
+                }
+            }
+        } else if constexpr (N == Number::bfloat16) {
             const uint16_t *from = reinterpret_cast<const uint16_t *>(values) + 2 * v * kLanes;
             for (int pair = 0; pair < kLanes / 2; ++pair) {
                 Pairs b[P];
@@ -145,94 +212,84 @@ inline void add_values(QueryRows &q, const CacheShape &shape, const Chunk &chunk
                 }
             }
         } else {
-            for (int token = 0; token < kLanes; ++token) {
-                F b[P];
-                for (int p = 0; p < P; ++p) {
-                    if constexpr (N == Number::float32)
-                        b[p] = fload(reinterpret_cast<const float *>(values) + token * lanes + (v + p) * kLanes);
-                    else
-                        b[p] = load_int8(reinterpret_cast<const int8_t *>(values) + token * lanes + (v + p) * kLanes);
-                }
-                for (int r = 0; r < R; ++r) {
-                    const F a = fset(q.scores[r][block * kLanes + token]);
-                    for (int p = 0; p < P; ++p) sums[r][p] = fma(a, b[p], sums[r][p]);
+            for (int four = 0; four < kLanes / 4; ++four) {
+                I b[P];
+                for (int p = 0; p < P; ++p) b[p] = iload(values + 4 * (four * lanes + (v + p) * kLanes));
+                for (int r = 0; r < kDigits * R; ++r) {
+                    const I a = broadcast4(q.codes(r) + block * kLanes + 4 * four);
+                    for (int p = 0; p < P; ++p) digits[r][p] = dot4(digits[r][p], b[p], a);
                 }
             }
         }
     }
     for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) fstore(q.outputs[r] + (v + p) * kLanes, sums[r][p]);
+        for (int p = 0; p < P; ++p) {
+            if constexpr (N == Number::int8) sums[r][p] = output_of(q, r, digits[r][p], digits[R + r][p]);
+            fstore(q.outputs[r] + (v + p) * kLanes, sums[r][p]);
+        }
 }
 
-// Softmax over the chunks so far (online: arXiv 1805.02867). A chunk of which a row sees nothing changes nothing in it.
-template <Number N, int B>
-inline void update_softmax(QueryRows &q, int r, const CacheShape &shape, const Queries &queries, const Chunk &chunk) {
+// Softmax of a row's scores, relative to the greatest, which follows the outputs with their sum. kDots: the scores are sums
+// of products of codes still.
+template <Number N, bool kDots>
+inline void weigh(QueryRows &q, int r, const CacheShape &shape, const Queries &queries, Segment &segment) {
     float *scores = q.scores[r];
-    const int64_t last_seen = queries.positions[r] - chunk.first;
-    const int64_t first_seen = queries.window > 0 ? queries.positions[r] + 1 - queries.window - chunk.first : 0;
-    const bool sees_all = first_seen <= 0 && last_seen + 1 >= B * kLanes;
-    F s[B], best = fset(-INFINITY);
-    for (int block = 0; block < B; ++block) {
-        s[block] = fmul(fload(scores + block * kLanes), fset(queries.scale));
-        if (queries.softcap > 0) s[block] = fmul(fset(queries.softcap), ftanh(fdiv(s[block], fset(queries.softcap))));
-        if (!sees_all) {
-            const int end = int(limited(last_seen + 1 - block * kLanes, 0, kLanes));
-            const int begin = int(limited(first_seen - block * kLanes, 0, kLanes));
-            s[block] = fkeep(fset(-INFINITY), begin, fkeep(s[block], end, fset(-INFINITY)));
+    const int64_t last_seen = queries.positions[r] - segment.first;
+    const int64_t first_seen = queries.window > 0 ? queries.positions[r] + 1 - queries.window - segment.first : 0;
+    const F scale = fset(queries.scale);
+    F best = fset(-1e30f);
+    for (int block = 0; block < segment.blocks; ++block) {
+        const int64_t place = block * kLanes;
+        F s = kDots ? score_of(q, r, iload(scores + place), key_scales(shape, segment.units[block])) : fload(scores + place);
+        s = fmul(s, scale);
+        if (queries.softcap > 0) s = fmul(fset(queries.softcap), ftanh(fdiv(s, fset(queries.softcap))));
+        if (first_seen > place || last_seen < place + kLanes - 1) {
+            const int begin = int(limited(first_seen - place, 0, kLanes)), end = int(limited(last_seen + 1 - place, 0, kLanes));
+            s = fkeep(fset(-INFINITY), begin, fkeep(s, end, fset(-INFINITY)));
         }
-        best = fmax(best, s[block]);
+        fstore(scores + place, s);
+        best = fmax(best, s);
     }
-    F total = fload(q.totals[r]);
-    if (mask_less(fset(q.greatest[r]), best)) {
-        const float greatest = fgreatest(best);
-        const F factor = fexp(fset(q.greatest[r] - greatest));
-        for (int64_t v = 0; v < shape.lanes(); v += kLanes)
-            fstore(q.outputs[r] + v, fmul(fload(q.outputs[r] + v), factor));
-        total = fmul(total, factor);
-        q.greatest[r] = greatest;
-    }
-    const F greatest = fset(q.greatest[r]);
-    for (int block = 0; block < B; ++block) {
-        F p = fexp(fsub(s[block], greatest));
+    const float greatest = fgreatest(best);
+    F total = fzero();
+    I sizes = iset(0);  // as integers, so that a NaN is the greatest and is not lost
+    for (int block = 0; block < segment.blocks; ++block) {
+        segment.ask();
+        F p = fexp(fsub(fload(scores + block * kLanes), fset(greatest)));
         total = fadd(total, p);
         if constexpr (N == Number::bfloat16) {
             store_bfloat16(q.weights16[r] + block * kLanes, p);
-        } else {
-            if constexpr (N == Number::int8) {
-                const uint8_t *scales = chunk.units[block] + shape.key_bytes() + shape.value_bytes();
-                p = fmul(p, fload(reinterpret_cast<const float *>(scales) + kLanes));
-            }
-            fstore(scores + block * kLanes, p);
+            continue;
         }
+        if constexpr (N == Number::int8) {
+            p = fmul(p, value_scales(shape, segment.units[block]));
+            sizes = imax(sizes, bits_of(p));
+        }
+        fstore(scores + block * kLanes, p);
     }
-    fstore(q.totals[r], total);
-}
-
-// Chooses the code for this number of blocks at compile time.
-template <Number N, int B>
-inline void update_all(QueryRows &q, const CacheShape &shape, const Queries &queries, const Chunk &chunk) {
-    if constexpr (B > 1)
-        if (chunk.blocks < B) return update_all<N, B - 1>(q, shape, queries, chunk);
-    for (int r = 0; r < queries.count; ++r) update_softmax<N, B>(q, r, shape, queries, chunk);
+    q.outputs[r][shape.lanes()] = fsum(total);
+    q.outputs[r][shape.lanes() + 1] = greatest;
+    if constexpr (N == Number::int8) find_codes(q, r, int(queries.count), segment.blocks, fgreatest(float_of(iset(igreatest(sizes)))));
 }
 
 template <Number N, int R>
-inline void attend_chunk(QueryRows &q, const CacheShape &shape, const Queries &queries, const Chunk &chunk) {
+inline void attend_segment(QueryRows &q, const CacheShape &shape, const Queries &queries, Segment &segment) {
     int block = 0;
-    for (; block + 2 <= chunk.blocks; block += 2) score_blocks<N, R, 2>(q, shape, chunk, block);
-    if (block < chunk.blocks) score_blocks<N, R, 1>(q, shape, chunk, block);
-    update_all<N, kChunkBlocks>(q, shape, queries, chunk);
+    for (; block + 2 <= segment.blocks; block += 2) score_blocks<N, R, 2>(q, shape, segment, block);
+    if (block < segment.blocks) score_blocks<N, R, 1>(q, shape, segment, block);
+    for (int r = 0; r < R; ++r) weigh<N, false>(q, r, shape, queries, segment);
+    constexpr int kVectors = N == Number::int8 && R > 5 ? 1 : 2;  // whose sums stay in the registers
     const int vectors = int(shape.lanes() / kLanes);
     int v = 0;
-    for (; v + 2 <= vectors; v += 2) add_values<N, R, 2>(q, shape, chunk, v);
-    if (v < vectors) add_values<N, R, 1>(q, shape, chunk, v);
+    for (; v + kVectors <= vectors; v += kVectors) sum_values<N, R, kVectors>(q, shape, segment, v);
+    if (v < vectors) sum_values<N, R, 1>(q, shape, segment, v);
 }
 
 // Chooses the code for this number of queries at compile time.
 template <Number N, int R>
-inline void attend_rows(QueryRows &q, const CacheShape &shape, const Queries &queries, const Chunk &chunk) {
-    if (queries.count == R) return attend_chunk<N, R>(q, shape, queries, chunk);
-    if constexpr (R > 1) attend_rows<N, R - 1>(q, shape, queries, chunk);
+inline void attend_rows(QueryRows &q, const CacheShape &shape, const Queries &queries, Segment &segment) {
+    if (queries.count == R) return attend_segment<N, R>(q, shape, queries, segment);
+    if constexpr (R > 1) attend_rows<N, R - 1>(q, shape, queries, segment);
 }
 
 // A result that later ones are joined to: outputs not divided yet by the sum of weights, then that sum, then the
@@ -259,8 +316,10 @@ void join_segments(const float *partials, int64_t segments, int64_t head_size, f
 
 template <Number N>
 inline void round_queries(QueryRows &q, const CacheShape &shape, const Queries &queries) {
+    constexpr int64_t kBytes = N == Number::float32 ? 4 : N == Number::bfloat16 ? 2 : 1, kLine = 64;
     for (int r = 0; r < queries.count; ++r) {
         const float *in = queries.rows + queries.places[r];
+        std::memset(q.values8(r) + shape.head_size * kBytes / kLine * kLine, 0, kLine);
         if constexpr (N == Number::float32) {
             std::memcpy(q.values[r], in, shape.head_size * sizeof(float));
         } else if constexpr (N == Number::bfloat16) {
@@ -268,21 +327,14 @@ inline void round_queries(QueryRows &q, const CacheShape &shape, const Queries &
                 store_bfloat16(q.values16(r) + i, fkeep(fload(in + i), lanes, fzero()));
             });
         } else {
-            const float scale = greatest_size(in, shape.head_size) / 127;
-            q.scales[r] = scale;
-            q.sums[r] = 0;
-            for (int64_t i = 0; i < round_up(shape.head_size, 4); ++i) {
-                const int code = i < shape.head_size && scale > 0 ? int(std::nearbyint(in[i] / scale)) : 0;
-                q.values8(r)[i] = int8_t(code);
-                q.sums[r] += code;
-            }
+            q.scales[r] = round_head(in, shape.head_size, q.values8(r), &q.sums[r]);
         }
     }
 }
 
-// `attend_chunk` takes the queries through the keys and values of a chunk.
-template <Number N, typename AttendChunk>
-void attend_in(const CacheShape &shape, const Queries &queries, const AttendChunk &attend_chunk) {
+// `attend_segment` brings the queries' outputs, their sums of weights and greatest scores for a segment of the keys.
+template <Number N, typename AttendSegment>
+void attend_in(const CacheShape &shape, const Queries &queries, const AttendSegment &attend_segment) {
     static thread_local QueryRows q;
     const int64_t lanes = shape.lanes(), floats = partial_floats(shape.head_size);
     round_queries<N>(q, shape, queries);
@@ -291,35 +343,31 @@ void attend_in(const CacheShape &shape, const Queries &queries, const AttendChun
         latest = most(latest, queries.positions[r]);
         earliest = least(earliest, queries.window > 0 ? most(0, queries.positions[r] + 1 - queries.window) : 0);
     }
-    // blocks that no query of a window sees any more may have been freed: any other will do in their place
-    const auto unit_of = [&](int64_t block) {
-        return queries.cache + queries.blocks[limited(block, earliest / kLanes, latest / kLanes)] * queries.block_bytes;
-    };
+    // blocks that no query sees may have been freed
+    const int64_t first_block = earliest / kLanes, last_block = latest / kLanes;
+    const auto unit_of = [&](int64_t block) { return queries.cache + queries.blocks[block] * queries.block_bytes; };
     const bool all = queries.segment < 0;
     const int64_t begin = all ? earliest / kSegment : queries.segment, end = all ? latest / kSegment : queries.segment;
-    for (int64_t segment = begin; segment <= end; ++segment) {
-        for (int r = 0; r < queries.count; ++r) {
-            std::memset(q.outputs[r], 0, lanes * sizeof(float));
-            q.greatest[r] = -1e30f;
-            fstore(q.totals[r], fzero());
+    Segment segment;
+    int followed = 0;
+    for (int64_t s = begin; s <= end; ++s) {
+        const int64_t from = most(s * kSegmentBlocks, first_block), to = least(last_block, (s + 1) * kSegmentBlocks - 1) + 1;
+        segment.first = from * kLanes;
+        segment.blocks = int(to - from);
+        segment.ahead_blocks = 0;
+        for (int64_t i = from; i < to; ++i) {
+            segment.units[i - from] = unit_of(i);
+            const int64_t later = i + kSegmentBlocks;
+            if (all && later <= last_block)
+                segment.ahead[segment.ahead_blocks++] = unit_of(later);
+            else if (followed < queries.following_count)
+                segment.ahead[segment.ahead_blocks++] = queries.following[followed++];
         }
-        const int64_t last = least(latest, (segment + 1) * kSegment - 1);
-        for (int64_t first = most(segment * kSegment, earliest / kChunk * kChunk); first <= last; first += kChunk) {
-            Chunk chunk;
-            chunk.first = first;
-            chunk.blocks = int(least(kChunkBlocks, (last - first) / kLanes + 1));
-            for (int block = 0; block < kChunkBlocks; ++block) {
-                chunk.units[block] = unit_of(first / kLanes + block);
-                const bool is_last = first + kChunk > last && segment == end;
-                chunk.next[block] = is_last ? queries.following[block] : unit_of(first / kLanes + block + kChunkBlocks);
-            }
-            attend_chunk(q, shape, queries, chunk);
-        }
+        segment.begin_asking(shape, queries.count);
+        attend_segment(q, shape, queries, segment);
         for (int r = 0; r < queries.count; ++r) {
             float *joined = all ? q.joined[r] : queries.partials + r * queries.partial_stride;
-            q.outputs[r][lanes] = fsum(fload(q.totals[r]));
-            q.outputs[r][lanes + 1] = q.greatest[r];
-            if (all && segment > begin)
+            if (all && s > begin)
                 join(joined, q.outputs[r], lanes);
             else
                 std::memcpy(joined, q.outputs[r], floats * sizeof(float));

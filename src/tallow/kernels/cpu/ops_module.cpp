@@ -44,10 +44,9 @@ void attend(const Ops &ops, const CacheShape &shape, uintptr_t cache, const std:
             const std::vector<int64_t> &places, const std::vector<int64_t> &positions, float scale, float softcap,
             int64_t window, int64_t segment, uintptr_t partials, int64_t partial_stride) {
     if (places.size() > kMostQueries || places.size() != positions.size()) throw nb::value_error("not so many queries");
-    const uint8_t *following[kChunkBlocks];
-    std::fill_n(following, kChunkBlocks, at<uint8_t>(cache));
+    const uint8_t *following[] = {at<uint8_t>(cache)};
     ops.attend(shape, {at<uint8_t>(cache), shape.unit_bytes(), blocks.data(), at(rows), places.data(), positions.data(),
-                       int64_t(places.size()), scale, softcap, window, segment, following, at(partials),
+                       int64_t(places.size()), scale, softcap, window, segment, following, 1, at(partials),
                        partial_stride});
 }
 

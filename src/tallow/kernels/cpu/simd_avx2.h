@@ -12,9 +12,10 @@ struct I {
 constexpr int kTallestFloat = 4, kTallestInteger = 3, kTallestNested = 3;
 constexpr int kTallestBytes = 0;  // none: products of whole bytes take twice as long
 
-inline void prefetch(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T0); }
+// As they stand: compilers leave out loops that do nothing else.
+inline void prefetch(const void *at) { asm volatile("prefetcht0 %0" ::"m"(*static_cast<const char *>(at))); }
 // Into the second cache: for more than the first has room for.
-inline void prefetch_far(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T1); }
+inline void prefetch_far(const void *at) { asm volatile("prefetcht1 %0" ::"m"(*static_cast<const char *>(at))); }
 
 inline F fset(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 inline F fzero() { return fset(0); }
@@ -113,6 +114,12 @@ inline I rotate_fours(I a) {
     return {_mm256_permute2x128_si256(a.low, a.high, 0x21), _mm256_permute2x128_si256(a.high, a.low, 0x21)};
 }
 inline I imax(I a, I b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+inline int32_t isum(I a) {
+    const __m256i eight = _mm256_add_epi32(a.low, a.high);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
 inline int32_t igreatest(I a) {
     const __m256i eight = _mm256_max_epi32(a.low, a.high);
     const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
@@ -152,12 +159,17 @@ inline I widen_int8(const int8_t *from) {
 }
 inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
-inline I store_int8(int8_t *to, F a) {
-    const __m256i low = _mm256_cvtps_epi32(a.low), high = _mm256_cvtps_epi32(a.high);
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0b11011000);
+inline I to_nearest(F a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
+inline void store_bytes(int8_t *to, I a) {
+    const I bytes = iand(a, iset(255));
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(bytes.low, bytes.high), 0b11011000);
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
-                     _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-    return {low, high};
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+inline I store_int8(int8_t *to, F a) {
+    const I whole = to_nearest(a);
+    store_bytes(to, whole);
+    return whole;
 }
 
 // The instruction for bytes would cut sums of two products off at 16 bits, so bytes of odd and of even places are

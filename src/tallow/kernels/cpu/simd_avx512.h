@@ -11,9 +11,10 @@ constexpr int kTallestFloat = 10, kTallestInteger = 5;
 // Nested weights: taller tiles multiply bytes to which the panel is brought before.
 constexpr int kTallestNested = 4, kTallestBytes = 6;
 
-inline void prefetch(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T0); }
+// As they stand: compilers leave out loops that do nothing else.
+inline void prefetch(const void *at) { asm volatile("prefetcht0 %0" ::"m"(*static_cast<const char *>(at))); }
 // Into the second cache: for more than the first has room for.
-inline void prefetch_far(const void *at) { _mm_prefetch(static_cast<const char *>(at), _MM_HINT_T1); }
+inline void prefetch_far(const void *at) { asm volatile("prefetcht1 %0" ::"m"(*static_cast<const char *>(at))); }
 
 inline F fzero() { return _mm512_setzero_ps(); }
 inline F fset(float value) { return _mm512_set1_ps(value); }
@@ -78,6 +79,7 @@ inline I rotate_fours(I a) {
     return _mm512_shuffle_i32x4(a, a, kFours == 1 ? 0b00111001 : kFours == 2 ? 0b01001110 : 0b10010011);
 }
 inline I imax(I a, I b) { return _mm512_max_epi32(a, b); }
+inline int32_t isum(I a) { return _mm512_reduce_add_epi32(a); }
 inline int32_t igreatest(I a) { return _mm512_reduce_max_epi32(a); }
 inline I iload(const void *from) { return _mm512_loadu_si512(from); }
 inline void istore(void *to, I value) { _mm512_storeu_si512(to, value); }
@@ -101,10 +103,13 @@ inline I widen_int8(const int8_t *from) {
 }
 inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
+inline I to_nearest(F a) { return _mm512_cvtps_epi32(a); }
+// The lowest bytes of the lanes.
+inline void store_bytes(int8_t *to, I a) { _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(a)); }
 // To the nearest integers, which are stored as int8, too. The values are within ±127.
 inline I store_int8(int8_t *to, F a) {
-    const __m512i whole = _mm512_cvtps_epi32(a);
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(whole));
+    const I whole = to_nearest(a);
+    store_bytes(to, whole);
     return whole;
 }
 

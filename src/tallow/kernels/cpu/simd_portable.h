@@ -39,8 +39,14 @@ inline Floats choose(Ints mask, Floats yes, Floats no) {
     return bits_as<Floats>((bits_as<Ints>(yes) & mask) | (bits_as<Ints>(no) & ~mask));
 }
 
-inline void prefetch(const void *at) { __builtin_prefetch(at); }
-inline void prefetch_far(const void *at) { __builtin_prefetch(at, 0, 2); }
+inline void prefetch(const void *at) {
+    asm volatile("" ::"r"(at));  // compilers leave out loops that do nothing else
+    __builtin_prefetch(at);
+}
+inline void prefetch_far(const void *at) {
+    asm volatile("" ::"r"(at));
+    __builtin_prefetch(at, 0, 2);
+}
 
 inline F fset(float value) {
     return parts([&](int) { return Floats{value, value, value, value}; });
@@ -168,6 +174,12 @@ inline I imax(I a, I b) {
         return (a.part[i] & more) | (b.part[i] & ~more);
     });
 }
+inline int32_t isum(I a) {
+    uint32_t sum = 0;
+    for (const Words &part : a.part)
+        for (int lane = 0; lane < 4; ++lane) sum += uint32_t(part[lane]);
+    return int32_t(sum);
+}
 inline int32_t igreatest(I a) {
     int32_t greatest = INT32_MIN;
     for (const Words &part : a.part)
@@ -211,9 +223,12 @@ inline I widen_int8(const int8_t *from) {
 }
 inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
+inline void store_bytes(int8_t *to, I a) {
+    for (int lane = 0; lane < kLanes; ++lane) to[lane] = int8_t(a.part[lane / 4][lane % 4]);
+}
 inline I store_int8(int8_t *to, F a) {
     const I whole = to_nearest(a);
-    for (int lane = 0; lane < kLanes; ++lane) to[lane] = int8_t(whole.part[lane / 4][lane % 4]);
+    store_bytes(to, whole);
     return whole;
 }
 
