@@ -2,11 +2,19 @@
 
 constexpr int kLargestHead = 512;
 
+// The greatest of sizes that are looked at as integers, so that a NaN is the greatest and is not lost.
+inline float greatest_of(I sizes) {
+    const int32_t bits = igreatest(sizes);
+    float greatest;
+    std::memcpy(&greatest, &bits, sizeof greatest);
+    return greatest;
+}
+
 // To codes within ±127, and their sum; their scale, which is no number where an entry is not finite.
 inline float round_head(const float *head, int64_t size, int8_t *codes, int32_t *sum = nullptr) {
-    I sizes = iset(0), sums = iset(0);  // sizes as integers, so that a NaN is the greatest and is not lost
+    I sizes = iset(0), sums = iset(0);
     over_vectors(size, [&](int64_t i, int lanes) { sizes = imax(sizes, bits_of(fabs(fkeep(fload(head + i), lanes, fzero())))); });
-    const float scale = fgreatest(float_of(iset(igreatest(sizes)))) / 127;
+    const float scale = greatest_of(sizes) / 127;
     const F inverse = fset(scale > 0 ? 1 / scale : 0);
     over_vectors(size, [&](int64_t i, int lanes) {
         sums = iadd(sums, store_int8(codes + i, fmul(fkeep(fload(head + i), lanes, fzero()), inverse)));
@@ -252,7 +260,7 @@ inline void weigh(QueryRows &q, int r, const CacheShape &shape, const Queries &q
     }
     const float greatest = fgreatest(best);
     F total = fzero();
-    I sizes = iset(0);  // as integers, so that a NaN is the greatest and is not lost
+    I sizes = iset(0);
     for (int block = 0; block < segment.blocks; ++block) {
         segment.ask();
         F p = fexp(fsub(fload(scores + block * kLanes), fset(greatest)));
@@ -269,7 +277,7 @@ inline void weigh(QueryRows &q, int r, const CacheShape &shape, const Queries &q
     }
     q.outputs[r][shape.lanes()] = fsum(total);
     q.outputs[r][shape.lanes() + 1] = greatest;
-    if constexpr (N == Number::int8) find_codes(q, r, int(queries.count), segment.blocks, fgreatest(float_of(iset(igreatest(sizes)))));
+    if constexpr (N == Number::int8) find_codes(q, r, int(queries.count), segment.blocks, greatest_of(sizes));
 }
 
 template <Number N, int R>
