@@ -134,7 +134,9 @@ def test_the_cache_is_what_was_asked_for(model: Decoder) -> None:
     scores = {cache: log_probs(runner) for cache, runner in runners.items()}
     assert 0 < (scores["bf16"] - scores["fp32"]).abs().mean() < 0.01
     assert 0 < (scores["q8"] - scores["fp32"]).abs().mean() < 0.03
-    assert make_runner(copy.deepcopy(model), "bf16").block_bytes == sizes["bf16"]
+    usual = {precision: make_runner(copy.deepcopy(model), precision).block_bytes for precision in ("bf16", "q8", "q4")}
+    assert usual == {"bf16": sizes["bf16"], "q8": sizes["bf16"], "q4": sizes["q8"]}
+    assert make_runner(copy.deepcopy(model), "q4", cache_precision="bf16").block_bytes == sizes["bf16"]
 
 
 @pytest.mark.parametrize(("precision", "held"), [("fp32", "fp32"), ("bf16", "bf16"), ("q8", "fp32")])

@@ -64,7 +64,7 @@ void store_token(const CacheShape &shape, uint8_t *unit, int64_t slot, const flo
 
 // Queries in the form that the keys are multiplied with, and what they come to with a segment's keys and values.
 struct QueryRows {
-    static constexpr int64_t kRoom = kSegment + 2 * kLanes;  // a line more, so that rows fall on different ones
+    static constexpr int64_t kRoom = kSegment + 2 * kLanes;  // more, so that rows fall on different lines
 
     alignas(64) float values[kMostQueries][kLargestHead + kLanes];
     float scales[kMostQueries];
@@ -118,7 +118,7 @@ inline F value_scales(const CacheShape &shape, const uint8_t *unit) {
 }
 // What products of codes stand for.
 inline F score_of(const QueryRows &q, int r, I dots, F scales) {
-    return fmul(to_float(iadd(dots, iset(-128 * q.sums[r]))), fmul(scales, fset(q.scales[r])));
+    return fmul(to_float(isub(dots, shift_left<7>(iset(q.sums[r])))), fmul(scales, fset(q.scales[r])));
 }
 
 // Scores of R queries with the 16 keys of each of P blocks.
@@ -181,7 +181,7 @@ inline void find_codes(QueryRows &q, int r, int count, int blocks, float greates
 }
 // What products of values and digits stand for.
 inline F output_of(const QueryRows &q, int r, I upper, I lower) {
-    const I sum = iadd(iadd(shift_left<8>(upper), lower), iset(-128 * q.weight_sums[r]));
+    const I sum = isub(iadd(shift_left<8>(upper), lower), shift_left<7>(iset(q.weight_sums[r])));
     return fmul(to_float(sum), fset(q.weight_scales[r]));
 }
 
