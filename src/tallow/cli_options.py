@@ -50,7 +50,9 @@ PrecisionOption = Annotated[Precision, typer.Option(help="auto: as stored.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto: a GPU if there is one.")]
 CachePrecisionOption = Annotated[
     CachePrecision,
-    typer.Option(help="What keys and values are held in; auto: beside weights in fp32 fp32, of 4 bits q8, else bf16."),
+    typer.Option(
+        help="What keys and values are held in; auto: fp32 beside weights in fp32, q8 beside 4 bits, else bf16."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads \\[default: all cores].")]
 

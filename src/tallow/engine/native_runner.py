@@ -37,7 +37,7 @@ class NativeRunner:
 
     What it computes does not depend on what else is in the step: a sequence's logits are the same to the bit alone, in
     a batch, in chunks and after being computed again. Products of 4- and 8-bit weights are of integers: activations are
-    rounded to 8 bits, 32 at a time (up to 128 beside 4 bits) with a scale of their own.
+    rounded to 8 bits, 32 at a time (up to 192 beside 4 bits) with a scale of their own.
 
     Args:
         model: The model.

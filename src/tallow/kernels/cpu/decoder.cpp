@@ -398,7 +398,8 @@ int Decoder::first_units(const DecoderLayer &layer, const Piece &piece, const ui
     return int(std::max<int64_t>(0, end - first));
 }
 
-// While the last keys of a piece are computed, the first of the thread's next one are asked for.
+// While a piece is computed, what the thread will read a segment later is asked for: at last the begin of its next piece,
+// unless that reads the same.
 void Decoder::attend(const DecoderLayer &layer, const Piece &piece, const Piece &next) {
     const Task &task = tasks_[piece.task];
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads, floats = partial_floats(shape_.head_size);

@@ -361,7 +361,7 @@ void attend_in(const CacheShape &shape, const Queries &queries, const AttendSegm
     for (int64_t s = begin; s <= end; ++s) {
         const int64_t from = most(s * kSegmentBlocks, first_block), to = least(last_block, (s + 1) * kSegmentBlocks - 1) + 1;
         segment.first = from * kLanes;
-        segment.blocks = int(to - from);
+        segment.blocks = int(most(to - from, 0));  // none where a window begins behind the segment
         segment.ahead_blocks = 0;
         for (int64_t i = from; i < to; ++i) {
             segment.units[i - from] = unit_of(i);

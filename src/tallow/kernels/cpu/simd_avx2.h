@@ -157,7 +157,6 @@ inline I widen_int8(const int8_t *from) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
     return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
 }
-inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
 inline I to_nearest(F a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
 inline void store_bytes(int8_t *to, I a) {

@@ -101,7 +101,6 @@ inline F load_bfloat16(const uint16_t *from) {
 inline I widen_int8(const int8_t *from) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 }
-inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
 inline I to_nearest(F a) { return _mm512_cvtps_epi32(a); }
 // The lowest bytes of the lanes.

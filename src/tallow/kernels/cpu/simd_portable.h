@@ -221,7 +221,6 @@ inline F load_bfloat16(const uint16_t *from) {
 inline I widen_int8(const int8_t *from) {
     return parts<I>([&](int i) { return bits_as<Words>(__builtin_convertvector(load<Bytes>(from + 4 * i), Ints)); });
 }
-inline F load_int8(const int8_t *from) { return to_float(widen_int8(from)); }
 
 inline void store_bytes(int8_t *to, I a) {
     for (int lane = 0; lane < kLanes; ++lane) to[lane] = int8_t(a.part[lane / 4][lane % 4]);
