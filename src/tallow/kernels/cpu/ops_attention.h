@@ -116,12 +116,8 @@ inline F key_scales(const CacheShape &shape, const uint8_t *unit) {
 inline F value_scales(const CacheShape &shape, const uint8_t *unit) {
     return fload(reinterpret_cast<const float *>(unit + shape.key_bytes() + shape.value_bytes()) + kLanes);
 }
-// What products of codes stand for.
-inline F score_of(const QueryRows &q, int r, I dots, F scales) {
-    return fmul(to_float(isub(dots, shift_left<7>(iset(q.sums[r])))), fmul(scales, fset(q.scales[r])));
-}
 
-// Scores of R queries with the 16 keys of each of P blocks.
+// Scores of R queries with the 16 keys of each of P blocks; beside 8 bits as sums of products of codes.
 template <Number N, int R, int P>
 inline void score_blocks(QueryRows &q, const CacheShape &shape, Segment &segment, int block) {
     const uint8_t *const *units = segment.units + block;
@@ -157,27 +153,33 @@ inline void score_blocks(QueryRows &q, const CacheShape &shape, Segment &segment
                 for (int p = 0; p < P; ++p) dots[r][p] = dot4(dots[r][p], b[p], a);
             }
         }
-        for (int p = 0; p < P; ++p) {
-            const F scales = key_scales(shape, units[p]);
-            for (int r = 0; r < R; ++r) sums[r][p] = score_of(q, r, dots[r][p], scales);
-        }
+        for (int r = 0; r < R; ++r)
+            for (int p = 0; p < P; ++p) sums[r][p] = float_of(dots[r][p]);
     }
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) fstore(q.scores[r] + (block + p) * kLanes, sums[r][p]);
 }
 
-// Weights beside 8 bits, which scales of the values are in already, as two digits: the sums of their products are whole.
-inline void find_codes(QueryRows &q, int r, int count, int blocks, float greatest) {
-    q.weight_scales[r] = greatest / kMostCode;
-    const F inverse = fset(greatest > 0 ? kMostCode / greatest : 0);
-    I total = iset(0);
-    for (int64_t i = 0; i < blocks * kLanes; i += kLanes) {
-        const I code = to_nearest(fmul(fload(q.scores[r] + i), inverse));
-        total = iadd(total, code);
-        store_bytes(q.codes(r) + i, shift_right<8>(iadd(code, iset(128))));
-        store_bytes(q.codes(count + r) + i, code);  // signed, as the upper digit has been rounded
+// Weights of R rows beside 8 bits, which scales of the values are in already, as two digits: the sums of their products are
+// whole. `sizes`: the weights' greatest.
+template <int R>
+inline void find_codes(QueryRows &q, int first, int count, int blocks, const I (&sizes)[R]) {
+    F inverse[R];
+    I total[R];
+    for (int r = 0; r < R; ++r) {
+        const float greatest = greatest_of(sizes[r]);
+        q.weight_scales[first + r] = greatest / kMostCode;
+        inverse[r] = fset(greatest > 0 ? kMostCode / greatest : 0);
+        total[r] = iset(0);
     }
-    q.weight_sums[r] = isum(total);
+    for (int64_t i = 0; i < blocks * kLanes; i += kLanes)
+        for (int r = 0; r < R; ++r) {
+            const I code = to_nearest(fmul(fload(q.scores[first + r] + i), inverse[r]));
+            total[r] = iadd(total[r], code);
+            store_bytes(q.codes(first + r) + i, shift_right<8>(iadd(code, iset(128))));
+            store_bytes(q.codes(count + first + r) + i, code);  // signed, as the upper digit has been rounded
+        }
+    for (int r = 0; r < R; ++r) q.weight_sums[first + r] = isum(total[r]);
 }
 // What products of values and digits stand for.
 inline F output_of(const QueryRows &q, int r, I upper, I lower) {
@@ -237,47 +239,84 @@ inline void sum_values(QueryRows &q, const CacheShape &shape, Segment &segment, 
         }
 }
 
-// Softmax of a row's scores, relative to the greatest, which follows the outputs with their sum. kDots: the scores are sums
-// of products of codes still.
-template <Number N, bool kDots>
-inline void weigh(QueryRows &q, int r, const CacheShape &shape, const Queries &queries, Segment &segment) {
-    float *scores = q.scores[r];
-    const int64_t last_seen = queries.positions[r] - segment.first;
-    const int64_t first_seen = queries.window > 0 ? queries.positions[r] + 1 - queries.window - segment.first : 0;
-    const F scale = fset(queries.scale);
-    F best = fset(-1e30f);
+// Softmax of the scores of R rows from row `first` on, relative to the greatest of each, which follows the outputs with the
+// sum of the weights. In powers of two: a score that is one higher has twice the weight.
+template <Number N, int R>
+inline void weigh(QueryRows &q, int first, const CacheShape &shape, const Queries &queries, Segment &segment) {
+    constexpr float kLog2OfE = 1.44269504f, kLeast = 1.2e-38f;
+    const bool capped = queries.softcap > 0;
+    float *scores[R];
+    F scale[R], factor[R], best[R];  // a score is scaled, and capped, if it is capped at all; else only its weight's exponent
+    int64_t last_seen[R], first_seen[R], all_from = 0, all_to = INT64_MAX;
+    for (int r = 0; r < R; ++r) {
+        const float of_row = N == Number::int8 ? queries.scale * q.scales[first + r] : queries.scale;
+        const float of_exponent = (capped ? queries.softcap : of_row) * kLog2OfE;
+        scale[r] = fset(of_row / queries.softcap);
+        factor[r] = fset(of_exponent < kLeast ? kLeast : of_exponent);  // times −infinity it must not be NaN
+        best[r] = fset(-1e30f);
+        scores[r] = q.scores[first + r];
+        last_seen[r] = queries.positions[first + r] - segment.first;
+        first_seen[r] = queries.window > 0 ? last_seen[r] + 1 - queries.window : 0;
+        all_from = most(all_from, first_seen[r]), all_to = least(all_to, last_seen[r]);
+    }
     for (int block = 0; block < segment.blocks; ++block) {
         const int64_t place = block * kLanes;
-        F s = kDots ? score_of(q, r, iload(scores + place), key_scales(shape, segment.units[block])) : fload(scores + place);
-        s = fmul(s, scale);
-        if (queries.softcap > 0) s = fmul(fset(queries.softcap), ftanh(fdiv(s, fset(queries.softcap))));
-        if (first_seen > place || last_seen < place + kLanes - 1) {
-            const int begin = int(limited(first_seen - place, 0, kLanes)), end = int(limited(last_seen + 1 - place, 0, kLanes));
-            s = fkeep(fset(-INFINITY), begin, fkeep(s, end, fset(-INFINITY)));
+        F scales = fzero();
+        if constexpr (N == Number::int8) scales = key_scales(shape, segment.units[block]);
+        const bool masked = all_from > place || all_to < place + kLanes - 1;
+        for (int r = 0; r < R; ++r) {
+            F s = fload(scores[r] + place);
+            if constexpr (N == Number::int8)
+                s = fmul(to_float(isub(bits_of(s), iset(128 * q.sums[first + r]))), scales);
+            if (capped) s = ftanh(fmul(s, scale[r]));
+            if (masked) {
+                const int begin = int(limited(first_seen[r] - place, 0, kLanes));
+                const int end = int(limited(last_seen[r] + 1 - place, 0, kLanes));
+                s = fkeep(fset(-INFINITY), begin, fkeep(s, end, fset(-INFINITY)));
+            }
+            fstore(scores[r] + place, s);
+            best[r] = fmax(best[r], s);
         }
-        fstore(scores + place, s);
-        best = fmax(best, s);
     }
-    const float greatest = fgreatest(best);
-    F total = fzero();
-    I sizes = iset(0);
+    F greatest[R], total[R];
+    I sizes[R];
+    for (int r = 0; r < R; ++r) {
+        greatest[r] = fset(fgreatest(best[r]));
+        total[r] = fzero(), sizes[r] = iset(0);
+    }
     for (int block = 0; block < segment.blocks; ++block) {
-        segment.ask();
-        F p = fexp(fsub(fload(scores + block * kLanes), fset(greatest)));
-        total = fadd(total, p);
-        if constexpr (N == Number::bfloat16) {
-            store_bfloat16(q.weights16[r] + block * kLanes, p);
-            continue;
+        F scales = fzero();
+        if constexpr (N == Number::int8) scales = value_scales(shape, segment.units[block]);
+        for (int r = 0; r < R; ++r) {
+            segment.ask();
+            F p = fexp2(fmul(fsub(fload(scores[r] + block * kLanes), greatest[r]), factor[r]));
+            total[r] = fadd(total[r], p);
+            if constexpr (N == Number::bfloat16) {
+                store_bfloat16(q.weights16[first + r] + block * kLanes, p);
+                continue;
+            }
+            if constexpr (N == Number::int8) {
+                p = fmul(p, scales);
+                sizes[r] = imax(sizes[r], bits_of(p));
+            }
+            fstore(scores[r] + block * kLanes, p);
         }
-        if constexpr (N == Number::int8) {
-            p = fmul(p, value_scales(shape, segment.units[block]));
-            sizes = imax(sizes, bits_of(p));
-        }
-        fstore(scores + block * kLanes, p);
     }
-    q.outputs[r][shape.lanes()] = fsum(total);
-    q.outputs[r][shape.lanes() + 1] = greatest;
-    if constexpr (N == Number::int8) find_codes(q, r, int(queries.count), segment.blocks, greatest_of(sizes));
+    for (int r = 0; r < R; ++r) {
+        fstore(q.outputs[first + r] + shape.lanes(), fmul(greatest[r], factor[r]));
+        q.outputs[first + r][shape.lanes()] = fsum(total[r]);
+    }
+    if constexpr (N == Number::int8) find_codes<R>(q, first, int(queries.count), segment.blocks, sizes);
+}
+
+// Some rows at a time: what is done once a row then overlaps. `before`: called before each such turn.
+template <Number N, typename Before>
+inline void weigh_all(QueryRows &q, const CacheShape &shape, const Queries &queries, Segment &segment, const Before &before) {
+    int r = 0;
+    for (; r + 4 <= queries.count; r += 4) before(), weigh<N, 4>(q, r, shape, queries, segment);
+    before();
+    if (queries.count - r == 3) return weigh<N, 3>(q, r, shape, queries, segment);
+    for (; r < queries.count; ++r) weigh<N, 1>(q, r, shape, queries, segment);
 }
 
 template <Number N, int R>
@@ -285,7 +324,7 @@ inline void attend_segment(QueryRows &q, const CacheShape &shape, const Queries 
     int block = 0;
     for (; block + 2 <= segment.blocks; block += 2) score_blocks<N, R, 2>(q, shape, segment, block);
     if (block < segment.blocks) score_blocks<N, R, 1>(q, shape, segment, block);
-    for (int r = 0; r < R; ++r) weigh<N, false>(q, r, shape, queries, segment);
+    weigh_all<N>(q, shape, queries, segment, [] {});
     constexpr int kVectors = N == Number::int8 && R > 5 ? 1 : 2;  // whose sums stay in the registers
     const int vectors = int(shape.lanes() / kLanes);
     int v = 0;
@@ -304,14 +343,14 @@ inline void attend_rows(QueryRows &q, const CacheShape &shape, const Queries &qu
 // greatest score, of which the weights are relative.
 inline void join(float *to, const float *from, int64_t lanes) {
     const float greatest = to[lanes + 1] > from[lanes + 1] ? to[lanes + 1] : from[lanes + 1];
-    const F keep = fexp(fset(to[lanes + 1] - greatest)), take = fexp(fset(from[lanes + 1] - greatest));
+    const F keep = fexp2(fset(to[lanes + 1] - greatest)), take = fexp2(fset(from[lanes + 1] - greatest));
     for (int64_t i = 0; i <= lanes; i += kLanes) fstore(to + i, fma(fload(from + i), take, fmul(fload(to + i), keep)));
     to[lanes + 1] = greatest;
 }
 
 inline void divide(const float *joined, int64_t head_size, float *out) {
-    const float total = joined[round_up(head_size, kLanes)];
-    for (int64_t i = 0; i < head_size; ++i) out[i] = joined[i] / total;
+    const float inverse = 1 / joined[round_up(head_size, kLanes)];
+    for (int64_t i = 0; i < head_size; ++i) out[i] = joined[i] * inverse;
 }
 
 void join_segments(const float *partials, int64_t segments, int64_t head_size, float *out) {

@@ -350,11 +350,13 @@ inline void product_rows(int64_t height, const Weight &w, const uint8_t *weights
     if constexpr (R > 1) product_rows<N, R - 1>(height, w, weights, x, to, row, panel, next, expanded);
 }
 
-// A panel of codes times what their groups' scales are multiples of, plus kZero: as int8, without scales.
-template <int32_t kZero>
-inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *bytes) {
+// A panel of codes times what their groups' scales are multiples of, plus kZero: as int8, without scales. `sometimes`: called
+// with every eighth group.
+template <int32_t kZero, typename Sometimes>
+inline void bring_to_bytes(const Weight &w, const uint8_t *weights, uint8_t *bytes, const Sometimes &sometimes) {
     const I low = iset(0x0f0f0f0f);
     for (int64_t g = 0; g < w.inputs / kActivationGroup; ++g, bytes += 8 * 128) {
+        if (g % 8 == 7) sometimes();
         const int8_t *multiples = reinterpret_cast<const int8_t *>(weights + w.multiples_at(g));
         const uint8_t *codes = weights + w.nested_codes_at(g);
         // Codes times the magnitude fit a byte, so that two of them are multiplied as one word; to negate a product is to
@@ -398,7 +400,7 @@ void product(const Weight &w, const Activations &x, const Destination &to, int64
     uint16_t *expanded = (nested ? in_bytes : tiles > 1) ? to.panel : nullptr;
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
-        if (in_bytes) bring_to_bytes<128>(w, weights, reinterpret_cast<uint8_t *>(expanded));
+        if (in_bytes) bring_to_bytes<128>(w, weights, reinterpret_cast<uint8_t *>(expanded), [] {});
         for (int64_t t = 0, row = 0; t < tiles; ++t) {
             const int64_t height = least_rows + (t < taller);
             const NextPanel next{weights + panel_bytes + t * slice_bytes, tiles, group_bytes};

@@ -16,14 +16,14 @@ struct WeightRows {
         : all(N == Number::int8 ? 2 * queries : queries), at_once(all <= kTileHeight ? all : queries) {}
 };
 
-// Tiles 0 to 3 are sums; 4 and 5 entries of queries and of keys; 6 and 7 weights and values of a block.
+// Tiles 0 to 3 are sums; 4 and 6 entries of queries and of keys; 5 and 7 weights and values of a block.
 template <Number N>
 inline MatrixUnit unit_for_attention(int64_t queries, const CacheShape &shape) {
     const int64_t rows = WeightRows<N>(queries).at_once, all = kTileBytes, block = TileShape<N>::kBlockBytes;
     // what follows the keys in a longer head is multiplied with zeros
     const int64_t keys = least(kTileHeight, shape.key_bytes() / kTileBytes);
-    return MatrixUnit({{rows, all}, {rows, all}, {rows, all}, {rows, all}, {rows, keys * 4}, {keys, all},
-                       {rows, block}, {block / 4, all}});
+    return MatrixUnit({{rows, all}, {rows, all}, {rows, all}, {rows, all}, {rows, keys * 4}, {rows, block},
+                       {keys, all}, {block / 4, all}});
 }
 
 // The instructions want numbers of tiles as they stand.
@@ -50,19 +50,19 @@ inline void score_in_tiles(QueryRows &q, const CacheShape &shape, Segment &segme
     for (int64_t step = 0; step < steps; ++step) {
         const int64_t at = step * kTileBytes * kTileHeight;
         _tile_loadd(4, q.values8(0) + step * kTileBytes, stride);
-        _tile_loadd(5, units[0] + at, kTileBytes);
-        ADD_PRODUCTS_OF_TILES(0, 4, 5);
+        _tile_loadd(6, units[0] + at, kTileBytes);
+        ADD_PRODUCTS_OF_TILES(0, 4, 6);
         if constexpr (P > 1) {
-            _tile_loadd(5, units[1] + at, kTileBytes);
-            ADD_PRODUCTS_OF_TILES(1, 4, 5);
+            _tile_loadd(6, units[1] + at, kTileBytes);
+            ADD_PRODUCTS_OF_TILES(1, 4, 6);
         }
         if constexpr (P > 2) {
-            _tile_loadd(5, units[2] + at, kTileBytes);
-            ADD_PRODUCTS_OF_TILES(2, 4, 5);
+            _tile_loadd(6, units[2] + at, kTileBytes);
+            ADD_PRODUCTS_OF_TILES(2, 4, 6);
         }
         if constexpr (P > 3) {
-            _tile_loadd(5, units[3] + at, kTileBytes);
-            ADD_PRODUCTS_OF_TILES(3, 4, 5);
+            _tile_loadd(6, units[3] + at, kTileBytes);
+            ADD_PRODUCTS_OF_TILES(3, 4, 6);
         }
     }
     float *scores = q.scores[0] + block * kLanes;
@@ -88,16 +88,16 @@ inline void sum_values_in_tiles(const QueryRows &q, int64_t row, const CacheShap
     for (int block = 0; block < segment.blocks; ++block) {
         const uint8_t *values = segment.units[block] + shape.key_bytes() + v * kTileBytes;
         if (v == 0 && row == 0) segment.ask();
-        _tile_loadd(6, weights + block * TileShape<N>::kBlockBytes, weight_stride);
+        _tile_loadd(5, weights + block * TileShape<N>::kBlockBytes, weight_stride);
         _tile_loadd(7, values, stride);
-        ADD_PRODUCTS_OF_TILES(0, 6, 7);
+        ADD_PRODUCTS_OF_TILES(0, 5, 7);
         if constexpr (P > 1) {
             _tile_loadd(7, values + kTileBytes, stride);
-            ADD_PRODUCTS_OF_TILES(1, 6, 7);
+            ADD_PRODUCTS_OF_TILES(1, 5, 7);
             _tile_loadd(7, values + 2 * kTileBytes, stride);
-            ADD_PRODUCTS_OF_TILES(2, 6, 7);
+            ADD_PRODUCTS_OF_TILES(2, 5, 7);
             _tile_loadd(7, values + 3 * kTileBytes, stride);
-            ADD_PRODUCTS_OF_TILES(3, 6, 7);
+            ADD_PRODUCTS_OF_TILES(3, 5, 7);
         }
     }
     uint8_t *out = static_cast<uint8_t *>(to);
@@ -132,7 +132,7 @@ inline void attend_segment_in_tiles(QueryRows &q, const CacheShape &shape, const
     for (; block + 4 <= segment.blocks; block += 4) score_in_tiles<N, 4>(q, shape, segment, block);
     for (; block < segment.blocks; ++block) score_in_tiles<N, 1>(q, shape, segment, block);
     written(&q);
-    for (int r = 0; r < queries.count; ++r) weigh<N, N == Number::int8>(q, r, shape, queries, segment);
+    weigh_all<N>(q, shape, queries, segment, [] { stay_awake(); });
     written(&q);
     const int vectors = int(shape.lanes() / kLanes);
     int v = 0;
@@ -145,6 +145,7 @@ inline void attend_segment_in_tiles(QueryRows &q, const CacheShape &shape, const
 template <Number N>
 void attend_by_tiles_in(const CacheShape &shape, const Queries &queries) {
     const MatrixUnit unit = unit_for_attention<N>(queries.count, shape);
+    stay_awake();
     attend_in<N>(shape, queries, attend_segment_in_tiles<N>);
 }
 
