@@ -10,7 +10,7 @@ namespace {
 
 // So few rows are rounded by each thread for itself: that is quicker than to wait for each other.
 constexpr int64_t kRoundedByAll = 2;
-constexpr int64_t kApart = 64;  // so many rows are divided among the threads
+constexpr size_t kApart = 64;  // so many rows are divided among the threads
 // Vectors may be read beyond the end of the last row.
 constexpr int64_t kSlack = 64;
 
@@ -53,7 +53,7 @@ void Decoder::step(const std::vector<Span> &spans, float *logits, int64_t logits
     logits_ = logits;
     logits_stride_ = logits_stride;
     summaries_ = summaries;
-    const bool apart = int64_t(rows_.size()) >= kApart && pool_.size() <= int64_t(rows_.size()) / 16;
+    const bool apart = rows_.size() >= kApart && pool_.size() <= int64_t(rows_.size()) / 16;
     cache_pages_.busy();
     pool_.run([&](int thread) { apart ? work_apart(thread) : work_together(thread); });
     cache_pages_.busy();
@@ -207,12 +207,31 @@ void Decoder::work_apart(int thread) {
         before = &layer;
     }
     // of what the last layer makes only the wanted rows are looked at
-    if (before)
+    if (wanted_.empty()) return;
+    if (before && runs_.empty() && wanted_.size() < kApart) {
+        if (thread == 0) keep_wanted_rows();
+        pool_.barrier();
+        finish_layer({thread, true, 0, int64_t(wanted_.size())}, *before);
+    } else if (before) {
         over_parts(thread, [&](const Part &part) {
             if (is_wanted(part.begin, part.end)) finish_layer(part, *before);
         });
-    pool_.barrier();
+        pool_.barrier();
+    }
     score(thread);
+}
+
+// Brings the rows that get logits to the front, with what attention has made of them.
+void Decoder::keep_wanted_rows() {
+    const int64_t outputs = shape_.num_heads * shape_.head_size;
+    for (int64_t &row : wanted_) {
+        const int64_t to = &row - wanted_.data();  // at most `row`: without adapters spans have their order
+        if (to == row) continue;
+        float *x = x_.as<float>(), *attended = qkv_.as<float>();
+        std::memcpy(x + to * hidden_stride_, x + row * hidden_stride_, shape_.hidden_size * sizeof(float));
+        std::memcpy(attended + to * qkv_stride_, attended + row * qkv_stride_, outputs * sizeof(float));
+        row = to;
+    }
 }
 
 void Decoder::embed(const Part &part) {

@@ -114,6 +114,7 @@ class Decoder {
     void work_apart(int thread);
     template <typename Work>
     void over_parts(int thread, const Work &work);
+    void keep_wanted_rows();
     void embed(const Part &);
     void project(const Part &, const DecoderLayer &);
     void finish_layer(const Part &, const DecoderLayer &);

@@ -16,16 +16,17 @@ inline F fexp(F x) {
     return fselect_less(x, fset(-87.3f), fzero(), fscale(p, whole));
 }
 
-// 2^x for x of at most 127, to about two units in the last place; 0 from −127 down.
+// 2^x for x of at most 127, to about one unit in the last place; 0 from −127 down.
 inline F fexp2(F x) {
     const F limited = fmax(fset(-127.0f), x);
     const F shifted = fadd(limited, fset(12582912.0f));  // 1.5 · 2^23: the lowest bits are the nearest integer then
     const F rest = fsub(limited, fsub(shifted, fset(12582912.0f)));
-    F p = fset(1.326472731e-3f);  // minimax: within 9.2e-8 of 2^rest, which is within ± 1/2
-    p = fma(p, rest, fset(9.671512991e-3f));
-    p = fma(p, rest, fset(5.550733581e-2f));
-    p = fma(p, rest, fset(0.2402224243f));
-    p = fma(p, rest, fset(0.6931470037f));
+    F p = fset(1.535336196e-4f);  // minimax: within 2e-9 of 2^rest, which is within ± 1/2
+    p = fma(p, rest, fset(1.339887502e-3f));
+    p = fma(p, rest, fset(9.618436918e-3f));
+    p = fma(p, rest, fset(5.550332367e-2f));
+    p = fma(p, rest, fset(0.2402264774f));
+    p = fma(p, rest, fset(0.6931471825f));
     p = fma(p, rest, fset(1.0f));
     return float_of(iadd(bits_of(p), shift_left<23>(bits_of(shifted))));
 }
