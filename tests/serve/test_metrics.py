@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serve.conftest import Served
 from tests.serve.scripted import sent
 
-from tallow.serve.answers import UNREAD_S
 from tallow.serve.errors import ApiError
 from tallow.serve.http import EventStream, sse
 
@@ -39,19 +38,6 @@ def errors_by_status(served: Served) -> Counter[str]:
     [errors] = [family for family in families if family.name == "tallow:errors"]
     counted = [sample for sample in errors.samples if sample.name == "tallow:errors_total"]
     return Counter({sample.labels["status"]: int(sample.value) for sample in counted})
-
-
-def test_nothing_is_told_step_by_step_of_an_answer_that_nobody_reads_before_its_end(served: Served) -> None:
-    told = {}
-    for stream in (True, False):
-        body = {"prompt": "Once", "max_tokens": 200, "ignore_eos": True, "stream": stream}
-        with served.client() as client:
-            begin = time.monotonic()
-            before = samples(served).get("vllm:inter_token_latency_seconds_count", 0)
-            assert client.post("/v1/completions", json=body).status_code == 200
-            told[stream] = samples(served)["vllm:inter_token_latency_seconds_count"] - before
-            most = 2 + (time.monotonic() - begin) / UNREAD_S
-    assert 0 < told[False] <= most < told[True]
 
 
 def test_requests_are_counted(served: Served) -> None:

@@ -18,8 +18,6 @@ from tallow.serve.wire import Update
 from tallow.tokenizer.chat import render_chat_prompt, turn_end_ids
 
 Message = Mapping[str, Any]
-UNREAD_S = 0.25
-"""How often the front is told, for its metrics, of an answer that nobody reads before its end."""
 QUICK_CHARACTERS = 512
 """A text of so many has its tokens sooner than a thread has begun to make them."""
 TOOLS_TOLD = """\
@@ -44,7 +42,6 @@ class Question:
         count: How many answers.
         log_probs: Whether those of the answers' tokens are wanted.
         embed: Whether the prompt's embedding is wanted, and no answer.
-        is_streamed: Whether the answers are read while they grow.
         tools: Functions that may be called: `{"name", "description", "parameters"}`.
         tool_choice: `auto`, `none`, `required`, or the name of one after a colon.
         most_calls: Of tools, in one answer.
@@ -60,7 +57,6 @@ class Question:
     count: int = 1
     log_probs: bool = False
     embed: bool = False
-    is_streamed: bool = True
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str = "auto"
     most_calls: int = MAX_CALLS
@@ -130,7 +126,6 @@ class Question:
             "priority": self.priority,
             "log_probs": self.log_probs,
             "embed": self.embed,
-            "told_each_s": 0.0 if self.is_streamed else UNREAD_S,
         }
 
     def _check_bytes(self, text: str, facts: Facts) -> None:

@@ -148,9 +148,6 @@ class Sampling(ModelRequest, SamplingSettings):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 
-    def common_fields(self, salt: str | None) -> dict[str, Any]:
-        return super().common_fields(salt) | {"is_streamed": bool(self.stream)}
-
     def params(self, most_tokens: int | None, limits: Limits) -> dict[str, Any]:
         """Arguments of `SamplingParams`, as JSON has them.
 

@@ -40,16 +40,9 @@ class _Answer:
     job: int
     choice: int
     wants_log_probs: bool
-    told_each_s: float
     num_ids: int = 0
     num_characters: int = 0
     is_begun: bool = False
-    _told_s: float = 0.0
-
-    def is_due(self, request: Request) -> bool:
-        """Whether the front wants to know already what it has grown by; of its begin and its end always."""
-        since_s = time.monotonic() - self._told_s
-        return not self.is_begun or request.state is RequestState.FINISHED or since_s >= self.told_each_s
 
     def update(self, request: Request) -> Update:
         ids, text = request.ids[self.num_ids :], request.text[self.num_characters :]
@@ -59,7 +52,6 @@ class _Answer:
         if not self.is_begun and request.params.prompt_log_probs:
             prompt = request.prompt_log_probs, request.prompt_top_log_probs
         self.num_ids, self.num_characters, self.is_begun = len(request.ids), len(request.text), True
-        self._told_s = time.monotonic()
         error = request.error.as_json()["error"] if request.error is not None else None
         reason, cached = request.finish_reason, request.num_cached_tokens
         stop = request.stopped_by
@@ -113,7 +105,7 @@ class Host:
         except Exception as error:
             return self._fail_step(error)
         self._num_failures = 0
-        told = [each for each in changed if (answer := self._answers.get(each)) is not None and answer.is_due(each)]
+        told = [request for request in changed if request in self._answers]
         self._has_begun_answer = any(not self._answers[request].is_begun for request in told)
         return [self._tell(request) for request in told]
 
@@ -166,7 +158,6 @@ class Host:
         priority: int,
         log_probs: bool,
         embed: bool,
-        told_each_s: float,
     ) -> None:
         engine = self.model.engine
         common: dict[str, Any] = {
@@ -184,7 +175,7 @@ class Host:
             return
         self._jobs[job] = requests
         for choice, request in enumerate(requests):
-            self._answers[request] = _Answer(job, choice, log_probs, told_each_s)
+            self._answers[request] = _Answer(job, choice, log_probs)
 
     def _reply(self, call: int, work: Any) -> None:
         error = None
