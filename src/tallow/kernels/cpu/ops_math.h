@@ -16,11 +16,11 @@ inline F fexp(F x) {
     return fselect_less(x, fset(-87.3f), fzero(), fscale(p, whole));
 }
 
-// 2^x for x of at most 127, to about one unit in the last place; 0 from −127 down.
+// 2^x for x of at most 0, to about one unit in the last place; 0 from −127 down.
 inline F fexp2(F x) {
-    const F limited = fmax(fset(-127.0f), x);
-    const F shifted = fadd(limited, fset(12582912.0f));  // 1.5 · 2^23: the lowest bits are the nearest integer then
-    const F rest = fsub(limited, fsub(shifted, fset(12582912.0f)));
+    const F limited = fmax(fset(-127.0f), x), magic = fset(12582912.0f);  // 1.5 · 2^23: the lowest bits of a sum are whole
+    const F shifted = fmin(fadd(limited, magic), magic);  // not a NaN, which has other bits: it stays one below
+    const F rest = fsub(limited, fsub(shifted, magic));
     F p = fset(1.535336196e-4f);  // minimax: within 2e-9 of 2^rest, which is within ± 1/2
     p = fma(p, rest, fset(1.339887502e-3f));
     p = fma(p, rest, fset(9.618436918e-3f));
