@@ -96,9 +96,12 @@ void Decoder::lay_out(const std::vector<Span> &spans) {
         ends[span - spans.data()] = int64_t(rows_.size());
         if (adapted && (runs_.empty() || runs_.back().adapter != span->adapter)) runs_.push_back({span->adapter, row, row});
         if (adapted) runs_.back().end = int64_t(rows_.size());
-        for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
-            for (int64_t first = 0; first < span->count * sharing; first += height)
-                tasks_.push_back({row, head, first, std::min(height, span->count * sharing - first)});
+        // part by part, so that each thread attends to rows that it has made
+        const int64_t queries = span->count * sharing, of_part = round_up(ops_.part_rows * sharing, height);
+        for (int64_t begin = 0; begin < queries; begin += of_part)
+            for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
+                for (int64_t first = begin; first < std::min(begin + of_part, queries); first += height)
+                    tasks_.push_back({row, head, first, std::min(height, queries - first)});
     }
     for (const std::vector<int64_t> &blocks : fresh_blocks_)
         for (int64_t block : blocks) cache_pages_.used(size_t(block + 1) * block_bytes());
@@ -162,7 +165,7 @@ template <typename Work>
 void Decoder::over_parts(int thread, const Work &work) {
     const int64_t rows = int64_t(rows_.size()), threads = pool_.size();
     const int64_t parts = round_up((rows + ops_.part_rows - 1) / ops_.part_rows, threads);
-    for (int64_t part; (part = pool_.next()) < parts;)
+    for (int64_t part; (part = pool_.next(thread, parts)) < parts;)
         work(Part{thread, false, rows * part / parts, rows * (part + 1) / parts});
 }
 
@@ -375,14 +378,15 @@ void Decoder::store_heads(int thread, const DecoderLayer &layer, int64_t row, in
 }
 
 void Decoder::attend_all(const Part &part, const DecoderLayer &layer, bool only_wanted) {
-    const int64_t pieces = int64_t(pieces_.size()), threads = pool_.size();
+    const int64_t pieces = int64_t(pieces_.size());
     const int64_t sharing = shape_.num_heads / shape_.num_kv_heads;
-    const auto next = [&](int64_t i) { return part.together ? next_share(i) : pool_.next(); };
-    for (int64_t i = part.together ? first_share(part.thread) : pool_.next(); i < pieces; i = next(i)) {
+    const auto first = [&] { return part.together ? first_share(part.thread) : pool_.next(part.thread, pieces); };
+    const auto next = [&](int64_t i) { return part.together ? next_share(i) : pool_.next(part.thread, pieces); };
+    for (int64_t i = first(); i < pieces; i = next(i)) {
         const Task &task = tasks_[pieces_[i].task];
         const int64_t end = task.first + task.count;
         if (only_wanted && !is_wanted(task.row + task.first / sharing, task.row + (end + sharing - 1) / sharing)) continue;
-        attend(layer, pieces_[i], pieces_[std::min(part.together ? next_share(i) : i + threads, pieces - 1)]);
+        attend(layer, pieces_[i], pieces_[std::min(part.together ? next_share(i) : i + 1, pieces - 1)]);
     }
 }
 

@@ -38,6 +38,9 @@ struct MatrixUnit {
 // one now and then, of whatever tiles 4 and 6 hold; it spoils tile 0.
 TALLOW_INLINE void stay_awake() { _tile_dpbssd(0, 4, 6); }
 
+// Asks for a line that will be written, and takes it from other cores that have read it.
+TALLOW_INLINE void prefetch_to_write(const void *at) { asm volatile("prefetchw %0" ::"m"(*static_cast<const char *>(at))); }
+
 // For products: tiles 0 to 3 are sums, of the upper rows and then of the lower ones; 4 and 5 activations, of which a step
 // takes so many bytes; 6 and 7 weights.
 inline MatrixUnit unit_for_products(int64_t rows, int64_t bytes) {
@@ -127,6 +130,28 @@ struct Ahead {
     }
 };
 
+// The lines that a block's results go to, which are asked for while it is computed, a few at each step. It pays where all
+// threads share all rows, as others have read these lines since; with more rows it costs more than it gains.
+class ResultsAhead {
+   public:
+    ResultsAhead(const Destination &to, int64_t row, int64_t rows, int64_t panel, int64_t steps)
+        : bytes_(to.mode == Destination::gate ? kTileBytes : kStepBytes),
+          stride_(to.stride * int64_t(sizeof(float))),
+          at_(reinterpret_cast<const uint8_t *>(to.out) + row * stride_ + panel * bytes_),
+          end_(at_ + rows * stride_),
+          rows_((rows + steps - 1) / steps) {}
+
+    inline void ask() {
+        for (int64_t r = 0; r < rows_ && at_ < end_; ++r, at_ += stride_)
+            for (int64_t line = 0; line < bytes_; line += 64) prefetch_to_write(at_ + line);
+    }
+
+   private:
+    const int64_t bytes_, stride_;
+    const uint8_t *at_, *const end_;
+    const int64_t rows_;  // of a step
+};
+
 constexpr int64_t kStepInputs = kTileBytes / 2;  // bfloat16
 
 // A compressed panel that is brought to bfloat16 step by step.
@@ -178,7 +203,8 @@ inline void add_rest(const uint16_t *values, int64_t stride, int64_t inputs, con
 // Adds the products of some inputs. `expansion`: by which `weights` come to be what they are meanwhile; or null.
 template <bool kTwo>
 inline void add_bfloat16_block(Sums<float> &sums, const Weight &w, const uint8_t *weights, const Activations &x, int64_t row,
-                               int64_t rows, int64_t begin, int64_t end, Ahead &ahead, Expansion *expansion) {
+                               int64_t rows, int64_t begin, int64_t end, Ahead &ahead, ResultsAhead *results,
+                               Expansion *expansion) {
     const uint16_t *values = static_cast<const uint16_t *>(x.values) + row * x.stride;
     const int64_t whole = end / kStepInputs * kStepInputs;
     if (begin == 0)
@@ -190,6 +216,7 @@ inline void add_bfloat16_block(Sums<float> &sums, const Weight &w, const uint8_t
         // one step ahead: what has just been written cannot be read as a tile at once
         if (expansion) expansion->next();
         ahead.ask();
+        if (results) results->ask();
         add_step<Number::bfloat16, kTwo>(values + k, x.stride * 2, weights + k * kPanel * 2);
     }
     if (whole < end) add_rest<kTwo>(values + whole, x.stride, end - whole, weights + whole * kPanel * 2, rows);
@@ -222,45 +249,34 @@ inline void bring_codes_to_bytes(const Weight &w, const uint8_t *weights, uint8_
     }
 }
 
-// A panel that has been brought to bytes: the sums of each scale's inputs are multiplied by it while the next ones are
-// made. `scales`: of the activations, those of a block's rows side by side.
-template <Number N, bool kTwo>
-inline void add_bytes_block(Sums<float> &totals, const Weight &w, const uint8_t *weights, const uint8_t *bytes,
-                            const int8_t *values, int64_t stride, const float *scales, int64_t rows, int64_t step_bytes,
-                            Ahead &ahead) {
-    const int64_t inputs = w.groups_per_scale * kActivationGroup, count = w.inputs / inputs;
-    Sums<int32_t> sums[2];
-    const auto scale_sums = [&](int64_t scale, int64_t first, int64_t last) {
-        const float *of_row = scales + scale * kBlockRows;
-        const uint16_t *of_output = reinterpret_cast<const uint16_t *>(weights + scale * inputs / w.group * w.group_bytes());
-        F output_scales[2];
-        if constexpr (N != Number::nested_int4)
-            for (int half = 0; half < 2; ++half) output_scales[half] = load_half(of_output + half * kLanes);
-#pragma GCC unroll 4
-        for (int64_t r = first; r < last; ++r)
-            for (int half = 0; half < 2; ++half) {
-                const F before = scale > 0 ? fload(totals.of[r][half]) : fzero();
-                F factor = fset(of_row[r]);
-                if constexpr (N != Number::nested_int4) factor = fmul(output_scales[half], factor);
-                fstore(totals.of[r][half], fma(to_float(iload(sums[scale % 2].of[r][half])), factor, before));
-            }
-    };
-    const int64_t steps = inputs / step_bytes;
-    for (int64_t scale = 0; scale < count; ++scale) {
-        clear_sums<kTwo>();
-        for (int64_t step = 0; step < steps; ++step, values += step_bytes, bytes += step_bytes * kPanel) {
-            ahead.ask();
-            add_step<N, kTwo>(values, stride, bytes);
-            if (scale > 0) scale_sums(scale - 1, rows * step / steps, rows * (step + 1) / steps);
+// So many scales' sums of a block leave the tiles before they are multiplied.
+constexpr int kScalesAtOnce = 4;
+
+// Sums of `count` scales, from `scale` on, times these, are added to `totals`, and each row of results is passed on.
+template <Number N, int C = kScalesAtOnce, typename Each>
+inline void scale_sums(int64_t count, const Weight &w, const uint8_t *weights, int64_t scale, const Sums<int32_t> *sums,
+                       const float *x_scales, const Sums<float> &totals, int64_t first_row, int64_t rows, const Each &each) {
+    if constexpr (C > 1)
+        if (count < C) return scale_sums<N, C - 1>(count, w, weights, scale, sums, x_scales, totals, first_row, rows, each);
+    constexpr bool nested = N == Number::nested_int4;  // outputs have one scale, which is multiplied at the end
+    F output_scales[C][2];
+    unrolled<C>([&](auto c) {
+        const int64_t group = (scale + c) * w.groups_per_scale * kActivationGroup / w.group;
+        const uint16_t *of_group = reinterpret_cast<const uint16_t *>(weights + group * w.group_bytes());
+        for (int half = 0; half < 2 && !nested; ++half) output_scales[c][half] = load_half(of_group + half * kLanes);
+    });
+    for (int64_t r = first_row; r < rows; ++r) {
+        F both[2];
+        for (int half = 0; half < 2; ++half) {
+            both[half] = scale > 0 ? fload(totals.of[r][half]) : fzero();
+            unrolled<C>([&](auto c) {
+                F factor = fset(x_scales[(scale + c) * kBlockRows + r]);
+                if constexpr (!nested) factor = fmul(output_scales[c][half], factor);
+                both[half] = fma(to_float(iload(sums[c].of[r][half])), factor, both[half]);
+            });
         }
-        sums[scale % 2].template take<kTwo>();
+        each(r, both[0], both[1]);
     }
-    scale_sums(count - 1, 0, rows);
-    if constexpr (N != Number::nested_int4) return;
-    const float *output_scales = reinterpret_cast<const float *>(weights);
-    for (int64_t r = 0; r < rows; ++r)
-        for (int half = 0; half < 2; ++half)
-            fstore(totals.of[r][half], fmul(fload(totals.of[r][half]), fload(output_scales + half * kLanes)));
 }
 
 template <Number N, bool kTwo>
@@ -268,8 +284,9 @@ void integers_in_tiles(const Weight &w, const Activations &x, const Destination 
     // as many inputs as equal steps can have until the next scale: 64 or 48, or 32
     const int64_t scale_inputs = w.groups_per_scale * kActivationGroup, scales = w.inputs / scale_inputs;
     const int64_t step_bytes = scale_inputs % kTileBytes == 0 ? kTileBytes : scale_inputs == 96 ? 48 : kActivationGroup;
+    const int64_t steps = scale_inputs / step_bytes;
     const int64_t height = least(rows, kBlockRows), blocks = (rows + height - 1) / height, panel_bytes = w.panel_bytes();
-    const int64_t ahead_bytes = round_up(panel_bytes / (blocks * (w.inputs / step_bytes)), 64);
+    const int64_t ahead_bytes = round_up(panel_bytes / (blocks * scales * steps), 64);
     const MatrixUnit unit = unit_for_products(height, step_bytes);
     // a panel of bytes takes half of its room; behind it lie the scales of the activations, block by block
     uint8_t *const room = reinterpret_cast<uint8_t *>(to.panel);
@@ -279,17 +296,42 @@ void integers_in_tiles(const Weight &w, const Activations &x, const Destination 
             for (int64_t scale = 0; scale < scales; ++scale)
                 x_scales[(block * scales + scale) * kBlockRows + r] =
                     x.scales[(least(block * height, rows - height) + r) * x.groups + scale];
+    Sums<int32_t> sums[kScalesAtOnce];
+    Sums<float> totals;
     for (; panel < end; ++panel) {
         const uint8_t *weights = w.packed + panel * panel_bytes;
+        const float *output_scales = reinterpret_cast<const float *>(weights);  // nested_int4
         bring_codes_to_bytes<N>(w, weights, room);
         Ahead ahead{weights + panel_bytes, ahead_bytes};
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t done = block * height, row = least(done, rows - height);  // the last also has rows that are done
-            Sums<float> sums;
-            add_bytes_block<N, kTwo>(sums, w, weights, room, static_cast<const int8_t *>(x.values) + row * x.stride, x.stride,
-                                     x_scales + block * scales * kBlockRows, height, step_bytes, ahead);
-            for (int64_t r = done - row; r < height; ++r)
-                finish_row(w, to, row + r, panel, fload(sums.of[r][0]), fload(sums.of[r][1]));
+            const int8_t *values = static_cast<const int8_t *>(x.values) + row * x.stride;
+            const uint8_t *bytes = room;
+            const float *of_block = x_scales + block * scales * kBlockRows;
+            ResultsAhead results(to, row, height, panel, ((scales - 1) % kScalesAtOnce + 1) * steps);
+            const auto keep = [&](int64_t r, F first, F second) {
+                fstore(totals.of[r][0], first), fstore(totals.of[r][1], second);
+            };
+            const auto finish = [&](int64_t r, F first, F second) {
+                if constexpr (N == Number::nested_int4)
+                    first = fmul(first, fload(output_scales)), second = fmul(second, fload(output_scales + kLanes));
+                finish_row(w, to, row + r, panel, first, second);
+            };
+            for (int64_t scale = 0, count; scale < scales; scale += count) {
+                count = least(scales - scale, kScalesAtOnce);
+                const bool last = scale + count == scales;
+                for (int64_t c = 0; c < count; ++c) {
+                    clear_sums<kTwo>();
+                    for (int64_t step = 0; step < steps; ++step, values += step_bytes, bytes += step_bytes * kPanel) {
+                        ahead.ask();
+                        if (last && blocks == 1) results.ask();
+                        add_step<N, kTwo>(values, x.stride, bytes);
+                    }
+                    sums[c].template take<kTwo>();
+                }
+                last ? scale_sums<N>(count, w, weights, scale, sums, of_block, totals, done - row, height, finish)
+                     : scale_sums<N>(count, w, weights, scale, sums, of_block, totals, 0, height, keep);
+            }
         }
     }
 }
@@ -317,8 +359,10 @@ void bfloat16_in_tiles(const Weight &w, const Activations &x, const Destination 
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t done = block * height, row = least(done, rows - height);  // the last also has rows that are done
                 Sums<float> &some = sums[turns > 1 ? block : 0];
+                ResultsAhead results(to, row, height, panel, (last - begin + kStepInputs - 1) / kStepInputs);
                 add_bfloat16_block<kTwo>(some, w, compressed ? reinterpret_cast<const uint8_t *>(to.panel) : weights, x, row,
-                                         height, begin, last, ahead, compressed && block == 0 ? &expansion : nullptr);
+                                         height, begin, last, ahead, blocks == 1 ? &results : nullptr,
+                                         compressed && block == 0 ? &expansion : nullptr);
                 if (last < w.inputs) continue;
                 for (int64_t r = done - row; r < height; ++r)
                     finish_row(w, to, row + r, panel, fload(some.of[r][0]), fload(some.of[r][1]));

@@ -24,7 +24,7 @@ void Barrier::wait() {
     const unsigned round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
         arrived_.store(0, std::memory_order_relaxed);
-        taken_.store(0, std::memory_order_relaxed);
+        for (Share &share : shares_) share.taken.store(0, std::memory_order_relaxed);
         round_.store(round + 1, std::memory_order_release);
         return;
     }
@@ -33,6 +33,15 @@ void Barrier::wait() {
             pause();
         else
             std::this_thread::yield();
+}
+
+int64_t Barrier::next(int thread, int64_t items) {
+    for (int i = 0; i < count_; ++i) {
+        const int64_t share = (thread + i) % count_, begin = items * share / count_, end = items * (share + 1) / count_;
+        const int64_t item = begin + shares_[share].taken.fetch_add(1, std::memory_order_relaxed);
+        if (item < end) return item;
+    }
+    return items;
 }
 
 Pool::Pool(int threads) : size_(threads < 1 ? 1 : threads), barrier_(size_) {

@@ -13,14 +13,19 @@ namespace tallow {
 // thread that has spun for long gives its core away, for then there are fewer cores than threads.
 class Barrier {
    public:
-    explicit Barrier(int count) : count_(count) {}
+    explicit Barrier(int count) : count_(count), shares_(count) {}
     void wait();
-    // 0, 1, 2, … to whoever asks, and from 0 again once all have met: so they share work as they come to it.
-    int64_t next() { return taken_.fetch_add(1, std::memory_order_relaxed); }
+    // Items 0 to `items` − 1, one at a time: to each thread its own share in turn, which is the same for equally many items,
+    // as what it has worked on lies in its core's cache; then what others have left. `items` once there are no more, until
+    // all have met.
+    int64_t next(int thread, int64_t items);
 
    private:
     const int count_;
-    alignas(64) std::atomic<int64_t> taken_{0};
+    struct alignas(64) Share {
+        std::atomic<int64_t> taken{0};
+    };
+    std::vector<Share> shares_;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<unsigned> round_{0};
 };
@@ -36,7 +41,7 @@ class Pool {
     int size() const { return size_; }
     void run(const std::function<void(int thread)> &work);
     void barrier() { barrier_.wait(); }
-    int64_t next() { return barrier_.next(); }
+    int64_t next(int thread, int64_t items) { return barrier_.next(thread, items); }
 
    private:
     void serve(int thread);
