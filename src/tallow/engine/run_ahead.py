@@ -15,7 +15,7 @@ from tallow.engine.step import Step
 from tallow.engine.uninterrupted import uninterrupted
 
 MOST_PASSES = 16
-RUN_AHEAD_S = 0.05
+RUN_AHEAD_S = 0.06
 """So long a request that arrives may have to wait for such a step: less than for one that computes a prompt."""
 
 
