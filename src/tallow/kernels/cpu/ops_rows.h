@@ -45,8 +45,8 @@ inline void find_scales(I (&sizes)[4], float *scales, float *inverses) {
     fstore(inverses, fselect_less(fset(1e-30f), greatest, fdiv(fset(127), greatest), fzero()));
 }
 
-// With one scale for each kWidth groups. Four scales, and then four groups, at a time; where fewer are left, the last is
-// done again in the place of those that are missing.
+// With one scale for each kWidth groups. Four scales, and then four groups, at a time; where fewer are left, the last takes
+// the place of those that are missing.
 template <int kWidth>
 inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *codes, float *scales, int32_t *offsets,
                           int32_t *byte_offsets) {
