@@ -16,17 +16,19 @@ inline F fexp(F x) {
     return fselect_less(x, fset(-87.3f), fzero(), fscale(p, whole));
 }
 
-// 2^x for x of less than 128, to about one unit in the last place; 0 below −126, as subnormal numbers hold some processors up.
+// 2^x for x of at most 0, to about one unit in the last place; 0 from −127 down.
 inline F fexp2(F x) {
-    const F rest = above_whole(x);
-    F p = fset(2.16129146e-4f);  // minimax: within 2e-9 of 2^rest, which is from 0 to 1
-    p = fma(p, rest, fset(1.24678458e-3f));
-    p = fma(p, rest, fset(9.67545249e-3f));
-    p = fma(p, rest, fset(5.54852815e-2f));
-    p = fma(p, rest, fset(0.240229314f));
-    p = fma(p, rest, fset(0.69314706f));
+    const F limited = fmax(fset(-127.0f), x), magic = fset(12582912.0f);  // 1.5 · 2^23: the lowest bits of a sum are whole
+    const F shifted = fmin(fadd(limited, magic), magic);  // not a NaN, which has other bits: it stays one below
+    const F rest = fsub(limited, fsub(shifted, magic));
+    F p = fset(1.535336196e-4f);  // minimax: within 2e-9 of 2^rest, which is within ± 1/2
+    p = fma(p, rest, fset(1.339887502e-3f));
+    p = fma(p, rest, fset(9.618436918e-3f));
+    p = fma(p, rest, fset(5.550332367e-2f));
+    p = fma(p, rest, fset(0.2402264774f));
+    p = fma(p, rest, fset(0.6931471825f));
     p = fma(p, rest, fset(1.0f));
-    return fscale_by_whole(p, x);
+    return float_of(iadd(bits_of(p), shift_left<23>(bits_of(shifted))));
 }
 
 inline F ftanh(F x) {

@@ -44,14 +44,6 @@ inline __m256 pow2_of_8(__m256 exponent) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(exponent), _mm256_set1_epi32(127)), 23));
 }
 inline F fscale(F a, F exponent) { return fmul(a, {pow2_of_8(exponent.low), pow2_of_8(exponent.high)}); }
-// a − ⌊a⌋; and p · 2^⌊a⌋ for a of less than 128, 0 for a below −126. NaN stays NaN.
-inline __m256 floor_of_8(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-inline F above_whole(F a) { return {_mm256_sub_ps(a.low, floor_of_8(a.low)), _mm256_sub_ps(a.high, floor_of_8(a.high))}; }
-inline __m256 scale_8_by_whole(__m256 p, __m256 a) {
-    const __m256 kept = _mm256_cmp_ps(a, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
-    return _mm256_and_ps(kept, _mm256_mul_ps(p, pow2_of_8(floor_of_8(a))));
-}
-inline F fscale_by_whole(F p, F a) { return {scale_8_by_whole(p.low, a.low), scale_8_by_whole(p.high, a.high)}; }
 inline F fselect_less(F a, F b, F yes, F no) {
     return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
             _mm256_blendv_ps(no.high, yes.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};

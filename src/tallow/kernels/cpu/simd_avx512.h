@@ -33,11 +33,6 @@ inline F fsqrt(F a) { return _mm512_sqrt_ps(a); }
 inline F fround(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // a · 2^exponent, for whole exponents from −126 to 127; 128 may give infinity
 inline F fscale(F a, F exponent) { return _mm512_scalef_ps(a, exponent); }
-// a − ⌊a⌋; and p · 2^⌊a⌋ for a of less than 128, 0 for a below −126. NaN stays NaN.
-inline F above_whole(F a) { return _mm512_reduce_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-inline F fscale_by_whole(F p, F a) {
-    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(a, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p, a);
-}
 // a < b ? yes : no, lane by lane
 inline F fselect_less(F a, F b, F yes, F no) {
     return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);

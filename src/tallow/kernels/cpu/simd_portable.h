@@ -107,10 +107,6 @@ inline F fscale(F a, F exponent) {
 inline F fselect_less(F a, F b, F yes, F no) {
     return parts([&](int i) { return choose(a.part[i] < b.part[i], yes.part[i], no.part[i]); });
 }
-// a − ⌊a⌋ (of a whole number 0 or 1); and p · 2^⌊a⌋ for a of less than 128, 0 for a below −126. NaN stays NaN.
-inline F whole_below(F a) { return fround(fsub(fmax(fset(-127.0f), a), fset(0.5f))); }
-inline F above_whole(F a) { return fsub(fmax(fset(-127.0f), a), whole_below(a)); }
-inline F fscale_by_whole(F p, F a) { return fselect_less(a, fset(-126.0f), fzero(), fscale(p, whole_below(a))); }
 inline uint32_t mask_less(F a, F b) {
     uint32_t mask = 0;
     for (int lane = 0; lane < kLanes; ++lane) mask |= uint32_t(a.part[lane / 4][lane % 4] < b.part[lane / 4][lane % 4]) << lane;
