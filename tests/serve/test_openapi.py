@@ -83,6 +83,14 @@ def test_hostile_requests_with_keys_are_answered_as_documented(guarded: Served, 
             assert schemes == ([] if path == "/health" else wanted)
 
 
+@pytest.mark.parametrize("seed", [9_223_372_036_854_776_000, -9_223_372_036_854_776_000])
+def test_the_greatest_seed_is_taken_as_floats_write_it(served: Served, seed: int) -> None:
+    body = VALID["/v1/completions"] | {"seed": seed}
+    with served.client() as client:
+        assert client.post("/v1/completions", json=body).status_code == 200
+        assert client.post("/v1/completions", json=body | {"seed": 2 * seed}).status_code == 400
+
+
 @pytest.mark.parametrize("path", list(VALID))
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_any_valid_settings_are_taken(served: Served, path: str, stream: bool) -> None:
