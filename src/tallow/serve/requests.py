@@ -17,7 +17,7 @@ MAX_TOKENS = 1 << 20
 MAX_OBJECTS = 1 << 14
 """Of each kind: what a server of any settings is spared, whose limits count only what has been read."""
 MAX_TOP_LOG_PROBS = 20
-MOST_SEED = 9_223_372_036_854_776_000
+MAX_SEED = 9_223_372_036_854_776_000
 """OpenAI's: 2^63 as programs write it that have all numbers as floats."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
@@ -118,7 +118,7 @@ class SamplingSettings(Body):
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-MOST_SEED, le=MOST_SEED), AfterValidator(lambda seed: seed % 2**64)] | None = None
+    seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED), AfterValidator(lambda seed: seed % 2**64)] | None = None
     stop: str | Few[str] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None

@@ -62,7 +62,7 @@ inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *c
                 sizes[i] = sizes[i - 1];
                 continue;
             }
-            const float *from = in + (first + least(i, count - 1)) * values;
+            const float *from = in + (first + i) * values;
             sizes[i] = iset(0);  // as integers, so that a NaN is the greatest and is not lost
             for (int64_t at = 0; at < values; at += kLanes) sizes[i] = imax(sizes[i], bits_of(fabs(fload(from + at))));
         }
