@@ -63,7 +63,13 @@ def with_room(rows: Tensor) -> Tensor:
 
 
 def pack(
-    packer: Any, number: int, weights: list[Tensor | QuantizedWeight], order: Tensor, group: int, bias: Tensor | None
+    packer: Any,
+    number: int,
+    weights: list[Tensor | QuantizedWeight],
+    order: Tensor,
+    group: int,
+    bias: Tensor | None,
+    groups_per_scale: int = 1,
 ) -> Any:
     inputs, sources = 0, []
     for weight in weights:
@@ -73,7 +79,8 @@ def pack(
         else:
             inputs = weight.shape[1]
             sources.append((SOURCES[weight.dtype], weight.data_ptr(), 0, len(weight)))
-    return packer.pack(number, sources, order.int().numpy(), inputs, group, 0 if bias is None else bias.data_ptr())
+    address = 0 if bias is None else bias.data_ptr()
+    return packer.pack(number, sources, order.int().numpy(), inputs, group, groups_per_scale, address)
 
 
 def held(weight_OI: Tensor, number: int, group: int) -> Tensor:

@@ -25,6 +25,7 @@ from tallow.errors import DataError, UsageError
 from tallow.kernels import cpu, triton
 from tallow.kernels.dispatch import prefers_fast
 from tallow.models.decoder import Decoder
+from tallow.models.equalization import EqualizedModel, calibration_tokens
 from tallow.models.formats import has_tokenizer, load_tokenizer
 from tallow.models.quantization import dequantize_modules, quantize_modules, quantized_bits, requantize_modules
 from tallow.models.stored import LoadedModel, StoredModel
@@ -111,10 +112,14 @@ def _native(
     in_fp32 = precision == "fp32" or (not quantized and weights == "float32")
     cache = CACHE_NUMBERS.get(cache_precision)
     path = source.path
+    load = _tokenizer_loader(path) if tokenizer is None and path is not None else lambda: tokenizer
+    if weights == "nested_int4":
+        dtype = torch.bfloat16 if native_bf16() else torch.float32
+        source = EqualizedModel(source, calibration_tokens(source.model.config, load()), dtype)
     if path is None or sys.platform != "linux":
         _refuse_mapping(placement)
         return NativeRunner(pack(source, weights, in_fp32=in_fp32), cache)
-    place = Place(path, precision, source.files, _tokenizer_loader(path) if tokenizer is None else lambda: tokenizer)
+    place = Place(path, precision, source.files, load)
 
     def allocate(plan: Plan) -> AbstractContextManager[Memory]:
         if placement == "mapped" or (placement == "auto" and not fits_memory(plan)):

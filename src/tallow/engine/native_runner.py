@@ -37,7 +37,8 @@ class NativeRunner:
 
     What it computes does not depend on what else is in the step: a sequence's logits are the same to the bit alone, in
     a batch, in chunks and after being computed again. Products of 4- and 8-bit weights are of integers: activations are
-    rounded to 8 bits, 32 at a time (up to 192 beside 4 bits) with a scale of their own.
+    rounded to 8 bits, 32 at a time with a scale of their own; beside 4 bits up to 192, or 768 where their channels
+    have been made alike.
 
     Args:
         model: The model.
@@ -73,7 +74,7 @@ class NativeRunner:
             _architecture(self._native, self.config, self.layout, cache), self.instruction_set, threads or num_threads()
         )
         self._decoder.use_weights(self._memory.address, plan.weight_bytes)
-        self._floats_address = self._memory.address + plan.weight_bytes
+        self._floats_begin = plan.weight_bytes
         if self._memory.descriptor is not None:
             self._read_ahead(plan, self._memory.descriptor, resident_bytes)
         for index, layer in enumerate(plan.layers):
@@ -127,6 +128,11 @@ class NativeRunner:
         for part, weight in self._products:
             if any(name in adapter for name in part.names):
                 a_RI, b_OR = _stack_updates(part, adapter)
+                inputs, outputs = part.factors
+                if inputs is not None:
+                    a_RI = a_RI * self._values(inputs, part.inputs)
+                if outputs is not None:
+                    b_OR = b_OR / self._values(outputs, len(b_OR))[:, None]
                 a = self._pack_floats(a_RI, np.arange(len(a_RI), dtype=np.int32), loaded)
                 b = self._pack_floats(b_OR, part.order, loaded)
                 loaded.change(weight, a, b)
@@ -155,7 +161,9 @@ class NativeRunner:
 
     def _weight(self, part: Part) -> object:
         """The next weight in memory."""
-        weight = self._decoder.take_weight(NUMBERS[part.number], part.order, part.inputs, part.group, part.has_bias)
+        weight = self._decoder.take_weight(
+            NUMBERS[part.number], part.order, part.inputs, part.group, part.groups_per_scale, part.has_bias
+        )
         self.weight_bytes += weight.bytes
         return weight
 
@@ -164,7 +172,10 @@ class NativeRunner:
 
     def _floats(self, place: int | None) -> int:
         """Their address; 0 if there are none."""
-        return 0 if place is None else self._floats_address + 4 * place
+        return 0 if place is None else self._memory.address + self._floats_begin + 4 * place
+
+    def _values(self, place: int, count: int) -> Floats:
+        return self._memory.bytes[self._floats_begin :].view(np.float32)[place : place + count]
 
     def _pack_floats(self, values_OI: Floats, order: Integers, adapter: object) -> Any:
         """A matrix of an adapter, in that adapter's memory."""

@@ -43,6 +43,9 @@ class Part:
         inputs: Of all of them.
         number: What the weight is held in; integers have groups of `group` inputs.
         by_turns: 16 rows of the first, then 16 of the second, and so on; else the rows follow each other.
+        groups_per_scale: Groups of 32 activations that share a scale where they are rounded.
+        factors: Where channels have been made alike, the places among the floats of what the inputs have been divided by
+            and the outputs, too (each None if they have not); adapters know nothing of it.
     """
 
     names: tuple[str, ...]
@@ -52,6 +55,8 @@ class Part:
     group: int
     has_bias: bool
     by_turns: bool = False
+    groups_per_scale: int = 1
+    factors: tuple[int | None, int | None] = (None, None)
 
     @property
     def order(self) -> Integers:

@@ -42,7 +42,7 @@ from tallow.kernels import cpu
 from tallow.models.store import store_directory
 from tallow.tokenizer.tokenizer import Tokenizer
 
-LAYOUT = 5
+LAYOUT = 6
 """Number of the layout of packed models; those of another one are not looked at."""
 
 PLAN, WEIGHTS = "plan.json", "weights"

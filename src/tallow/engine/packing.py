@@ -21,6 +21,7 @@ from tallow.models.blocks.feed_forward import FeedForward
 from tallow.models.blocks.norms import LayerNorm, RMSNorm
 from tallow.models.blocks.positions import make_rotation
 from tallow.models.decoder import Decoder
+from tallow.models.equalization import EqualizedModel
 from tallow.models.quantization import TABLE_BITS
 from tallow.models.stored import LoadedModel, StoredModel
 
@@ -32,6 +33,8 @@ HAS_GROUPS: frozenset[Number] = frozenset({*INTEGERS.values(), "int4"})
 TABLES: dict[Number, Number] = {INTEGERS[bits]: INTEGERS[table_bits] for bits, table_bits in TABLE_BITS.items()}
 COMPRESSED_AT_ONCE = 4
 """Inputs."""
+MOST_GROUPS_PER_SCALE = {False: 6, True: 24}
+"""Beside 4 bits, by whether channels have been made alike: what they lose is in docs/decisions.md."""
 # as enum Source::Kind has them
 SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CODES = {8: 3, 4: 4, 6: 5}
@@ -117,7 +120,8 @@ class _Packing:
                 sources, bias, _kept = self._sources(part)
                 address = bias.data_ptr() if bias is not None else 0
                 try:
-                    packer.pack(NUMBERS[part.number], sources, part.order, part.inputs, part.group, address)
+                    number, scales = NUMBERS[part.number], part.groups_per_scale
+                    packer.pack(number, sources, part.order, part.inputs, part.group, scales, address)
                 except native.Incompressible:
                     too_wide.append(part.names[0])
         if too_wide:
@@ -158,7 +162,24 @@ class _Packing:
         if names[0] in self._incompressible or (number == "compressed_bfloat16" and inputs % COMPRESSED_AT_ONCE):
             number = PLAINER.get(number, number)
         has_bias = getattr(modules[0], "bias", None) is not None
-        return Part(names, tuple(_shape(each)[0] for each in held), inputs, number, group, has_bias, by_turns)
+        rows, factors = tuple(_shape(each)[0] for each in held), self._factors(names)
+        scales = _groups_per_scale(number, inputs, factors != (None, None))
+        return Part(names, rows, inputs, number, group, has_bias, by_turns, scales, factors)
+
+    def _factors(self, names: Sequence[str]) -> tuple[int | None, int | None]:
+        if not isinstance(self._source, EqualizedModel) or names[0] not in self._source.factors:
+            return None, None
+        factors = [self._source.factors[name] for name in names]
+        inputs_I = factors[0].inputs_I
+        outputs = [
+            torch.ones(_shape(_weight(self._model.get_submodule(name).weight))[0]) if each.outputs_O is None else each.outputs_O
+            for name, each in zip(names, factors, strict=True)
+        ]
+        has_outputs = any(each.outputs_O is not None for each in factors)
+        return (
+            None if inputs_I is None else self._keep(inputs_I),
+            self._keep(torch.cat(outputs)) if has_outputs else None,
+        )
 
     def _sources(self, part: Part) -> tuple[list[Source], Tensor | None, list[Tensor]]:
         """What C++ packs a weight from: its sources, the biases, and the tensors to be kept alive until then."""
@@ -217,6 +238,17 @@ class _Packing:
         self._floats.append(torch.cat([values_N, torch.zeros(LANES + -len(values_N) % LANES)]))
         place, self._num_floats = self._num_floats, self._num_floats + len(self._floats[-1])
         return place
+
+
+def _groups_per_scale(number: Number, inputs: int, are_alike: bool) -> int:
+    """How many groups of activations share a scale beside 4 bits: as many as divide the row, up to a number.
+
+    An even number where one does, as two groups are what the widest instructions take at once.
+    """
+    if number != "nested_int4":
+        return 1
+    groups, most = inputs // GROUP_SIZE, MOST_GROUPS_PER_SCALE[are_alike]
+    return max((n for n in range(1, most + 1) if groups % n == 0), key=lambda n: (n % 2 == 0, n))
 
 
 def _values(tensor: Tensor | BlockWeight) -> Tensor:

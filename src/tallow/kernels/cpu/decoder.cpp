@@ -253,7 +253,7 @@ void Decoder::embed(const Part &part) {
 void Decoder::project(const Part &part, const DecoderLayer &layer) {
     const Weight &w = layer.qkv->view();
     const Inputs &in =
-        inputs(part, layer.attention_norm, x_.as<float>(), hidden_stride_, shape_.hidden_size, w.number);
+        inputs(part, layer.attention_norm, x_.as<float>(), hidden_stride_, w);
     multiply(part, w, in, {Destination::store, qkv_.as<float>(), qkv_stride_, {}, nullptr, 0});
     if (!shape_.norm_all_heads) return;
     const int64_t step = part.together ? pool_.size() : 1;
@@ -266,15 +266,15 @@ void Decoder::project(const Part &part, const DecoderLayer &layer) {
 void Decoder::finish_layer(const Part &part, const DecoderLayer &layer) {
     const Weight &out = layer.out->view(), &up = layer.up->view(), &down = layer.down->view();
     float *x = x_.as<float>(), *inner = inner_.as<float>();
-    const Inputs *in = &inputs(part, {}, qkv_.as<float>(), qkv_stride_, out.inputs, out.number);
+    const Inputs *in = &inputs(part, {}, qkv_.as<float>(), qkv_stride_, out);
     if (shape_.parallel_residual)
         multiply(part, out, *in, {Destination::store, branch_.as<float>(), hidden_stride_, {}, nullptr, 0});
     else
         residual_product(part, out, *in, layer.attention_post_norm);
-    in = &inputs(part, layer.feed_forward_norm, x, hidden_stride_, shape_.hidden_size, up.number);
+    in = &inputs(part, layer.feed_forward_norm, x, hidden_stride_, up);
     const auto mode = shape_.gated ? Destination::gate : Destination::activate;
     multiply(part, up, *in, {mode, inner, inner_stride_, shape_.activation, nullptr, 0});
-    in = &inputs(part, {}, inner, inner_stride_, down.inputs, down.number);
+    in = &inputs(part, {}, inner, inner_stride_, down);
     if (shape_.parallel_residual) add_branch(part, {});
     residual_product(part, down, *in, layer.feed_forward_post_norm);
 }
@@ -286,23 +286,23 @@ void Decoder::score(int thread) {
     const Part all{thread, true, 0, wanted};
     const Weight &w = head_->view();
     const Inputs &in =
-        inputs(all, norm_, x_.as<float>(), hidden_stride_, shape_.hidden_size, w.number, wanted_.data());
+        inputs(all, norm_, x_.as<float>(), hidden_stride_, w, wanted_.data());
     multiply(all, w, in, {Destination::store, logits_, logits_stride_, {}, nullptr, 0});
     for (int64_t i = thread; i < wanted; i += pool_.size())
         summaries_[i] = ops_.summarize(logits_ + i * logits_stride_, shape_.vocab_size, shape_.logit_softcap);
 }
 
-// Rows (those of `which` if it is not null) as a weight of this number is multiplied with, normalized if there is a norm.
-const Decoder::Inputs &Decoder::inputs(const Part &part, const Norm &norm, const float *from, int64_t stride, int64_t size,
-                                       Number number, const int64_t *which) {
+// Rows (those of `which` if it is not null) as a weight is multiplied with, normalized if there is a norm.
+const Decoder::Inputs &Decoder::inputs(const Part &part, const Norm &norm, const float *from, int64_t stride,
+                                       const Weight &w, const int64_t *which) {
     const bool shared = part.together && part.end - part.begin > kRoundedByAll;
     const Inputs &to = inputs_[shared ? 0 : part.thread];
     for (int64_t i = part.begin + (shared ? part.thread : 0); i < part.end; i += shared ? pool_.size() : 1) {
         const float *row = from + (which ? which[i] : i) * stride;
-        if (norm.kind != Norm::none) row = normalized(part.thread, norm, row, size);
-        ops_.round_row(number, row, size, to.view, i - part.begin);
+        if (norm.kind != Norm::none) row = normalized(part.thread, norm, row, w.inputs);
+        ops_.round_row(w, row, to.view, i - part.begin);
         if (!runs_.empty() && !which)
-            std::memcpy(to.exact.as<float>() + (i - part.begin) * inputs_stride_, row, size * sizeof(float));
+            std::memcpy(to.exact.as<float>() + (i - part.begin) * inputs_stride_, row, w.inputs * sizeof(float));
     }
     if (shared) pool_.barrier();
     return to;

@@ -120,7 +120,7 @@ class Decoder {
     void finish_layer(const Part &, const DecoderLayer &);
     void score(int thread);
 
-    const Inputs &inputs(const Part &, const Norm &, const float *from, int64_t stride, int64_t size, Number,
+    const Inputs &inputs(const Part &, const Norm &, const float *from, int64_t stride, const Weight &,
                          const int64_t *which = nullptr);
     void multiply(const Part &, const Weight &, const Inputs &, Destination);
     void adapt(const Part &, const Weight &, const Inputs &, int64_t begin, int64_t end, Destination &);

@@ -53,12 +53,14 @@ Source make_source(const SourceTuple &tuple) {
 }
 
 std::shared_ptr<PackedWeight> pack(Pool &pool, Arena &arena, int number, const std::vector<SourceTuple> &tuples,
-                                   Integers order, int64_t inputs, int64_t group, uintptr_t bias) {
+                                   Integers order, int64_t inputs, int64_t group, int64_t groups_per_scale,
+                                   uintptr_t bias) {
     std::vector<Source> sources;
     for (const SourceTuple &tuple : tuples) sources.push_back(make_source(tuple));
     const std::vector<int32_t> rows(order.data(), order.data() + order.size());
     nb::gil_scoped_release release;
-    return std::make_shared<PackedWeight>(Number(number), sources, rows, inputs, group, at<float>(bias), pool, arena);
+    return std::make_shared<PackedWeight>(Number(number), sources, rows, inputs, group, groups_per_scale, at<float>(bias), pool,
+                                          arena);
 }
 
 // Packs weights one after the other, into memory of somebody else's if there is an address.
@@ -162,8 +164,8 @@ void bind_decoder(nb::module_ &m) {
     nb::class_<Packer>(m, "Packer")
         .def(nb::init<uintptr_t, size_t, int>(), "address"_a, "bytes"_a, "threads"_a)
         .def("pack", [](Packer &packer, int number, const std::vector<SourceTuple> &sources, Integers order, int64_t inputs,
-                        int64_t group, uintptr_t bias) {
-            return pack(packer.pool, packer.arena, number, sources, order, inputs, group, bias);
+                        int64_t group, int64_t groups_per_scale, uintptr_t bias) {
+            return pack(packer.pool, packer.arena, number, sources, order, inputs, group, groups_per_scale, bias);
         });
     nb::class_<Adapter>(m, "Adapter")
         .def(nb::init<>())
@@ -220,12 +222,13 @@ void bind_decoder(nb::module_ &m) {
             decoder.arena().use(reinterpret_cast<char *>(address), bytes, true);
         })
         // The next of those weights.
-        .def("take_weight", [](Decoder &decoder, int number, Integers order, int64_t inputs, int64_t group, bool bias) {
-            return pack(decoder.pool(), decoder.arena(), number, {}, order, inputs, group, bias);
+        .def("take_weight", [](Decoder &decoder, int number, Integers order, int64_t inputs, int64_t group,
+                               int64_t groups_per_scale, bool bias) {
+            return pack(decoder.pool(), decoder.arena(), number, {}, order, inputs, group, groups_per_scale, bias);
         })
         .def("pack_adapter", [](Decoder &decoder, Adapter &adapter, uintptr_t values, int64_t rows, Integers order, int64_t inputs) {
             const SourceTuple source{Source::float32, values, 0, rows};
-            return pack(decoder.pool(), adapter.arena(), int(Number::float32), {source}, order, inputs, 32, 0);
+            return pack(decoder.pool(), adapter.arena(), int(Number::float32), {source}, order, inputs, 32, 1, 0);
         })
         .def("read_ahead", [](Decoder &decoder, uintptr_t address, int file, std::vector<size_t> begins, size_t first) {
             decoder.read_ahead({reinterpret_cast<char *>(address), file, std::move(begins), first});

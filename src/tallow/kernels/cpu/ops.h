@@ -28,15 +28,8 @@ TALLOW_INLINE constexpr int64_t weight_bits(Number number) { return number == Nu
 // The code of zero: codes are stored without signs.
 TALLOW_INLINE constexpr int32_t zero_of(Number number) { return 1 << (weight_bits(number) - 1); }
 
-// Of nested_int4 several groups of activations that lie side by side have one scale: as many as divide the row, up to 6; an
-// even number where one does, as two groups are what the widest instructions take at once.
-TALLOW_INLINE constexpr int64_t groups_per_scale(Number number, int64_t inputs) {
-    if (number != Number::nested_int4) return 1;
-    const int64_t groups = inputs / kActivationGroup;
-    for (const int64_t several : {6, 4, 2, 5, 3})
-        if (groups % several == 0) return several;
-    return 1;
-}
+// Of nested_int4 so many groups of activations that lie side by side may have one scale.
+constexpr int64_t kMostGroupsPerScale = 24;
 
 // A weight's sign and most of its exponent: few of the 256 occur, as those of a layer's weights are of similar magnitude.
 struct UpperBytes {
@@ -72,7 +65,7 @@ struct Weight {
     int64_t group;  // inputs that share a scale (integers only); a multiple of 32, and 32 of nested_int4
     const uint8_t *packed;
     const float *bias;  // [panel][32], or null
-    int64_t groups_per_scale = tallow::groups_per_scale(number, inputs);  // of the activations
+    int64_t groups_per_scale = 1;  // of the activations: they divide the inputs
 
     TALLOW_INLINE bool integers() const { return is_integer(number); }
     TALLOW_INLINE int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
@@ -237,8 +230,8 @@ struct Ops {
     // Products of `rows` rows with the panels from `panel` to `end`.
     void (*multiply)(const Weight &, const Activations &, const Destination &, int64_t rows, int64_t panel, int64_t end);
     void (*normalize)(const Norm &, const float *in, int64_t size, float *out);
-    // Round a row to what weights of this number are multiplied with; the arrays of `to` are written.
-    void (*round_row)(Number, const float *in, int64_t size, const Activations &to, int64_t row);
+    // Round a row to what this weight is multiplied with; the arrays of `to` are written.
+    void (*round_row)(const Weight &, const float *in, const Activations &to, int64_t row);
     void (*rotate)(float *head, const float *cosines, const float *sines, int64_t half);
     void (*store_token)(const CacheShape &, uint8_t *unit, int64_t slot, const float *key, const float *value);
     void (*attend)(const CacheShape &, const Queries &);

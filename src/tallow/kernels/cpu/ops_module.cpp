@@ -80,8 +80,8 @@ void bind_operations(nb::module_ &m) {
         .def("multiply", &multiply)
         .def("normalize", [](const Ops &ops, const Norm &norm, uintptr_t in, int64_t size,
                              uintptr_t out) { ops.normalize(norm, at(in), size, at(out)); })
-        .def("round_row", [](const Ops &ops, int number, uintptr_t in, int64_t size, const Activations &to,
-                             int64_t row) { ops.round_row(Number(number), at(in), size, to, row); })
+        .def("round_row", [](const Ops &ops, const PackedWeight &weight, uintptr_t in, const Activations &to,
+                             int64_t row) { ops.round_row(weight.view(), at(in), to, row); })
         .def("rotate", [](const Ops &ops, uintptr_t head, uintptr_t cosines, uintptr_t sines,
                           int64_t half) { ops.rotate(at(head), at(cosines), at(sines), half); })
         .def("store_token", [](const Ops &ops, const CacheShape &shape, uintptr_t unit, int64_t slot, uintptr_t key,

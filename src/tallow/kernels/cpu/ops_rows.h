@@ -87,8 +87,16 @@ inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *c
     }
 }
 
-void round_row(Number number, const float *in, int64_t size, const Activations &to, int64_t row) {
-    switch (number) {
+// Chooses the code for this number of groups at compile time.
+template <int kWidth, typename... Rest>
+inline void round_groups(int64_t width, const Rest &...rest) {
+    if (width == kWidth) return round_to_int8<kWidth>(rest...);
+    if constexpr (kWidth > 1) round_groups<kWidth - 1>(width, rest...);
+}
+
+void round_row(const Weight &w, const float *in, const Activations &to, int64_t row) {
+    const int64_t size = w.inputs;
+    switch (w.number) {
         case Number::float32: {
             float *out = static_cast<float *>(const_cast<void *>(to.values)) + row * to.stride;
             over_vectors(size, [&](int64_t i, int lanes) { fstore(out + i, fkeep(fload(in + i), lanes, fzero())); });
@@ -106,16 +114,8 @@ void round_row(Number number, const float *in, int64_t size, const Activations &
             int8_t *codes = static_cast<int8_t *>(const_cast<void *>(to.values)) + row * to.stride;
             float *scales = const_cast<float *>(to.scales) + row * to.groups;
             int32_t *offsets = const_cast<int32_t *>(to.offsets) + row * to.groups;
-            int32_t *bytes = number == Number::nested_int4 ? const_cast<int32_t *>(to.byte_offsets) + row * to.groups : nullptr;
-            const int32_t zero = zero_of(number);
-            switch (groups_per_scale(number, size)) {
-                case 1: return round_to_int8<1>(in, size, zero, codes, scales, offsets, bytes);
-                case 2: return round_to_int8<2>(in, size, zero, codes, scales, offsets, bytes);
-                case 3: return round_to_int8<3>(in, size, zero, codes, scales, offsets, bytes);
-                case 4: return round_to_int8<4>(in, size, zero, codes, scales, offsets, bytes);
-                case 5: return round_to_int8<5>(in, size, zero, codes, scales, offsets, bytes);
-                default: return round_to_int8<6>(in, size, zero, codes, scales, offsets, bytes);
-            }
+            int32_t *bytes = w.number == Number::nested_int4 ? const_cast<int32_t *>(to.byte_offsets) + row * to.groups : nullptr;
+            round_groups<kMostGroupsPerScale>(w.groups_per_scale, in, size, zero_of(w.number), codes, scales, offsets, bytes);
         }
     }
 }

@@ -277,10 +277,14 @@ int64_t group_held(Number number, int64_t group) { return number == Number::nest
 }  // namespace
 
 PackedWeight::PackedWeight(Number number, const std::vector<Source> &sources, const std::vector<int32_t> &order,
-                           int64_t inputs, int64_t group, const float *bias, Pool &pool, Arena &arena)
-    : view_{number, int64_t(order.size()), inputs, group_held(number, group), nullptr, nullptr} {
+                           int64_t inputs, int64_t group, int64_t groups_per_scale, const float *bias, Pool &pool,
+                           Arena &arena)
+    : view_{number, int64_t(order.size()), inputs, group_held(number, group), nullptr, nullptr, groups_per_scale} {
     if (view_.integers() && (group % kActivationGroup || inputs % group))
         throw std::invalid_argument("inputs cannot be divided into groups");
+    const int64_t most = number == Number::nested_int4 ? kMostGroupsPerScale : 1;
+    if (groups_per_scale < 1 || groups_per_scale > most || (view_.integers() && inputs / kActivationGroup % groups_per_scale))
+        throw std::invalid_argument("groups cannot share scales like that");
     if (number == Number::compressed_bfloat16 && inputs % 4) throw std::invalid_argument("inputs cannot be compressed");
     const int64_t panels = view_.panels();
     bytes_ = view_.panel_bytes() * panels;

@@ -38,7 +38,7 @@ class PackedWeight {
     // Integers are made of floats as quantize_groups makes them; codes can only be packed as they are. Where the arena
     // is filled already, the sources are not looked at, and of the bias only whether there is one. May throw Incompressible.
     PackedWeight(Number number, const std::vector<Source> &sources, const std::vector<int32_t> &order, int64_t inputs,
-                 int64_t group, const float *bias, Pool &pool, Arena &arena);
+                 int64_t group, int64_t groups_per_scale, const float *bias, Pool &pool, Arena &arena);
 
     // Bytes that a weight takes of an arena.
     static int64_t room(Number number, int64_t outputs, int64_t inputs, int64_t group, bool bias);
