@@ -90,21 +90,25 @@ def held(weight_OI: Tensor, number: int, group: int) -> Tensor:
     return weight_OI if number == FLOAT32 else weight_OI.bfloat16().float()
 
 
-class Rounded:
-    """Activations as a weight of this number is multiplied with them, by `round_row`."""
+def widths(inputs: int) -> list[int]:
+    """Of groups that can share a scale."""
+    return [width for width in range(1, 25) if inputs // 32 % width == 0]
 
-    def __init__(self, ops: Any, number: int, x_BI: Tensor) -> None:
+
+class Rounded:
+    """Activations as a weight is multiplied with them, by `round_row`; so many groups of 32 share a scale."""
+
+    def __init__(self, ops: Any, number: int, x_BI: Tensor, weight: Any, width: int = 1) -> None:
         rows, self.inputs = x_BI.shape
-        self.number, self.stride = number, up(self.inputs, 32) + 32
+        self.number, self.stride, self.width = number, up(self.inputs, 32) + 32, width
         dtype = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, COMPRESSED: torch.bfloat16}.get(number, torch.int8)
         self.values = torch.full((rows + 1, self.stride), 3, dtype=dtype)
         self.groups = self.inputs // 32
-        self.width = next(width for width in (6, 4, 2, 5, 3, 1) if self.groups % width == 0) if number == NESTED else 1
         self.scales = torch.zeros(rows, self.groups)
         self.offsets, self.byte_offsets = torch.zeros(2, rows, self.groups, dtype=torch.int32)
         x = with_room(x_BI)
         for row in range(rows):
-            ops.round_row(number, x[row].data_ptr(), self.inputs, self.view(), row)
+            ops.round_row(weight, x[row].data_ptr(), self.view(), row)
 
     def view(self, first: int = 0) -> Any:
         parts = self.values[first], self.scales[first:], self.offsets[first:], self.byte_offsets[first:]
@@ -163,8 +167,9 @@ def test_products(ops: Any, packer: Any, number: int, mode: int, data: st.DataOb
     bias_O = random(outputs, seed=seed + 2) if data.draw(st.booleans()) else None
     extra_BO = random(rows, panels * 32, seed=seed + 3) if data.draw(st.booleans()) else None
     into_BO = random(rows, panels * 32, seed=seed + 4) if mode == ADD else None
-    packed = pack(packer, number, [weight_OI], torch.arange(outputs), group, bias_O)
-    x = Rounded(ops, number, x_BI)
+    width = data.draw(st.sampled_from(widths(inputs))) if number == NESTED else 1
+    packed = pack(packer, number, [weight_OI], torch.arange(outputs), group, bias_O, width)
+    x = Rounded(ops, number, x_BI, packed, width)
     result = multiply(
         ops, packed, x, outputs, mode=mode, activation=activation, extra_BO=extra_BO, into_BO=into_BO
     ).double()
@@ -191,11 +196,15 @@ def test_products(ops: Any, packer: Any, number: int, mode: int, data: st.DataOb
 
 
 @pytest.mark.parametrize("mode", [STORE, GATE])
-@NUMBERS
-def test_a_row_is_the_same_alone_and_in_tiles_of_every_height(ops: Any, packer: Any, number: int, mode: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "width"), [*((number, 1) for number in [FLOAT32, BFLOAT16, COMPRESSED, *BITS]), (NESTED, 9)]
+)
+def test_a_row_is_the_same_alone_and_in_tiles_of_every_height(
+    ops: Any, packer: Any, number: int, width: int, mode: int
+) -> None:
     inputs, outputs, rows = 288 if number in BITS else 292, 70, 80
-    packed = pack(packer, number, [random(outputs, inputs, seed=0)], torch.arange(outputs), 32, None)
-    x = Rounded(ops, number, random(rows, inputs, seed=1))
+    packed = pack(packer, number, [random(outputs, inputs, seed=0)], torch.arange(outputs), 32, None, width)
+    x = Rounded(ops, number, random(rows, inputs, seed=1), packed, width)
     together = multiply(ops, packed, x, outputs, mode=mode)
     for height in range(1, rows):
         for first in {0, height % 7, rows - height}:
@@ -211,9 +220,9 @@ def test_what_is_not_finite_stays_visible_in_its_row_alone(ops: Any, packer: Any
     inputs, outputs = 64, 40
     packed = pack(packer, number, [random(outputs, inputs, seed=0)], torch.arange(outputs), 32, None)
     x_BI = random(3, inputs, seed=1)
-    good = multiply(ops, packed, Rounded(ops, number, x_BI), outputs)
+    good = multiply(ops, packed, Rounded(ops, number, x_BI, packed), outputs)
     x_BI[1, 37] = bad
-    result = multiply(ops, packed, Rounded(ops, number, x_BI), outputs)
+    result = multiply(ops, packed, Rounded(ops, number, x_BI, packed), outputs)
     assert not result[1, :outputs].isfinite().any()
     assert torch.equal(result[[0, 2]], good[[0, 2]])
 
@@ -273,7 +282,7 @@ def test_compression_loses_nothing(
         pack(packer, number, [weight_OI], torch.arange(outputs), 32, None) for number in (BFLOAT16, COMPRESSED)
     )
     assert compressed.bytes == outputs // 32 * (-(-inputs // 128) * 64 + inputs * 48)
-    x = Rounded(ops, BFLOAT16, random(21, inputs, seed=seed))
+    x = Rounded(ops, BFLOAT16, random(21, inputs, seed=seed), plain)
     for rows in (1, 4, 21):
         expected, result = (multiply(ops, packed, x, outputs, rows=rows) for packed in (plain, compressed))
         nan = expected.isnan()  # what else a NaN holds depends on the order of operands, which is the compiler's choice
@@ -313,7 +322,7 @@ def test_codes_are_packed_as_they_are(ops: Any, packer: Any, number: int, group:
         ops.embed(packed, token, 1.0, out[token].data_ptr())
     assert torch.equal(out, dequantize(weight))
     # the greatest codes of weights times the greatest of activations: nothing is cut off on the way
-    x = Rounded(ops, number, torch.ones(1, inputs))
+    x = Rounded(ops, number, torch.ones(1, inputs), packed)
     exact = x.floats() @ out.double().T
     error = (multiply(ops, packed, x, 37)[:, :37] - exact).abs()
     assert (error <= (inputs + 8) * U * (x.floats() @ out.double().abs().T)).all()
@@ -327,7 +336,7 @@ def test_codes_of_q4_0_blocks_are_kept(ops: Any, packer: Any, number: int) -> No
         parts = weight.scales.view(torch.uint8).unflatten(1, (-1, 2)), weight.codes.unflatten(1, (-1, 16))
         blocks = torch.cat(parts, dim=2).flatten(1)
     source = 16 + gguf.GGMLQuantizationType.Q4_0, blocks.data_ptr(), 0, 37
-    packed = packer.pack(number, [source], torch.arange(37).int().numpy(), 96, 32, 0)
+    packed = packer.pack(number, [source], torch.arange(37).int().numpy(), 96, 32, 1, 0)
     out = torch.empty(37, 96)
     for token in range(37):
         ops.embed(packed, token, 1.0, out[token].data_ptr())
@@ -346,8 +355,14 @@ def test_greatest_codes_do_not_saturate(ops: Any, packer: Any, number: int) -> N
         packed = pack(packer, number, [weight], torch.arange(32), 32, None)
         for sign in (-127.0, 127.0):
             for rows in (1, 9):
-                result = multiply(ops, packed, Rounded(ops, number, torch.full((rows, 32), sign)), 32)
+                result = multiply(ops, packed, Rounded(ops, number, torch.full((rows, 32), sign), packed), 32)
                 assert (result == 15 * 32 * code * sign).all()
+
+
+@pytest.mark.parametrize(("number", "width"), [(NESTED, 0), (NESTED, 5), (NESTED, 36), (INT8, 2), (FLOAT32, 2)])
+def test_groups_that_cannot_share_scales_are_refused(packer: Any, number: int, width: int) -> None:
+    with pytest.raises(ValueError, match="cannot share"):
+        pack(packer, number, [torch.ones(1, 36 * 32)], torch.arange(1), 32, None, width)
 
 
 def test_scales_that_are_no_multiples_are_not_nested(packer: Any) -> None:
@@ -385,25 +400,29 @@ def test_norms(ops: Any, size: int, kind: str, has_bias: bool, scale: float, see
 
 
 @given(st.integers(1, 100), seeds)
-def test_rounding_to_bfloat16(ops: Any, size: int, seed: int) -> None:
+def test_rounding_to_bfloat16(ops: Any, packer: Any, size: int, seed: int) -> None:
     x = random(1, size, seed=seed)
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 3.4e38, 1.00390625, 1.01171875])
     places = torch.randint(0, size, (8,), generator=torch.Generator().manual_seed(seed))
     x[0, places] = special
     x[0, places[0]] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # a NaN that rounds to -0.0
-    rounded = Rounded(ops, BFLOAT16, x)
+    rounded = Rounded(ops, BFLOAT16, x, pack(packer, BFLOAT16, [x], torch.arange(1), 32, None))
     assert torch.equal(rounded.floats().nan_to_num(99.5), x.bfloat16().double().nan_to_num(99.5))
     assert torch.equal(rounded.values[0, :size].isnan(), x[0].isnan())
     assert (rounded.values[0, size : up(size, 16)] == 0).all()
 
 
 @pytest.mark.parametrize(("number", "zero"), [(INT8, 128), (INT4, 8), (INT6, 32), (NESTED, 8)])
-@given(st.integers(1, 24), st.sampled_from([1e-20, 1.0, 1e30]), seeds)
-def test_rounding_to_int8(ops: Any, number: int, zero: int, groups: int, scale: float, seed: int) -> None:
+@given(st.data(), st.integers(1, 48), st.sampled_from([1e-20, 1.0, 1e30]), seeds)
+def test_rounding_to_int8(
+    ops: Any, packer: Any, number: int, zero: int, data: st.DataObject, groups: int, scale: float, seed: int
+) -> None:
     x = random(2, groups * 32, seed=seed) * scale
+    width = data.draw(st.sampled_from(widths(groups * 32))) if number == NESTED else 1
+    packed = pack(packer, number, [torch.ones(1, groups * 32)], torch.arange(1), 32, None, width)
     x[1, :32] = torch.arange(32) - 15.5  # ties, once divided
     x[0, :32] = 0
-    rounded = Rounded(ops, number, x)
+    rounded = Rounded(ops, number, x, packed, width)
     x_BSg = x.unflatten(1, (-1, 32 * rounded.width))
     greatest = x_BSg.abs().amax(2, keepdim=True)
     inverse = torch.tensor(127.0) / greatest  # 127 / greatest would multiply with a rounded reciprocal
@@ -575,6 +594,6 @@ def test_exp_is_good_to_three_units(ops: Any, packer: Any) -> None:
     """Where x is far below zero, silu(x) = x / (1 + e^-x) has the relative error of e^-x."""
     x_B1 = torch.linspace(-87, -17, 20_000)[:, None]
     packed = pack(packer, FLOAT32, [torch.ones(1, 1)], torch.arange(1), 32, None)
-    result = multiply(ops, packed, Rounded(ops, FLOAT32, x_B1), 1, mode=ACTIVATE)[:, 0].double()
+    result = multiply(ops, packed, Rounded(ops, FLOAT32, x_B1, packed), 1, mode=ACTIVATE)[:, 0].double()
     exact = F.silu(x_B1[:, 0].double())
     assert ((result / exact - 1).abs() <= 6 * U).all()

@@ -68,7 +68,8 @@ class AdapterRegistry:
             raise UsageError(problem, "choose another name, or unload it first")
         if len(self.loaded) + len(self._leaving) >= self._max_adapters:
             raise UsageError(f"{self._max_adapters} adapters are loaded, and no more can be", "unload one first")
-        from tallow.models.formats.adapters import read_adapter  # imports torch
+        from tallow.models.equalization import equalize_adapter  # these import torch
+        from tallow.models.formats.adapters import read_adapter
 
         adapter = read_adapter(path, self._runner.config)
         if outside := [module for module in adapter if not module.startswith("layers.")]:
@@ -83,7 +84,7 @@ class AdapterRegistry:
             )
         with uninterrupted():
             before = self._runner.weight_bytes
-            handle = self._runner.load_adapter(adapter)
+            handle = self._runner.load_adapter(equalize_adapter(adapter, self._runner.factors))
             loaded = LoadedAdapter(name, path, handle, self._runner.weight_bytes - before)
             self.loaded[name] = loaded
         return loaded

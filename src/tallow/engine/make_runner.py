@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from tallow.console import say
 from tallow.engine.choices import CachePrecision, Device, Placement, Precision, chooses_gpu
@@ -23,6 +24,7 @@ from tallow.engine.tensor_parallel import TensorParallelRunner, shard
 from tallow.engine.torch_runner import TorchRunner
 from tallow.errors import DataError, UsageError
 from tallow.kernels import cpu, triton
+from tallow.kernels.blocks import Q4_0, BlockWeight
 from tallow.kernels.dispatch import prefers_fast
 from tallow.models.decoder import Decoder
 from tallow.models.equalization import EqualizedModel, calibration_tokens
@@ -79,11 +81,14 @@ def make_runner(
         else:
             dequantize_modules(decoder, DTYPES[precision])
         source = LoadedModel(decoder, source)
+    load_its_tokenizer = (lambda: tokenizer) if tokenizer is not None else _tokenizer_loader(source.path)
+    if bits == 4 and stored_bits is None:
+        source = equalize(source, load_its_tokenizer)
     stored = {parameter.dtype for parameter in source.model.parameters()}
     in_bf16 = precision == "bf16" or (precision != "fp32" and stored == {torch.bfloat16})
     plain = stored <= {torch.float32, torch.bfloat16, torch.float16}
     if not on_gpu and group is None and prefers_fast() and plain and can_pack(source.model):
-        return _native(source, precision, in_bf16, weights, cache_precision, tokenizer)
+        return _native(source, precision, in_bf16, weights, cache_precision, load_its_tokenizer)
     _refuse_mapping(weights)
     dtype = torch.bfloat16 if precision == "bf16" or (in_bf16 and (on_gpu or native_bf16())) else torch.float32
     _refuse_another_cache(cache_precision, dtype)
@@ -93,8 +98,12 @@ def make_runner(
     if bits is not None and stored_bits is None:
         quantize_modules(decoder, bits, GROUP_SIZE)
     if group is not None:
-        return TensorParallelRunner(decoder.to(dtype), source.model.config, group)
-    return _on_gpu(decoder.to("cuda", dtype)) if on_gpu else TorchRunner(decoder.to(dtype))
+        runner = TensorParallelRunner(decoder.to(dtype), source.model.config, group)
+    else:
+        runner = _on_gpu(decoder.to("cuda", dtype)) if on_gpu else TorchRunner(decoder.to(dtype))
+    if isinstance(source, EqualizedModel):
+        runner.factors = source.factors
+    return runner
 
 
 def _native(
@@ -103,7 +112,7 @@ def _native(
     in_bf16: bool,
     placement: Placement,
     cache_precision: CachePrecision,
-    tokenizer: Tokenizer | None,
+    load_its_tokenizer: Callable[[], Tokenizer | None],
 ) -> NativeRunner:
     quantized = quantized_bits(source.model) is not None
     can_expand = cpu.operation_set() != "portable"  # which looks bytes up one by one: several times slower
@@ -112,14 +121,10 @@ def _native(
     in_fp32 = precision == "fp32" or (not quantized and weights == "float32")
     cache = CACHE_NUMBERS.get(cache_precision)
     path = source.path
-    load = _tokenizer_loader(path) if tokenizer is None and path is not None else lambda: tokenizer
-    if weights == "nested_int4":
-        dtype = torch.bfloat16 if native_bf16() else torch.float32
-        source = EqualizedModel(source, calibration_tokens(source.model.config, load()), dtype)
     if path is None or sys.platform != "linux":
         _refuse_mapping(placement)
         return NativeRunner(pack(source, weights, in_fp32=in_fp32), cache)
-    place = Place(path, precision, source.files, load)
+    place = Place(path, precision, source.files, load_its_tokenizer)
 
     def allocate(plan: Plan) -> AbstractContextManager[Memory]:
         if placement == "mapped" or (placement == "auto" and not fits_memory(plan)):
@@ -138,8 +143,19 @@ def _native(
     return run_packed(found, placement, cache_precision)
 
 
-def _tokenizer_loader(path: Path) -> Callable[[], Tokenizer | None]:
-    return lambda: load_tokenizer(path) if has_tokenizer(path) else None
+def equalize(source: StoredModel, load_tokenizer: Callable[[], Tokenizer | None]) -> StoredModel:
+    """The model as it is rounded to 4 bits: with channels made alike, where its weights are not codes of 4 bits yet."""
+    linear = [name for name, module in source.model.layers[0].named_modules() if isinstance(module, nn.Linear)]
+    weights = (source.read(f"layers.0.{name}.weight") for name in linear)
+    has_codes = any(isinstance(weight, BlockWeight) and weight.kind == Q4_0 for weight in weights)
+    if has_codes or source.model.config.num_experts:
+        return source
+    tokens_T = calibration_tokens(source.model.config, load_tokenizer())
+    return EqualizedModel(source, tokens_T, torch.bfloat16 if native_bf16() else torch.float32)
+
+
+def _tokenizer_loader(path: Path | None) -> Callable[[], Tokenizer | None]:
+    return lambda: load_tokenizer(path) if path is not None and has_tokenizer(path) else None
 
 
 def _refuse_mapping(placement: Placement) -> None:
@@ -157,7 +173,7 @@ def _refuse_another_cache(cache_precision: CachePrecision, dtype: torch.dtype) -
         )
 
 
-def _on_gpu(model: Decoder) -> Runner:
+def _on_gpu(model: Decoder) -> TorchRunner:
     if not triton.is_available():
         say("tallow runs without Triton, so more slowly: install triton")
     if (

@@ -18,6 +18,7 @@ from tallow.kernels.threads import num_threads
 from tallow.models.config import DecoderConfig
 
 if TYPE_CHECKING:
+    from tallow.models.equalization import Factors
     from tallow.models.formats.adapters import Adapter
 
 
@@ -58,6 +59,7 @@ class NativeRunner:
         resident_bytes: float = math.inf,
     ) -> None:
         plan, self._memory = model.plan, model.memory
+        self._factors = plan.factors
         self.config = plan.config
         self.layout = CacheLayout.of(self.config, context_length(self.config))
         self.weight_bytes = 0
@@ -88,6 +90,25 @@ class NativeRunner:
     @property
     def device(self) -> Literal["cpu"]:
         return "cpu"
+
+    @property
+    def factors(self) -> dict[str, Factors]:
+        import torch
+
+        from tallow.models.equalization import Factors
+
+        floats = torch.from_numpy(self._memory.bytes[self._floats_begin :].view(np.float32))
+        found, vectors = {}, {}
+
+        def vector(place: int | None, size: int) -> torch.Tensor | None:
+            return None if place is None else vectors.setdefault(place, floats[place : place + size])
+
+        for part, _ in self._products:
+            for name, outputs in zip(part.names, part.rows, strict=True):
+                if name in self._factors:
+                    of_inputs, of_outputs = self._factors[name]
+                    found[name] = Factors(vector(of_inputs, part.inputs), vector(of_outputs, outputs))
+        return found
 
     @property
     def block_bytes(self) -> int:
@@ -128,11 +149,6 @@ class NativeRunner:
         for part, weight in self._products:
             if any(name in adapter for name in part.names):
                 a_RI, b_OR = _stack_updates(part, adapter)
-                inputs, outputs = part.factors
-                if inputs is not None:
-                    a_RI = a_RI * self._values(inputs, part.inputs)
-                if outputs is not None:
-                    b_OR = b_OR / self._values(outputs, len(b_OR))[:, None]
                 a = self._pack_floats(a_RI, np.arange(len(a_RI), dtype=np.int32), loaded)
                 b = self._pack_floats(b_OR, part.order, loaded)
                 loaded.change(weight, a, b)
@@ -173,9 +189,6 @@ class NativeRunner:
     def _floats(self, place: int | None) -> int:
         """Their address; 0 if there are none."""
         return 0 if place is None else self._memory.address + self._floats_begin + 4 * place
-
-    def _values(self, place: int, count: int) -> Floats:
-        return self._memory.bytes[self._floats_begin :].view(np.float32)[place : place + count]
 
     def _pack_floats(self, values_OI: Floats, order: Integers, adapter: object) -> Any:
         """A matrix of an adapter, in that adapter's memory."""

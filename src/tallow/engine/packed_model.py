@@ -44,8 +44,6 @@ class Part:
         number: What the weight is held in; integers have groups of `group` inputs.
         by_turns: 16 rows of the first, then 16 of the second, and so on; else the rows follow each other.
         groups_per_scale: Groups of 32 activations that share a scale where they are rounded.
-        factors: Where channels have been made alike, the places among the floats of what the inputs have been divided by
-            and the outputs, too (each None if they have not); adapters know nothing of it.
     """
 
     names: tuple[str, ...]
@@ -56,7 +54,6 @@ class Part:
     has_bias: bool
     by_turns: bool = False
     groups_per_scale: int = 1
-    factors: tuple[int | None, int | None] = (None, None)
 
     @property
     def order(self) -> Integers:
@@ -119,6 +116,7 @@ class Plan:
         positions: The place of learned positions among the floats.
         num_floats: How many there are, each vector with zeros behind it.
         in_fp32: Whether keys and values are held in fp32 if nothing else is said; else `cache` says it.
+        factors: By the names of linear layers whose channels have been made alike, places of their `Factors`.
     """
 
     config: DecoderConfig
@@ -129,6 +127,7 @@ class Plan:
     positions: int | None
     num_floats: int
     in_fp32: bool
+    factors: dict[str, tuple[int | None, int | None]]
 
     @property
     def cache(self) -> CacheNumber:

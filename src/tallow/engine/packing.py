@@ -100,6 +100,7 @@ class _Packing:
         model, config = source.model, source.model.config
         rotations = self._rotations() if config.positions == "rotary" else [None] * config.num_layers
         with single_thread():
+            factors = self._keep_factors()
             self.plan = Plan(
                 config,
                 [self._layer(index, rotation) for index, rotation in enumerate(rotations)],
@@ -109,6 +110,7 @@ class _Packing:
                 self._keep(source.read("embed_positions.weight")) if config.positions == "learned" else None,
                 self._num_floats,
                 in_fp32,
+                factors,
             )
 
     def fill(self, memory: Memory) -> None:
@@ -162,24 +164,21 @@ class _Packing:
         if names[0] in self._incompressible or (number == "compressed_bfloat16" and inputs % COMPRESSED_AT_ONCE):
             number = PLAINER.get(number, number)
         has_bias = getattr(modules[0], "bias", None) is not None
-        rows, factors = tuple(_shape(each)[0] for each in held), self._factors(names)
-        scales = _groups_per_scale(number, inputs, factors != (None, None))
-        return Part(names, rows, inputs, number, group, has_bias, by_turns, scales, factors)
+        rows = tuple(_shape(each)[0] for each in held)
+        scales = _groups_per_scale(number, inputs, isinstance(self._source, EqualizedModel))
+        return Part(names, rows, inputs, number, group, has_bias, by_turns, scales)
 
-    def _factors(self, names: Sequence[str]) -> tuple[int | None, int | None]:
-        if not isinstance(self._source, EqualizedModel) or names[0] not in self._source.factors:
-            return None, None
-        factors = [self._source.factors[name] for name in names]
-        inputs_I = factors[0].inputs_I
-        outputs = [
-            torch.ones(_shape(_weight(self._model.get_submodule(name).weight))[0]) if each.outputs_O is None else each.outputs_O
-            for name, each in zip(names, factors, strict=True)
-        ]
-        has_outputs = any(each.outputs_O is not None for each in factors)
-        return (
-            None if inputs_I is None else self._keep(inputs_I),
-            self._keep(torch.cat(outputs)) if has_outputs else None,
-        )
+    def _keep_factors(self) -> dict[str, tuple[int | None, int | None]]:
+        if not isinstance(self._source, EqualizedModel):
+            return {}
+        places: dict[int, int] = {}  # of those that layers share
+
+        def keep(factors_N: Tensor | None) -> int | None:
+            if factors_N is not None and id(factors_N) not in places:
+                places[id(factors_N)] = self._keep(factors_N)
+            return None if factors_N is None else places[id(factors_N)]
+
+        return {name: (keep(each.inputs_I), keep(each.outputs_O)) for name, each in self._source.factors.items()}
 
     def _sources(self, part: Part) -> tuple[list[Source], Tensor | None, list[Tensor]]:
         """What C++ packs a weight from: its sources, the biases, and the tensors to be kept alive until then."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,6 +15,7 @@ from tallow.kernels.sampling import Draw
 from tallow.models.config import DecoderConfig
 
 if TYPE_CHECKING:
+    from tallow.models.equalization import Factors
     from tallow.models.formats.adapters import Adapter
 
 Floats = npt.NDArray[np.float32]
@@ -84,6 +85,11 @@ class Runner(Protocol):
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         """Where it computes, and has its cache."""
+        ...
+
+    @property
+    def factors(self) -> Mapping[str, Factors]:
+        """Of linear layers whose channels have been made alike: what adapters have to follow (`equalize_adapter`)."""
         ...
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,6 +19,7 @@ from tallow.engine.runner import Scores, Span, context_length
 from tallow.kernels.sampling import Draw, choose_tokens
 from tallow.models.blocks.context import AttentionSpec, Context, attention
 from tallow.models.decoder import Decoder
+from tallow.models.equalization import Factors
 from tallow.models.formats.adapters import Adapter, LowRank
 from tallow.models.quantization import model_bytes, quantized_bits
 
@@ -40,6 +41,7 @@ class TorchRunner:
         self._dtype = model.norm.weight.dtype
         bits, dtype = quantized_bits(model), str(self._dtype).removeprefix("torch.")
         self.precision = dtype if bits is None else f"int{bits} weights, {dtype}"
+        self.factors: Mapping[str, Factors] = {}
         self._caches: list[tuple[Tensor, Tensor]] = []
         self._handles = itertools.count(1)
         self._hooks: dict[int, list[tuple[RemovableHandle, int]]] = {}

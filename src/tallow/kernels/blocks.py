@@ -11,6 +11,8 @@ from tallow.kernels import cpu
 from tallow.kernels.dispatch import prefers_fast
 from tallow.kernels.threads import num_threads
 
+Q4_0 = 2
+"""GGUF's number of the blocks whose codes are those of `QuantizedWeight` in 4 bits."""
 _ELEMENTS_AT_ONCE = 1 << 20  # by the reference, whose intermediate results are several times as large as its result
 
 

@@ -9,8 +9,8 @@ greatest magnitude that the channel has in some tokens; the geometric mean of a 
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -22,6 +22,7 @@ from tallow.models.blocks.context import SequenceContext
 from tallow.models.blocks.norms import LayerNorm, RMSNorm
 from tallow.models.config import DecoderConfig
 from tallow.models.decoder import Decoder
+from tallow.models.formats.adapters import Adapter
 from tallow.models.stored import StoredModel
 from tallow.tokenizer.tokenizer import Tokenizer
 
@@ -70,15 +71,17 @@ class EqualizedModel(StoredModel):
         factors = self.factors.get(module, Factors())
         if factors.inputs_I is not None and kind == "weight":
             value = _floats(value) * factors.inputs_I
-        if factors.outputs_O is not None:
-            value = (_floats(value).T / factors.outputs_O).T
+        if (outputs_O := factors.outputs_O) is not None:
+            value = _floats(value) / (outputs_O[:, None] if kind == "weight" else outputs_O)
         return value
 
     def load(self, dtype: torch.dtype | None = None) -> Decoder:
-        model = copy.deepcopy(self._source.load(torch.float32))
+        model = self._source.load(dtype)
         for name, parameter in model.named_parameters():
-            parameter.data = _floats(self.read(name))
-        return model if dtype is None else model.to(dtype)
+            module = name.rpartition(".")[0]
+            if module in self._norms or module in self.factors:
+                parameter.data = _floats(self.read(name)).to(parameter.dtype)
+        return model
 
     def _equalize_layer(self, at: str, sizes: dict[str, Tensor]) -> None:
         config = self.model.config
@@ -94,7 +97,9 @@ class EqualizedModel(StoredModel):
         # heads that share values share factors
         by_heads_KGd = sizes[f"{attention}.o_proj"].view(config.num_kv_heads, -1, config.head_size)
         factors_K1d = _factors(by_heads_KGd.amax(1, keepdim=True))
-        self._move(f"{attention}.v_proj", factors_K1d.flatten(), f"{attention}.o_proj", factors_K1d.expand_as(by_heads_KGd))
+        self._move(
+            f"{attention}.v_proj", factors_K1d.flatten(), f"{attention}.o_proj", factors_K1d.expand_as(by_heads_KGd)
+        )
         if config.gated:
             factors_I = _factors(sizes[f"{feed_forward}.down_proj"])
             self._move(f"{feed_forward}.up_proj", factors_I, f"{feed_forward}.down_proj", factors_I)
@@ -105,6 +110,24 @@ class EqualizedModel(StoredModel):
         self.factors[reader] = Factors(factors_I.flatten())
 
 
+def equalize_adapter(adapter: Adapter, factors: Mapping[str, Factors]) -> Adapter:
+    """The adapter for a model of which these layers' channels have been made alike."""
+    made: dict[tuple[int, int], Tensor] = {}  # layers that share an A still do
+
+    def inputs_changed(a_RI: Tensor, factors_I: Tensor) -> Tensor:
+        return made.setdefault((id(a_RI), id(factors_I)), a_RI.float() * factors_I)
+
+    changed = dict(adapter)
+    for name in adapter.keys() & factors.keys():
+        update, own = adapter[name], factors[name]
+        if own.inputs_I is not None:
+            update = replace(update, a_RI=inputs_changed(update.a_RI, own.inputs_I))
+        if own.outputs_O is not None:
+            update = replace(update, b_OR=update.b_OR.float() / own.outputs_O[:, None])
+        changed[name] = update
+    return changed
+
+
 def calibration_tokens(config: DecoderConfig, tokenizer: Tokenizer | None) -> Tensor:
     """Token ids to find factors with: of a text in several languages, and random ones; the same each time."""
     text = resources.files("tallow.models").joinpath("calibration.txt").read_text(encoding="utf-8")
@@ -113,7 +136,7 @@ def calibration_tokens(config: DecoderConfig, tokenizer: Tokenizer | None) -> Te
     return torch.cat([torch.tensor(ids, dtype=torch.int64), random_T])[: config.max_positions]
 
 
-def _channel_sizes(source: StoredModel, tokens_T: Tensor, dtype: torch.dtype) -> Any:
+def _channel_sizes(source: StoredModel, tokens_T: Tensor, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
     """The greatest magnitudes of what the linear layers of each layer read, by their names, layer by layer."""
     with torch.device("meta"):
         model = Decoder(source.model.config).eval()
@@ -159,8 +182,8 @@ def _fill(module: nn.Module, name: str, values: Tensor, dtype: torch.dtype) -> N
 def _rows(table: Tensor | BlockWeight, rows_U: Tensor) -> Tensor:
     if isinstance(table, BlockWeight):
         return unpack_blocks(BlockWeight(table.blocks[rows_U], table.kind, table.in_features))
-    return table.detach()[rows_U].float()
+    return table.detach()[rows_U].float().cpu()
 
 
 def _floats(value: Tensor | BlockWeight) -> Tensor:
-    return unpack_blocks(value) if isinstance(value, BlockWeight) else value.detach().float()
+    return unpack_blocks(value) if isinstance(value, BlockWeight) else value.detach().float().cpu()
