@@ -36,6 +36,10 @@ class NoModel:
     def device(self) -> Literal["cpu"]:
         return "cpu"
 
+    @property
+    def factors(self) -> dict[str, Factors]:
+        return {}
+
     def allocate(self, num_blocks: int) -> None:
         pass
 

@@ -97,11 +97,13 @@ class NativeRunner:
 
         from tallow.models.equalization import Factors
 
-        floats = torch.from_numpy(self._memory.bytes[self._floats_begin :].view(np.float32))
-        found, vectors = {}, {}
+        floats = self._memory.bytes[self._floats_begin :].view(np.float32)
+        found, vectors = {}, {}  # what layers share is one tensor
 
         def vector(place: int | None, size: int) -> torch.Tensor | None:
-            return None if place is None else vectors.setdefault(place, floats[place : place + size])
+            if place is None:
+                return None
+            return vectors.setdefault(place, torch.tensor(floats[place : place + size]))
 
         for part, _ in self._products:
             for name, outputs in zip(part.names, part.rows, strict=True):
