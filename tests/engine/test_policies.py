@@ -17,6 +17,7 @@ from tallow.engine.request import Request, RequestState, SamplingParams
 from tallow.engine.runner import Scores, Span
 from tallow.errors import UsageError
 from tallow.kernels.sampling import Draw
+from tallow.models.equalization import Factors
 from tallow.models.formats.adapters import Adapter
 
 STEP_S = 0.01

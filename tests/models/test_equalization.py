@@ -34,7 +34,7 @@ MODELS = CONFIGS | {
 
 def logits(model: Decoder) -> Tensor:
     with torch.inference_mode():
-        return model.logits(model(IDS, SequenceContext.plain(*IDS.shape)))[0]
+        return model.logits(model(IDS, SequenceContext.plain(1, IDS.shape[1])))[0]
 
 
 def with_large_channels(model: Decoder, size: float = 10) -> Decoder:
