@@ -366,7 +366,7 @@ inline void round_queries(QueryRows &q, const CacheShape &shape, const Queries &
     constexpr int64_t kBytes = N == Number::float32 ? 4 : N == Number::bfloat16 ? 2 : 1, kLine = 64;
     for (int r = 0; r < queries.count; ++r) {
         const float *in = queries.rows + queries.places[r];
-        std::memset(q.values8(r) + shape.head_size * kBytes / kLine * kLine, 0, kLine);
+        if (shape.head_size * kBytes % kLine) std::memset(q.values8(r) + shape.head_size * kBytes / kLine * kLine, 0, kLine);
         if constexpr (N == Number::float32) {
             std::memcpy(q.values[r], in, shape.head_size * sizeof(float));
         } else if constexpr (N == Number::bfloat16) {
