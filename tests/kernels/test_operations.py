@@ -98,7 +98,9 @@ def widths(inputs: int) -> list[int]:
 class Rounded:
     """Activations as a weight is multiplied with them, by `round_row`; so many groups of 32 share a scale."""
 
-    def __init__(self, ops: Any, number: int, x_BI: Tensor, weight: Any, width: int = 1) -> None:
+    def __init__(
+        self, ops: Any, number: int, x_BI: Tensor, weight: Any, width: int = 1, *, with_offsets: bool = True
+    ) -> None:
         rows, self.inputs = x_BI.shape
         self.number, self.stride, self.width = number, up(self.inputs, 32) + 32, width
         dtype = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, COMPRESSED: torch.bfloat16}.get(number, torch.int8)
@@ -108,12 +110,12 @@ class Rounded:
         self.offsets, self.byte_offsets = torch.zeros(2, rows, self.groups, dtype=torch.int32)
         x = with_room(x_BI)
         for row in range(rows):
-            ops.round_row(weight, x[row].data_ptr(), self.view(), row)
+            ops.round_row(weight, x[row].data_ptr(), self.view(with_offsets=with_offsets), row)
 
-    def view(self, first: int = 0) -> Any:
+    def view(self, first: int = 0, *, with_offsets: bool = True) -> Any:
         parts = self.values[first], self.scales[first:], self.offsets[first:], self.byte_offsets[first:]
         values, scales, offsets, byte_offsets = (part.data_ptr() for part in parts)
-        return EXTENSION.Activations(values, self.stride, scales, offsets, self.groups, byte_offsets)
+        return EXTENSION.Activations(values, self.stride, scales, offsets * with_offsets, self.groups, byte_offsets)
 
     def floats(self) -> Tensor:
         values = self.values[:-1, : self.inputs].double()
@@ -193,6 +195,17 @@ def test_products(ops: Any, packer: Any, number: int, mode: int, data: st.DataOb
             gate.abs() * value_error + (1.2 * gate_error + 4e-7 * gate.abs()) * (value.abs() + value_error)
         ).flatten(1)
     assert ((result - exact).abs() <= error + 1e-30).all()
+
+
+@pytest.mark.parametrize("number", BITS)
+def test_offsets_are_read_where_they_are_said_to_be(ops: Any, packer: Any, number: int) -> None:
+    packed = pack(packer, number, [random(40, 64, seed=0)], torch.arange(40), 32, None)
+    for rows in (1, 7, 8, 40, 255, 256, 257, 263, 264):
+        x = Rounded(ops, number, random(rows, 64, seed=1), packed)
+        expected = multiply(ops, packed, x, 40)
+        for offsets in (x.offsets, x.byte_offsets):
+            offsets += 1_000_000
+        assert torch.equal(multiply(ops, packed, x, 40), expected) != ops.reads_offsets(rows)
 
 
 @pytest.mark.parametrize("mode", [STORE, GATE])
@@ -433,6 +446,11 @@ def test_rounding_to_int8(
     assert torch.equal(rounded.offsets, -zero * codes.flatten(1).unflatten(1, (-1, 32)).sum(2).int())
     if number == NESTED:
         assert torch.equal(rounded.byte_offsets[:, :scales], -128 * codes.sum(2).int())
+    without = Rounded(ops, number, x, packed, width, with_offsets=False)
+    assert not without.offsets.any()
+    assert not without.byte_offsets.any()
+    assert torch.equal(without.values, rounded.values)
+    assert torch.equal(without.scales, rounded.scales)
 
 
 @given(st.integers(1, 70), seeds)

@@ -297,10 +297,12 @@ const Decoder::Inputs &Decoder::inputs(const Part &part, const Norm &norm, const
                                        const Weight &w, const int64_t *which) {
     const bool shared = part.together && part.end - part.begin > kRoundedByAll;
     const Inputs &to = inputs_[shared ? 0 : part.thread];
+    Activations rounded = to.view;
+    if (!ops_.reads_offsets(part.end - part.begin)) rounded.offsets = nullptr;
     for (int64_t i = part.begin + (shared ? part.thread : 0); i < part.end; i += shared ? pool_.size() : 1) {
         const float *row = from + (which ? which[i] : i) * stride;
         if (norm.kind != Norm::none) row = normalized(part.thread, norm, row, w.inputs);
-        ops_.round_row(w, row, to.view, i - part.begin);
+        ops_.round_row(w, row, rounded, i - part.begin);
         if (!runs_.empty() && !which)
             std::memcpy(to.exact.as<float>() + (i - part.begin) * inputs_stride_, row, w.inputs * sizeof(float));
     }

@@ -97,7 +97,7 @@ struct Activations {
     const void *values;
     int64_t stride;  // values of a row
     const float *scales;
-    const int32_t *offsets;  // what to add to the sums of products, as the codes of a weight do not begin at zero
+    const int32_t *offsets;  // what to add to the sums of products, as the codes of a weight do not begin at zero; or null
     int64_t groups;  // of a row
     const int32_t *byte_offsets;  // nested_int4: the same for each scale, where codes have been brought to bytes around 128
 };
@@ -230,7 +230,9 @@ struct Ops {
     // Products of `rows` rows with the panels from `panel` to `end`.
     void (*multiply)(const Weight &, const Activations &, const Destination &, int64_t rows, int64_t panel, int64_t end);
     void (*normalize)(const Norm &, const float *in, int64_t size, float *out);
-    // Round a row to what this weight is multiplied with; the arrays of `to` are written.
+    // Whether products of integers with so many rows read offsets; else nobody needs to know them.
+    bool (*reads_offsets)(int64_t rows);
+    // Round a row to what this weight is multiplied with; the arrays of `to` are written, where there are offsets.
     void (*round_row)(const Weight &, const float *in, const Activations &to, int64_t row);
     void (*rotate)(float *head, const float *cosines, const float *sines, int64_t half);
     void (*store_token)(const CacheShape &, uint8_t *unit, int64_t slot, const float *key, const float *value);

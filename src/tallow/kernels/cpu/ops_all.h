@@ -14,7 +14,7 @@
 #include "ops_training_attention.h"
 
 constexpr Ops all_operations(const char *name) {
-    return {name,  kQueriesInRegisters, 64, multiply,  normalize, round_row, rotate, store_token, attend, join_segments,
+    return {name,  kQueriesInRegisters, 64, multiply,  normalize, reads_offsets, round_row, rotate, store_token, attend, join_segments,
             embed, summarize, filter,    choose,
             cross_entropy, rms_forward, rms_backward, gate_forward, gate_backward, rotate_head,
             attention_forward, attention_backward};
@@ -24,7 +24,7 @@ constexpr Ops all_operations(const char *name) {
 constexpr Ops all_operations_in_tiles(const char *name) {
     Ops ops = all_operations(name);
     ops.queries = kMostQueries, ops.part_rows = 256;  // products are bound by the weights' way to the core
-    ops.multiply = multiply_in_tiles, ops.attend = attend_by_tiles;
+    ops.multiply = multiply_in_tiles, ops.reads_offsets = tiles_read_offsets, ops.attend = attend_by_tiles;
     return ops;
 }
 #endif

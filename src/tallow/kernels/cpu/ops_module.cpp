@@ -80,6 +80,7 @@ void bind_operations(nb::module_ &m) {
         .def("multiply", &multiply)
         .def("normalize", [](const Ops &ops, const Norm &norm, uintptr_t in, int64_t size,
                              uintptr_t out) { ops.normalize(norm, at(in), size, at(out)); })
+        .def("reads_offsets", [](const Ops &ops, int64_t rows) { return ops.reads_offsets(rows); })
         .def("round_row", [](const Ops &ops, const PackedWeight &weight, uintptr_t in, const Activations &to,
                              int64_t row) { ops.round_row(weight.view(), at(in), to, row); })
         .def("rotate", [](const Ops &ops, uintptr_t head, uintptr_t cosines, uintptr_t sines,

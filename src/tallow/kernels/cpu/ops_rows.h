@@ -45,6 +45,8 @@ inline void find_scales(I (&sizes)[4], float *scales, float *inverses) {
     fstore(inverses, fselect_less(fset(1e-30f), greatest, fdiv(fset(127), greatest), fzero()));
 }
 
+bool reads_offsets(int64_t) { return true; }
+
 // With one scale for each kWidth groups. Four scales, and then four groups, at a time; where fewer are left, the last takes
 // the place of those that are missing.
 template <int kWidth>
@@ -68,15 +70,20 @@ inline void round_to_int8(const float *in, int64_t size, int32_t zero, int8_t *c
         }
         find_scales(sizes, scale_of, inverse_of);
         std::memcpy(scales + first, scale_of, size_t(count) * sizeof(float));
+        const auto round_group = [&](int64_t group) {
+            const int64_t at = first * values + group * kActivationGroup;
+            const F inverse = fset(inverse_of[group / kWidth]);
+            return iadd(store_int8(codes + at, fmul(fload(in + at), inverse)),
+                        store_int8(codes + at + kLanes, fmul(fload(in + at + kLanes), inverse)));
+        };
+        if (!offsets) {
+            for (int64_t group = 0; group < groups; ++group) round_group(group);
+            continue;
+        }
         int32_t sums[4] = {};
         for (int64_t g = 0; g < groups; g += 4) {
             I totals[4];
-            for (int i = 0; i < 4; ++i) {
-                const int64_t group = least(g + i, groups - 1), at = first * values + group * kActivationGroup;
-                const F inverse = fset(inverse_of[group / kWidth]);
-                totals[i] = iadd(store_int8(codes + at, fmul(fload(in + at), inverse)),
-                                 store_int8(codes + at + kLanes, fmul(fload(in + at + kLanes), inverse)));
-            }
+            for (int i = 0; i < 4; ++i) totals[i] = round_group(least(g + i, groups - 1));
             istore(sum_of, join_lanes(totals, [](I a, I b) { return iadd(a, b); }));
             for (int64_t i = 0; i < least(4, groups - g); ++i) {
                 offsets[first * kWidth + g + i] = -zero * sum_of[i];
@@ -113,7 +120,7 @@ void round_row(const Weight &w, const float *in, const Activations &to, int64_t 
         default: {
             int8_t *codes = static_cast<int8_t *>(const_cast<void *>(to.values)) + row * to.stride;
             float *scales = const_cast<float *>(to.scales) + row * to.groups;
-            int32_t *offsets = const_cast<int32_t *>(to.offsets) + row * to.groups;
+            int32_t *offsets = to.offsets ? const_cast<int32_t *>(to.offsets) + row * to.groups : nullptr;
             int32_t *bytes = w.number == Number::nested_int4 ? const_cast<int32_t *>(to.byte_offsets) + row * to.groups : nullptr;
             round_groups<kMostGroupsPerScale>(w.groups_per_scale, in, size, zero_of(w.number), codes, scales, offsets, bytes);
         }

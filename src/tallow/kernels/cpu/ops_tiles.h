@@ -403,6 +403,9 @@ inline void multiply_some_in_tiles(const Weight &w, const Activations &x, const 
     }
 }
 
+// Of the last rows there may be too few.
+bool tiles_read_offsets(int64_t rows) { return rows % kMostRows > 0 && rows % kMostRows < kFewestForTiles; }
+
 void multiply_in_tiles(const Weight &w, const Activations &x, const Destination &to, int64_t rows, int64_t panel, int64_t end) {
     const int64_t value_bytes = w.number == Number::float32 ? 4 : w.integers() ? 1 : 2;
     for (int64_t row = 0; row < rows; row += kMostRows) {
