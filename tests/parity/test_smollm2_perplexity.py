@@ -71,8 +71,8 @@ def test_divergence_from_fp32(smollm2_gguf: Path, shared_data: Callable[..., Pat
     assert means["bf16"] < 0.0005
     assert 0.0005 < means["cache of 8 bits"] < 0.002  # 0.0011; of bf16's cache alone 0.00005
     assert means["q8"] < 0.005
-    # the engine's own: 0.0095, as up to 768 activations share a scale and the cache is of 8 bits (docs/decisions.md), a
-    # twentieth of what the quantizer costs
-    assert means["q4"] < 0.011
+    # the engine's own: 0.0106, as up to 768 activations share a scale and the cache is of 8 bits (docs/decisions.md), a
+    # sixteenth of what the quantizer costs
+    assert means["q4"] < 0.012
     assert 0.25 < means[quantizers[0]] < 0.34  # a grid of 16 values on another: see the lab book
-    assert means[quantizers[1]] < 0.75 * means[quantizers[0]]  # 0.195 and 0.293
+    assert means[quantizers[1]] < 0.75 * means[quantizers[0]]  # 0.174 and 0.293

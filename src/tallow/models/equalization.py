@@ -3,8 +3,8 @@
 A few channels of what a linear layer reads are many times as large as the others, and take most of a scale's range. The
 layer computes the same if these channels are divided by factors with which its weight's columns are multiplied, and
 the factors cost nothing where the rows of the matrix before it, or a norm's weight, can be divided instead
-(SmoothQuant, arXiv 2211.10438, section 4; AWQ, arXiv 2306.00978, section 3.2). A factor is the square root of the
-greatest magnitude that the channel has in some tokens; the geometric mean of a layer's factors is 1.
+(SmoothQuant, arXiv 2211.10438, section 4; AWQ, arXiv 2306.00978, section 3.2). A factor is a power of the greatest
+magnitude that the channel has in some tokens; the geometric mean of a layer's factors is 1.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from tallow.tokenizer.tokenizer import Tokenizer
 
 TOKENS, TOKENS_OF_TEXT = 512, 384
 """That activations are looked at of; the others are random, so that no language and no kind of text is everything."""
+ATTENTION_POWER, FEED_FORWARD_POWER = 0.5, 0.25
+"""Of a channel's size (docs/lab-book.md has others); what feed-forwards read is spread over many channels already."""
 LEAST_SHARE = 1e-3
 """A channel counts as no smaller than this share of the layer's greatest: it may have been silent by chance."""
 
@@ -86,22 +88,22 @@ class EqualizedModel(StoredModel):
     def _equalize_layer(self, at: str, sizes: dict[str, Tensor]) -> None:
         config = self.model.config
         attention, feed_forward = f"{at}.attention", f"{at}.feed_forward"
-        read_by = {
-            f"{at}.attention_norm": [f"{attention}.{each}_proj" for each in "qkv"],
-            f"{at}.feed_forward_norm": [f"{feed_forward}.{each}_proj" for each in ("gate", "up")[not config.gated :]],
-        }
-        for norm, readers in read_by.items():
+        inner = [f"{feed_forward}.{each}_proj" for each in ("gate", "up")[not config.gated :]]
+        for norm, readers, power in (
+            (f"{at}.attention_norm", [f"{attention}.{each}_proj" for each in "qkv"], ATTENTION_POWER),
+            (f"{at}.feed_forward_norm", inner, FEED_FORWARD_POWER),
+        ):
             if isinstance(self.model.get_submodule(norm), RMSNorm | LayerNorm):
-                self._norms[norm] = factors_I = _factors(sizes[readers[-1]])
+                self._norms[norm] = factors_I = _factors(sizes[readers[-1]], power)
                 self.factors |= {reader: Factors(factors_I) for reader in readers}
         # heads that share values share factors
         by_heads_KGd = sizes[f"{attention}.o_proj"].view(config.num_kv_heads, -1, config.head_size)
-        factors_K1d = _factors(by_heads_KGd.amax(1, keepdim=True))
+        factors_K1d = _factors(by_heads_KGd.amax(1, keepdim=True), ATTENTION_POWER)
         self._move(
             f"{attention}.v_proj", factors_K1d.flatten(), f"{attention}.o_proj", factors_K1d.expand_as(by_heads_KGd)
         )
         if config.gated:
-            factors_I = _factors(sizes[f"{feed_forward}.down_proj"])
+            factors_I = _factors(sizes[f"{feed_forward}.down_proj"], FEED_FORWARD_POWER)
             self._move(f"{feed_forward}.up_proj", factors_I, f"{feed_forward}.down_proj", factors_I)
 
     def _move(self, writer: str, factors_O: Tensor, reader: str, factors_I: Tensor) -> None:
@@ -168,9 +170,9 @@ def _note_sizes(sizes: dict[str, Tensor], name: str) -> Any:
     return note
 
 
-def _factors(sizes: Tensor) -> Tensor:
+def _factors(sizes: Tensor, power: float) -> Tensor:
     """Ones if a size is not finite, or all are zero."""
-    logs = (sizes / sizes.max()).clamp(min=LEAST_SHARE).log() / 2
+    logs = (sizes / sizes.max()).clamp(min=LEAST_SHARE).log() * power
     factors = (logs - logs.mean()).exp()
     return factors if bool(factors.isfinite().all()) else torch.ones_like(sizes)
 
