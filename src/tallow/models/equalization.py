@@ -9,7 +9,7 @@ magnitude that the channel has in some tokens; the geometric mean of a layer's f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tallow.kernels.blocks import BlockWeight, unpack_blocks
+from tallow.kernels.memory import returning_freed_memory
+from tallow.kernels.threads import single_thread
 from tallow.models.blocks.context import SequenceContext
 from tallow.models.blocks.norms import LayerNorm, RMSNorm
 from tallow.models.config import DecoderConfig
@@ -138,8 +140,8 @@ def calibration_tokens(config: DecoderConfig, tokenizer: Tokenizer | None) -> Te
     return torch.cat([torch.tensor(ids, dtype=torch.int64), random_T])[: config.max_positions]
 
 
-def _channel_sizes(source: StoredModel, tokens_T: Tensor, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """The greatest magnitudes of what the linear layers of each layer read, by their names, layer by layer."""
+def _channel_sizes(source: StoredModel, tokens_T: Tensor, dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """The greatest magnitudes of what linear layers of each layer read, by their names."""
     with torch.device("meta"):
         model = Decoder(source.model.config).eval()
     used_U, places_T = tokens_T.unique(return_inverse=True)
@@ -147,25 +149,27 @@ def _channel_sizes(source: StoredModel, tokens_T: Tensor, dtype: torch.dtype) ->
     if model.embed_positions is not None:
         _fill(model.embed_positions, "weight", _floats(source.read("embed_positions.weight")), dtype)
     context = SequenceContext.plain(1, len(tokens_T))
-    with torch.inference_mode():
+    found: list[dict[str, Tensor]] = []
+    room: dict[str, Tensor] = {}  # in which the layers' weights take turns
+    with single_thread(), returning_freed_memory(), torch.inference_mode():
         x_BTD = model.begin(places_T[None], context)
         for index, layer in enumerate(model.layers):
-            for name, parameter in list(layer.named_parameters()):
-                at, _, kind = name.rpartition(".")
-                values = _floats(source.read(f"layers.{index}.{name}")).view(parameter.shape)
-                _fill(layer.get_submodule(at), kind, values, dtype)
             sizes: dict[str, Tensor] = {}
             for name, module in layer.named_modules():
-                if isinstance(module, nn.Linear):
+                for kind, parameter in list(module.named_parameters(recurse=False)):
+                    values = _floats(source.read(f"layers.{index}.{name}.{kind}")).view(parameter.shape)
+                    held = room.setdefault(f"{name}.{kind}", torch.empty_like(values, dtype=dtype))
+                    _fill(module, kind, held.copy_(values), dtype)
+                if name.endswith(("v_proj", "o_proj", "up_proj", "down_proj")):  # what others read, these read, too
                     module.register_forward_pre_hook(_note_sizes(sizes, f"layers.{index}.{name}"))
             x_BTD = model.through(x_BTD, context, range(index, index + 1))
-            yield sizes
-            layer.to("meta")
+            found.append(sizes)
+    return found
 
 
 def _note_sizes(sizes: dict[str, Tensor], name: str) -> Any:
     def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        sizes[name] = inputs[0].float().abs().flatten(0, -2).amax(0)
+        sizes[name] = inputs[0].flatten(0, -2).abs().amax(0).float()
 
     return note
 
