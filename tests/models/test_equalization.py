@@ -115,6 +115,9 @@ def test_tokens() -> None:
     assert tokenizer.decode(with_text[:TOKENS_OF_TEXT].tolist()).startswith("The old harbour")
     assert torch.equal(with_text, calibration_tokens(config, tokenizer))
     assert len(calibration_tokens(tiny(max_positions=70), tokenizer)) == 70
+    fewer_T = calibration_tokens(tiny(max_positions=2048, vocab_size=110), tokenizer)
+    assert len(fewer_T) == TOKENS
+    assert fewer_T.max() < 110
 
 
 def test_adapters_follow() -> None:

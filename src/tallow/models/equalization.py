@@ -133,9 +133,12 @@ def equalize_adapter(adapter: Adapter, factors: Mapping[str, Factors]) -> Adapte
 
 
 def calibration_tokens(config: DecoderConfig, tokenizer: Tokenizer | None) -> Tensor:
-    """Token ids to find factors with: of a text in several languages, and random ones; the same each time."""
+    """Token ids to find factors with: of a text in several languages, and random ones; the same each time.
+
+    A tokenizer may have more tokens than the model; those are left out.
+    """
     text = resources.files("tallow.models").joinpath("calibration.txt").read_text(encoding="utf-8")
-    ids = [] if tokenizer is None else tokenizer.encode(text)[:TOKENS_OF_TEXT]
+    ids = [] if tokenizer is None else [i for i in tokenizer.encode(text) if i < config.vocab_size][:TOKENS_OF_TEXT]
     random_T = torch.randint(config.vocab_size, (TOKENS - len(ids),), generator=torch.Generator().manual_seed(0))
     return torch.cat([torch.tensor(ids, dtype=torch.int64), random_T])[: config.max_positions]
 
