@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from tallow.models.formats.adapters import Adapter
 from tallow.models.stored import StoredModel
 from tallow.tokenizer.tokenizer import Tokenizer
 
+TEXT = Path(__file__).with_name("calibration.txt")
 TOKENS, TOKENS_OF_TEXT = 512, 384
 """That activations are looked at of; the others are random, so that no language and no kind of text is everything."""
 ATTENTION_POWER, FEED_FORWARD_POWER = 0.5, 0.25
@@ -137,7 +138,7 @@ def calibration_tokens(config: DecoderConfig, tokenizer: Tokenizer | None) -> Te
 
     A tokenizer may have more tokens than the model; those are left out.
     """
-    text = resources.files("tallow.models").joinpath("calibration.txt").read_text(encoding="utf-8")
+    text = TEXT.read_text(encoding="utf-8")
     ids = [] if tokenizer is None else [i for i in tokenizer.encode(text) if i < config.vocab_size][:TOKENS_OF_TEXT]
     random_T = torch.randint(config.vocab_size, (TOKENS - len(ids),), generator=torch.Generator().manual_seed(0))
     return torch.cat([torch.tensor(ids, dtype=torch.int64), random_T])[: config.max_positions]
