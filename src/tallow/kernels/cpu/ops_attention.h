@@ -56,8 +56,9 @@ void store_token(const CacheShape &shape, uint8_t *unit, int64_t slot, const flo
                 four ^= 0x80808080u;  // + 128
                 std::memcpy(unit + i * kLanes + 4 * slot, &four, 4);
             }
-            uint8_t *to_values = values + slot / 4 * 4 * lanes + slot % 4;
-            for (int64_t i = 0; i < size; ++i) to_values[4 * i] = uint8_t(128 + values8[i]);
+            uint8_t *to_values = values + slot / 4 * 4 * lanes;
+            for (int64_t i = 0; i < size; i += kLanes)
+                store_every_fourth(to_values + 4 * i, int(slot % 4), iadd(widen_int8(values8 + i), iset(128)));
         }
     }
 }

@@ -165,6 +165,11 @@ inline void store_bytes(int8_t *to, I a) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
                      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
+inline void store_every_fourth(uint8_t *to, int place, I a) {
+    int8_t bytes[kLanes];
+    store_bytes(bytes, a);
+    for (int lane = 0; lane < kLanes; ++lane) to[4 * lane + place] = uint8_t(bytes[lane]);
+}
 inline I store_int8(int8_t *to, F a) {
     const I whole = to_nearest(a);
     store_bytes(to, whole);

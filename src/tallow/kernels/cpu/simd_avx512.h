@@ -105,6 +105,10 @@ inline I widen_int8(const int8_t *from) {
 inline I to_nearest(F a) { return _mm512_cvtps_epi32(a); }
 // The lowest bytes of the lanes.
 inline void store_bytes(int8_t *to, I a) { _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm512_cvtepi32_epi8(a)); }
+// The same to every fourth byte, from that of number `place` on; what lies between stays.
+inline void store_every_fourth(uint8_t *to, int place, I a) {
+    _mm512_mask_storeu_epi8(to, 0x1111111111111111ull << place, _mm512_sll_epi32(a, _mm_cvtsi32_si128(8 * place)));
+}
 // To the nearest integers, which are stored as int8, too. The values are within ±127.
 inline I store_int8(int8_t *to, F a) {
     const I whole = to_nearest(a);

@@ -225,6 +225,11 @@ inline I widen_int8(const int8_t *from) {
 inline void store_bytes(int8_t *to, I a) {
     for (int lane = 0; lane < kLanes; ++lane) to[lane] = int8_t(a.part[lane / 4][lane % 4]);
 }
+inline void store_every_fourth(uint8_t *to, int place, I a) {
+    int8_t bytes[kLanes];
+    store_bytes(bytes, a);
+    for (int lane = 0; lane < kLanes; ++lane) to[4 * lane + place] = uint8_t(bytes[lane]);
+}
 inline I store_int8(int8_t *to, F a) {
     const I whole = to_nearest(a);
     store_bytes(to, whole);
